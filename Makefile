@@ -1,0 +1,88 @@
+# Each target does one thing; `make help` lists them. QEMU=... tests and measures another binary,
+# with words behind it if need be: make test QEMU="/opt/qemu/bin/qemu-system-x86_64 -L /opt/qemu/share"
+
+BUILD := build
+VENV := .venv
+PY := $(VENV)/bin/python
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Integration tests, demo and bench need root; they enter namespaces of their own first.
+ROOT_PY := $(SUDO) env $(if $(QEMU),LINKMGR_QEMU="$(QEMU)") $(PY)
+NEXT_QEMU := $(BUILD)/qemu-next/qemu
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: setup
+setup: $(BUILD)/packages.stamp $(VENV)/stamp ## Install Debian packages and the virtual environment
+
+$(BUILD)/packages.stamp: packages.txt
+	@mkdir -p $(BUILD)
+	@missing=$$(scripts/missing-packages.sh packages.txt); \
+	if [ -n "$$missing" ]; then \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	@touch $@
+
+$(VENV)/stamp: requirements.lock pyproject.toml | $(BUILD)/packages.stamp
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: lock
+lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --all-extras --group dev -o requirements.lock pyproject.toml
+
+.PHONY: images
+images: $(BUILD)/packages.stamp ## Build the test guest
+	@$(MAKE) --no-print-directory -C vm-images
+
+.PHONY: qemu-next
+qemu-next: $(BUILD)/packages.stamp ## Unpack the newer QEMU of bookworm-backports
+	@scripts/qemu-next.sh
+
+.PHONY: demo
+demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
+	@$(ROOT_PY) examples/demo.py
+
+.PHONY: test
+test: lint test-unit test-integration test-next ## Run every check and test
+
+.PHONY: test-unit
+test-unit: setup ## Run the tests that need no root
+	$(PY) -m pytest -q tests/unit
+
+.PHONY: test-integration
+test-integration: setup images ## Run the tests against real QEMU and kernel
+	$(ROOT_PY) -m pytest -q tests/integration
+
+.PHONY: test-next
+test-next: setup images qemu-next ## Run the marked subset on the newer QEMU
+	$(SUDO) env LINKMGR_QEMU=$(abspath $(NEXT_QEMU)) $(PY) -m pytest -q -m next_qemu tests/integration
+
+.PHONY: lint
+lint: setup ## Check style, types and the direction of imports
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --quiet --check .
+	$(VENV)/bin/mypy --no-error-summary
+	$(VENV)/bin/lint-imports --no-cache
+
+.PHONY: format
+format: setup ## Format the code
+	$(VENV)/bin/ruff check --quiet --fix .
+	$(VENV)/bin/ruff format --quiet .
+
+.PHONY: bench
+bench: setup images ## Measure; exits 1 when a budget is missed
+	@$(ROOT_PY) -m bench
+
+.PHONY: clean
+clean: ## Remove what was built and the virtual environment
+	$(SUDO) rm -rf $(BUILD) $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,119 @@
+"""What happens to VMs by themselves: QEMU stops answering, comes back, ends, loses a NIC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from linkmgr import swap
+from linkmgr.errors import LinkmgrError, MonitorError
+from linkmgr.events import EventKind, Switchboard
+from linkmgr.qmp import MonitorEvent
+from linkmgr.swap import Slot
+from linkmgr.vm import Vm
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.2  #: seconds between two tries to mend
+
+Start = Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Caretaker:
+    """Keeps what is known of each VM true, and does later what could not be done in time.
+
+    :param start: runs a coroutine as a task that the manager waits for when it closes.
+    """
+
+    def __init__(self, board: Switchboard, start: Start) -> None:
+        self._board = board
+        self._start = start
+
+    async def ping(self, vm: Vm) -> None:
+        """Ask QEMU for a sign of life."""
+        if vm.qemu.alive and not vm.unknown:
+            try:
+                await vm.qemu.execute("query-status")
+            except MonitorError:
+                self.lost(vm)
+
+    def lost(self, vm: Vm) -> None:
+        """QEMU does not answer: say so, and mend what is to be mended when it does."""
+        if vm.qemu.alive and vm.set_unknown(True):
+            self._board.tell(EventKind.VM_UNKNOWN, vm.name)
+        self.mend_later(vm)
+
+    def mend_later(self, vm: Vm) -> None:
+        """Do what NICs have left undone as soon as QEMU answers."""
+        if vm.qemu.alive and not vm.qemu.closed and (vm.mender is None or vm.mender.done()):
+            vm.mender = asyncio.create_task(self._mend(vm), name=f"mend {vm.name}")
+
+    def on_event(self, vm: Vm, event: MonitorEvent) -> None:
+        """Take an event of QEMU."""
+        match event.name:
+            case "DISCONNECTED":
+                self.lost(vm)
+            case "RECONNECTED":  # events may have been missed
+                for each in vm.slots.values():
+                    self._start(self._follow(vm, each))
+            case "DEAD":
+                self._start(self.bury(vm))
+            case "NIC_RX_FILTER_CHANGED":
+                if slot := vm.slots.get(str(event.data.get("name"))):
+                    self._start(self._follow(vm, slot))
+            case "DEVICE_DELETED":
+                if slot := vm.slots.get(str(event.data.get("device"))):
+                    self._start(self._lose(vm, slot))
+
+    async def bury(self, vm: Vm) -> None:
+        """QEMU has ended: free what its NICs held. The VM stays known, as gone."""
+        vm.since = datetime.now(UTC)
+        for slot in list(vm.slots.values()):
+            async with slot.lock:
+                await swap.abandon(slot)
+        self._board.tell(EventKind.VM_GONE, vm.name)
+
+    async def _mend(self, vm: Vm) -> None:
+        while True:
+            await vm.qemu.answering()
+            if vm.qemu.closed or not vm.qemu.alive:
+                return
+            try:
+                for slot in list(vm.slots.values()):
+                    async with slot.lock:
+                        await swap.settle(slot)
+            except MonitorError as error:
+                log.debug("%s: not yet: %s", vm.name, error)
+                await asyncio.sleep(PAUSE)
+                continue
+            if vm.set_unknown(False):
+                self._board.tell(EventKind.VM_ANSWERS, vm.name)
+            return
+
+    async def _lose(self, vm: Vm, slot: Slot) -> None:
+        """Somebody hot-unplugged the NIC: its cable hangs loose."""
+        async with slot.lock:
+            try:
+                await swap.abandon(slot)
+            except MonitorError:
+                self.lost(vm)  # what is left is done when QEMU answers
+            if not slot.leftovers:
+                vm.slots.pop(slot.ref.alias, None)
+        self._board.tell(EventKind.NIC_GONE, slot.ref)
+
+    async def _follow(self, vm: Vm, slot: Slot) -> None:
+        """The guest's driver has changed its receive filter, or may have."""
+        async with slot.lock:
+            if slot.plugged is None:
+                return
+            try:
+                refused = await slot.wiring.follow(slot.plugged.cable)
+            except LinkmgrError:
+                self.lost(vm)
+                return
+            if refused and refused != slot.refused:
+                self._board.tell(EventKind.REFUSED, slot.ref, refused=list(refused))
+            slot.refused = refused

@@ -1,0 +1,81 @@
+"""A NIC's carrier as linkmgr sets it, changed slowly enough for a guest to see it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from linkmgr.model import NicRef
+from linkmgr.wirings import Wiring
+
+#: Seconds that a carrier stays down at least, so that a guest that polls sees it.
+HOLD = 0.1
+#: Seconds between two looks of Linux at carriers that went away (net/core/link_watch.c). A carrier
+#: that is back before the next look has never been away.
+LOOK = 1.0
+#: Seconds, because the guest's clock starts when its driver handles the interrupt.
+MARGIN = 0.1
+
+
+class LinkWatch:
+    """When carriers of one guest changed, by the monotonic clock.
+
+    Linux looks once a second for all its interfaces together, so a change of one NIC can put off
+    the look at another.
+    """
+
+    def __init__(self) -> None:
+        self._changes: dict[NicRef, float] = {}
+
+    def changed(self, nic: NicRef) -> None:
+        """Note that the carrier of a NIC changes now."""
+        self._changes[nic] = time.monotonic()
+
+    def seen_at(self, nic: NicRef) -> float:
+        """When the guest must have seen a carrier that goes away now."""
+        now = time.monotonic()
+        look = LOOK + MARGIN
+        ready = max(now + HOLD, self._changes.get(nic, -look) + look)
+        others = (at for other, at in self._changes.items() if other != nic)
+        return now + look if any(at > now - look for at in others) else ready
+
+
+class Carrier:
+    """The carrier of one NIC: set it, flap it, know it.
+
+    QEMU has no command that reads a carrier back, so `up` is what was last set, ``None`` before.
+
+    :param watch: shared by the NICs of a guest.
+    """
+
+    def __init__(self, wiring: Wiring, nic: NicRef, watch: LinkWatch) -> None:
+        self._wiring = wiring
+        self._nic = nic
+        self._watch = watch
+        self._seen_at = float("-inf")
+        self.up: bool | None = None
+
+    async def set(self, *, up: bool, seen: bool = True) -> None:
+        """Set the carrier if it is not so already.
+
+        :param seen: hold it down until the guest must have noticed, before it goes up.
+        :raise MonitorError: when QEMU did not confirm; then `up` is ``None``.
+        """
+        if self.up is up:
+            return
+        if up and seen:
+            await asyncio.sleep(max(0.0, self._seen_at - time.monotonic()))
+        self.up = None
+        await self._wiring.set_link(self._nic, up=up)
+        self.up = up
+        if not up:
+            self._seen_at = self._watch.seen_at(self._nic)
+        self._watch.changed(self._nic)
+
+    async def flap(self) -> None:
+        """Take the carrier down and up again so that the guest notices; up to 1.1 s.
+
+        :raise MonitorError: when QEMU did not confirm; the carrier may then be down.
+        """
+        await self.set(up=False)
+        await self.set(up=True)

@@ -1,0 +1,101 @@
+"""Compares what a NIC's cable should be with what QEMU and the kernel say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from linkmgr.errors import CannotAttach, MonitorError
+from linkmgr.host import Host
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Mark, Nic, NicState
+from linkmgr.swap import Slot
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    :param code: stable, for programs.
+    :param subject: the NIC as ``VM/ALIAS``.
+    """
+
+    code: str
+    subject: str
+    what: str
+    hint: str
+
+
+async def check_nic(nic: Nic, slot: Slot, host: Host) -> list[Finding]:
+    """Compare one NIC. The caller holds its lock."""
+    subject = str(nic.ref)
+    if nic.state is NicState.UNKNOWN:
+        return [Finding("unknown", subject, nic.describe(), "see whether the guest is stopped")]
+    if nic.state in (NicState.GONE, NicState.UNMANAGED):
+        return []
+    again = "unplug it and plug it again"
+    found: list[tuple[str, str, str]] = []
+    try:
+        in_qemu = [cable.port for cable in await slot.wiring.inspect(slot.ref)]
+    except (MonitorError, CannotAttach) as error:
+        return [Finding(error.code, subject, error.what, error.hint or again)]
+    expected = [slot.plugged.cable.port] if slot.plugged else []
+    if in_qemu != expected and not slot.foreign:
+        found.append(
+            (
+                "wrong-cable",
+                f"QEMU has {', '.join(in_qemu) or 'nothing'} plugged into it, "
+                f"not {', '.join(expected) or 'nothing'}",
+                again,
+            )
+        )
+    found += [("leftover", "a clean-up is still to be done", "see the log")] * bool(slot.leftovers)
+    found += [("refused", what, "see the port's trust_guest") for what in slot.refused]
+    if slot.plugged:
+        found += await _check_device(slot, host, again)
+    return [Finding(code, subject, what, hint) for code, what, hint in found]
+
+
+async def check_strays(slots: list[Slot], host: Host) -> list[Finding]:
+    """Find devices that carry the mark of one of these NICs and belong to none of its cables."""
+    known = {str(Mark(str(slot.ref), slot.plugged.cable.id)) for slot in slots if slot.plugged}
+    busy = {str(slot.ref) for slot in slots if slot.leftovers or slot.foreign or slot.lock.locked()}
+    ours = {str(slot.ref) for slot in slots} - busy
+    return [
+        Finding(
+            "stray-device",
+            mark.owner,
+            f"device {link.name} carries its mark, but belongs to no cable of it",
+            f"run 'ip link del {link.name}' when no QEMU has it open",
+        )
+        for mark, link in await host.marked()
+        if mark.owner in ours and str(mark) not in known
+    ]
+
+
+async def _check_device(slot: Slot, host: Host, again: str) -> list[tuple[str, str, str]]:
+    assert slot.plugged is not None
+    cable = slot.plugged.cable
+    link = await host.find_link(cable.device or "")
+    if link is None:
+        return [("device-gone", f"its device {cable.device} does not exist any more", again)]
+    found: list[tuple[str, str, str]] = []
+    if link.alias != str(Mark(str(slot.ref), cable.id)):
+        found.append(("not-ours", f"device {link.name} does not carry its mark", again))
+    if not link.up:
+        found.append(("device-down", f"device {link.name} is down",
+                      f"run 'ip link set {link.name} up'"))  # fmt: skip
+    where: int | None
+    match cable.endpoint:
+        case BridgeEndpoint(bridge=name):
+            where = link.master
+        case DirectEndpoint(parent=name):
+            where = link.parent
+        case None:
+            return found
+    target = await host.find_link(name)
+    if target is None:
+        found.append(("endpoint-gone", f"{name} does not exist any more", f"make {name} again"))
+    elif where != target.index:
+        found.append(("moved", f"device {link.name} is not on {name} any more", again))
+    elif not target.up:
+        found.append(("endpoint-down", f"{name} is down", f"run 'ip link set {name} up'"))
+    return found

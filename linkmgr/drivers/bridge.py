@@ -1,0 +1,149 @@
+"""Networks that are a Linux bridge of this host."""
+
+from __future__ import annotations
+
+import asyncio
+from types import MappingProxyType
+from typing import ClassVar
+
+from linkmgr.drivers.base import Attachment, NetworkDriver
+from linkmgr.drivers.mtu import check_mtu
+from linkmgr.drivers.options import MTU, Option
+from linkmgr.errors import LinkBusy, LinkMissing
+from linkmgr.host import Host, Link, new_id
+from linkmgr.host.names import check_ifname
+from linkmgr.model import (
+    DEFAULT_MTU,
+    BridgeEndpoint,
+    EndpointKind,
+    Mark,
+    Network,
+    Offer,
+    Options,
+    Port,
+)
+
+
+class BridgeAttachment(Attachment):
+    """A NIC's claim on a port of a bridge."""
+
+    def __init__(self, driver: BridgeDriver, offer: Offer, port: Port, kind: EndpointKind) -> None:
+        super().__init__(new_id(), offer, port, kind)
+        self._driver = driver
+
+    async def realise(self) -> BridgeEndpoint:
+        """See `Attachment.realise`. Creates the bridge if the network asks for that."""
+        settings = self._driver.settings(self.port)
+        bridge = await self._driver.ensure_bridge(self.port.network)
+        check_mtu(
+            self.offer, self.port,
+            promised=settings["mtu"], device=bridge.name, carried=bridge.mtu,
+        )  # fmt: skip
+        return BridgeEndpoint(
+            bridge=bridge.name,
+            mtu=bridge.mtu,
+            isolated=settings["isolated"],
+            hairpin=settings["hairpin"],
+            learning=settings["learning"],
+        )
+
+
+class BridgeDriver(NetworkDriver):
+    """Supplies ``bridge`` endpoints. Makes a bridge if asked, and then also removes it."""
+
+    name: ClassVar[str] = "bridge"
+    kinds: ClassVar[tuple[EndpointKind, ...]] = (EndpointKind.BRIDGE,)
+    network_options = MappingProxyType(
+        {
+            "bridge": Option(str, "the name of a bridge device", required=True),
+            "create": Option(bool, "whether to make the bridge if it is not there", default=False),
+            "mtu": MTU,
+        }
+    )
+    port_options = MappingProxyType(
+        {
+            "isolated": Option(
+                bool, "whether other isolated ports are out of reach", default=False
+            ),
+            "hairpin": Option(
+                bool, "whether frames may go back where they came from", default=False
+            ),
+            "learning": Option(bool, "whether the bridge learns addresses here", default=True),
+        }
+    )
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._lock = asyncio.Lock()  # between making, counting and removing a bridge
+        self._users: dict[str, set[str]] = {}  # bridge -> ids of attachments
+
+    def check_network(self, network: Network) -> Options:
+        """See `NetworkDriver.check_network`.
+
+        :raise BadName: when the bridge's name cannot be that of a device.
+        """
+        options = super().check_network(network)
+        check_ifname(str(options["bridge"]))
+        return options
+
+    async def init_attachment(self, offer: Offer, port: Port) -> BridgeAttachment:
+        """See `NetworkDriver.init_attachment`."""
+        attachment = BridgeAttachment(self, offer, port, self.negotiate(offer, port))
+        bridge = self.settings(port)["bridge"]
+        self._users.setdefault(bridge, set()).add(attachment.id)
+        return attachment
+
+    async def terminate_attachment(self, attachment: Attachment) -> None:
+        """See `NetworkDriver.terminate_attachment`."""
+        bridge = self.settings(attachment.port)["bridge"]
+        self._users.get(bridge, set()).discard(attachment.id)
+        await self._remove_if_idle(bridge)
+
+    async def forget_network(self, network: Network) -> None:
+        """Remove a bridge that we made and that outlived its last attachment."""
+        await self._remove_if_idle(str(network.options["bridge"]))
+
+    async def ensure_bridge(self, network: Network) -> Link:
+        """Return the network's bridge, up; make it if it is missing and the network says so.
+
+        :raise LinkMissing: when it is missing and nobody asked us to make it.
+        :raise LinkBusy: when the device of that name is not a bridge.
+        """
+        name = str(network.options["bridge"])
+        async with self._lock:
+            link = await self.host.find_link(name)
+            if link is None:
+                if not network.options.get("create"):
+                    raise LinkMissing(
+                        f"network {network} has no bridge: there is no device {name}",
+                        hint=f"run 'ip link add {name} type bridge', or give the network "
+                        "create=True",
+                    )
+                mtu = network.options.get("mtu") or DEFAULT_MTU
+                assert isinstance(mtu, int)
+                mark = Mark(f"network/{network}", new_id())
+                return await self.host.create_bridge(name, mark, mtu=mtu)
+            if link.kind != "bridge":
+                raise LinkBusy(
+                    f"network {network} has no bridge: {name} is a {link.kind or 'plain'} device",
+                    hint="name another device, or use the driver 'direct'",
+                )
+            if not link.up:
+                await self.host.set_up(name)
+                link = await self.host.link(name)
+            return link
+
+    async def _remove_if_idle(self, bridge: str) -> None:
+        """Remove the bridge if it carries our mark, has no attachment and no port of others."""
+        async with self._lock:
+            if self._users.get(bridge):
+                return
+            self._users.pop(bridge, None)
+            links = await self.host.links()
+            link = next((link for link in links if link.name == bridge), None)
+            mark = Mark.parse(link.alias) if link else None
+            if link is None or mark is None or not mark.owner.startswith("network/"):
+                return
+            # Somebody may have given our bridge an uplink; pulling it would cut others off.
+            if not any(link.index in (other.master, other.parent) for other in links):
+                await self.host.delete_link(link.index)

@@ -1,0 +1,30 @@
+"""The kernel of this host: links, taps, macvtaps, bridge ports, and who owns which descriptor.
+
+Read in this order: `host` (what drivers and wirings call), `tap` and `macvtap` (how a device comes
+to be), `bridge` (how it gets onto a network), `rtnl` and `trouble` (how the kernel is asked, and
+what a refusal means). Nothing here knows QEMU or a network driver.
+"""
+
+from __future__ import annotations
+
+from linkmgr.host.fds import Fd
+from linkmgr.host.host import Host
+from linkmgr.host.links import Link, PortState
+from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
+from linkmgr.host.probe import HostFacts, probe_host
+from linkmgr.host.tap import Tap
+
+__all__ = [
+    "Fd",
+    "Host",
+    "HostFacts",
+    "Link",
+    "PortState",
+    "Tap",
+    "check_ifname",
+    "device_name",
+    "new_id",
+    "private_mac",
+    "probe_host",
+    "tap_mac",
+]

@@ -1,0 +1,82 @@
+"""Bridges, and the ports on them; see bridge(8) and the kernel's networking/bridge."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from linkmgr.host.names import private_mac
+from linkmgr.host.rtnl import (
+    IFF_UP,
+    Change,
+    Rtnl,
+    del_link,
+    new_link,
+    set_bridge_port,
+    set_link,
+)
+from linkmgr.host.silence import silence
+from linkmgr.model import Mark
+
+
+def make_bridge(name: str, mark: Mark, *, mtu: int) -> None:
+    """Make a bridge that is marked, silent and up. Blocks for about 3 ms.
+
+    :raise Refused: when the kernel does; nothing is left then.
+    """
+    data = {
+        # With snooping the bridge itself joins "all snoopers" and reports that to every port. And
+        # without a querier on the network snooping gains nothing.
+        "IFLA_BR_MCAST_SNOOPING": 0,
+        "IFLA_BR_STP_STATE": 0,
+    }
+    with Rtnl() as rtnl, ExitStack() as undo:
+        # An address of its own: else it changes with every port that comes and goes.
+        rtnl.change(new_link(name, "bridge", data, address=private_mac()))
+        undo.callback(rtnl.attempt, [del_link(name)])
+        # The MTU in a second request: only then does it not follow the ports' MTU.
+        rtnl.change(set_link(f"set up {name}", name, mtu=mtu, ifalias=str(mark)))
+        silence(rtnl, name)
+        rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))
+        undo.pop_all()
+
+
+def join(
+    device: int,
+    name: str,
+    bridge: int | None,
+    *,
+    isolated: bool,
+    hairpin: bool,
+    learning: bool,
+    bring_up: bool,
+) -> None:
+    """Put a device on the bridge with index `bridge` (``None``: it is there) and set its flags.
+
+    A device that is down gets its flags before it comes up, so before the first frame. One that is
+    up forwards with the default flags for some 10 us.
+
+    :raise Refused: when the kernel does; the device is not on the bridge then.
+    """
+    flags = {
+        "IFLA_BRPORT_MODE": int(hairpin),
+        "IFLA_BRPORT_LEARNING": int(learning),
+        "IFLA_BRPORT_ISOLATED": int(isolated),
+    }
+    changes: list[Change] = []
+    if bridge is not None:
+        changes.append(set_link(f"put {name} on the bridge", device, master=bridge))
+    changes.append(set_bridge_port(f"set the port flags of {name}", device, flags))
+    with Rtnl() as rtnl:
+        results = rtnl.attempt(changes)
+        if bring_up and not any(results):
+            results += rtnl.attempt([set_link(f"bring {name} up", device, on=IFF_UP)])
+        refused = next((result for result in results if result is not None), None)
+        if refused is not None:
+            if bridge is not None and results[0] is None:
+                rtnl.attempt([leave(device, name)])
+            raise refused
+
+
+def leave(device: int | str, name: str) -> Change:
+    """Take a device off whatever bridge it is a port of."""
+    return set_link(f"take {name} off its bridge", device, master=0)

@@ -1,0 +1,112 @@
+"""macvtaps: a device on top of a parent, with a character device instead of a stack above it.
+
+The descriptor is had without udev: the device number is in sysfs, the node is our own, private and
+gone again at once. A ``/dev/tapN`` may be missing, or be that of another network namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from linkmgr.host.fds import Fd
+from linkmgr.host.rtnl import (
+    IFF_ALLMULTI,
+    IFF_UP,
+    Rtnl,
+    del_link,
+    index_of,
+    new_link,
+    set_link,
+)
+from linkmgr.host.silence import silence
+from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, set_interface
+from linkmgr.host.trouble import Refused
+from linkmgr.model import DirectMode, Mark
+
+# linux/if_tun.h
+
+_DEV = Path("/dev")
+_SYSFS = Path("/sys/class/net")
+_OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def make_macvtap(
+    name: str, parent: int, mark: Mark, *, mode: DirectMode, mac: str, mtu: int, up: bool
+) -> Fd:
+    """Make a macvtap on the device with index `parent`. Blocks for about 2 ms.
+
+    :raise Refused: when the kernel does; nothing is left then.
+    """
+    with Rtnl() as rtnl, ExitStack() as undo:
+        data = {"IFLA_MACVTAP_MODE": mode.value}
+        rtnl.change(new_link(name, "macvtap", data, link=parent, address=mac, mtu=mtu))
+        undo.callback(rtnl.attempt, [del_link(name)])
+        index = index_of(name)
+        # A passthru macvtap is born with its parent's address. Setting ours sets the parent's too
+        # (a virtual function receives nothing else); the kernel puts that back at the end.
+        rtnl.change(
+            set_link(f"set up {name}", index, on=IFF_ALLMULTI, address=mac, ifalias=str(mark))
+        )
+        silence(rtnl, name)
+        fd = undo.enter_context(open_queue(name, index))
+        if up:
+            rtnl.change(set_link(f"bring {name} up", index, on=IFF_UP))
+        undo.pop_all()
+        return fd
+
+
+def open_queue(name: str, index: int) -> Fd:
+    """Open a macvtap that exists. Blocks for about 0.1 ms.
+
+    :raise Refused: when the kernel does.
+    """
+    doing = f"open {name}"
+    number = _device_number(name, index)
+    with ExitStack() as undo:
+        fd = undo.enter_context(Fd(_open_node(number, index, doing)))
+        set_interface(fd.number, name, IFF_TAP | IFF_NO_PI, doing)
+        undo.pop_all()
+        return fd
+
+
+def _device_number(name: str, index: int) -> int:
+    # The index in the path tells a sysfs of another network namespace from ours.
+    path = _SYSFS / name / "macvtap" / f"tap{index}" / "dev"
+    try:
+        major, minor = path.read_text().split(":")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused(
+            errno.EOPNOTSUPP,
+            f"open {name}",
+            f"{path} does not exist: /sys must be that of this network namespace",
+        ) from error
+    return os.makedev(int(major), int(minor))
+
+
+def _open_node(number: int, index: int, doing: str) -> int:
+    failures = []
+    # Some file systems forbid devices (nodev), some directories are read-only: try a few.
+    for directory in (_DEV, Path(tempfile.gettempdir())):
+        try:
+            return _open_private_node(number, directory)
+        except OSError as error:
+            failures.append(f"{directory}: {error.strerror}")
+    node = _DEV / f"tap{index}"
+    with contextlib.suppress(OSError):
+        found = node.lstat()
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == number:
+            return os.open(node, _OPEN)
+    raise Refused(errno.EACCES, doing, f"no device node can be used ({', '.join(failures)})")
+
+
+def _open_private_node(number: int, directory: Path) -> int:
+    with tempfile.TemporaryDirectory(prefix="linkmgr-", dir=directory) as private:
+        node = Path(private, "tap")
+        os.mknod(node, 0o600 | stat.S_IFCHR, number)
+        return os.open(node, _OPEN)

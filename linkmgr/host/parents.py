@@ -1,0 +1,118 @@
+"""What may sit on which parent, and why the kernel said no: it often says only EINVAL."""
+
+from __future__ import annotations
+
+import errno
+
+from linkmgr.errors import HostError, LinkBusy, Unsupported
+from linkmgr.host.links import Link
+from linkmgr.host.reader import Reader
+from linkmgr.host.trouble import Refused, as_error
+from linkmgr.model import DirectMode, Mark
+
+_KINDS = {"macvtap", "macvlan"}
+
+
+async def parent_of_macvtap(reader: Reader, name: str) -> Link:
+    """Return a device if it is free to carry macvtaps.
+
+    :raise LinkMissing: when there is none.
+    :raise LinkBusy: when it is a port of something else.
+    """
+    link = await reader.link(name, "the parent of a macvtap")
+    if link.master is not None:
+        master = await reader.name_of(link.master)
+        raise LinkBusy(
+            f"{name} is a port of {master}, which takes all that it receives",
+            hint=f"use {master} as the network, or free {name}: 'ip link set {name} nomaster'",
+        )
+    return link
+
+
+async def check_siblings(
+    reader: Reader, parent: Link, mode: DirectMode, owner: str | None = None
+) -> None:
+    """Check that what sits on `parent` already allows one more, of this mode.
+
+    :param owner: of marks. Its own device does not count: it can be kept for the new use.
+    :raise LinkBusy: when something is in passthru mode, or would have to be alone.
+    """
+    siblings = [
+        link
+        for link in await _siblings(reader, parent.index)
+        if (mark := Mark.parse(link.alias)) is None or mark.owner != owner
+    ]
+    for link in siblings:
+        if link.mode == DirectMode.PASSTHRU:
+            raise LinkBusy(
+                f"{parent.name} belongs to {_shown(link)} alone, which is in passthru mode",
+                hint=f"unplug what uses {link.name}, or name another parent",
+            )
+    if siblings and mode is DirectMode.PASSTHRU:
+        others = ", ".join(_shown(link) for link in siblings)
+        raise LinkBusy(
+            f"{parent.name} cannot be passed through: there are others on it ({others})",
+            hint="unplug these first, or use another mode or parent",
+        )
+
+
+async def address_taken(reader: Reader, name: str, parent: int, mac: str) -> LinkBusy:
+    """Return the error for an address that `name` cannot have; it says who has it."""
+    holders = [
+        link
+        for link in await _siblings(reader, parent)
+        if link.mac == mac.lower() and link.name != name
+    ]
+    where = await reader.name_of(parent)
+    who = _shown(holders[0]) if holders else "the parent itself or something that cannot be seen"
+    return LinkBusy(
+        f"{name} cannot have the address {mac} on {where}: it belongs to {who}",
+        hint=f"unplug what uses {holders[0].name if holders else mac}, or give the NIC another "
+        "address",
+    )
+
+
+async def why_no_macvtap(
+    reader: Reader,
+    refused: Refused,
+    name: str,
+    parent: str,
+    *,
+    mode: DirectMode,
+    mac: str,
+    mtu: int,
+) -> HostError:
+    """Return the error for a macvtap that the kernel refused to make."""
+    try:
+        below = await parent_of_macvtap(reader, parent)
+        if refused.code != errno.EADDRINUSE:
+            await check_siblings(reader, below, mode)
+    except HostError as error:
+        return error
+    if refused.code == errno.EADDRINUSE:
+        return await address_taken(reader, name, below.index, mac)
+    if refused.code == errno.EINVAL and mtu > below.mtu:
+        return HostError(
+            f"{name} cannot carry {mtu} bytes: its parent {parent} carries {below.mtu}",
+            hint=f"raise that ('ip link set {parent} mtu {mtu}') or lower the network's MTU",
+        )
+    if refused.code == errno.EBUSY:
+        return LinkBusy(
+            f"{parent} is used by something that takes all that it receives",
+            hint=f"look who: 'ip -d link show {parent}'",
+        )
+    if refused.code == errno.EINVAL:
+        return Unsupported(
+            f"{parent} cannot carry a macvtap of mode {mode}: {refused.text}",
+            hint="name an Ethernet device; what is on it may be in another network namespace",
+        )
+    return as_error(refused, name)
+
+
+async def _siblings(reader: Reader, parent: int) -> list[Link]:
+    return [link for link in await reader.links() if link.parent == parent and link.kind in _KINDS]
+
+
+def _shown(link: Link) -> str:
+    mark = Mark.parse(link.alias)
+    return f"{link.name} (of {mark.owner})" if mark else link.name

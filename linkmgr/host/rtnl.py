@@ -1,0 +1,228 @@
+"""Routing netlink (rtnetlink(7)): changes as synchronous steps, in pyroute2's messages.
+
+Reading goes through pyroute2's `AsyncIPRoute`. Changing does not, for two reasons. The kernel
+carries out a request inside ``send()``, so a change is atomic against cancellation only if nothing
+is awaited between it and the note of how to undo it. And some changes sleep in the kernel for 8 to
+40 ms (a MAC of a macvtap that is up, any delete): these belong in a thread, the others need not
+wait for the event loop to hear their answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+from linkmgr.host.trouble import Refused
+
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
+
+# linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h
+_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK, _RTM_NEWNEIGH, _RTM_DELNEIGH = 16, 17, 19, 28, 29
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_NLMSG_ERROR, _ACK_TLVS, _ATTR_MSG = 2, 0x200, 1
+_AF_BRIDGE, _NTF_MASTER = 7, 0x04
+_NUD_REACHABLE, _NUD_NOARP = 0x02, 0x40
+
+_HEADER = struct.Struct("=IHHII")
+_ERROR_AT = _HEADER.size
+_TLVS_AT = _HEADER.size + 4 + _HEADER.size  # with CAP_ACK only the request's header comes back
+_AT_ONCE = 64  # requests in one send; each answer takes room in the socket's receive buffer
+
+Attrs = Mapping[str, Any]
+
+
+class Change:
+    """One request that changes something.
+
+    :param doing: what it does, for the error: "create lm3f9a1c2e".
+    """
+
+    def __init__(self, doing: str, kind: int, flags: int, message: Any) -> None:
+        self.doing = doing
+        self._message = message
+        message["header"]["type"] = kind
+        message["header"]["flags"] = _REQUEST | _ACK | flags
+
+    def encoded(self, number: int) -> bytes:
+        """Return the request with its sequence number."""
+        self._message["header"]["sequence_number"] = number
+        self._message.encode()
+        return bytes(self._message.data)
+
+
+def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -> Change:
+    """Create a device, down. `attrs` are names of `ifinfmsg` without ``IFLA_``, `data` with it."""
+    message = _link(0, {"ifname": name, **attrs})
+    message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
+    return Change(f"create {name}", _RTM_NEWLINK, _CREATE | _EXCL, message)
+
+
+def set_link(
+    doing: str, device: int | str, *, on: int = 0, off: int = 0, **attrs: object
+) -> Change:
+    """Change attributes of a device and set its flags `on` and `off`."""
+    return Change(doing, _RTM_SETLINK, 0, _link(device, attrs, on, off))
+
+
+def set_kind_data(doing: str, device: int | str, kind: str, data: Attrs) -> Change:
+    """Change what is particular to a kind of device, such as the mode of a macvtap."""
+    message = _link(device, {})
+    message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
+    return Change(doing, _RTM_NEWLINK, 0, message)
+
+
+def set_bridge_port(doing: str, device: int | str, data: Attrs) -> Change:
+    """Change how a port of a bridge behaves; it must be a port already."""
+    message = _link(device, {})
+    slave = ["IFLA_INFO_SLAVE_DATA", {"attrs": list(data.items())}]
+    info = {"attrs": [["IFLA_INFO_SLAVE_KIND", "bridge"], slave]}
+    message["attrs"].append(["IFLA_LINKINFO", info])
+    return Change(doing, _RTM_NEWLINK, 0, message)
+
+
+def del_link(device: int | str) -> Change:
+    """Remove a device."""
+    return Change(f"remove {device}", _RTM_DELLINK, 0, _link(device, {}))
+
+
+def forward(mac: str, port: int, *, static: bool) -> Change:
+    """Make a bridge deliver frames for `mac` to its port `port` (``bridge fdb replace``)."""
+    state = _NUD_REACHABLE | (_NUD_NOARP if static else 0)
+    message = _entry(mac, port, state)
+    return Change(f"forward {mac}", _RTM_NEWNEIGH, _CREATE | _REPLACE, message)
+
+
+def forget(mac: str, port: int) -> Change:
+    """Make a bridge forget that `mac` is behind its port `port` (``bridge fdb del``)."""
+    return Change(f"forget {mac}", _RTM_DELNEIGH, 0, _entry(mac, port, _NUD_REACHABLE))
+
+
+def _entry(mac: str, port: int, state: int) -> Any:
+    message = ndmsg()
+    message["family"] = _AF_BRIDGE
+    message["ifindex"] = port
+    message["state"] = state
+    message["flags"] = _NTF_MASTER
+    message["attrs"] = [("NDA_LLADDR", mac)]
+    return message
+
+
+def _link(device: int | str, attrs: Attrs, on: int = 0, off: int = 0) -> Any:
+    message = ifinfmsg()
+    message["index"] = device if isinstance(device, int) else 0
+    message["flags"], message["change"] = on, on | off
+    named = {} if isinstance(device, int) else {"ifname": device}
+    message["attrs"] = [[f"IFLA_{key.upper()}", value] for key, value in {**named, **attrs}.items()]
+    return message
+
+
+def _info(kind: str, name: str, data: Attrs | None) -> list[Any]:
+    attrs: list[Any] = [["IFLA_INFO_KIND", kind]]
+    if data:
+        attrs.append([name, {"attrs": list(data.items())}])
+    return ["IFLA_LINKINFO", {"attrs": attrs}]
+
+
+def index_of(name: str) -> int:
+    """Return the index of a device. Takes a few microseconds.
+
+    :raise Refused: ENODEV when there is none.
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise Refused(errno.ENODEV, f"find {name}") from error
+
+
+class Rtnl:
+    """A socket for changes, in the network namespace of the thread that opens it.
+
+    Not for two threads at once. It never waits for an answer: the kernel has answered by the time
+    that ``send()`` returns.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._number = 0
+        for option in (_CAP_ACK, _EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def change(self, *changes: Change) -> None:
+        """Carry out `changes` in order, back to back, with nothing between them.
+
+        :raise Refused: the first refusal. The kernel has tried the others all the same.
+        """
+        for refused in self.attempt(changes):
+            if refused is not None:
+                raise refused
+
+    def attempt(self, changes: Sequence[Change]) -> list[Refused | None]:
+        """Carry out `changes` in order; return for each how it was refused, or ``None``."""
+        results: list[Refused | None] = []
+        for start in range(0, len(changes), _AT_ONCE):
+            results += self._attempt(changes[start : start + _AT_ONCE])
+        return results
+
+    def _attempt(self, changes: Sequence[Change]) -> list[Refused | None]:
+        numbers = range(self._number + 1, self._number + 1 + len(changes))
+        self._number = numbers[-1] & 0x7FFFFFFF
+        waiting = dict(zip(numbers, changes, strict=True))
+        answers: dict[int, Refused | None] = {}
+        try:
+            self._socket.send(b"".join(c.encoded(n) for n, c in waiting.items()))
+            while len(answers) < len(waiting):
+                for number, code, text in _answers(self._socket.recv(65536)):
+                    if number in waiting:
+                        doing = waiting[number].doing
+                        answers[number] = Refused(code, doing, text) if code else None
+        except OSError as error:
+            lost = Refused(error.errno or 0, changes[0].doing, f"netlink: {error.strerror}")
+            raise lost from error
+        return [answers[number] for number in numbers]
+
+
+def _answers(data: bytes) -> list[tuple[int, int, str | None]]:
+    """Read acknowledgements: sequence number, error number or 0, the kernel's own words."""
+    found = []
+    while len(data) >= _HEADER.size:
+        length, kind, flags, number, _ = _HEADER.unpack_from(data)
+        message, data = data[:length], data[(length + 3) & ~3 :]
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", message, _ERROR_AT)
+            found.append((number, -code, _words(message) if flags & _ACK_TLVS else None))
+    return found
+
+
+def _words(message: bytes) -> str | None:
+    at = _TLVS_AT
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("=HH", message, at)
+        if kind == _ATTR_MSG:
+            return message[at + 4 : at + length].rstrip(b"\0").decode(errors="replace")
+        at += max(4, (length + 3) & ~3)
+    return None

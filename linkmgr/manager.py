@@ -1,0 +1,427 @@
+"""The verbs. One lock per NIC, different NICs in parallel, every verb repeatable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
+
+from linkmgr import swap
+from linkmgr.care import Caretaker
+from linkmgr.checks import Finding, check_nic, check_strays
+from linkmgr.errors import (
+    AlreadyExists,
+    BadOption,
+    LinkmgrError,
+    MonitorError,
+    MonitorGone,
+    MonitorTimeout,
+    UnknownVm,
+)
+from linkmgr.events import EventKind, Events, Switchboard
+from linkmgr.host import Host
+from linkmgr.model import (
+    Connection,
+    LinkState,
+    Network,
+    Nic,
+    NicRef,
+    Notify,
+    Port,
+    check_name,
+)
+from linkmgr.networks import Networks
+from linkmgr.swap import Probe, Slot, Timings, no_probe
+from linkmgr.vm import Vm
+
+#: Seconds between two attempts to mend a VM whose QEMU answers and then does not.
+MEND_PAUSE = 0.05
+
+T = TypeVar("T")
+E = TypeVar("E", Notify, LinkState)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb did.
+
+    :param nic: the NIC afterwards.
+    :param changed: false when it was so already.
+    :param timings: milliseconds per step, in the order in which they were taken.
+    """
+
+    nic: Nic
+    changed: bool
+    timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class LinkManager:
+    """Plugs the NICs of running guests into networks. An asynchronous context manager.
+
+    ::
+
+        async with LinkManager() as links:
+            await links.add_vm("web1", "/run/web1.qmp")
+            await links.create_network("blue", "bridge", bridge="br0")
+            await links.plug("web1/net0", "blue")
+
+    A verb whose caller goes away is finished all the same. When the manager closes, guests stay on
+    the cables that they have.
+
+    :param timeout: seconds that QEMU may take for one command.
+    :param probe: called before each step of a swap, for tests and for showing progress.
+    """
+
+    def __init__(self, *, timeout: float = 5.0, probe: Probe = no_probe) -> None:
+        self.timeout = timeout
+        self._probe = probe
+        self._stack = contextlib.AsyncExitStack()
+        self._host = Host()
+        self._networks = Networks(self._host)
+        self._vms: dict[str, Vm] = {}
+        self._adding: dict[str, asyncio.Lock] = {}
+        self._board = Switchboard()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._care = Caretaker(self._board, self._start)
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._host)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish the verbs under way, then let go of every guest. Repeats freely."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._vms.clear()
+        self._board.close()
+        await self._stack.aclose()
+
+    # ------------------------------------------------------------------ VMs
+
+    async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
+        """Take charge of a running guest's NICs, and take every unplugged one down at once.
+
+        Start QEMU with ``-S``, add the VM, then send ``cont``: the guest boots with no carrier.
+
+        :param qmp: path of its monitor socket.
+        :return: its NICs.
+        :raise BadName: when `name` cannot be a name.
+        :raise AlreadyExists: when a living VM of that name has another monitor.
+        :raise MonitorError: when QEMU is not there, does not answer or is too old.
+        """
+        check_name("VM", name)
+        return await asyncio.shield(self._start(self._add(name, Path(qmp))))
+
+    async def _add(self, name: str, path: Path) -> list[Nic]:
+        async with self._adding.setdefault(name, asyncio.Lock()):
+            known = self._vms.get(name)
+            if known and known.qemu.alive:
+                if known.path != path:
+                    raise AlreadyExists(
+                        f"VM {name} exists with another monitor, {known.path}",
+                        hint="remove it first, or choose another name",
+                    )
+                try:
+                    await known.find_nics()
+                    return [known.nic(slot) for slot in known.slots.values()]
+                except MonitorGone:
+                    if not await known.qemu.has_died():
+                        raise
+            vm = await Vm.connect(
+                name, path, self._host, timeout=self.timeout, handler=self._care.on_event
+            )
+            if known:
+                await self._leave(known)
+            self._vms[name] = vm
+            self._board.tell(EventKind.VM_ADDED, name)
+            return [vm.nic(slot) for slot in vm.slots.values()]
+
+    async def remove_vm(self, name: str) -> bool:
+        """Unplug all NICs of a VM and forget it; false if it is not known.
+
+        :raise LinkmgrError: when a NIC cannot be unplugged, or what it held cannot be freed yet;
+            the VM is then still known.
+        """
+        check_name("VM", name)
+        return await asyncio.shield(self._start(self._remove(name)))
+
+    async def _remove(self, name: str) -> bool:
+        async with (
+            self._adding.setdefault(name, asyncio.Lock()),
+            contextlib.AsyncExitStack() as all_nics,
+        ):
+            vm = self._vms.get(name)
+            if vm is None:
+                return False
+            for slot in list(vm.slots.values()):
+                # Held until the VM is forgotten: nothing can be plugged meanwhile.
+                await all_nics.enter_async_context(slot.lock)
+                work = self._unplug if slot.plugged else self._look
+                await self._guarded(vm, slot, partial(work, vm, slot))
+                if slot.leftovers:
+                    raise MonitorError(
+                        "what its cable held cannot be freed yet",
+                        hint="look at the log, and remove the VM again when QEMU answers",
+                    ).about(str(slot.ref), vm.nic(slot).describe())
+            del self._vms[name]
+            await vm.close()
+        self._board.tell(EventKind.VM_REMOVED, name)
+        return True
+
+    # ------------------------------------------------------------------ networks and ports
+
+    async def create_network(self, name: str, driver: str, **options: Any) -> Network:
+        """Describe a network; see `Networks.create`. Touches nothing on the host."""
+        return self._networks.create(name, driver, options)
+
+    async def delete_network(self, name: str) -> bool:
+        """Forget a network; false if there is none. See `Networks.delete`."""
+        network = self._networks.delete(name)
+        if network is None:
+            return False
+        try:
+            await self._networks.driver(network.driver).forget_network(network)
+        except LinkmgrError:
+            self._networks.create(network.name, network.driver, dict(network.options))
+            raise
+        return True
+
+    async def create_port(self, network: str, name: str, **options: Any) -> Port:
+        """Describe a port; see `Networks.create_port`. Touches nothing on the host."""
+        return self._networks.create_port(network, name, options)
+
+    async def delete_port(self, network: str, name: str) -> bool:
+        """Forget a port; false if there is none. See `Networks.delete_port`."""
+        return self._networks.delete_port(network, name)
+
+    # ------------------------------------------------------------------ the cable
+
+    async def plug(
+        self,
+        nic: str | NicRef,
+        target: str | Network | Port,
+        *,
+        notify: str | Notify = Notify.AUTO,
+    ) -> Outcome:
+        """Plug a NIC into a network or port, from wherever it is.
+
+        Plugging the network or port that it is on does nothing.
+
+        :param nic: ``VM/ALIAS``.
+        :param target: ``NETWORK``, ``NETWORK:PORT``, or what the create verbs returned.
+        :param notify: how the guest and the network hear of it.
+        :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had, or the
+            error says otherwise.
+        """
+        ref, how = NicRef.parse(nic), _choice(Notify, notify)
+        vm, slot = self._find(ref)
+
+        async def work() -> Outcome:
+            port = self._networks.port(target, ref)
+            here = slot.plugged.attachment.port if slot.plugged else None
+            if here and (here == port or (port.implied and here.network == port.network)):
+                return Outcome(vm.nic(slot), changed=False)
+            driver = self._networks.driver(port.network.driver)
+            self._networks.claim(port, ref)
+
+            async def free_port() -> None:
+                self._networks.free(port)
+
+            before, timings = slot.plugged, Timings(no_probe)
+            try:
+                timings = await swap.plug(
+                    slot, driver, port, free_port, notify=how, probe=self._probe
+                )
+            finally:
+                if slot.plugged is not before:  # also when only the notification failed
+                    kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
+                    self._board.tell(kind, ref, port=str(port), **_was(here), timings=dict(timings))
+            return Outcome(vm.nic(slot), changed=True, timings=timings)
+
+        return await self._verb(vm, slot, work)
+
+    async def unplug(self, nic: str | NicRef) -> Outcome:
+        """Take a NIC off its cable, its carrier first. Unplugging twice succeeds.
+
+        :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had.
+        """
+        vm, slot = self._find(NicRef.parse(nic))
+        return await self._verb(vm, slot, partial(self._unplug, vm, slot))
+
+    async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
+        here = slot.plugged.attachment.port if slot.plugged else None
+        if vm.qemu.alive:
+            await vm.check_managed(slot)
+        if here is None and not slot.foreign:
+            return Outcome(vm.nic(slot), changed=False)
+        timings: Mapping[str, float] = {}
+        try:
+            if vm.qemu.alive:
+                timings = await swap.unplug(slot, probe=self._probe)
+        except MonitorGone:
+            if not await vm.qemu.has_died():
+                raise
+        if not vm.qemu.alive:
+            await swap.abandon(slot)
+        self._board.tell(EventKind.UNPLUGGED, slot.ref, **_was(here), timings=dict(timings))
+        return Outcome(vm.nic(slot), changed=True, timings=timings)
+
+    async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
+        """Set what the guest sees as carrier while the NIC is plugged. Survives replugs.
+
+        An unplugged NIC stays down and takes the state when it is plugged.
+
+        :raise MonitorError: when QEMU did not confirm it.
+        """
+        ref, wanted = NicRef.parse(nic), _choice(LinkState, state)
+        vm, slot = self._find(ref)
+
+        async def work() -> Outcome:
+            await vm.check_managed(slot)
+            before = (slot.wanted, slot.carrier.up)
+            slot.wanted = wanted
+            try:
+                if slot.plugged or slot.foreign:
+                    await slot.carrier.set(up=wanted is LinkState.UP)
+            except LinkmgrError:
+                slot.wanted = before[0]
+                slot.leftovers.append(slot.apply_link)
+                raise
+            changed = before != (slot.wanted, slot.carrier.up)
+            if changed:
+                self._board.tell(EventKind.LINK, ref, wanted=wanted.value)
+            return Outcome(vm.nic(slot), changed=changed)
+
+        return await self._verb(vm, slot, work)
+
+    # ------------------------------------------------------------------ looking
+
+    async def nics(self) -> list[Nic]:
+        """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
+        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        return [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
+
+    async def nic(self, nic: str | NicRef) -> Nic:
+        """One NIC as it is now.
+
+        :raise NotFound: when there is none of that name.
+        """
+        vm, slot = self._find(NicRef.parse(nic))
+        await self._care.ping(vm)
+        return vm.nic(slot)
+
+    async def networks(self) -> list[Network]:
+        """All networks."""
+        return list(self._networks)
+
+    async def ports(self, network: str) -> list[Port]:
+        """The ports that were created on a network.
+
+        :raise UnknownNetwork: when there is no such network.
+        """
+        return self._networks.ports(self._networks.network(network).name)
+
+    async def connections(self) -> list[Connection]:
+        """All NICs that are plugged, with what they are plugged into."""
+        slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
+        return [slot.plugged.connection() for slot in slots if slot.plugged]
+
+    async def check(self) -> list[Finding]:
+        """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
+        findings: list[Finding] = []
+        for vm in list(self._vms.values()):
+            await self._care.ping(vm)
+            for slot in list(vm.slots.values()):
+                async with slot.lock:
+                    findings += await check_nic(vm.nic(slot), slot, self._host)
+        slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
+        return findings + await check_strays(slots, self._host)
+
+    def events(self) -> Events:
+        """Listen from now on: an asynchronous iterator of events."""
+        return self._board.listen()
+
+    # ------------------------------------------------------------------ how a verb runs
+
+    def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
+        if ref.vm not in self._vms:
+            known = ", ".join(sorted(self._vms)) or "none"
+            raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
+        vm = self._vms[ref.vm]
+        return vm, vm.slot(ref.alias)
+
+    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
+        if self._closed:
+            raise RuntimeError("this LinkManager is closed")
+        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
+
+    async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        async with slot.lock:
+            if self._vms.get(vm.name) is not vm:
+                raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
+            return await self._guarded(vm, slot, work)
+
+    async def _guarded(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
+        try:
+            if vm.qemu.alive:
+                await swap.settle(slot)
+            return await work()
+        except LinkmgrError as error:
+            if isinstance(error, MonitorTimeout | MonitorGone):
+                self._care.lost(vm)
+            error.about(str(slot.ref), vm.nic(slot).describe())
+            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            raise
+        finally:
+            if slot.leftovers:
+                self._care.mend_later(vm)
+
+    async def _look(self, vm: Vm, slot: Slot) -> Outcome:
+        return Outcome(vm.nic(slot), changed=False)
+
+    async def _leave(self, vm: Vm) -> None:
+        """Let go of a VM; free what it held if it has ended."""
+        ended = not vm.qemu.alive or await vm.qemu.has_died()
+        await vm.close()
+        if ended:
+            await self._care.bury(vm)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone away; do not warn of an error unread
+
+
+def _choice(kind: type[E], value: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadOption(
+            f"{ascii(value)[:43]} is not a {kind.__name__.lower()}",
+            hint="give one of " + ", ".join(kind),
+        ) from None
+
+
+def _was(port: Port | None) -> dict[str, str]:
+    return {"was": str(port)} if port else {}

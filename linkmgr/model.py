@@ -1,0 +1,282 @@
+"""The words of linkmgr as data: NIC, network, port, offer, endpoint, connection.
+
+Pure data, frozen, no I/O. The meaning of each word is in the glossary (docs/words.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Self
+
+from linkmgr.errors import BadName
+
+DEFAULT_MTU = 1500  #: bytes; what a NIC takes when its ``host_mtu`` is not set
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name a VM, NIC, network or port: 1-63 of ``A-Za-z0-9._-``.
+
+    :param what: the kind of thing, for the error.
+    :raise BadName: otherwise. The error shows a shortened, escaped form of the name.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    shown = ascii(name) if len(ascii(name)) <= 43 else ascii(name)[:40] + "..."
+    raise BadName(
+        f"{shown} cannot be the name of a {what}",
+        hint="use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+    )
+
+
+@dataclass(frozen=True, order=True)
+class NicRef:
+    """Which NIC: a VM and the alias (QEMU's device id) of the NIC in it, written ``VM/ALIAS``."""
+
+    vm: str
+    alias: str
+
+    @classmethod
+    def parse(cls, text: str | NicRef) -> NicRef:
+        """Read ``VM/ALIAS``.
+
+        :raise BadName: when the text is not of that form.
+        """
+        if isinstance(text, NicRef):
+            return text
+        vm, slash, alias = text.partition("/") if isinstance(text, str) else ("", "", "")
+        if not slash:
+            shown = ascii(text)[:43]
+            raise BadName(f"{shown} does not name a NIC", hint="write VM/ALIAS, such as web1/net0")
+        return cls(check_name("VM", vm), check_name("NIC", alias))
+
+    def __str__(self) -> str:
+        return f"{self.vm}/{self.alias}"
+
+
+class LinkState(StrEnum):
+    """What the guest sees as carrier."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class NicState(StrEnum):
+    """Where a NIC's cable is."""
+
+    UNPLUGGED = "unplugged"
+    PLUGGED = "plugged"
+    FOREIGN = "foreign"  #: on a cable that linkmgr did not plug
+    UNMANAGED = "unmanaged"  #: wired so that its cable cannot change
+    UNKNOWN = "unknown"  #: QEMU does not answer
+    GONE = "gone"  #: the guest has ended
+
+
+class Notify(StrEnum):
+    """How the guest and the network hear of a new cable."""
+
+    AUTO = "auto"  #: flap when the network changes, else announce
+    FLAP = "flap"  #: carrier down and up: the guest renews its lease and neighbours
+    ANNOUNCE = "announce"  #: RARP/GARP with the NIC's address: the network relearns
+    SILENT = "silent"
+
+
+class EndpointKind(StrEnum):
+    """The kinds of endpoint that a wiring can take and a driver can supply."""
+
+    BRIDGE = "bridge"
+    DIRECT = "direct"
+
+
+class DirectMode(StrEnum):
+    """macvtap modes, as in ip-link(8)."""
+
+    BRIDGE = "bridge"
+    VEPA = "vepa"
+    PRIVATE = "private"
+    PASSTHRU = "passthru"
+
+
+Options = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A named layer-2 domain and the driver that can reach it."""
+
+    name: str
+    driver: str
+    options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name("network", self.name)
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Port:
+    """A socket on a network, with options of its own.
+
+    :param implied: made by plugging into a network and named after the NIC; gone when unplugged.
+    """
+
+    network: Network
+    name: str
+    options: Options = field(default_factory=dict)
+    implied: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.implied:
+            check_name("port", self.name)
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __str__(self) -> str:
+        return self.network.name if self.implied else f"{self.network.name}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the hypervisor side can take for one NIC.
+
+    :param kinds: endpoint kinds in order of preference.
+    :param mac: the NIC's configured address, lower case with colons.
+    :param mtu: largest payload in bytes that the NIC can take.
+    :param queues: queue pairs that the wiring can connect.
+    """
+
+    nic: NicRef
+    kinds: tuple[EndpointKind, ...]
+    mac: str
+    mtu: int = DEFAULT_MTU
+    queues: int = 1
+    vnet_hdr: bool = False
+    vhost: bool = False
+
+
+@dataclass(frozen=True)
+class BridgeEndpoint:
+    """A Linux bridge of this host, and how the port on it behaves (see bridge(8)).
+
+    :param mtu: bytes, what the network carries.
+    """
+
+    bridge: str
+    mtu: int = DEFAULT_MTU
+    isolated: bool = False
+    hairpin: bool = False
+    learning: bool = True
+    kind: EndpointKind = field(default=EndpointKind.BRIDGE, init=False)
+
+    def __str__(self) -> str:
+        return f"bridge {self.bridge}"
+
+
+@dataclass(frozen=True)
+class DirectEndpoint:
+    """A device of this host to sit on directly, by macvtap or macvlan.
+
+    :param mtu: bytes, what the network carries.
+    :param trust_guest: whether the guest may change the address that it receives on.
+    """
+
+    parent: str
+    mode: DirectMode = DirectMode.BRIDGE
+    mtu: int = DEFAULT_MTU
+    trust_guest: bool = False
+    kind: EndpointKind = field(default=EndpointKind.DIRECT, init=False)
+
+    def __str__(self) -> str:
+        return f"direct on {self.parent} mode {self.mode}"
+
+
+Endpoint = BridgeEndpoint | DirectEndpoint
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A NIC, the port it is plugged into, and the host device between them.
+
+    :param attachment: the attachment's id, also in the host device's mark.
+    :param device: name of the tap or macvtap on this host.
+    """
+
+    nic: NicRef
+    port: Port
+    endpoint: Endpoint
+    attachment: str
+    device: str
+    since: datetime
+
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return self.port.network.name
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A NIC of a running guest as linkmgr sees it now.
+
+    :param link: what the guest sees; ``None`` while unknown.
+    :param wanted_link: what it sees whenever the NIC is plugged.
+    :param wiring: ``hub``, or ``None`` for a NIC whose cable cannot change.
+    :param since: when `state` began.
+    """
+
+    ref: NicRef
+    model: str
+    mac: str
+    mtu: int
+    state: NicState
+    link: LinkState | None
+    wanted_link: LinkState
+    wiring: str | None
+    since: datetime
+    connection: Connection | None = None
+
+    def describe(self) -> str:
+        """What state it is in, as the end of the sentence "NIC is ..."."""
+        match self.state:
+            case NicState.UNPLUGGED:
+                return "unplugged"
+            case NicState.PLUGGED:
+                where = self.connection.port if self.connection else "?"
+                return f"plugged into {where}, link {self.link}"
+            case NicState.FOREIGN:
+                return "on a cable that linkmgr did not plug"
+            case NicState.UNMANAGED:
+                return "on a backend that QEMU cannot exchange"
+            case NicState.GONE:
+                return "gone with its guest"
+            case NicState.UNKNOWN:
+                since = self.since.isoformat(timespec="seconds")
+                return f"in an unknown state since {since}, because QEMU does not answer"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The interface alias by which linkmgr knows its own devices: ``linkmgr:OWNER:ID``.
+
+    OWNER is a NIC (``web1/net0``) for its cable, or ``network/NAME`` for what a driver made.
+    """
+
+    owner: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"linkmgr:{self.owner}:{self.id}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self | None:
+        """Read an interface alias; ``None`` if it is not one of ours."""
+        head, _, rest = (text or "").partition(":")
+        owner, colon, ident = rest.rpartition(":")
+        return cls(owner, ident) if head == "linkmgr" and colon else None

@@ -1,0 +1,166 @@
+"""Networks and ports: what was created, and which NIC is on which port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from linkmgr.drivers import NetworkDriver, find_driver
+from linkmgr.errors import (
+    AlreadyExists,
+    BadName,
+    NetworkInUse,
+    PortInUse,
+    UnknownNetwork,
+    UnknownPort,
+)
+from linkmgr.host import Host
+from linkmgr.model import Network, NicRef, Port, check_name
+
+
+class Networks:
+    """All networks and ports. Nothing here waits, so that a look and a claim are one step."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._drivers: dict[str, NetworkDriver] = {}
+        self._networks: dict[str, Network] = {}
+        self._ports: dict[tuple[str, str], Port] = {}
+        self._claims: dict[tuple[str, str], NicRef] = {}
+
+    def __iter__(self) -> Iterator[Network]:
+        return iter(list(self._networks.values()))
+
+    def driver(self, name: str) -> NetworkDriver:
+        """The one instance of a driver.
+
+        :raise BadOption: when there is no such driver.
+        """
+        if name not in self._drivers:
+            self._drivers[name] = find_driver(name)(self._host)
+        return self._drivers[name]
+
+    def create(self, name: str, driver: str, options: dict[str, Any]) -> Network:
+        """Describe a network. The same description again is fine.
+
+        :raise BadRequest: when the name or an option is wrong.
+        :raise AlreadyExists: when the name has another description.
+        """
+        network = Network(name, driver, options)
+        network = replace(network, options=self.driver(driver).check_network(network))
+        known = self._networks.setdefault(name, network)
+        if known != network:
+            raise AlreadyExists(
+                f"network {name} exists with other properties: driver {known.driver}, "
+                f"{dict(known.options)}",
+                hint="delete it first, or choose another name",
+            )
+        return known
+
+    def delete(self, name: str) -> Network | None:
+        """Forget a network; ``None`` if there is none.
+
+        :raise NetworkInUse: when NICs or created ports are on it.
+        """
+        network = self._networks.get(check_name("network", name))
+        if network is None:
+            return None
+        nics = [str(nic) for (net, _), nic in self._claims.items() if net == name]
+        if nics:
+            raise NetworkInUse(
+                f"network {name} is in use by {', '.join(sorted(nics))}", hint="unplug them first"
+            )
+        ports = [str(port) for port in self.ports(name)]
+        if ports:
+            raise NetworkInUse(
+                f"network {name} has ports: {', '.join(sorted(ports))}", hint="delete them first"
+            )
+        return self._networks.pop(name)
+
+    def create_port(self, network: str, name: str, options: dict[str, Any]) -> Port:
+        """Describe a port. The same description again is fine.
+
+        :raise UnknownNetwork: when there is no such network.
+        :raise BadRequest: when the name or an option is wrong.
+        :raise AlreadyExists: when the name has another description.
+        """
+        port = Port(self.network(network), name, options)
+        port = replace(port, options=self.driver(port.network.driver).check_port(port))
+        known = self._ports.setdefault((network, name), port)
+        if known != port:
+            raise AlreadyExists(
+                f"port {port} exists with other options: {dict(known.options)}",
+                hint="delete it first, or choose another name",
+            )
+        return known
+
+    def delete_port(self, network: str, name: str) -> bool:
+        """Forget a port; false if there is none.
+
+        :raise PortInUse: when a NIC is plugged into it.
+        """
+        key = (check_name("network", network), check_name("port", name))
+        if key in self._ports and key in self._claims:
+            raise PortInUse(
+                f"port {network}:{name} is in use by {self._claims[key]}", hint="unplug it first"
+            )
+        return self._ports.pop(key, None) is not None
+
+    def ports(self, network: str) -> list[Port]:
+        """The ports that were created on a network."""
+        return [port for (net, _), port in self._ports.items() if net == network]
+
+    def network(self, name: str) -> Network:
+        """Look a network up.
+
+        :raise UnknownNetwork: when there is none.
+        """
+        check_name("network", name)
+        if name not in self._networks:
+            known = ", ".join(sorted(self._networks)) or "none"
+            raise UnknownNetwork(
+                f"there is no network {name}", hint=f"create it first; the networks are: {known}"
+            )
+        return self._networks[name]
+
+    def port(self, target: str | Network | Port, nic: NicRef) -> Port:
+        """Look up where a NIC is to be plugged: a port, or a network and then its implied port.
+
+        :param target: ``NETWORK``, ``NETWORK:PORT``, or what `create` and `create_port` returned.
+        :raise BadName: when the text is not of that form.
+        :raise NotFound: when there is no such network or port.
+        """
+        if isinstance(target, Port) and not target.implied:
+            target = str(target)
+        elif isinstance(target, Port | Network):
+            target = target.network.name if isinstance(target, Port) else target.name
+        if not isinstance(target, str):
+            raise BadName(f"{ascii(target)[:43]} is not a network", hint="write NETWORK[:PORT]")
+        name, colon, port_name = target.partition(":")
+        network = self.network(name)
+        if not colon:
+            return Port(network, str(nic), implied=True)
+        key = (name, check_name("port", port_name))
+        if key not in self._ports:
+            known = ", ".join(port.name for port in self.ports(name)) or "none"
+            raise UnknownPort(
+                f"network {name} has no port {port_name}",
+                hint=f"create it first, or plug into {name}; its ports are: {known}",
+            )
+        return self._ports[key]
+
+    def claim(self, port: Port, nic: NicRef) -> None:
+        """Reserve a port for a NIC.
+
+        :raise PortInUse: when another NIC has it.
+        """
+        holder = self._claims.setdefault((port.network.name, port.name), nic)
+        if holder != nic:
+            raise PortInUse(
+                f"port {port} is in use by {holder}", hint="unplug that NIC, or use another port"
+            )
+
+    def free(self, port: Port) -> None:
+        """End a claim."""
+        self._claims.pop((port.network.name, port.name), None)

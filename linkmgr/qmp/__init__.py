@@ -1,0 +1,20 @@
+"""A QEMU monitor: commands with file descriptors, events, features.
+
+Read `monitor` first; `connection` is where ``qemu.qmp`` ends, `network` and `features` turn two of
+QEMU's answers into data.
+"""
+
+from linkmgr.qmp.events import EventStream, MonitorEvent
+from linkmgr.qmp.features import Features
+from linkmgr.qmp.monitor import Command, Monitor
+from linkmgr.qmp.network import NetworkInfo, parse_info_network
+
+__all__ = [  # noqa: RUF022 - most important first
+    "Monitor",
+    "Command",
+    "MonitorEvent",
+    "EventStream",
+    "Features",
+    "NetworkInfo",
+    "parse_info_network",
+]

@@ -1,0 +1,272 @@
+"""One running QEMU: a monitor that is connected again for as long as the process lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import select
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
+from linkmgr.qmp.features import Features, probe
+from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
+from linkmgr.qmp.network import NetworkInfo, parse_info_network
+
+log = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 0.2
+_PIDFD_GETFD = 438  # the same number on all architectures
+#: Without a pid to watch, a socket that refuses this often in a row belongs to nobody any more.
+REFUSALS = 5
+
+Handler = Callable[[MonitorEvent], None]
+
+
+class Qemu:
+    """A QEMU process behind a monitor socket.
+
+    A lost connection is not a lost guest: the process is watched by pidfd, and while it lives the
+    monitor is connected again. The handler gets QEMU's events and, in between, ``DISCONNECTED``,
+    ``RECONNECTED`` and, once and last, ``DEAD``.
+
+    :param path: of the monitor socket (``-qmp unix:PATH,server=on,wait=off``).
+    :param timeout: seconds that a command may take.
+    """
+
+    def __init__(self, path: str | Path, *, name: str, timeout: float, handler: Handler) -> None:
+        self.path = Path(path)
+        self.name = name
+        self.timeout = timeout
+        self._handler = handler
+        self._monitor: Monitor | None = None
+        self._connected = asyncio.Event()
+        self._dead = asyncio.Event()
+        self._pid: int | None = None
+        self._pidfd: int | None = None
+        self._process_gone = asyncio.Event()
+        self._closed = False
+        self._keeper: asyncio.Task[None] | None = None
+        self.features: Features
+
+    @classmethod
+    async def connect(
+        cls, path: str | Path, *, name: str, timeout: float, handler: Handler
+    ) -> Self:
+        """Connect and begin to hand events to `handler`.
+
+        :raise MonitorUnreachable: when nobody answers there as QEMU does.
+        """
+        qemu = cls(path, name=name, timeout=timeout, handler=handler)
+        try:
+            monitor = qemu._use(await qemu._dial())
+            qemu._watch_process(monitor.pid)
+            qemu.features = await probe(monitor)
+        except BaseException:
+            await qemu.close()
+            raise
+        qemu._keeper = asyncio.create_task(qemu._keep(monitor), name=f"qemu {name}")
+        return qemu
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU may still run. A dead one holds no fd and no backend."""
+        return not self._dead.is_set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether we have let go of it."""
+        return self._closed
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no connection to the monitor now."""
+        return self._monitor is None or self._monitor.gone
+
+    async def execute(
+        self,
+        name: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        fds: Mapping[str, int] | None = None,
+    ) -> Any:
+        """Run a command, with fds if need be; see `Monitor.execute`.
+
+        :raise MonitorError: of the kind that happened.
+        """
+        try:
+            return await self._live().execute(name, arguments, fds=fds, timeout=self.timeout)
+        except CommandFailed as error:
+            error.hint = error.hint or f"try again; if it persists, see QEMU's log of {self.name}"
+            raise
+
+    async def batch(self, commands: Sequence[Command]) -> list[object | CommandFailed]:
+        """Run commands back to back; see `Monitor.batch`."""
+        return await self._live().batch(commands, timeout=self.timeout)
+
+    async def network(self) -> NetworkInfo:
+        """Read which backends, hubs and NICs there are and who is plugged into whom."""
+        return parse_info_network(await self._live().hmp("info network", timeout=self.timeout))
+
+    async def answering(self) -> None:
+        """Wait, for as long as it takes, until QEMU answers, is dead, or we have let go of it."""
+        while self.alive and not self._closed:
+            await self._connected.wait()
+            monitor = self._monitor
+            try:
+                if monitor is not None:
+                    await monitor.answering()
+                return
+            except MonitorGone:
+                # `_keep` may not have seen it yet: asking again at once would never let it.
+                if monitor is self._monitor and not self._closed:
+                    self._connected.clear()
+
+    def copy_fd(self, number: int) -> int | None:
+        """A copy of an fd of the process (pidfd_getfd(2)); ``None`` when the kernel refuses.
+
+        It needs the right to trace the process.
+        """
+        if self._pidfd is None:
+            return None
+        copy = ctypes.CDLL(None).syscall(_PIDFD_GETFD, self._pidfd, number, 0)
+        return copy if copy >= 0 else None
+
+    async def has_died(self) -> bool:
+        """Whether QEMU has ended. A dying one may close its socket first, or end first.
+
+        Waits until it is known if one of the two has happened, at most as long as for a command.
+        """
+        if not self.gone and not self._process_ending():
+            return False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._dead_or_back(), self.timeout)
+        return not self.alive
+
+    async def _dead_or_back(self) -> None:
+        while self.alive and (self.gone or self._process_ending()):  # noqa: ASYNC110 - of several
+            await asyncio.sleep(RECONNECT_SECONDS / 10)
+
+    def _process_ending(self) -> bool:
+        if self._pidfd is None:
+            return self._process_gone.is_set()
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def close(self) -> None:
+        """Let go of the monitor and the process. The guest runs on. Repeats freely."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._monitor is not None:
+            await self._monitor.close()
+            self._monitor = None
+        self._connected.set()  # nobody needs to wait for it any more
+        self._forget_process()
+
+    def _live(self) -> Monitor:
+        """The connected monitor.
+
+        :raise MonitorGone: when there is none now; nothing was sent.
+        """
+        if self._monitor is None or self._monitor.gone:
+            word = "has lost its monitor connection" if self.alive else "is gone"
+            raise MonitorGone(
+                f"the QEMU of {self.name} {word}",
+                hint="try again when it is back" if self.alive else "start the guest again",
+                sent=False,
+            )
+        return self._monitor
+
+    async def _dial(self) -> Monitor:
+        return await Monitor.connect(self.path, name=self.name, timeout=self.timeout)
+
+    def _use(self, monitor: Monitor) -> Monitor:
+        self._monitor = monitor
+        self._connected.set()
+        return monitor
+
+    async def _keep(self, monitor: Monitor) -> None:
+        """Hand on events; connect again after each disconnect, until QEMU is dead."""
+        while True:
+            async with monitor.events() as events:
+                async for event in events:
+                    if event.name == "DISCONNECTED":
+                        self._connected.clear()
+                    self._tell(event)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await monitor.close()
+            except Exception:
+                log.exception("%s: the lost monitor connection was not closed", self.name)
+            again = await self._redial()
+            if again is None:
+                break
+            monitor = again
+            self._tell(MonitorEvent("RECONNECTED", {}))
+        self._dead.set()
+        self._connected.set()  # nobody needs to wait for a dead process
+        self._tell(MonitorEvent("DEAD", {}))
+
+    def _tell(self, event: MonitorEvent) -> None:
+        try:
+            self._handler(event)
+        except Exception:
+            log.exception("%s: the event %s was not handled", self.name, event.name)
+
+    async def _redial(self) -> Monitor | None:
+        """Connect again; ``None`` once QEMU is dead.
+
+        It is dead when nobody listens on its socket and its process has ended. The process alone
+        does not tell: it is the one that made the socket, which need not be QEMU. And it is dead
+        when another process has made the socket anew.
+        """
+        refusals = 0
+        while True:
+            try:
+                # A limit of our own: to dial twice is better than to lose the monitor for good.
+                async with asyncio.timeout(self.timeout + 1):
+                    monitor = await self._dial()
+                if monitor.pid == self._pid:
+                    return self._use(monitor)
+                await monitor.close()
+                return None
+            except Exception as error:  # whatever it is: nobody else would dial again
+                if not isinstance(error, MonitorError):
+                    log.exception("%s: cannot connect to the monitor again", self.name)
+                if isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError):
+                    refusals += 1
+                    watched = self._pidfd is not None
+                    if self._process_gone.is_set() or (not watched and refusals >= REFUSALS):
+                        return None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process_gone.wait(), RECONNECT_SECONDS)
+                await asyncio.sleep(RECONNECT_SECONDS / 10)
+
+    def _watch_process(self, pid: int | None) -> None:
+        """Learn when the process ends. A pidfd cannot be fooled by a pid used again."""
+        self._pid = pid
+        if pid is None:
+            return
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:  # already gone, or of another pid namespace
+            return
+        asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+
+    def _process_ended(self) -> None:
+        self._forget_process()
+        self._process_gone.set()
+
+    def _forget_process(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None

@@ -1,0 +1,331 @@
+"""The ordered steps of plug, replug and unplug, each with its undo.
+
+Until the switch every step only adds something beside the old cable, so that its undo can take it
+away unseen. In the switch the undo puts the old cable back. After it there is no way back and no
+need for one: what fails then is done later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from linkmgr.carrier import Carrier
+from linkmgr.drivers import Attachment, NetworkDriver
+from linkmgr.errors import HubCrowded, MonitorGone, MonitorTimeout
+from linkmgr.model import Connection, LinkState, NicRef, Notify, Port
+from linkmgr.wirings import Cable, Wiring
+
+log = logging.getLogger(__name__)
+
+
+class Step(StrEnum):
+    """The steps, in their order. A replug has all, a plug no old side, an unplug no new one."""
+
+    OFFER = "offer"  #: ask the wiring what the NIC can take
+    INIT = "init"  #: claim the port
+    REALISE = "realise"  #: make the endpoint exist
+    STAGE = "stage"  #: make the new cable, plugged into nothing yet
+    LINK_DOWN = "link-down"  #: unplug only: the guest sees its carrier go first
+    SWITCH = "switch"  #: old cable out, new cable in
+    ACTIVATE = "activate"  #: tell the network side
+    NOTIFY = "notify"  #: tell the guest and the network
+    RELEASE = "release"  #: take the old cable down
+    TERMINATE = "terminate"  #: free the old attachment
+
+
+Work = Callable[[], Awaitable[None]]
+#: Called before each step: a fault point for tests, and where progress is shown.
+Probe = Callable[[Step], Awaitable[None]]
+
+
+async def no_probe(_step: Step) -> None:
+    """The probe that does nothing."""
+
+
+@dataclass
+class Plugged:
+    """The network side and the NIC side of one connection."""
+
+    driver: NetworkDriver
+    attachment: Attachment
+    cable: Cable
+    free_port: Work
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def connection(self) -> Connection:
+        """What a caller sees of it."""
+        assert self.cable.endpoint is not None
+        return Connection(
+            nic=self.cable.nic,
+            port=self.attachment.port,
+            endpoint=self.cable.endpoint,
+            attachment=self.attachment.id,
+            device=self.cable.device or "",
+            since=self.since,
+        )
+
+    async def terminate(self) -> None:
+        """Free the network side and the port."""
+        try:
+            await self.driver.terminate_attachment(self.attachment)
+        finally:
+            await self.free_port()
+
+
+@dataclass
+class Slot:
+    """A NIC with all that is needed to plug it. Whoever uses it holds its lock.
+
+    :param leftovers: what could not be done when it was due, in order. See `settle`.
+    :param refused: what the guest's receive filter asked for and does not get.
+    """
+
+    ref: NicRef
+    wiring: Wiring
+    carrier: Carrier
+    wanted: LinkState = LinkState.UP
+    plugged: Plugged | None = None
+    foreign: bool = False  #: on a cable that somebody else plugged
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    leftovers: list[Work] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    lost: bool = False  #: the NIC or its guest does not exist any more
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def apply_link(self, *, seen: bool = True) -> None:
+        """Show the guest the wanted link if the NIC is on a cable, else none."""
+        if self.lost:
+            return
+        up = (self.plugged is not None or self.foreign) and self.wanted is LinkState.UP
+        await self.carrier.set(up=up, seen=seen)
+
+
+class Timings(dict[str, float]):
+    """Milliseconds per step, in the order in which the steps were taken."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self._probe = probe
+
+    async def begin(self, step: Step) -> None:
+        """Announce a step before it is timed."""
+        await self._probe(step)
+
+    @contextmanager
+    def of(self, step: Step) -> Iterator[None]:
+        """Time a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[step] = (time.perf_counter() - start) * 1000
+
+
+async def plug(
+    nic: Slot,
+    driver: NetworkDriver,
+    port: Port,
+    free_port: Work,
+    *,
+    notify: Notify,
+    probe: Probe = no_probe,
+) -> Timings:
+    """Bring the NIC to the port, from wherever it is.
+
+    :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
+        answers again (`Slot.leftovers`). Only an error of the notification comes after the
+        switch: then it is on the new one.
+    """
+    timings = Timings(probe)
+    old = nic.plugged
+    undo: list[Work] = [free_port]
+    try:
+        await timings.begin(Step.OFFER)
+        with timings.of(Step.OFFER):
+            offer = await nic.wiring.offer(nic.ref)
+            old_cable = await _present(nic)
+        await timings.begin(Step.INIT)
+        with timings.of(Step.INIT):
+            attachment = await driver.init_attachment(offer, port)
+        undo.append(lambda: driver.terminate_attachment(attachment))
+        await timings.begin(Step.REALISE)
+        with timings.of(Step.REALISE):
+            endpoint = await attachment.realise()
+        cable = nic.wiring.new_cable(attachment.id, offer, endpoint)
+        undo.append(lambda: nic.wiring.release(cable))
+        await timings.begin(Step.STAGE)
+        with timings.of(Step.STAGE):
+            await nic.wiring.stage(cable, old_cable)
+        if old:
+            undo.append(old.attachment.activate)
+        undo.append(lambda: _switch_back(nic, cable, old_cable, old))
+        await timings.begin(Step.SWITCH)
+        with timings.of(Step.SWITCH):
+            await nic.wiring.switch(nic.ref, cable, old_cable)
+        await timings.begin(Step.ACTIVATE)
+        with timings.of(Step.ACTIVATE):
+            await attachment.activate()
+    except BaseException:
+        await _do_or_defer(nic, reversed(undo))
+        raise
+    nic.plugged, nic.foreign = Plugged(driver, attachment, cable, free_port), False
+    changed = old is None or old.attachment.port.network.name != port.network.name
+    try:
+        await timings.begin(Step.NOTIFY)
+        with timings.of(Step.NOTIFY):
+            await _notify(nic, cable, notify, changed=changed)
+    except BaseException:
+        nic.leftovers.append(lambda: _notify(nic, cable, notify, changed=changed))
+        raise
+    finally:
+        await _take_down(nic, old_cable, old, timings)
+    return timings
+
+
+async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
+    """Take the NIC off its cable. The guest sees its carrier go before the cable does.
+
+    :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
+        answers again.
+    """
+    timings = Timings(probe)
+    old = nic.plugged
+    undo: list[Work] = []
+    try:
+        await timings.begin(Step.LINK_DOWN)
+        old_cable = await _present(nic)
+        undo.append(lambda: nic.apply_link(seen=False))
+        with timings.of(Step.LINK_DOWN):
+            await nic.carrier.set(up=False)
+        if old_cable is not None:
+            undo.append(lambda: _switch_back(nic, None, old_cable, old))
+            await timings.begin(Step.SWITCH)
+            with timings.of(Step.SWITCH):
+                await nic.wiring.switch(nic.ref, None, old_cable)
+    except BaseException:
+        await _do_or_defer(nic, reversed(undo))
+        raise
+    nic.plugged, nic.foreign, nic.since, nic.refused = None, False, datetime.now(UTC), []
+    await _take_down(nic, old_cable, old, timings)
+    return timings
+
+
+async def abandon(nic: Slot) -> None:
+    """Free what a NIC held that does not exist any more."""
+    old, nic.plugged, nic.refused, nic.lost = nic.plugged, None, [], True
+    nic.carrier.up = None
+    await settle(nic)
+    if old:
+        await _take_down(nic, old.cable, old, Timings(no_probe))
+
+
+async def settle(nic: Slot) -> None:
+    """Do what was left undone, in order. What is refused stays for the next time.
+
+    :raise MonitorGone, MonitorTimeout: QEMU still does not answer; the rest stays too.
+    """
+    works, nic.leftovers = nic.leftovers, []
+    while works:
+        try:
+            await works[0]()
+        except (MonitorGone, MonitorTimeout):
+            nic.leftovers += works
+            raise
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything
+            # It says what to do; a traceback would bury that.
+            log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400 - above
+            nic.leftovers.append(works[0])
+        works.pop(0)
+
+
+async def _present(nic: Slot) -> Cable | None:
+    """The cable that the NIC is on now, ours or not.
+
+    :raise HubCrowded: when there are several.
+    """
+    found = await nic.wiring.inspect(nic.ref)
+    if nic.plugged:
+        strangers = [cable.port for cable in found if cable.port != nic.plugged.cable.port]
+    else:
+        strangers = [cable.port for cable in found[1:]]
+    if strangers:
+        raise HubCrowded(
+            f"cables are plugged into it that do not belong there: {', '.join(strangers)}",
+            hint="take these out with netdev_del",
+        )
+    if nic.plugged or not found:
+        return nic.plugged.cable if nic.plugged else None
+    await nic.wiring.recognise(found[0])
+    return found[0]
+
+
+async def _switch_back(
+    nic: Slot, new: Cable | None, old_cable: Cable | None, old: Plugged | None
+) -> None:
+    """Put the old cable back, unless that was put off and the NIC has another one by now."""
+    if not nic.lost and nic.plugged is old:
+        await nic.wiring.switch_back(nic.ref, new, old_cable)
+
+
+async def _notify(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> None:
+    if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
+        return  # put off, and by now about a cable of the past
+    nic.refused = await nic.wiring.follow(cable)
+    if notify is Notify.AUTO:
+        notify = Notify.FLAP if changed else Notify.ANNOUNCE
+    # A carrier that nobody has set yet may be up.
+    if nic.carrier.up is not False and nic.wanted is LinkState.UP and notify is Notify.FLAP:
+        await nic.carrier.flap()
+    else:
+        await nic.apply_link(seen=notify is not Notify.SILENT)
+    if nic.carrier.up and notify is Notify.ANNOUNCE:
+        await nic.wiring.announce(nic.ref)
+
+
+async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings) -> None:
+    """Free the old side. It has nothing to do with the guest any more, so it never fails a verb.
+
+    All of it is freed, also when the probe raises, and always in this order.
+    """
+    works: list[tuple[Step, Work]] = []
+    if cable:
+        works.append((Step.RELEASE, lambda: nic.wiring.release(cable)))
+    if old:
+        works.append((Step.TERMINATE, old.terminate))
+
+    async def take(step: Step, work: Work, *later: tuple[Step, Work]) -> None:
+        try:
+            await timings.begin(step)
+        finally:
+            with timings.of(step):
+                done = await _do_or_defer(nic, [work])
+            if not done:
+                nic.leftovers += [work for _, work in later]
+            elif later:
+                await take(*later[0], *later[1:])
+
+    if works:
+        await take(*works[0], *works[1:])
+
+
+async def _do_or_defer(nic: Slot, works: Iterable[Work]) -> bool:
+    """Do the works in order; from the first that fails on, leave them for `settle`.
+
+    :return: whether all is done.
+    """
+    works = iter(works)
+    for work in works:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything
+            log.warning("%s: a clean-up is put off: %s", nic.ref, error)
+            nic.leftovers += [work, *works]
+            return False
+    return True

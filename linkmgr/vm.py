@@ -1,0 +1,198 @@
+"""One VM: its QEMU, its NICs, and whether it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from linkmgr.carrier import Carrier, LinkWatch
+from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, UnknownNic
+from linkmgr.host import Host
+from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState
+from linkmgr.qmp import MonitorEvent
+from linkmgr.qmp.qemu import Qemu
+from linkmgr.swap import Slot
+from linkmgr.wirings import HubWiring
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a NIC is, from boot to end.
+
+    :param managed: whether it is wired so that its cable can change.
+    :param mtu: bytes.
+    """
+
+    model: str
+    mac: str
+    mtu: int
+    managed: bool
+
+
+class Vm:
+    """A VM with its NICs. Made by `Vm.connect`."""
+
+    def __init__(self, name: str, path: Path, qemu: Qemu, host: Host) -> None:
+        self.name = name
+        self.path = path
+        self.qemu = qemu
+        self.wiring = HubWiring(qemu, host)
+        self.facts: dict[str, Facts] = {}
+        self.slots: dict[str, Slot] = {}
+        self.since = datetime.now(UTC)
+        self.unknown = False
+        self.mender: asyncio.Task[None] | None = None
+        self._watch = LinkWatch()
+
+    @classmethod
+    async def connect(
+        cls,
+        name: str,
+        path: Path,
+        host: Host,
+        *,
+        timeout: float,
+        handler: Callable[[Vm, MonitorEvent], None],
+    ) -> Vm:
+        """Connect to QEMU, find its NICs and take the unplugged ones down.
+
+        A NIC on a hub boots with its carrier up, whether there is a cable or not; QEMU has no
+        argument against that.
+
+        :raise MonitorError: when QEMU is not there or does not answer.
+        """
+        made: list[Vm] = []
+
+        def hand_on(event: MonitorEvent) -> None:
+            if made:
+                handler(made[0], event)
+
+        qemu = await Qemu.connect(path, name=f"VM {name}", timeout=timeout, handler=hand_on)
+        try:
+            vm = cls(name, path, qemu, host)
+            _require(qemu)
+            await vm.find_nics()
+            made.append(vm)
+        except BaseException:
+            await qemu.close()
+            raise
+        return vm
+
+    def slot(self, alias: str) -> Slot:
+        """The NIC of that alias.
+
+        :raise UnknownNic: when there is none.
+        """
+        if alias not in self.slots:
+            known = ", ".join(sorted(self.slots)) or "none"
+            raise UnknownNic(
+                f"VM {self.name} has no NIC {alias}", hint=f"name one of its NICs: {known}"
+            )
+        return self.slots[alias]
+
+    def nic(self, slot: Slot) -> Nic:
+        """The NIC as a caller sees it."""
+        facts = self.facts[slot.ref.alias]
+        state, since = self._state(slot, facts)
+        link = {True: LinkState.UP, False: LinkState.DOWN, None: None}[slot.carrier.up]
+        return Nic(
+            ref=slot.ref,
+            model=facts.model,
+            mac=facts.mac,
+            mtu=facts.mtu,
+            state=state,
+            link=None if state is NicState.UNKNOWN else link,
+            wanted_link=slot.wanted,
+            wiring=self.wiring.name if facts.managed else None,
+            since=since,
+            connection=slot.plugged.connection() if slot.plugged else None,
+        )
+
+    async def check_managed(self, slot: Slot) -> None:
+        """Refuse a NIC whose cable cannot change. Looks again: a sink may have been added since.
+
+        :raise CannotAttach: the hint says how to boot it.
+        """
+        facts = self.facts[slot.ref.alias]
+        if not facts.managed:
+            slot.foreign = bool(await self.wiring.inspect(slot.ref))
+            self.facts[slot.ref.alias] = replace(facts, managed=True)
+
+    def set_unknown(self, unknown: bool) -> bool:
+        """Note whether QEMU answers; true if that is news."""
+        if self.unknown is unknown:
+            return False
+        self.unknown = unknown
+        self.since = datetime.now(UTC)
+        return True
+
+    def _state(self, slot: Slot, facts: Facts) -> tuple[NicState, datetime]:
+        if not self.qemu.alive:
+            return NicState.GONE, self.since
+        if self.unknown:
+            return NicState.UNKNOWN, self.since
+        if slot.plugged:
+            return NicState.PLUGGED, slot.plugged.since
+        if not facts.managed:
+            return NicState.UNMANAGED, slot.since
+        if slot.foreign:
+            return NicState.FOREIGN, slot.since
+        return NicState.UNPLUGGED, slot.since
+
+    async def find_nics(self) -> None:
+        """Find the NICs that QEMU has and that are not known yet; take the unplugged ones down."""
+        nics = (await self.qemu.network()).nics
+        found = {alias: client for alias, client in nics.items() if alias not in self.slots}
+        managed = set()
+        for alias in found:  # the carrier first: the guest may be running already
+            ref = NicRef(self.name, alias)
+            slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch))
+            try:
+                cables = await self.wiring.inspect(ref)
+                slot.foreign = bool(cables)
+                if not cables:
+                    await slot.carrier.set(up=False)
+                managed.add(alias)
+            except (CannotAttach, CommandFailed):
+                pass  # listed all the same; plugging it says why not
+            self.slots[alias] = slot
+        for alias, client in found.items():
+            mac, mtu = client.mac or "", DEFAULT_MTU
+            if alias in managed:
+                with contextlib.suppress(CannotAttach, CommandFailed):
+                    offer = await self.wiring.offer(NicRef(self.name, alias))
+                    mac, mtu = offer.mac, offer.mtu
+            self.facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
+
+    async def close(self) -> None:
+        """Let go of QEMU. The guest stays on its cables, whose fds QEMU holds itself."""
+        if self.mender is not None:
+            self.mender.cancel()
+            await asyncio.gather(self.mender, return_exceptions=True)
+        await self.qemu.close()
+        self.wiring.let_go()
+
+
+def _require(qemu: Qemu) -> None:
+    """Check that this QEMU build has what a swap needs.
+
+    :raise MonitorTooOld: and names what is missing.
+    """
+    has = qemu.features
+    needs = {
+        "getfd": has.fd_passing,
+        "set_link": has.set_link,
+        "-netdev hubport": has.hubport,
+        "-netdev tap": has.tap,
+        "announce-self with interfaces": has.announce_self_ids,
+    }
+    missing = [name for name, there in needs.items() if not there]
+    if missing:
+        raise MonitorTooOld(
+            f"{qemu.name} runs on QEMU {has.build}, which lacks {', '.join(missing)}",
+            hint="use QEMU 4.2 or newer, built with tap and hub",
+        )

@@ -1,0 +1,123 @@
+"""What a wiring promises: the NIC's side of a cable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from linkmgr.host import Fd
+from linkmgr.model import Endpoint, NicRef, Offer
+
+
+@dataclass(eq=False)
+class Cable:
+    """What lies between a NIC and an endpoint. Owned by the connection that it carries.
+
+    It is filled in as `Wiring.stage` goes along, so that `Wiring.release` can take down any part.
+
+    :param id: of the attachment; QEMU's ids and the host device's name are made from it.
+    :param endpoint: ``None`` for a foreign cable: one that was found, and that linkmgr has not
+        made. It is unplugged like any other, but what is behind it is left alone.
+    :param mac: the address that the cable has to deliver to.
+    :param port: QEMU's id of what is plugged into the NIC.
+    :param backend: QEMU's id of the netdev behind it.
+    """
+
+    id: str
+    nic: NicRef
+    endpoint: Endpoint | None
+    port: str
+    backend: str
+    mac: str = ""
+    macs: set[str] = field(default_factory=set)  #: all addresses that live behind the NIC
+    device: str | None = None  #: the tap or macvtap on this host, once it exists
+    #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
+    #: inside QEMU stalls the guest for 20 ms.
+    fd: Fd | None = field(default=None, repr=False)
+    in_qemu: bool = False  #: whether QEMU may know the backend
+    kept: bool = False  #: whether it is the NIC's present cable, put to a new use
+    named: bool = False  #: whether QEMU may hold the fd under a name
+    hub: int | None = None
+
+
+class Wiring(ABC):
+    """One way to hold a NIC. An instance serves the NICs of one VM.
+
+    Every method may be called again after it failed: each looks at QEMU and the kernel first.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    async def offer(self, nic: NicRef) -> Offer:
+        """What this NIC can take.
+
+        :raise CannotAttach: when its cable cannot change; the hint says how to boot it.
+        """
+
+    @abstractmethod
+    async def recognise(self, cable: Cable) -> None:
+        """Fill in a cable that `inspect` found if an earlier run of linkmgr made it."""
+
+    @abstractmethod
+    def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
+        """Describe the cable for an attachment, before anything of it exists."""
+
+    @abstractmethod
+    async def stage(self, cable: Cable, replacing: Cable | None) -> None:
+        """Prepare the new cable beside the old one. Here is where failures happen.
+
+        The guest notices nothing. After a failure `release` takes down what there is.
+
+        :param replacing: the NIC's present cable.
+        :raise HostError: when the kernel refuses.
+        :raise MonitorError: when QEMU does.
+        """
+
+    @abstractmethod
+    async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
+        """Take the NIC from the old cable to the new one, or to none.
+
+        :raise SwitchFailed: when the NIC is not exactly on the new cable; then call `switch_back`.
+        """
+
+    @abstractmethod
+    async def switch_back(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
+        """Undo a switch, whatever it got to. Nothing to undo is fine."""
+
+    @abstractmethod
+    async def release(self, cable: Cable) -> None:
+        """Take a cable down on which no NIC is. Repeats freely.
+
+        :raise MonitorError: when QEMU is alive but does not answer: call again when it does.
+        """
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Close our side of every cable, at the end of linkmgr.
+
+        NICs stay plugged: QEMU has fds of its own.
+        """
+
+    @abstractmethod
+    async def set_link(self, nic: NicRef, *, up: bool) -> None:
+        """Set the carrier that the guest sees."""
+
+    @abstractmethod
+    async def announce(self, nic: NicRef) -> None:
+        """Have the NIC's address announced to its network (RARP, and GARP by the guest)."""
+
+    @abstractmethod
+    async def inspect(self, nic: NicRef) -> list[Cable]:
+        """Read what the NIC is plugged into now: as foreign cables, known by QEMU's ids only.
+
+        :raise CannotAttach: when the NIC is not wired in this way.
+        """
+
+    @abstractmethod
+    async def follow(self, cable: Cable) -> list[str]:
+        """Bring the host's device in line with the guest's receive filter.
+
+        :return: what the guest asked for and does not get, as sentences.
+        """

@@ -1,0 +1,490 @@
+"""The hub wiring: QEMU's NIC sits on a hub, and what else is plugged into the hub is the cable.
+
+A backend that is peered directly with a NIC can never be exchanged. A hub port between them can:
+the new backend is staged off the hub, where failures harm nobody, and then one hub port goes and
+another comes, back to back. The hub floods, so two cables on one hub would join two networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from linkmgr.errors import (
+    CannotAttach,
+    CommandFailed,
+    HostError,
+    HubCrowded,
+    LinkBusy,
+    LinkMissing,
+    NoSink,
+    NotForwarding,
+    NotOnHub,
+    SwitchFailed,
+    UnknownNic,
+)
+from linkmgr.host import Fd, Host, device_name
+from linkmgr.model import (
+    DEFAULT_MTU,
+    BridgeEndpoint,
+    DirectEndpoint,
+    DirectMode,
+    Endpoint,
+    EndpointKind,
+    Mark,
+    NicRef,
+    Offer,
+)
+from linkmgr.qmp import Command
+from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo, parse_info_network
+from linkmgr.qmp.qemu import Qemu
+from linkmgr.wirings.args import hub_args
+from linkmgr.wirings.base import Cable, Wiring
+from linkmgr.wirings.receive_filter import guest_filter, obey_filter
+
+PREFIX = "lm"  # of host devices
+_BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
+_PORT = "lmp-"  # ... and its hub port
+_LOOK = Command("human-monitor-command", {"command-line": "info network"})
+#: A spanning tree with the default forward delay listens and learns for 30 s.
+FORWARDING_SECONDS = 35.0
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A NIC's hub as read from QEMU: its number, and the ports that carry a backend."""
+
+    number: int
+    cables: tuple[HubPort, ...]
+
+
+def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
+    """Find the NIC's hub and refuse one that would hurt the guest.
+
+    :raise UnknownNic: when QEMU has no such NIC.
+    :raise NotOnHub: when its backend is fixed.
+    :raise NoSink: when the hub has no sink port.
+    :raise HubCrowded: when there is another NIC or more than one cable.
+    """
+    client = info.nics.get(nic.alias)
+    if client is None:
+        raise UnknownNic(
+            "QEMU shows no such NIC, or one whose hub port was deleted",
+            hint="boot the guest again if somebody deleted the NIC's own hub port",
+        ).about(str(nic))
+    place = info.hub_of(nic.alias)
+    if place is None:
+        has = f"is wired to {client.peer}" if client.peer else "has no backend"
+        raise NotOnHub(
+            f"the NIC {has}, and QEMU can never exchange that",
+            hint="boot the guest with the arguments of hub_args()",
+        ).about(str(nic))
+    hub = info.hubs[place[0]]
+    if len(hub.nics) > 1:
+        crowd = ", ".join(str(port.peer) for port in hub.nics)
+        raise HubCrowded(
+            f"hub {hub.number} carries several NICs: {crowd}",
+            hint="give each NIC a hub of its own: boot with the arguments of hub_args()",
+        ).about(str(nic))
+    if not hub.free:
+        raise NoSink(
+            f"hub {hub.number} has no sink port: without a cable the guest's first frame would "
+            "wedge the NIC for good",
+            hint=f"boot the guest with, in addition: -netdev hubport,id=lm-sink-{nic.alias},"
+            f"hubid={hub.number}",
+        ).about(str(nic))
+    return Hub(hub.number, hub.backends)
+
+
+class HubWiring(Wiring):
+    """The NICs of one QEMU that sit on hubs."""
+
+    name: ClassVar[str] = "hub"
+
+    #: Taps have no IFF_VNET_HDR here: hub ports carry no virtio-net header. One queue, no vhost.
+    kinds: ClassVar[tuple[EndpointKind, ...]] = (EndpointKind.BRIDGE, EndpointKind.DIRECT)
+
+    #: Only ``python -m bench --no-kept-fd`` switches it off, to show what it is good for.
+    keep_fds: ClassVar[bool] = True
+
+    def __init__(self, qemu: Qemu, host: Host) -> None:
+        self._qemu = qemu
+        self._host = host
+        self._cables: set[Cable] = set()  # that hold a device or an fd
+
+    async def offer(self, nic: NicRef) -> Offer:
+        """See `Wiring.offer`."""
+        hub = await self._hub(nic)
+        if len(hub.cables) > 1:
+            raise _crowded(nic, hub)
+        return Offer(
+            nic=nic,
+            kinds=self.kinds,
+            mac=str(await self._get(nic, "mac")),
+            mtu=await self._mtu(nic),
+        )
+
+    async def inspect(self, nic: NicRef) -> list[Cable]:
+        """See `Wiring.inspect`."""
+        hub = await self._hub(nic)
+        return [
+            Cable(id="", nic=nic, endpoint=None, port=port.id, backend=str(port.peer))
+            for port in hub.cables
+        ]
+
+    async def recognise(self, cable: Cable) -> None:
+        """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
+        ident = cable.backend.removeprefix(_BACKEND)
+        mark = Mark(str(cable.nic), ident)
+        link = next((link for found, link in await self._host.marked() if found == mark), None)
+        if link is None or cable.port != _PORT + ident:
+            return
+        upper = next(
+            (
+                other
+                for other in await self._host.links()
+                if other.index == (link.master or link.parent)
+            ),
+            None,
+        )
+        where = upper.name if upper else "?"
+        cable.id, cable.device, cable.mac, cable.in_qemu = ident, link.name, link.mac, True
+        if link.kind == "macvtap":
+            mode = DirectMode(link.mode or DirectMode.BRIDGE)
+            cable.endpoint = DirectEndpoint(where, mode, link.mtu)
+        else:
+            cable.endpoint = BridgeEndpoint(where, link.mtu)
+        number = tap_fd((await self._qemu.network()).netdevs[cable.backend])
+        copy = None if number is None else self._qemu.copy_fd(number)
+        cable.fd = None if copy is None else Fd(copy)
+        self._cables.add(cable)
+
+    def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
+        """See `Wiring.new_cable`."""
+        return Cable(
+            id=ident,
+            nic=offer.nic,
+            endpoint=endpoint,
+            mac=offer.mac,
+            port=_PORT + ident,
+            backend=_BACKEND + ident,
+        )
+
+    async def stage(self, cable: Cable, replacing: Cable | None) -> None:
+        """See `Wiring.stage`. The backend is in QEMU afterwards, but on no hub."""
+        nic = cable.nic
+        self._cables.add(cable)
+        cable.macs = {cable.mac}
+        if (seen := await guest_filter(self._qemu, nic)) is not None:
+            cable.macs.add(seen.main_mac)
+        match cable.endpoint:
+            case BridgeEndpoint():
+                await self._make_tap(cable, cable.endpoint, replacing)
+            case DirectEndpoint():
+                if replacing is not None and await self._can_keep(cable.endpoint, replacing):
+                    cable.kept, cable.id, cable.hub = True, replacing.id, replacing.hub
+                    cable.port, cable.backend = replacing.port, replacing.backend
+                    return
+                await self._make_macvtap(cable, cable.endpoint)
+            case None:
+                raise AssertionError("only a cable of our own is staged")
+        assert cable.fd is not None
+        cable.in_qemu = cable.named = True
+        try:
+            await self._qemu.execute(
+                "netdev_add",
+                {"type": "tap", "id": cable.backend, "fd": cable.backend},
+                fds={cable.backend: cable.fd.number},
+            )
+        except CommandFailed:
+            cable.in_qemu = False  # a backend of that id, if there is one, is not ours to remove
+            raise
+        cable.named = False  # netdev_add has consumed the name
+        # Look before you plug: a hub port for a backend that has a peer aborts QEMU.
+        info = await self._qemu.network()
+        hub = find_hub(info, nic)
+        backend = info.netdevs.get(cable.backend)
+        if backend is None or backend.peer is not None:
+            raise CommandFailed(
+                f"QEMU does not show the new backend {cable.backend} as free",
+                command="netdev_add",
+                hint="look whether somebody else uses QEMU's monitors, and try again",
+            )
+        if {port.id for port in hub.cables} != ({replacing.port} if replacing else set()):
+            raise _crowded(nic, hub)
+        cable.hub = hub.number
+
+    async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
+        """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
+        if new is not None and new.kept and old is not None:
+            await self._put_to_new_use(new, old)
+            await self._must_carry(nic, new, [])
+            return
+        commands = []
+        if old is not None:
+            commands.append(Command("netdev_del", {"id": old.port}))
+        if old is not None and old.endpoint is None:
+            # QEMU may keep a port that it did not make with netdev_add: look before anything comes.
+            await self._qemu.batch(commands)
+            await self._must_carry(nic, None, [])
+            commands = []
+        if new is not None:
+            commands.append(_plug(new))
+
+        if new and old and old.device and _same_bridge(new, old):
+            with contextlib.suppress(HostError):  # it saves some frames, no more
+                await self._host.flood(new.macs, old.device)
+
+        # Two looks around it. QEMU reads the rest while it answers the first, so that nothing has
+        # to be waited for between the commands that count. And what counts in the end is what is
+        # plugged then, asked in the same breath.
+        _, *replies, seen = await self._qemu.batch([_LOOK, *commands, _LOOK])
+        if new and not isinstance(replies[-1], CommandFailed):
+            await self._take_over(new)
+        await self._must_carry(nic, new, replies, seen)
+
+    async def switch_back(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
+        """See `Wiring.switch_back`. One command at a time, so that never two cables are in."""
+        if not self._qemu.alive:
+            return
+        if new is not None and new.kept and old is not None:
+            if new.device is not None:
+                await self._put_to_new_use(old, new)
+            return
+        hub = find_hub(await self._qemu.network(), nic)
+        if new is not None and new.port in {port.id for port in hub.cables}:
+            await self._qemu.execute("netdev_del", {"id": new.port})
+            hub = find_hub(await self._qemu.network(), nic)
+        if old is None:
+            return
+        if old.port in {port.id for port in hub.cables}:
+            await self._take_back(old)
+            return
+        if hub.cables:
+            raise _crowded(nic, hub)
+        old.hub = hub.number
+        plug = _plug(old)
+        await self._qemu.execute(plug.name, plug.arguments)
+        await self._take_back(old)
+
+    async def _take_back(self, cable: Cable) -> None:
+        """As `_take_over`, for a cable whose network may be dead by now."""
+        with contextlib.suppress(LinkMissing, NotForwarding):
+            await self._take_over(cable)
+
+    async def _must_carry(
+        self, nic: NicRef, cable: Cable | None, replies: list[Any], seen: object = None
+    ) -> None:
+        """Check what is plugged into the NIC, for QEMU's answers say little.
+
+        :param seen: the answer to `_LOOK`, if it was asked.
+        :raise SwitchFailed: when it is not exactly the cable.
+        """
+        if isinstance(seen, CommandFailed):
+            raise seen
+        info = await self._qemu.network() if seen is None else parse_info_network(str(seen))
+        hub = find_hub(info, nic)
+        if {port.id for port in hub.cables} == ({cable.port} if cable else set()):
+            return
+        refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
+        has = ", ".join(port.id for port in hub.cables) or "nothing"
+        raise SwitchFailed(
+            f"the switch went wrong: {has} is plugged in ({refused or 'QEMU did not say why'})",
+            hint="try again; if it persists, see QEMU's log",
+        )
+
+    async def release(self, cable: Cable) -> None:
+        """See `Wiring.release`. A foreign cable stays in QEMU, unplugged."""
+        if cable.endpoint is None:
+            return
+        if not self.keep_fds and cable.fd is not None:
+            cable.fd.close()
+        if cable.in_qemu and self._qemu.alive:
+            if cable.named:
+                # It may be that the name was left and never used; if it is not there, fine.
+                with contextlib.suppress(CommandFailed):
+                    await self._qemu.execute("closefd", {"fdname": cable.backend})
+                cable.named = False
+            info = await self._qemu.network()
+            for ident in (cable.port, cable.backend):
+                if ident in info.netdevs:
+                    await self._qemu.execute("netdev_del", {"id": ident})
+        cable.in_qemu = False
+        if cable.fd is not None:
+            await cable.fd.close_in_thread()
+            cable.fd = None
+        if cable.device is not None:
+            await self._host.delete_link(cable.device)
+            cable.device = None
+        self._cables.discard(cable)
+
+    def let_go(self) -> None:
+        """See `Wiring.let_go`."""
+        for cable in self._cables:
+            if cable.fd is not None:
+                cable.fd.close()
+        self._cables.clear()
+
+    async def set_link(self, nic: NicRef, *, up: bool) -> None:
+        """See `Wiring.set_link`."""
+        await self._qemu.execute("set_link", {"name": nic.alias, "up": up})
+
+    async def announce(self, nic: NicRef) -> None:
+        """See `Wiring.announce`. Five rounds within half a second, QEMU's own default."""
+        await self._qemu.execute(
+            "announce-self",
+            {"initial": 50, "max": 550, "rounds": 5, "step": 100,
+             "interfaces": [nic.alias], "id": f"lm-{nic.alias}"},
+        )  # fmt: skip
+
+    async def follow(self, cable: Cable) -> list[str]:
+        """See `Wiring.follow`."""
+        if not isinstance(cable.endpoint, DirectEndpoint) or cable.device is None:
+            return []
+        asked = await guest_filter(self._qemu, cable.nic)
+        if asked is None:
+            return []
+        return await obey_filter(self._host, cable, cable.endpoint, asked)
+
+    async def _make_tap(
+        self, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
+    ) -> None:
+        device = device_name(PREFIX, cable.id)
+        # It comes up as a port of the bridge, so that the port's options hold from the first frame.
+        tap = await self._host.open_tap(device, _mark(cable), mtu=endpoint.mtu, up=False)
+        cable.device, cable.fd = device, tap.fd
+        await self._host.attach_to_bridge(
+            device,
+            endpoint.bridge,
+            isolated=endpoint.isolated,
+            hairpin=endpoint.hairpin,
+            learning=endpoint.learning,
+            timeout=FORWARDING_SECONDS,
+        )
+        if replacing and replacing.device and _same_bridge(cable, replacing):
+            with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
+                cable.macs |= await self._host.forwarding(endpoint.bridge, replacing.device)
+
+    async def _make_macvtap(self, cable: Cable, endpoint: DirectEndpoint) -> None:
+        device = device_name(PREFIX, cable.id)
+        tap = await self._host.open_macvtap(
+            device, endpoint.parent, _mark(cable), mode=endpoint.mode, mac=cable.mac,
+            mtu=endpoint.mtu,
+        )  # fmt: skip
+        cable.device, cable.fd = device, tap.fd
+
+    async def _can_keep(self, endpoint: DirectEndpoint, replacing: Cable) -> bool:
+        """Whether the NIC is on a macvtap of that parent, so that its cable can stay.
+
+        The kernel allows no second device with the NIC's address there, and to move the address
+        from one to another takes it 20 ms in which nobody has it.
+
+        :raise LinkBusy: when it should stay, but the kernel cannot change it that far.
+        """
+        before = replacing.endpoint
+        if not isinstance(before, DirectEndpoint) or before.parent != endpoint.parent:
+            return False
+        if replacing.device is None:
+            return False
+        if await self._host.find_link(replacing.device) is None:
+            return False
+        if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
+            raise LinkBusy(
+                f"{endpoint.parent} carries this NIC in {before.mode} mode, and the kernel cannot "
+                f"change that to {endpoint.mode}",
+                hint="unplug the NIC first, then plug it",
+            )
+        return True
+
+    async def _take_over(self, cable: Cable) -> None:
+        """Make the network deliver to the cable at once, not when the guest next speaks."""
+        match cable.endpoint:
+            case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
+                await self._host.move_forwarding(
+                    cable.macs, cable.device, bridge=bridge, static=not learning
+                )
+            case _:
+                pass  # a macvtap has the NIC's address from the start
+
+    async def _put_to_new_use(self, new: Cable, old: Cable) -> None:
+        """Give the old cable's device, fd and backend to the new one, and the device its shape."""
+        assert isinstance(new.endpoint, DirectEndpoint)
+        assert isinstance(old.endpoint, DirectEndpoint)
+        assert old.device is not None
+        if new.endpoint.mtu != old.endpoint.mtu:
+            await self._host.set_mtu(old.device, new.endpoint.mtu)
+        try:
+            if new.endpoint.mode != old.endpoint.mode:
+                await self._host.set_macvtap_mode(old.device, new.endpoint.mode)
+        except BaseException:
+            await self._host.set_mtu(old.device, old.endpoint.mtu)
+            raise
+        new.device, new.fd, new.in_qemu = old.device, old.fd, old.in_qemu
+        old.device, old.fd, old.in_qemu = None, None, False
+        self._cables.discard(old)
+        self._cables.add(new)
+
+    async def _hub(self, nic: NicRef) -> Hub:
+        """Find the NIC's hub; for one that is on none, say with which arguments it would be."""
+        info = await self._qemu.network()
+        try:
+            return find_hub(info, nic)
+        except NotOnHub as error:
+            client = info.nics[nic.alias]
+            with contextlib.suppress(CommandFailed):  # a device without an id has no such path
+                mtu = await self._mtu(nic)
+                args = hub_args(
+                    nic.alias,
+                    # The configured one: what `info network` shows the guest can change.
+                    mac=str(await self._get(nic, "mac")),
+                    model=client.model or "virtio-net-pci",
+                    host_mtu=None if mtu == DEFAULT_MTU else mtu,
+                )
+                error.hint = f"boot the guest with: {' '.join(args)}"
+            raise
+
+    async def _get(self, nic: NicRef, name: str) -> object:
+        path = f"/machine/peripheral/{nic.alias}"
+        return await self._qemu.execute("qom-get", {"path": path, "property": name})
+
+    async def _mtu(self, nic: NicRef) -> int:
+        try:
+            mtu = await self._get(nic, "host_mtu")
+        except CommandFailed:  # only virtio has it
+            return DEFAULT_MTU
+        return mtu if isinstance(mtu, int) and mtu else DEFAULT_MTU
+
+
+def _mark(cable: Cable) -> Mark:
+    return Mark(str(cable.nic), cable.id)
+
+
+def _plug(cable: Cable) -> Command:
+    return Command(
+        "netdev_add",
+        {"type": "hubport", "id": cable.port, "hubid": cable.hub, "netdev": cable.backend},
+    )
+
+
+def tap_fd(backend: NetClient) -> int | None:
+    """The number that a tap's fd has inside QEMU."""
+    found = re.search(r"\bfd=(\d+)", backend.info)
+    return int(found[1]) if found else None
+
+
+def _crowded(nic: NicRef, hub: Hub) -> CannotAttach:
+    found = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables) or "nothing"
+    return HubCrowded(
+        f"hub {hub.number} carries {found}, which is not what linkmgr left there",
+        hint="take with netdev_del what does not belong there, or run check()",
+    ).about(str(nic))
+
+
+def _same_bridge(one: Cable, other: Cable) -> bool:
+    return (
+        isinstance(one.endpoint, BridgeEndpoint)
+        and isinstance(other.endpoint, BridgeEndpoint)
+        and one.endpoint.bridge == other.endpoint.bridge
+    )

@@ -1,0 +1,68 @@
+"""A macvtap that follows the guest's receive filter.
+
+A macvtap delivers only frames for its own address. QEMU tells what the guest's driver set
+(``NIC_RX_FILTER_CHANGED``, then ``query-rx-filter``, which also arms the event again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from linkmgr.errors import CommandFailed, HostError
+from linkmgr.host import Host
+from linkmgr.model import DirectEndpoint, DirectMode, NicRef
+from linkmgr.qmp.qemu import Qemu
+from linkmgr.wirings.base import Cable
+
+
+@dataclass(frozen=True)
+class GuestFilter:
+    """What the guest's driver wants to receive."""
+
+    main_mac: str
+    promiscuous: bool
+
+
+async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
+    """Read the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3)."""
+    try:
+        (answer,) = await qemu.execute("query-rx-filter", {"name": nic.alias})
+    except CommandFailed:
+        return None
+    return GuestFilter(str(answer["main-mac"]).lower(), bool(answer["promiscuous"]))
+
+
+async def obey_filter(
+    host: Host, cable: Cable, endpoint: DirectEndpoint, asked: GuestFilter
+) -> list[str]:
+    """Give the guest what the port allows it, and nothing that an earlier port allowed it.
+
+    ``trust_guest`` governs address and promiscuity. Multicast needs nothing, because the device
+    takes all of it from the start.
+
+    :return: what it asked for and does not get, as sentences.
+    """
+    trusted, passthru = endpoint.trust_guest, endpoint.mode is DirectMode.PASSTHRU
+    mac = asked.main_mac if trusted else cable.mac
+    promiscuous = asked.promiscuous and trusted and passthru
+    refused = []
+    if mac != asked.main_mac:
+        refused.append(
+            f"the guest uses the address {asked.main_mac}, but its port does not trust it: "
+            f"only frames for {mac} are delivered"
+        )
+    if asked.promiscuous and not promiscuous:
+        refused.append(
+            "the guest asks for all frames; only a trusted port in passthru mode gives them, and "
+            f"this one is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
+        )
+    assert cable.device is not None
+    try:
+        link = await host.link(cable.device)
+        if link.mac != mac:
+            await host.set_mac(cable.device, mac)
+        if link.promisc != promiscuous and passthru:
+            await host.set_promiscuity(cable.device, promiscuous)
+    except HostError as error:
+        refused.append(f"the guest's receive filter cannot be followed: {error}")
+    return refused

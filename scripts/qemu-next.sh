@@ -1,0 +1,76 @@
+#!/bin/sh
+# qemu-next.sh [DIRECTORY]: unpack a newer QEMU (bookworm-backports) there, by default build/qemu-next.
+#
+# Nothing is installed, and nothing outside DIRECTORY is touched: apt gets lists, caches and sources of
+# its own. The mirror is the one that the machine's apt already uses for Debian 12.
+# Run it as DIRECTORY/qemu, in the place of qemu-system-x86_64. Does nothing when that is there already.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+target=${1:-$root/build/qemu-next}
+suite=bookworm-backports
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+if [ -x "$target/qemu" ]; then
+	exit 0
+fi
+rm -rf "$target"
+mkdir -p "$target/apt/lists/partial" "$target/apt/cache/archives/partial" \
+	"$target/apt/sources" "$target/debs"
+target=$(cd "$target" && pwd)
+
+cat >"$target/apt/apt.conf" <<CONF
+Dir::State::lists "$target/apt/lists";
+Dir::Cache "$target/apt/cache";
+Dir::Etc::sourceparts "$target/apt/sources";
+Acquire::Languages "none";
+APT::Sandbox::User "root";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+CONF
+own_apt() {
+	apt-get -qq -c "$target/apt/apt.conf" "$@"
+}
+
+# The machine's own sources first: they tell the mirror, and have the libraries that are missing.
+for file in /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+	[ -e "$file" ] && cp "$file" "$target/apt/sources/"
+done
+own_apt update
+targets=$(own_apt indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' 'Component: main')
+if ! echo "$targets" | grep -q "^$suite "; then
+	mirror=$(echo "$targets" | sed -n 's/^bookworm //p' | head -n 1)
+	if [ -z "$mirror" ]; then
+		echo "qemu-next: apt knows no mirror of Debian 12 (bookworm), which $suite belongs to" >&2
+		exit 1
+	fi
+	echo "deb [signed-by=$keyring] $mirror $suite main" >"$target/apt/sources/$suite.list"
+	own_apt update
+fi
+
+# What an installation would bring besides these is a library that the machine has not got.
+wanted="qemu-system-x86 qemu-system-common qemu-system-data seabios"
+plan=$(own_apt -s --no-install-recommends -t "$suite" install $wanted)
+packages=$(printf '%s\n' $wanted $(echo "$plan" | sed -n 's/^Inst \([^ ]*\).*/\1/p') | sort -u)
+echo "qemu-next: unpacking" $packages
+cd "$target/debs"
+own_apt -t "$suite" download $packages
+for deb in *.deb; do
+	dpkg-deb --extract "$deb" ..
+done
+cd "$target"
+rm -rf debs apt
+
+# exec: the process id is QEMU's own. The system's ipxe ROMs serve if the tree has none.
+cat >qemu <<'WRAPPER'
+#!/bin/sh
+here=$(cd "$(dirname "$0")" && pwd)
+libraries=$here/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR="$libraries/qemu"
+export LD_LIBRARY_PATH="$libraries:$here/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec "$here/usr/bin/qemu-system-x86_64" \
+	-L "$here/usr/share/qemu" -L "$here/usr/share/seabios" \
+	-L "$here/usr/lib/ipxe/qemu" -L /usr/lib/ipxe/qemu "$@"
+WRAPPER
+chmod +x qemu
+./qemu --version

@@ -1,0 +1,85 @@
+"""Integration tests: real QEMU, real kernel, a network of their own; nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.testing import enter_sandbox
+from tests.integration.lab import Lab, make_lab
+
+
+def pytest_configure() -> None:
+    """Enter the sandbox before anything starts a thread or an event loop."""
+    enter_sandbox()
+
+
+def _links() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+def _namespaces() -> set[str]:
+    return {path.name for path in Path("/run/netns").iterdir()}
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+def _fds() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[entry.name] = str(entry.readlink())
+        except OSError:
+            continue  # the one that lists
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a link, a namespace, a process or an fd."""
+    before = (_links(), _namespaces(), _children(), _fds())
+    yield
+    gc.collect()
+    links, namespaces, children, fds = _links(), _namespaces(), _children(), _fds()
+    left = {
+        "links": links - before[0],
+        "namespaces": namespaces - before[1],
+        "processes": children - before[2],
+        "fds": {
+            f"{n} {fds[n]}" for n in fds.keys() - before[3].keys() if ".hypothesis" not in fds[n]
+        },
+    }
+    assert not any(left.values()), f"left behind: {left}"
+    assert not before[0] - links, f"taken away: {before[0] - links}"
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left_behind() -> AsyncIterator[None]:
+    """Fail a test that leaves an asyncio task."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+def qemu() -> str:
+    """The QEMU under test, as a command line."""
+    return os.environ.get("LINKMGR_QEMU") or "qemu-system-x86_64"
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    """An empty lab; see `Lab`."""
+    async with make_lab(tmp_path) as made:
+        yield made

@@ -1,0 +1,242 @@
+"""Bridges and their ports: options before traffic, forwarding before success."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import HostError, LinkBusy, LinkMissing, NameTaken, NotForwarding
+from linkmgr.host import Host, PortState, Tap, device_name, new_id
+from linkmgr.host import bridge as bridge_module
+from linkmgr.host.rtnl import set_bridge_port
+from linkmgr.host.trouble import Refused
+from tests.integration.test_host_kit import (
+    MARK,
+    NIC,
+    PEER,
+    Wire,
+    bridge,
+    discarding,
+    frame,
+    ip,
+    read_within,
+    veth,
+)
+
+PLAIN = {"isolated": False, "hairpin": False, "learning": True}
+STP = "stp_state 1 forward_delay 200 mcast_snooping 0"  # two seconds of each
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    async with Host() as made:
+        yield made
+
+
+@pytest.fixture
+async def tap(host: Host) -> AsyncIterator[Tap]:
+    made = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+    with made.fd:
+        yield made
+
+
+@pytest.fixture
+def cable() -> Iterator[tuple[str, str]]:
+    with veth() as ends:
+        yield ends
+
+
+def port_options(name: str) -> dict[str, bool]:
+    files = {"isolated": "isolated", "hairpin": "hairpin_mode", "learning": "learning"}
+    port = Path("/sys/class/net", name, "brport")
+    return {key: (port / file).read_text().strip() == "1" for key, file in files.items()}
+
+
+async def test_a_bridge_is_up_marked_and_keeps_its_mtu(host: Host) -> None:
+    async with discarding(host, "lmbr0"):
+        link = await host.create_bridge("lmbr0", MARK, mtu=1400)
+        assert (link.kind, link.up, link.mtu, link.alias) == ("bridge", True, 1400, str(MARK))
+        with veth() as (one, _):
+            ip(f"link set {one} mtu 1300 master lmbr0")
+            found = await host.link("lmbr0")
+            assert (found.mtu, found.mac) == (1400, link.mac)
+
+
+async def test_a_taken_name_is_refused_and_its_owner_untouched(host: Host) -> None:
+    with bridge() as name:
+        before = await host.link(name)
+        with pytest.raises(NameTaken, match=name):
+            await host.create_bridge(name, MARK, mtu=1500)
+        assert await host.link(name) == before
+
+
+async def test_a_bridge_that_cannot_be_finished_is_not_left(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HostError, match="lmbr0"):
+        await host.create_bridge("lmbr0", MARK, mtu=1000000)
+    assert await host.find_link("lmbr0") is None
+
+    def refuse(*_: object) -> None:
+        raise Refused(1, "silence it")
+
+    monkeypatch.setattr(bridge_module, "silence", refuse)
+    with pytest.raises(HostError, match="silence it"):
+        await host.create_bridge("lmbr0", MARK, mtu=1500)
+    assert await host.find_link("lmbr0") is None
+
+
+async def test_a_caller_that_leaves_at_any_moment_leaves_no_bridge(host: Host) -> None:
+    for moment in range(12):
+        async with discarding(host, "lmbr0"):
+            task = asyncio.create_task(host.create_bridge("lmbr0", MARK, mtu=1500))
+            await asyncio.sleep(moment * 0.0003)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                assert await host.find_link("lmbr0") is None
+
+
+@pytest.mark.parametrize("option", ["isolated", "hairpin", "learning", None])
+@pytest.mark.parametrize("up", [True, False])
+async def test_a_port_forwards_and_has_its_options(
+    host: Host, option: str | None, up: bool
+) -> None:
+    options = {key: key == option for key in PLAIN}
+    with bridge() as over:
+        tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=up)
+        with tap.fd:
+            await host.attach_to_bridge(tap.link.name, over, **options)
+            assert port_options(tap.link.name) == options
+            link = await host.link(tap.link.name)
+            assert link.master == (await host.link(over)).index
+            assert (link.up, link.port_state) == (True, PortState.FORWARDING)
+
+
+async def test_attaching_again_changes_the_options(host: Host, tap: Tap) -> None:
+    with bridge() as over:
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        other = {"isolated": True, "hairpin": True, "learning": False}
+        await host.attach_to_bridge(tap.link.name, over, **other)
+        assert port_options(tap.link.name) == other
+
+
+async def test_a_port_is_taken_off_once_or_twice(host: Host, tap: Tap) -> None:
+    with bridge() as over:
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        for _ in range(2):
+            await host.detach_from_bridge(tap.link.name)
+            assert (await host.link(tap.link.name)).master is None
+
+
+async def test_frames_pass_both_ways(host: Host, tap: Tap, cable: tuple[str, str]) -> None:
+    with bridge(cable[0]) as over, Wire(cable[1]) as wire:
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        wire.send(frame(NIC, PEER, "in"))
+        assert await read_within(tap.fd) == ["in"]
+        os.write(tap.fd.number, frame(PEER, NIC, "out"))
+        assert frame(PEER, NIC, "out") in wire.frames()
+
+
+async def test_what_is_missing_is_named(host: Host, tap: Tap) -> None:
+    with pytest.raises(LinkMissing, match="no device nobridge, needed as a bridge"):
+        await host.attach_to_bridge(tap.link.name, "nobridge", **PLAIN)
+    with bridge() as over, pytest.raises(LinkMissing, match="no device notap"):
+        await host.attach_to_bridge("notap", over, **PLAIN)
+
+
+async def test_what_is_no_bridge_is_not_taken_for_one(
+    host: Host, tap: Tap, cable: tuple[str, str]
+) -> None:
+    with pytest.raises(LinkBusy, match=f"{cable[0]} is not a bridge but a veth"):
+        await host.attach_to_bridge(tap.link.name, cable[0], **PLAIN)
+    assert (await host.link(tap.link.name)).master is None
+
+
+async def test_a_port_of_another_bridge_is_not_stolen(host: Host, tap: Tap) -> None:
+    with bridge() as one, bridge() as other:
+        await host.attach_to_bridge(tap.link.name, one, **PLAIN)
+        with pytest.raises(LinkBusy, match=f"{tap.link.name} is a port of {one}"):
+            await host.attach_to_bridge(tap.link.name, other, **PLAIN)
+        assert (await host.link(tap.link.name)).master == (await host.link(one)).index
+
+
+async def test_a_device_that_no_bridge_takes_is_refused(host: Host) -> None:
+    with bridge() as over, bridge() as no_port:
+        refusal = pytest.raises(HostError, match=f"put {no_port} on the bridge")
+        with refusal:
+            await host.attach_to_bridge(no_port, over, **PLAIN)
+
+
+async def test_a_bridge_that_is_down_forwards_nothing(host: Host, tap: Tap) -> None:
+    with bridge() as over:
+        await host.set_down(over)
+        with pytest.raises(NotForwarding, match=f"bridge {over} is down"):
+            await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        assert (await host.link(tap.link.name)).master is None
+
+
+async def test_with_a_spanning_tree_it_waits_until_the_port_forwards(host: Host, tap: Tap) -> None:
+    with bridge(options=STP) as over:
+        start = time.monotonic()
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN, timeout=10)
+        assert time.monotonic() - start > 3
+        assert (await host.link(tap.link.name)).port_state is PortState.FORWARDING
+
+
+async def test_when_the_time_is_over_the_port_is_off_the_bridge_again(host: Host, tap: Tap) -> None:
+    with bridge(options=STP) as over:
+        with pytest.raises(NotForwarding, match=f"{tap.link.name} is a port of {over} .*listening"):
+            await host.attach_to_bridge(tap.link.name, over, **PLAIN, timeout=0.2)
+        assert (await host.link(tap.link.name)).master is None
+
+
+async def test_a_caller_that_leaves_takes_the_port_along(host: Host, tap: Tap) -> None:
+    with bridge(options=STP) as over:
+        for moment in (0, 0.001, 0.002, 0.004, 0.1):
+            task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+            await asyncio.sleep(moment)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await host.link(tap.link.name)).master is None
+
+
+async def test_a_bridge_that_goes_while_it_waits_is_noticed(host: Host, tap: Tap) -> None:
+    with bridge(options=STP) as over:
+        task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+        await asyncio.sleep(0.2)
+        await host.delete_link(over)
+        with pytest.raises(NotForwarding, match=f"{tap.link.name} is no port of {over}"):
+            await task
+
+
+async def test_a_device_that_goes_while_it_waits_is_noticed(host: Host) -> None:
+    tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+    with bridge(options=STP) as over:
+        task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+        await asyncio.sleep(0.2)
+        await tap.fd.close_in_thread()
+        with pytest.raises(LinkMissing, match=tap.link.name):
+            await task
+
+
+async def test_options_that_are_refused_leave_the_device_off_the_bridge(
+    host: Host, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = set_bridge_port
+    monkeypatch.setattr(
+        bridge_module,
+        "set_bridge_port",
+        lambda doing, device, data: real(doing, device, {"IFLA_BRPORT_STATE": 77}),
+    )
+    with bridge() as over:
+        with pytest.raises(HostError, match="port flags"):
+            await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        assert (await host.link(tap.link.name)).master is None

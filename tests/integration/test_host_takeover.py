@@ -1,0 +1,188 @@
+"""Frames arrive at the new place with the very next frame, and nothing is left at the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from linkmgr.errors import LinkMissing, NotForwarding
+from linkmgr.host import Host, Tap, device_name, new_id
+from tests.integration.test_host_kit import (
+    MARK,
+    NIC,
+    PEER,
+    Wire,
+    bridge,
+    frame,
+    ip,
+    read_all,
+    read_within,
+    texts,
+    veth,
+)
+
+OPTIONS = {"isolated": False, "hairpin": False, "learning": True}
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    async with Host() as made:
+        yield made
+
+
+@pytest.fixture
+def cable() -> Iterator[tuple[str, str]]:
+    with veth() as ends:
+        yield ends
+
+
+@pytest.fixture
+async def two_taps(host: Host, cable: tuple[str, str]) -> AsyncIterator[tuple[str, Tap, Tap]]:
+    async with AsyncExitStack() as stack:
+        over = stack.enter_context(bridge(cable[0]))
+        taps = []
+        for _ in range(2):
+            tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+            stack.push_async_callback(tap.fd.close_in_thread)
+            await host.attach_to_bridge(tap.link.name, over, **OPTIONS)
+            taps.append(tap)
+        yield over, taps[0], taps[1]
+
+
+def entries(port: str) -> dict[str, str]:
+    """Addresses of a port and their state, as bridge(8) shows them."""
+    command = ["bridge", "-j", "fdb", "show", "brport", port]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {entry["mac"]: entry.get("state", "") for entry in json.loads(shown)}
+
+
+# --- a bridge's forwarding entry ---
+
+
+async def test_the_next_frame_after_a_move_arrives_at_the_new_tap_only(
+    host: Host, two_taps: tuple[str, Tap, Tap], cable: tuple[str, str]
+) -> None:
+    over, old, new = two_taps
+    os.write(old.fd.number, frame(PEER, NIC, "the bridge learns where the NIC is"))
+    assert await read_within(new.fd)  # and floods, because it does not know the peer
+    with Wire(cable[1]) as wire:
+        for text, to, source in (("one", new, old), ("two", old, new)) * 5:
+            macs = await host.forwarding(over, source.link.name)
+            assert macs == {NIC}
+            await host.move_forwarding(macs, to.link.name, bridge=over)
+            wire.send(frame(NIC, PEER, text))
+            assert texts(read_all(to.fd)) == [text] or await read_within(to.fd) == [text]
+            assert texts(read_all(source.fd)) == []
+            assert await host.forwarding(over, to.link.name) == {NIC}
+            assert await host.forwarding(over, source.link.name) == set()
+
+
+async def test_many_addresses_move_together(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
+    over, old, new = two_taps
+    macs = {f"52:54:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(500)}
+    await host.move_forwarding(macs, old.link.name, bridge=over)
+    assert await host.forwarding(over, old.link.name) == macs
+    await host.move_forwarding(macs, new.link.name, bridge=over)
+    assert await host.forwarding(over, old.link.name) == set()
+    assert await host.forwarding(over, new.link.name) == macs
+
+
+async def test_nothing_to_move_is_fine(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
+    over, _, new = two_taps
+    await host.move_forwarding([], new.link.name, bridge=over)
+    assert await host.forwarding(over, new.link.name) == set()
+
+
+async def test_a_moved_entry_is_like_one_that_was_learned(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, old, new = two_taps
+    await host.move_forwarding([NIC], new.link.name, bridge=over)
+    assert entries(new.link.name)[NIC] == ""
+    os.write(old.fd.number, frame(PEER, NIC, "the NIC speaks elsewhere"))
+    assert await host.forwarding(over, new.link.name) == set()
+    assert await host.forwarding(over, old.link.name) == {NIC}
+
+
+async def test_an_entry_of_a_port_that_does_not_learn_stays(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, _, new = two_taps
+    await host.move_forwarding([NIC], new.link.name, bridge=over, static=True)
+    assert entries(new.link.name)[NIC] == "static"
+    assert await host.forwarding(over, new.link.name) == {NIC}
+
+
+async def test_the_taps_own_address_is_not_forwarded(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, old, _ = two_taps
+    assert await host.forwarding(over, old.link.name) == set()
+
+
+async def test_in_every_vlan_of_the_port_the_entry_moves(
+    host: Host, two_taps: tuple[str, Tap, Tap], cable: tuple[str, str]
+) -> None:
+    over, old, new = two_taps
+    try:
+        ip(f"link set {over} type bridge vlan_filtering 1")
+    except subprocess.CalledProcessError:
+        pytest.skip("this kernel's bridges know no VLANs")
+    os.write(old.fd.number, frame(PEER, NIC, "learn"))
+    await host.move_forwarding([NIC], new.link.name, bridge=over)
+    with Wire(cable[1]) as wire:
+        wire.send(frame(NIC, PEER, "tagged by the bridge"))
+        assert await read_within(new.fd) == ["tagged by the bridge"]
+        assert texts(read_all(old.fd)) == []
+
+
+async def test_what_is_no_port_cannot_have_addresses(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, _, new = two_taps
+    await host.detach_from_bridge(new.link.name)
+    with pytest.raises(NotForwarding, match=f"{new.link.name} is no port of {over}"):
+        await host.move_forwarding([NIC], new.link.name, bridge=over)
+
+
+async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
+    with bridge(options="stp_state 1") as over:
+        tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+        with tap.fd:
+            ip(f"link set {tap.link.name} master {over}")
+            with pytest.raises(NotForwarding, match="state listening"):
+                await host.move_forwarding([NIC], tap.link.name, bridge=over)
+
+
+async def test_missing_devices_are_named(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
+    over, old, _ = two_taps
+    with pytest.raises(LinkMissing, match="notap"):
+        await host.move_forwarding([NIC], "notap", bridge=over)
+    with pytest.raises(LinkMissing, match="notap"):
+        await host.forwarding(over, "notap")
+    with pytest.raises(LinkMissing, match="nobridge"):
+        await host.forwarding("nobridge", old.link.name)
+
+
+async def test_while_a_bridge_floods_both_ports_hear_an_address(
+    host: Host, two_taps: tuple[str, Tap, Tap], cable: tuple[str, str]
+) -> None:
+    over, old, new = two_taps
+    await host.move_forwarding([NIC], old.link.name, bridge=over)
+    with Wire(cable[1]) as wire:
+        for _ in range(2):  # what is forgotten already is no error
+            await host.flood([NIC], old.link.name)
+        wire.send(frame(NIC, PEER, "both"))
+        assert await read_within(old.fd) == ["both"]
+        assert await read_within(new.fd) == ["both"]
+        await host.move_forwarding([NIC], new.link.name, bridge=over)
+        wire.send(frame(NIC, PEER, "new"))
+        assert await read_within(new.fd) == ["new"]
+        assert texts(read_all(old.fd)) == []
+    with pytest.raises(LinkMissing, match="notap"):
+        await host.flood([NIC], "notap")

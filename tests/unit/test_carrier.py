@@ -1,0 +1,86 @@
+"""A carrier that changes slowly enough for a guest to see it."""
+
+import time
+
+import pytest
+
+from linkmgr.carrier import HOLD, LOOK, Carrier, LinkWatch
+from linkmgr.errors import MonitorTimeout
+from linkmgr.model import NicRef
+
+
+class Link:
+    """Takes down what was set, and when."""
+
+    def __init__(self) -> None:
+        self.set: list[tuple[bool, float]] = []
+        self.broken = False
+
+    async def set_link(self, _nic: NicRef, *, up: bool) -> None:
+        if self.broken:
+            raise MonitorTimeout("no answer")
+        self.set.append((up, time.monotonic()))
+
+
+@pytest.fixture
+def link() -> Link:
+    return Link()
+
+
+@pytest.fixture
+def carrier(link: Link) -> Carrier:
+    return Carrier(link, NicRef("web1", "net0"), LinkWatch())  # type: ignore[arg-type]
+
+
+async def test_setting_what_is_set_does_nothing(link: Link, carrier: Carrier) -> None:
+    await carrier.set(up=False)
+    await carrier.set(up=False)
+    assert [up for up, _ in link.set] == [False]
+
+
+async def test_a_first_flap_holds_the_carrier_down_long_enough_to_be_seen(
+    link: Link, carrier: Carrier
+) -> None:
+    await carrier.flap()
+    (down, at_down), (up, at_up) = link.set
+    assert (down, up) == (False, True)
+    assert at_up - at_down >= HOLD
+
+
+async def test_a_second_flap_at_once_waits_until_linux_looks_again(
+    link: Link, carrier: Carrier
+) -> None:
+    await carrier.flap()
+    await carrier.flap()
+    (_, _), (_, first_up), (_, _), (_, second_up) = link.set
+    assert second_up - first_up >= LOOK
+
+
+async def test_a_silent_change_does_not_wait(link: Link, carrier: Carrier) -> None:
+    await carrier.flap()
+    await carrier.set(up=False)
+    await carrier.set(up=True, seen=False)
+    assert link.set[-1][1] - link.set[-2][1] < HOLD
+
+
+async def test_a_carrier_that_qemu_did_not_confirm_is_unknown_and_set_again(
+    link: Link, carrier: Carrier
+) -> None:
+    await carrier.set(up=False)
+    link.broken = True
+    with pytest.raises(MonitorTimeout):
+        await carrier.set(up=True)
+    assert carrier.up is None
+    link.broken = False
+    await carrier.set(up=False)
+    assert [up for up, _ in link.set] == [False, False]
+
+
+async def test_the_carrier_of_a_second_nic_waits_for_the_guests_next_look(link: Link) -> None:
+    watch = LinkWatch()
+    one = Carrier(link, NicRef("web1", "net0"), watch)  # type: ignore[arg-type]
+    two = Carrier(link, NicRef("web1", "net1"), watch)  # type: ignore[arg-type]
+    await one.flap()
+    await two.flap()
+    (_, _), (_, _), (_, down), (_, up) = link.set
+    assert up - down >= LOOK

@@ -1,0 +1,158 @@
+"""Reaching a monitor, and what is said when it cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import MonitorUnreachable
+from linkmgr.qmp import Monitor
+from tests.unit.qmp_peer import GREETING, Peer, nothing_left_behind
+
+__all__ = ["nothing_left_behind"]
+
+
+async def refused(path: str | Path, said: str, timeout: float = 0.1) -> MonitorUnreachable:
+    with pytest.raises(MonitorUnreachable, match=said) as info:
+        async with asyncio.timeout(3):
+            await Monitor.connect(path, name="web1", timeout=timeout)
+    assert info.value.hint
+    assert "web1" in info.value.what
+    return info.value
+
+
+async def test_a_path_without_a_socket(tmp_path: Path) -> None:
+    error = await refused(tmp_path / "qmp", "there is no monitor socket")
+    assert str(tmp_path / "qmp") in error.what
+
+
+async def test_a_socket_that_nobody_listens_at(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "qmp"))
+    await refused(tmp_path / "qmp", "nobody listens")
+
+
+async def test_a_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "qmp").write_text("")
+    await refused(tmp_path / "qmp", "nobody listens")
+
+
+async def test_no_permission(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "qmp"))
+        sock.listen()
+        (tmp_path / "qmp").chmod(0)
+        uid = os.geteuid()
+        if uid == 0:
+            os.seteuid(65534)
+        try:
+            await refused(tmp_path / "qmp", "no permission")
+        finally:
+            os.seteuid(uid)
+
+
+async def test_a_path_that_is_too_long() -> None:
+    error = await refused("/" + "x" * 200, "cannot connect to the monitor socket")
+    assert "107 bytes" in (error.hint or "")
+
+
+async def test_a_socket_of_another_type(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "qmp"))
+        await refused(tmp_path / "qmp", "Protocol wrong type for socket")
+
+
+async def test_a_monitor_that_serves_another_client(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "qmp"))
+        sock.listen(1)
+        error = await refused(tmp_path / "qmp", "sent no greeting within 0.1 s")
+        assert "one client at a time" in (error.hint or "")
+        while True:  # until the backlog is full, too
+            with pytest.raises(MonitorUnreachable) as info:
+                await Monitor.connect(tmp_path / "qmp", timeout=0.1)
+            if "took no connection within 0.1 s" in info.value.what:
+                break
+
+
+async def test_a_place_in_the_backlog_is_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(tmp_path / "qmp"))
+            connecting = asyncio.create_task(Monitor.connect(tmp_path / "qmp", timeout=2))
+            await asyncio.sleep(0.05)
+            listener.accept()[0].close()
+        while not connecting.done():
+            sock, _ = await asyncio.to_thread(listener.accept)
+            peer = Peer(sock)
+            await peer.handshake()
+            async with await connecting as monitor:
+                assert monitor.name == str(tmp_path / "qmp")
+            await peer.close()
+
+
+async def test_no_answer_to_the_negotiation() -> None:
+    sock, peer = Peer.pair()
+    peer.send(GREETING)
+    with pytest.raises(MonitorUnreachable, match="sent no answer to the negotiation"):
+        await Monitor.over(sock, timeout=0.05)
+    await peer.close()
+
+
+async def test_a_refused_negotiation() -> None:
+    sock, peer = Peer.pair()
+    peer.send(GREETING)
+    connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
+    peer.refuse(await peer.next("qmp_capabilities"))
+    with pytest.raises(MonitorUnreachable):
+        await connecting
+    await peer.close()
+
+
+@pytest.mark.parametrize("greeting", [b"QEMU 7.2.22 monitor - type 'help'\r\n(qemu) ", b"{}\r\n"])
+async def test_something_that_is_no_control_monitor(greeting: bytes) -> None:
+    sock, peer = Peer.pair()
+    peer.raw(greeting)
+    with pytest.raises(MonitorUnreachable, match="what listens at web1 does not speak QMP") as info:
+        await Monitor.over(sock, name="web1", timeout=1)
+    assert "control mode" in (info.value.hint or "")
+    await peer.close()
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+async def test_leaving_while_connecting_leaves_nothing(greeted: bool) -> None:
+    sock, peer = Peer.pair()
+    if greeted:
+        peer.send(GREETING)
+    connecting = asyncio.create_task(Monitor.over(sock))
+    await asyncio.sleep(0.02)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert sock.fileno() == -1
+    await peer.close()
+
+
+async def test_leaving_at_any_moment_of_connecting_leaves_nothing() -> None:
+    for turns in range(1, 40):  # at 0 it has not begun, and owns nothing
+        sock, peer = Peer.pair()
+        shaking = asyncio.create_task(peer.handshake())
+        connecting = asyncio.create_task(Monitor.over(sock))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        done = (await asyncio.gather(connecting, return_exceptions=True))[0]
+        if isinstance(done, Monitor):
+            await done.close()
+        else:
+            assert isinstance(done, asyncio.CancelledError)
+        assert sock.fileno() == -1
+        shaking.cancel()
+        await asyncio.gather(shaking, return_exceptions=True)
+        await peer.close()
