@@ -58,6 +58,23 @@ class _Client(QMPClient):
         if not any(isinstance(each, _Demote) for each in self.logger.filters):
             self.logger.addFilter(_Demote())
 
+    async def _recv(self) -> Message:
+        while True:
+            msg = await super()._recv()
+            if not self._is_stale(msg):
+                return msg
+
+    def _is_stale(self, msg: Message) -> bool:
+        """Whether it is an answer to the client before us.
+
+        QEMU writes the answer to a command that it was executing when its client left to whoever
+        is connected by then, be it before its greeting. The answer to our negotiation is an empty
+        object without an id.
+        """
+        if self.runstate is Runstate.RUNNING or not ("return" in msg or "error" in msg):
+            return False
+        return self._greeting is None or "id" in msg or msg.get("return", {}) != {}
+
     def _cb_outbound(self, msg: Message) -> Message:
         return self._logged("-->", msg)
 

@@ -163,10 +163,12 @@ class _Session:
             for line in lines:
                 # QEMU answers in order; besides answers there are the greeting and events.
                 answer = not {"return", "error"}.isdisjoint(json.loads(line))
-                if answer and self._unanswered[0] is Cut.AFTER:
+                # One that nobody waits for is to the client before: it goes to whoever is here.
+                ours = answer and bool(self._unanswered)
+                if ours and self._unanswered[0] is Cut.AFTER:
                     await self._proxy.stop()
                 await loop.sock_sendall(self._client, line + b"\n")
-                if answer:
+                if ours:
                     self._unanswered.popleft()
                     self._news.set()
 

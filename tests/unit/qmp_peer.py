@@ -119,11 +119,15 @@ class Peer:
 
     def answer(self, command: Received, value: object = None) -> None:
         """Answer with success."""
-        self.send({"return": {} if value is None else value, "id": command.id})
+        self._reply(command, {"return": {} if value is None else value})
 
     def refuse(self, command: Received, text: str = "no", kind: str = "GenericError") -> None:
         """Answer with an error."""
-        self.send({"error": {"class": kind, "desc": text}, "id": command.id})
+        self._reply(command, {"error": {"class": kind, "desc": text}})
+
+    def _reply(self, command: Received, reply: dict[str, object]) -> None:
+        # As QEMU does it: who gave no id gets none.
+        self.send(reply if command.id is None else {**reply, "id": command.id})
 
     def event(self, name: str, /, **data: object) -> None:
         """Send an event."""

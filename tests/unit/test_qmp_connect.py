@@ -125,6 +125,35 @@ async def test_something_that_is_no_control_monitor(greeting: bytes) -> None:
     await peer.close()
 
 
+STALE: dict[str, dict[str, object]] = {
+    "an answer": {"return": {}, "id": "__qmp#00003"},
+    "a refusal": {"error": {"class": "GenericError", "desc": "no"}, "id": "x"},
+    "of a shell": {"return": "hub 0"},
+}
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+@pytest.mark.parametrize("stale", STALE.values(), ids=STALE)
+async def test_an_answer_to_the_client_before_us_is_not_taken_for_ours(
+    stale: dict[str, object], greeted: bool
+) -> None:
+    """QEMU writes it to whoever is connected when it is through with the command."""
+    sock, peer = Peer.pair()
+    connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
+    if not greeted:
+        peer.send(stale)
+    peer.send(GREETING)
+    command = await peer.next("qmp_capabilities")
+    if greeted:
+        peer.send(stale)
+    peer.answer(command)
+    async with await connecting as monitor:
+        asking = asyncio.create_task(monitor.execute("query-status"))
+        peer.answer(await peer.next("query-status"), {"status": "running"})
+        assert await asking == {"status": "running"}
+    await peer.close()
+
+
 @pytest.mark.parametrize("greeted", [False, True])
 async def test_leaving_while_connecting_leaves_nothing(greeted: bool) -> None:
     sock, peer = Peer.pair()
