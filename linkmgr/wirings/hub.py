@@ -47,6 +47,7 @@ from linkmgr.wirings.receive_filter import guest_filter, obey_filter
 PREFIX = "lm"  # of host devices
 _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
 _PORT = "lmp-"  # ... and its hub port
+_HEAD_START = Command("query-status")
 _LOOK = Command("human-monitor-command", {"command-line": "info network"})
 #: A spanning tree with the default forward delay listens and learns for 30 s.
 FORWARDING_SECONDS = 35.0
@@ -237,10 +238,10 @@ class HubWiring(Wiring):
             with contextlib.suppress(HostError):  # it saves some frames, no more
                 await self._host.flood(new.macs, old.device)
 
-        # Two looks around it. QEMU reads the rest while it answers the first, so that nothing has
-        # to be waited for between the commands that count. And what counts in the end is what is
-        # plugged then, asked in the same breath.
-        _, *replies, seen = await self._qemu.batch([_LOOK, *commands, _LOOK])
+        # QEMU reads the rest while it answers the first one, so that nothing has to be waited for
+        # between the commands that count. And what counts in the end is what is plugged then,
+        # asked in the same breath.
+        _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _LOOK])
         if new and not isinstance(replies[-1], CommandFailed):
             await self._take_over(new)
         await self._must_carry(nic, new, replies, seen)

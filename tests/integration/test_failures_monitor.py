@@ -149,7 +149,7 @@ async def test_cut_before_the_switch_of_a_replug_the_guest_stays_where_it_is(
 ) -> None:
     scene = wired.scene
     commands = await wired.commands("blue:one", target)
-    switch = commands.index("netdev_del") - 1  # a look goes ahead of it, written with it
+    switch = commands.index("netdev_del") - 1  # one goes ahead of it, written with it
     await wired.start_from("blue:one")
     await scene.guest.wait_carrier("eth0", True)
     async with no_frame_lost(scene.guest, scene.lab.peers["blue"]):
