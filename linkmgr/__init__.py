@@ -1,23 +1,36 @@
 """linkmgr plugs, unplugs and exchanges the network cable of a running QEMU guest."""
 
-from linkmgr.checks import Finding
-from linkmgr.errors import LinkmgrError
-from linkmgr.events import Event, EventKind, Events
-from linkmgr.manager import LinkManager, Outcome
-from linkmgr.model import (
-    Connection,
-    LinkState,
-    Network,
-    Nic,
-    NicRef,
-    NicState,
-    Notify,
-    Port,
-)
-from linkmgr.wirings import hub_args
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.errors import LinkmgrError
+    from linkmgr.events import Event, EventKind, Events
+    from linkmgr.manager import LinkManager
+    from linkmgr.model import (
+        Connection,
+        Finding,
+        LinkState,
+        Network,
+        Nic,
+        NicRef,
+        NicState,
+        Notify,
+        Outcome,
+        Port,
+        Stray,
+        VmInfo,
+    )
+    from linkmgr.protocol import Links
+    from linkmgr.wirings import hub_args
 
 __all__ = [  # noqa: RUF022 - the most important first
     "LinkManager",
+    "Client",
+    "Links",
     "hub_args",
     "Outcome",
     "Nic",
@@ -28,9 +41,29 @@ __all__ = [  # noqa: RUF022 - the most important first
     "Network",
     "Port",
     "Connection",
+    "VmInfo",
     "Event",
     "EventKind",
     "Events",
     "Finding",
+    "Stray",
     "LinkmgrError",
 ]
+
+# Loaded when they are asked for: a client needs neither netlink nor QMP, the service no client.
+_HOMES = {
+    "LinkManager": "manager",
+    "Client": "client",
+    "Links": "protocol",
+    "hub_args": "wirings.args",
+    "LinkmgrError": "errors",
+    "Event": "events",
+    "EventKind": "events",
+    "Events": "events",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"linkmgr.{_HOMES.get(name, 'model')}"), name)

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from linkmgr.errors import CannotAttach, MonitorError
 from linkmgr.host import Host
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Mark, Nic, NicState
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Finding, Mark, Nic, NicState
 from linkmgr.swap import Slot
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it should be.
-
-    :param code: stable, for programs.
-    :param subject: the NIC as ``VM/ALIAS``.
-    """
-
-    code: str
-    subject: str
-    what: str
-    hint: str
 
 
 async def check_nic(nic: Nic, slot: Slot, host: Host) -> list[Finding]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from linkmgr import swap
 from linkmgr.care import Caretaker
-from linkmgr.checks import Finding, check_nic, check_strays
+from linkmgr.checks import check_nic, check_strays
 from linkmgr.errors import (
     AlreadyExists,
     BadOption,
@@ -27,12 +25,16 @@ from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
 from linkmgr.model import (
     Connection,
+    Drift,
+    Finding,
     LinkState,
     Network,
     Nic,
     NicRef,
     Notify,
+    Outcome,
     Port,
+    VmInfo,
     check_name,
 )
 from linkmgr.networks import Networks
@@ -43,21 +45,7 @@ from linkmgr.vm import Vm
 MEND_PAUSE = 0.05
 
 T = TypeVar("T")
-E = TypeVar("E", Notify, LinkState)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a verb did.
-
-    :param nic: the NIC afterwards.
-    :param changed: false when it was so already.
-    :param timings: milliseconds per step, in the order in which they were taken.
-    """
-
-    nic: Nic
-    changed: bool
-    timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+E = TypeVar("E", Notify, LinkState, Drift)
 
 
 class LinkManager:
@@ -181,11 +169,18 @@ class LinkManager:
         self._board.tell(EventKind.VM_REMOVED, name)
         return True
 
+    async def vms(self) -> list[VmInfo]:
+        """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
+        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        return [vm.info() for vm in self._vms.values()]
+
     # ------------------------------------------------------------------ networks and ports
 
-    async def create_network(self, name: str, driver: str, **options: Any) -> Network:
+    async def create_network(
+        self, name: str, driver: str, *, drift: str | Drift = Drift.REPAIR, **options: Any
+    ) -> Network:
         """Describe a network; see `Networks.create`. Touches nothing on the host."""
-        return self._networks.create(name, driver, options)
+        return self._networks.create(name, driver, options, _choice(Drift, drift))
 
     async def delete_network(self, name: str) -> bool:
         """Forget a network; false if there is none. See `Networks.delete`."""
@@ -195,7 +190,9 @@ class LinkManager:
         try:
             await self._networks.driver(network.driver).forget_network(network)
         except LinkmgrError:
-            self._networks.create(network.name, network.driver, dict(network.options))
+            self._networks.create(
+                network.name, network.driver, dict(network.options), network.drift
+            )
             raise
         return True
 

@@ -102,16 +102,27 @@ class DirectMode(StrEnum):
     PASSTHRU = "passthru"
 
 
+class Drift(StrEnum):
+    """What is done when a cable is not any more what it should be."""
+
+    REPAIR = "repair"  #: plug it again
+    REPORT = "report"  #: say so, and leave it
+
+
 Options = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A named layer-2 domain and the driver that can reach it."""
+    """A named layer-2 domain and the driver that can reach it.
+
+    :param drift: what is done when a cable into it is found broken.
+    """
 
     name: str
     driver: str
     options: Options = field(default_factory=dict)
+    drift: Drift = Drift.REPAIR
 
     def __post_init__(self) -> None:
         check_name("network", self.name)
@@ -259,6 +270,74 @@ class Nic:
             case NicState.UNKNOWN:
                 since = self.since.isoformat(timespec="seconds")
                 return f"in an unknown state since {since}, because QEMU does not answer"
+
+
+class VmState(StrEnum):
+    """Whether a VM's QEMU can be spoken to."""
+
+    ANSWERS = "answers"
+    UNKNOWN = "unknown"  #: it runs, but does not answer
+    GONE = "gone"  #: it has ended
+
+
+@dataclass(frozen=True)
+class VmInfo:
+    """A VM as linkmgr sees it now.
+
+    :param qmp: path of its monitor socket.
+    :param since: when `state` began.
+    """
+
+    name: str
+    qmp: str
+    state: VmState
+    since: datetime
+    nics: tuple[NicRef, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb did.
+
+    :param nic: the NIC afterwards.
+    :param changed: false when it was so already.
+    :param timings: milliseconds per step, in the order in which they were taken.
+    """
+
+    nic: Nic
+    changed: bool
+    timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    :param code: stable, for programs.
+    :param subject: the NIC as ``VM/ALIAS``.
+    """
+
+    code: str
+    subject: str
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A device with our mark that nothing recorded.
+
+    :param owner: from its mark: a NIC, or ``network/NAME``.
+    :param seen: seconds since it was first seen to be a stray.
+    :param removed: whether this run removed it.
+    :param error: why it could not be removed.
+    """
+
+    device: str
+    owner: str
+    seen: float
+    removed: bool
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from linkmgr.errors import (
     UnknownPort,
 )
 from linkmgr.host import Host
-from linkmgr.model import Network, NicRef, Port, check_name
+from linkmgr.model import Drift, Network, NicRef, Port, check_name
 
 
 class Networks:
@@ -41,13 +41,15 @@ class Networks:
             self._drivers[name] = find_driver(name)(self._host)
         return self._drivers[name]
 
-    def create(self, name: str, driver: str, options: dict[str, Any]) -> Network:
+    def create(
+        self, name: str, driver: str, options: dict[str, Any], drift: Drift = Drift.REPAIR
+    ) -> Network:
         """Describe a network. The same description again is fine.
 
         :raise BadRequest: when the name or an option is wrong.
         :raise AlreadyExists: when the name has another description.
         """
-        network = Network(name, driver, options)
+        network = Network(name, driver, options, drift)
         network = replace(network, options=self.driver(driver).check_network(network))
         known = self._networks.setdefault(name, network)
         if known != network:

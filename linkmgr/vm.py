@@ -12,7 +12,7 @@ from pathlib import Path
 from linkmgr.carrier import Carrier, LinkWatch
 from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, UnknownNic
 from linkmgr.host import Host
-from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState
+from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Slot
@@ -110,6 +110,17 @@ class Vm:
             wiring=self.wiring.name if facts.managed else None,
             since=since,
             connection=slot.plugged.connection() if slot.plugged else None,
+        )
+
+    def info(self) -> VmInfo:
+        """The VM as a caller sees it."""
+        state = VmState.UNKNOWN if self.unknown else VmState.ANSWERS
+        return VmInfo(
+            name=self.name,
+            qmp=str(self.path),
+            state=state if self.qemu.alive else VmState.GONE,
+            since=self.since,
+            nics=tuple(slot.ref for slot in self.slots.values()),
         )
 
     async def check_managed(self, slot: Slot) -> None:

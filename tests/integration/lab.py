@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from linkmgr import LinkManager, hub_args
 from linkmgr.swap import Probe, no_probe
@@ -38,7 +39,7 @@ class Lab:
         """Run a command on the host."""
         return (await execute(["sh", "-c", command])).output
 
-    async def network(self, name: str, driver: str = "", **options: object) -> Peer:
+    async def network(self, name: str, driver: str = "", **options: Any) -> Peer:
         """Build a network: its device, its peer, its description."""
         number = SUBNETS[name]
         driver = driver or ("bridge" if name in ("blue", "red") else "direct")

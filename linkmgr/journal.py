@@ -1,0 +1,1 @@
+"""Intent and outcome on disk, one JSON document per VM."""

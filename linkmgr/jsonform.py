@@ -1,0 +1,295 @@
+"""The words of linkmgr as JSON, and back: for the state on disk, the API and ``--json``.
+
+One form for all of them. Reading is strict about what it needs and says where it is missing, by
+its path in the document; what it does not know it leaves alone, so that an older client can read
+what a newer service writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from linkmgr.model import (
+    BridgeEndpoint,
+    Connection,
+    DirectEndpoint,
+    DirectMode,
+    Drift,
+    Endpoint,
+    EndpointKind,
+    Finding,
+    LinkState,
+    Network,
+    Nic,
+    NicRef,
+    NicState,
+    Outcome,
+    Port,
+    Stray,
+    VmInfo,
+    VmState,
+)
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+
+class FormError(ValueError):
+    """A document that is not of the form that it should have.
+
+    :param path: where, such as ``nics.net0.cable.id``.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{path or 'the document'}: {what}")
+        self.path = path
+
+
+def to_json(value: object) -> Any:
+    """Return `value` as what `json.dumps` takes.
+
+    A NIC becomes ``VM/ALIAS``, a time ISO 8601, a record an object with its fields.
+    """
+    if isinstance(value, NicRef):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
+    return value.value if isinstance(value, StrEnum) else value
+
+
+class Form:
+    """A JSON object that is being read, and where it is in its document."""
+
+    def __init__(self, value: object, path: str = "") -> None:
+        if not isinstance(value, Mapping):
+            raise FormError(path, f"should be an object, not {_name(value)}")
+        self.path = path
+        self._value = value
+
+    def __contains__(self, key: str) -> bool:
+        return self._value.get(key) is not None
+
+    def at(self, key: str) -> str:
+        """The path of a member."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def raw(self, key: str) -> object:
+        """A member as it is, ``None`` when it is missing."""
+        return self._value.get(key)
+
+    def text(self, key: str) -> str:
+        """A member that is a text."""
+        return self._typed(key, str)
+
+    def text_or_none(self, key: str) -> str | None:
+        """A member that is a text or missing."""
+        return self.text(key) if key in self else None
+
+    def number(self, key: str) -> float:
+        """A member that is a number."""
+        value = self._value.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FormError(self.at(key), f"should be a number, not {_name(value)}")
+        return value
+
+    def integer(self, key: str) -> int:
+        """A member that is a whole number."""
+        value = self.number(key)
+        if not isinstance(value, int):
+            raise FormError(self.at(key), "should be a whole number")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A member that is true or false."""
+        return self._typed(key, bool)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A member that is an object."""
+        return dict(self._typed(key, Mapping))  # type: ignore[type-abstract]
+
+    def time(self, key: str) -> datetime:
+        """A member that is a time with its zone."""
+        return self._made(key, datetime.fromisoformat)
+
+    def nic(self, key: str) -> NicRef:
+        """A member that is ``VM/ALIAS``."""
+        return self._made(key, NicRef.parse)
+
+    def choice(self, key: str, kind: type[E]) -> E:
+        """A member that is one of an enum's values."""
+        return self._made(key, kind)
+
+    def choice_or_none(self, key: str, kind: type[E]) -> E | None:
+        """A member that is one of an enum's values or missing."""
+        return self.choice(key, kind) if key in self else None
+
+    def child(self, key: str, read: Callable[[Form], T]) -> T:
+        """A member that is an object, read by `read`."""
+        return read(Form(self._value.get(key), self.at(key)))
+
+    def child_or_none(self, key: str, read: Callable[[Form], T]) -> T | None:
+        """A member that is an object or missing, read by `read`."""
+        return self.child(key, read) if key in self else None
+
+    def children(self, key: str, read: Callable[[Form], T]) -> dict[str, T]:
+        """A member that is an object of objects."""
+        each = self.mapping(key)
+        return {name: read(Form(value, f"{self.at(key)}.{name}")) for name, value in each.items()}
+
+    def items(self, key: str, read: Callable[[Form], T]) -> list[T]:
+        """A member that is a list of objects."""
+        values = self._typed(key, list)
+        return [read(Form(v, f"{self.at(key)}[{n}]")) for n, v in enumerate(values)]
+
+    def _typed(self, key: str, kind: type[T]) -> T:
+        value = self._value.get(key)
+        if not isinstance(value, kind):
+            names = {str: "a text", bool: "true or false", list: "a list", Mapping: "an object"}
+            wanted = names.get(kind, kind.__name__)
+            raise FormError(self.at(key), f"should be {wanted}, not {_name(value)}")
+        return value
+
+    def _made(self, key: str, make: Callable[[str], T]) -> T:
+        text = self.text(key)
+        try:
+            return make(text)
+        except Exception as error:  # noqa: BLE001 - what it raises tells what is wrong
+            raise FormError(self.at(key), str(error)) from None
+
+
+def read_network(form: Form) -> Network:
+    """Read a `Network`."""
+    return _built(
+        form,
+        lambda: Network(
+            form.text("name"),
+            form.text("driver"),
+            form.mapping("options"),
+            form.choice("drift", Drift) if "drift" in form else Drift.REPAIR,
+        ),
+    )
+
+
+def read_port(form: Form) -> Port:
+    """Read a `Port`."""
+    return _built(
+        form,
+        lambda: Port(
+            form.child("network", read_network),
+            form.text("name"),
+            form.mapping("options"),
+            implied=form.flag("implied"),
+        ),
+    )
+
+
+def read_endpoint(form: Form) -> Endpoint:
+    """Read an endpoint of any kind."""
+    match form.choice("kind", EndpointKind):
+        case EndpointKind.BRIDGE:
+            return BridgeEndpoint(
+                bridge=form.text("bridge"),
+                mtu=form.integer("mtu"),
+                isolated=form.flag("isolated"),
+                hairpin=form.flag("hairpin"),
+                learning=form.flag("learning"),
+            )
+        case EndpointKind.DIRECT:
+            return DirectEndpoint(
+                parent=form.text("parent"),
+                mode=form.choice("mode", DirectMode),
+                mtu=form.integer("mtu"),
+                trust_guest=form.flag("trust_guest"),
+            )
+
+
+def read_connection(form: Form) -> Connection:
+    """Read a `Connection`."""
+    return Connection(
+        nic=form.nic("nic"),
+        port=form.child("port", read_port),
+        endpoint=form.child("endpoint", read_endpoint),
+        attachment=form.text("attachment"),
+        device=form.text("device"),
+        since=form.time("since"),
+    )
+
+
+def read_nic(form: Form) -> Nic:
+    """Read a `Nic`."""
+    return Nic(
+        ref=form.nic("ref"),
+        model=form.text("model"),
+        mac=form.text("mac"),
+        mtu=form.integer("mtu"),
+        state=form.choice("state", NicState),
+        link=form.choice_or_none("link", LinkState),
+        wanted_link=form.choice("wanted_link", LinkState),
+        wiring=form.text_or_none("wiring"),
+        since=form.time("since"),
+        connection=form.child_or_none("connection", read_connection),
+    )
+
+
+def read_outcome(form: Form) -> Outcome:
+    """Read an `Outcome`."""
+    return Outcome(
+        nic=form.child("nic", read_nic),
+        changed=form.flag("changed"),
+        timings=form.mapping("timings"),
+    )
+
+
+def read_vm(form: Form) -> VmInfo:
+    """Read a `VmInfo`."""
+    names = form.raw("nics")
+    return VmInfo(
+        name=form.text("name"),
+        qmp=form.text("qmp"),
+        state=form.choice("state", VmState),
+        since=form.time("since"),
+        nics=tuple(NicRef.parse(str(each)) for each in names) if isinstance(names, list) else (),
+    )
+
+
+def read_finding(form: Form) -> Finding:
+    """Read a `Finding`."""
+    return Finding(form.text("code"), form.text("subject"), form.text("what"), form.text("hint"))
+
+
+def read_stray(form: Form) -> Stray:
+    """Read a `Stray`."""
+    return Stray(
+        device=form.text("device"),
+        owner=form.text("owner"),
+        seen=form.number("seen"),
+        removed=form.flag("removed"),
+        error=form.text_or_none("error"),
+    )
+
+
+def _built(form: Form, build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except FormError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a name that cannot be one, say
+        raise FormError(form.path, str(error)) from None
+
+
+def _name(value: object) -> str:
+    if value is None:
+        return "missing"
+    return {str: "a text", bool: "true or false", dict: "an object", list: "a list"}.get(
+        type(value), f"a {type(value).__name__}"
+    )

@@ -1,0 +1,100 @@
+"""The verbs, as `LinkManager` has them in this process and `Client` in the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from linkmgr.events import Event
+from linkmgr.model import (
+    Connection,
+    Drift,
+    Finding,
+    LinkState,
+    Network,
+    Nic,
+    NicRef,
+    Notify,
+    Outcome,
+    Port,
+    Stray,
+    VmInfo,
+)
+
+STRAY_SECONDS = 60.0  #: how long a device must have been a stray before `Links.gc` removes it
+
+
+class EventStream(Protocol):
+    """Events from the moment it was asked for; iterate over it, then close it."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Links(Protocol):
+    """What can be done with NICs, networks and VMs. `LinkManager` says what each verb does."""
+
+    async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
+        """Take charge of a running guest's NICs."""
+
+    async def remove_vm(self, name: str) -> bool:
+        """Unplug all NICs of a VM and forget it."""
+
+    async def vms(self) -> list[VmInfo]:
+        """All VMs."""
+
+    async def create_network(
+        self, name: str, driver: str, *, drift: str | Drift = Drift.REPAIR, **options: Any
+    ) -> Network:
+        """Describe a network."""
+
+    async def delete_network(self, name: str) -> bool:
+        """Forget a network."""
+
+    async def networks(self) -> list[Network]:
+        """All networks."""
+
+    async def create_port(self, network: str, name: str, **options: Any) -> Port:
+        """Describe a port."""
+
+    async def delete_port(self, network: str, name: str) -> bool:
+        """Forget a port."""
+
+    async def ports(self, network: str) -> list[Port]:
+        """The ports that were created on a network."""
+
+    async def plug(
+        self,
+        nic: str | NicRef,
+        target: str | Network | Port,
+        *,
+        notify: str | Notify = Notify.AUTO,
+    ) -> Outcome:
+        """Plug a NIC into a network or port, from wherever it is."""
+
+    async def unplug(self, nic: str | NicRef) -> Outcome:
+        """Take a NIC off its cable."""
+
+    async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
+        """Set what the guest sees as carrier while the NIC is plugged."""
+
+    async def nics(self) -> list[Nic]:
+        """All NICs as they are now."""
+
+    async def nic(self, nic: str | NicRef) -> Nic:
+        """One NIC as it is now."""
+
+    async def connections(self) -> list[Connection]:
+        """All NICs that are plugged, with what they are plugged into."""
+
+    async def check(self) -> list[Finding]:
+        """Compare what should be with QEMU and the kernel."""
+
+    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+        """Remove devices that carry our mark and that nothing recorded."""
+
+    def events(self) -> EventStream:
+        """Listen from now on."""

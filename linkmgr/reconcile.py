@@ -1,0 +1,1 @@
+"""After a crash or drift: what is, against what should be."""

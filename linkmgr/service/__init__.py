@@ -1,0 +1,1 @@
+"""The service: HTTP on a unix socket, and its surroundings."""
