@@ -39,6 +39,38 @@ $(VENV)/stamp: requirements.lock pyproject.toml | $(BUILD)/packages.stamp
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --all-extras --group dev -o requirements.lock pyproject.toml
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header -c requirements.lock -o packaging/requirements.lock pyproject.toml
+	echo hatchling | uv pip compile --quiet --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header -c requirements.lock -o packaging/build-requirements.lock -
+
+# What goes into an installation: everything but the compiled remains of a run.
+PRODUCT := $(shell find linkmgr packaging -type f -not -path '*/__pycache__/*') \
+	pyproject.toml README.md LICENSE
+
+.PHONY: install
+install: ## Install under $DESTDIR$PREFIX (/usr/local), on the system's python3
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
+
+.PHONY: install-tree
+install-tree: $(BUILD)/install.stamp ## Install into build/install, for the package and its tests
+
+$(BUILD)/install.stamp: $(PRODUCT)
+	@rm -rf $(BUILD)/install
+	@DESTDIR="$(abspath $(BUILD))/install" PREFIX=/usr WHEELS="$(abspath $(BUILD))/wheels" \
+		packaging/install.sh
+	@touch $@
+
+.PHONY: deb
+deb: $(BUILD)/deb.stamp ## Build the Debian package
+
+$(BUILD)/deb.stamp: $(BUILD)/install.stamp
+	@packaging/deb.sh $(BUILD)/install $(BUILD)
+	@touch $@
+
+.PHONY: bookworm
+bookworm: $(BUILD)/packages.stamp ## Make a minimal Debian 12 root for the package's tests
+	@packaging/bookworm.sh
 
 .PHONY: images
 images: $(BUILD)/packages.stamp ## Build the test guest
@@ -60,7 +92,7 @@ test-unit: setup ## Run the tests that need no root
 	$(PY) -m pytest -q tests/unit
 
 .PHONY: test-integration
-test-integration: setup images ## Run the tests against real QEMU and kernel
+test-integration: setup images bookworm deb ## Run the tests against real QEMU and kernel
 	$(ROOT_PY) -m pytest -q tests/integration
 
 .PHONY: test-next

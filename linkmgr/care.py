@@ -18,6 +18,7 @@ from linkmgr.vm import Vm
 log = logging.getLogger(__name__)
 
 PAUSE = 0.2  #: seconds between two tries to mend
+RETRY = 5.0  #: seconds until what was refused is tried again
 
 Start = Callable[[Coroutine[Any, Any, None]], object]
 
@@ -74,6 +75,10 @@ class Caretaker:
         for slot in list(vm.slots.values()):
             async with slot.lock:
                 await swap.abandon(slot)
+        try:
+            await vm.journal.drop()
+        except LinkmgrError as error:
+            log.warning("VM %s: %s", vm.name, error)
         self._board.tell(EventKind.VM_GONE, vm.name)
 
     async def _mend(self, vm: Vm) -> None:
@@ -91,7 +96,9 @@ class Caretaker:
                 continue
             if vm.set_unknown(False):
                 self._board.tell(EventKind.VM_ANSWERS, vm.name)
-            return
+            if not any(slot.leftovers for slot in vm.slots.values()):
+                return
+            await asyncio.sleep(RETRY)
 
     async def _lose(self, vm: Vm, slot: Slot) -> None:
         """Somebody hot-unplugged the NIC: its cable hangs loose."""
@@ -102,6 +109,10 @@ class Caretaker:
                 self.lost(vm)  # what is left is done when QEMU answers
             if not slot.leftovers:
                 vm.slots.pop(slot.ref.alias, None)
+                try:
+                    await vm.remember()
+                except LinkmgrError as error:
+                    log.warning("%s: %s", slot.ref, error)
         self._board.tell(EventKind.NIC_GONE, slot.ref)
 
     async def _follow(self, vm: Vm, slot: Slot) -> None:

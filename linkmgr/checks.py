@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linkmgr.errors import CannotAttach, MonitorError
 from linkmgr.host import Host
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Finding, Mark, Nic, NicState
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, FdEndpoint, Finding, Mark, Nic, NicState
 from linkmgr.swap import Slot
 
 
@@ -38,26 +38,11 @@ async def check_nic(nic: Nic, slot: Slot, host: Host) -> list[Finding]:
     return [Finding(code, subject, what, hint) for code, what, hint in found]
 
 
-async def check_strays(slots: list[Slot], host: Host) -> list[Finding]:
-    """Find devices that carry the mark of one of these NICs and belong to none of its cables."""
-    known = {str(Mark(str(slot.ref), slot.plugged.cable.id)) for slot in slots if slot.plugged}
-    busy = {str(slot.ref) for slot in slots if slot.leftovers or slot.foreign or slot.lock.locked()}
-    ours = {str(slot.ref) for slot in slots} - busy
-    return [
-        Finding(
-            "stray-device",
-            mark.owner,
-            f"device {link.name} carries its mark, but belongs to no cable of it",
-            f"run 'ip link del {link.name}' when no QEMU has it open",
-        )
-        for mark, link in await host.marked()
-        if mark.owner in ours and str(mark) not in known
-    ]
-
-
 async def _check_device(slot: Slot, host: Host, again: str) -> list[tuple[str, str, str]]:
     assert slot.plugged is not None
     cable = slot.plugged.cable
+    if isinstance(cable.endpoint, FdEndpoint):
+        return []  # its device is its owner's, and may be in another network namespace
     link = await host.find_link(cable.device or "")
     if link is None:
         return [("device-gone", f"its device {cable.device} does not exist any more", again)]

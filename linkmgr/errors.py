@@ -5,7 +5,10 @@ One tree, so that a caller can catch as much or as little as it wants::
     LinkmgrError
     ├── BadRequest                 the call itself is wrong; nothing was tried
     │   ├── BadName                    a name that cannot be a name
-    │   └── BadOption                  an option that is unknown or has a wrong value
+    │   ├── BadOption                  an option that is unknown or has a wrong value
+    │   ├── BadConfig                  the configuration file; says on which line
+    │   └── BadFd                      an fd that is no tap or macvtap which a NIC can use
+    ├── Forbidden                  the caller may not do this; nothing was tried
     ├── NotFound                   what was named does not exist
     │   ├── UnknownVm
     │   ├── UnknownNic
@@ -14,7 +17,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     ├── Conflict                   it exists, but is not free
     │   ├── AlreadyExists              the same name with other properties
     │   ├── NetworkInUse
-    │   └── PortInUse
+    │   ├── PortInUse
+    │   └── ReadOnly                   it is described by the configuration file
     ├── CannotAttach               this NIC and this network do not go together
     │   ├── NoCommonEndpoint           no endpoint kind that both sides know
     │   ├── MtuTooLarge
@@ -28,13 +32,16 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── Denied                     a privilege is missing
     │   ├── Unsupported                this kernel has no such thing
     │   └── NotForwarding              a bridge port that did not reach forwarding in time
-    └── MonitorError               QEMU, seen through its monitor
-        ├── MonitorUnreachable         no connection could be made
-        ├── MonitorTooOld              this QEMU lacks what linkmgr needs
-        ├── MonitorGone                the connection ended before the answer
-        ├── MonitorTimeout             no answer in time: it may or may not have been done
-        ├── CommandFailed              QEMU answered with an error
-        └── SwitchFailed               the switch went wrong and was undone
+    ├── StateError                 linkmgr's own state directory; nothing was changed
+    ├── MonitorError               QEMU, seen through its monitor
+    │   ├── MonitorUnreachable         no connection could be made
+    │   ├── MonitorTooOld              this QEMU lacks what linkmgr needs
+    │   ├── MonitorGone                the connection ended before the answer
+    │   ├── MonitorTimeout             no answer in time: it may or may not have been done
+    │   ├── CommandFailed              QEMU answered with an error
+    │   └── SwitchFailed               the switch went wrong and was undone
+    ├── ServiceUnreachable         no connection to the service could be made; nothing was done
+    └── ServiceGone                the service went away before it answered: it may be done
 
 The shape follows the errors of ``qemu.qmp``; the codes become the ``type`` of RFC 9457 problem
 documents, so they are stable: a code is never renamed and never reused.
@@ -98,6 +105,24 @@ class BadOption(BadRequest):
     code = "bad-option"
 
 
+class BadConfig(BadRequest):
+    """The configuration file cannot be read, or says something that it cannot say."""
+
+    code = "bad-config"
+
+
+class Forbidden(LinkmgrError):
+    """The caller may not do this; nothing was tried."""
+
+    code = "forbidden"
+
+
+class BadFd(BadRequest):
+    """An fd that was handed over and is no tap or macvtap which a NIC can use."""
+
+    code = "bad-fd"
+
+
 class NotFound(LinkmgrError):
     """What was named does not exist."""
 
@@ -150,6 +175,12 @@ class PortInUse(Conflict):
     """Another NIC is plugged into the port."""
 
     code = "port-in-use"
+
+
+class ReadOnly(Conflict):
+    """It is described by the configuration file, and can be changed only there."""
+
+    code = "read-only"
 
 
 class CannotAttach(LinkmgrError):
@@ -230,6 +261,12 @@ class NotForwarding(HostError):
     code = "not-forwarding"
 
 
+class StateError(LinkmgrError):
+    """The state directory cannot be read or written, so nothing was begun."""
+
+    code = "state-error"
+
+
 class MonitorError(LinkmgrError):
     """QEMU, as seen through its monitor."""
 
@@ -296,3 +333,15 @@ class SwitchFailed(MonitorError):
     """The hub did not end up with exactly the new cable; the old one was put back."""
 
     code = "switch-failed"
+
+
+class ServiceUnreachable(LinkmgrError):
+    """No connection to the service could be made; nothing was done."""
+
+    code = "service-unreachable"
+
+
+class ServiceGone(LinkmgrError):
+    """The service went away before it answered: what was asked may or may not have been done."""
+
+    code = "service-gone"

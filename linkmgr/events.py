@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     REFUSED = "refused"  #: the guest asked for frames that its port does not give it
     NIC_GONE = "nic-gone"  #: somebody hot-unplugged the NIC
     OVERFLOW = "overflow"  #: this listener was too slow and has missed events
+    RESET = "reset"  #: events may have been missed while the service was away: look at everything
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from linkmgr.model import (
     Drift,
     Endpoint,
     EndpointKind,
+    FdEndpoint,
     Finding,
     LinkState,
     Network,
@@ -211,6 +212,13 @@ def read_endpoint(form: Form) -> Endpoint:
                 mtu=form.integer("mtu"),
                 trust_guest=form.flag("trust_guest"),
             )
+        case EndpointKind.FD:
+            return FdEndpoint(
+                name=form.text("name"),
+                device=form.text_or_none("device"),
+                vnet_hdr=form.flag("vnet_hdr") if "vnet_hdr" in form else None,
+                mtu=form.integer("mtu") if "mtu" in form else None,
+            )
 
 
 def read_connection(form: Form) -> Connection:
@@ -272,6 +280,7 @@ def read_stray(form: Form) -> Stray:
     return Stray(
         device=form.text("device"),
         owner=form.text("owner"),
+        id=form.text("id"),
         seen=form.number("seen"),
         removed=form.flag("removed"),
         error=form.text_or_none("error"),

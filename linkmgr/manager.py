@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from linkmgr import swap
+from linkmgr.absent import Absentees
 from linkmgr.care import Caretaker
-from linkmgr.checks import check_nic, check_strays
+from linkmgr.checks import check_nic
+from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
     BadOption,
@@ -19,30 +22,42 @@ from linkmgr.errors import (
     MonitorError,
     MonitorGone,
     MonitorTimeout,
+    StateError,
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
+from linkmgr.host.keeper import FdKeeper
+from linkmgr.host.shelf import FdShelf
+from linkmgr.journal import Journal, VmJournal, VmRecord
 from linkmgr.model import (
     Connection,
     Drift,
     Finding,
     LinkState,
+    Mark,
     Network,
     Nic,
     NicRef,
     Notify,
     Outcome,
     Port,
+    Stray,
     VmInfo,
     check_name,
 )
 from linkmgr.networks import Networks
+from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.strays import Strays
 from linkmgr.swap import Probe, Slot, Timings, no_probe
 from linkmgr.vm import Vm
 
 #: Seconds between two attempts to mend a VM whose QEMU answers and then does not.
 MEND_PAUSE = 0.05
+#: Seconds that a start waits for QEMUs that do not answer.
+PATIENCE = 3.0
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
@@ -61,26 +76,86 @@ class LinkManager:
     A verb whose caller goes away is finished all the same. When the manager closes, guests stay on
     the cables that they have.
 
+    With a state directory it knows after a restart, also after a kill -9, what it knew before:
+    entering it finishes or undoes what was in flight.
+
+    :param state: the state directory, ``None`` for one that forgets.
+    :param keeper: keeps duplicates of the cables' fds for the next run.
     :param timeout: seconds that QEMU may take for one command.
     :param probe: called before each step of a swap, for tests and for showing progress.
     """
 
-    def __init__(self, *, timeout: float = 5.0, probe: Probe = no_probe) -> None:
+    def __init__(
+        self,
+        *,
+        state: str | Path | None = None,
+        keeper: FdKeeper | None = None,
+        timeout: float = 5.0,
+        probe: Probe = no_probe,
+    ) -> None:
         self.timeout = timeout
         self._probe = probe
         self._stack = contextlib.AsyncExitStack()
-        self._host = Host()
+        self._host = Host(keeper)
+        self._journal = Journal(None if state is None else Path(state))
         self._networks = Networks(self._host)
+        self._strays = Strays(self._host)
         self._vms: dict[str, Vm] = {}
         self._adding: dict[str, asyncio.Lock] = {}
         self._board = Switchboard()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._care = Caretaker(self._board, self._start)
+        self._absent = Absentees(
+            self._journal, self._networks, self._host, self._board, self._connect, self._is_back
+        )
         self._closed = False
 
+    @property
+    def fds(self) -> FdShelf:
+        """Where callers leave the fds that are then plugged as ``fd:NAME``."""
+        return self._host.fds
+
     async def __aenter__(self) -> Self:
+        """Begin, and bring back what the state directory knows.
+
+        :raise StateError: when the state directory cannot be used.
+        """
         await self._stack.enter_async_context(self._host)
+        try:
+            await self._remember()
+        except BaseException:
+            await self.close()
+            raise
         return self
+
+    async def _remember(self) -> None:
+        vms, networks, ports = await self._journal.load()
+        for network in networks:
+            try:
+                self._networks.restore(network)
+            except LinkmgrError as error:  # its driver is not installed any more, say
+                log.error("network %s cannot be had again: %s", network, error)  # noqa: TRY400
+        for port in ports:
+            self._networks.restore_port(port)
+        await self._absent.expect(vms, PATIENCE)
+        await self._networks.tidy()
+        await self._strays.look(*self._recorded())
+
+    async def _connect(self, journal: VmJournal) -> Vm:
+        record = journal.record
+        return await Vm.connect(
+            record.vm,
+            Path(record.qmp),
+            self._host,
+            timeout=self.timeout,
+            handler=self._care.on_event,
+            journal=journal,
+        )
+
+    def _is_back(self, vm: Vm) -> None:
+        self._vms[vm.name] = vm
+        if any(slot.leftovers for slot in vm.slots.values()):
+            self._care.mend_later(vm)
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
@@ -88,6 +163,7 @@ class LinkManager:
     async def close(self) -> None:
         """Finish the verbs under way, then let go of every guest. Repeats freely."""
         self._closed = True
+        await self._absent.close()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
@@ -116,6 +192,13 @@ class LinkManager:
     async def _add(self, name: str, path: Path) -> list[Nic]:
         async with self._adding.setdefault(name, asyncio.Lock()):
             known = self._vms.get(name)
+            if absent := self._absent.vms.get(name):
+                if absent.record.qmp != str(path):
+                    raise AlreadyExists(
+                        f"VM {name} exists with another monitor, {absent.record.qmp}",
+                        hint="remove it first, or choose another name",
+                    )
+                raise absent.refusal()
             if known and known.qemu.alive:
                 if known.path != path:
                     raise AlreadyExists(
@@ -128,9 +211,7 @@ class LinkManager:
                 except MonitorGone:
                     if not await known.qemu.has_died():
                         raise
-            vm = await Vm.connect(
-                name, path, self._host, timeout=self.timeout, handler=self._care.on_event
-            )
+            vm = await self._connect(VmJournal(self._journal, VmRecord(name, str(path))))
             if known:
                 await self._leave(known)
             self._vms[name] = vm
@@ -152,6 +233,8 @@ class LinkManager:
             contextlib.AsyncExitStack() as all_nics,
         ):
             vm = self._vms.get(name)
+            if absent := self._absent.vms.get(name):
+                raise absent.refusal()
             if vm is None:
                 return False
             for slot in list(vm.slots.values()):
@@ -164,6 +247,7 @@ class LinkManager:
                         "what its cable held cannot be freed yet",
                         hint="look at the log, and remove the VM again when QEMU answers",
                     ).about(str(slot.ref), vm.nic(slot).describe())
+            await vm.journal.drop()
             del self._vms[name]
             await vm.close()
         self._board.tell(EventKind.VM_REMOVED, name)
@@ -172,7 +256,8 @@ class LinkManager:
     async def vms(self) -> list[VmInfo]:
         """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
         await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
-        return [vm.info() for vm in self._vms.values()]
+        absent = [each.info() for each in self._absent.vms.values()]
+        return [vm.info() for vm in self._vms.values()] + absent
 
     # ------------------------------------------------------------------ networks and ports
 
@@ -180,7 +265,11 @@ class LinkManager:
         self, name: str, driver: str, *, drift: str | Drift = Drift.REPAIR, **options: Any
     ) -> Network:
         """Describe a network; see `Networks.create`. Touches nothing on the host."""
-        return self._networks.create(name, driver, options, _choice(Drift, drift))
+        known = self._networks.find(name)
+        network = self._networks.create(name, driver, options, _choice(Drift, drift))
+        if known is None:
+            await self._saved(lambda: self._networks.delete(name))
+        return network
 
     async def delete_network(self, name: str) -> bool:
         """Forget a network; false if there is none. See `Networks.delete`."""
@@ -190,19 +279,37 @@ class LinkManager:
         try:
             await self._networks.driver(network.driver).forget_network(network)
         except LinkmgrError:
-            self._networks.create(
-                network.name, network.driver, dict(network.options), network.drift
-            )
+            self._networks.restore(network)
             raise
+        await self._saved(lambda: self._networks.restore(network))
         return True
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
         """Describe a port; see `Networks.create_port`. Touches nothing on the host."""
-        return self._networks.create_port(network, name, options)
+        known = name in {port.name for port in self._networks.ports(network)}
+        port = self._networks.create_port(network, name, options)
+        if not known:
+            await self._saved(lambda: self._networks.delete_port(network, name))
+        return port
 
     async def delete_port(self, network: str, name: str) -> bool:
         """Forget a port; false if there is none. See `Networks.delete_port`."""
-        return self._networks.delete_port(network, name)
+        port = self._networks.delete_port(network, name)
+        if port is None:
+            return False
+        await self._saved(lambda: self._networks.restore_port(port))
+        return True
+
+    async def _saved(self, undo: Callable[[], object]) -> None:
+        """Write the networks and ports; take a change back that cannot be written."""
+        try:
+            await asyncio.shield(self._start(self._save_networks()))
+        except StateError:
+            undo()
+            raise
+
+    async def _save_networks(self) -> None:
+        await self._journal.save_networks(*self._networks.recorded())
 
     # ------------------------------------------------------------------ the cable
 
@@ -212,14 +319,17 @@ class LinkManager:
         target: str | Network | Port,
         *,
         notify: str | Notify = Notify.AUTO,
+        uid: int | None = None,
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is.
 
         Plugging the network or port that it is on does nothing.
 
         :param nic: ``VM/ALIAS``.
-        :param target: ``NETWORK``, ``NETWORK:PORT``, or what the create verbs returned.
+        :param target: ``NETWORK``, ``NETWORK:PORT``, ``fd:NAME``, or what the create verbs
+            returned.
         :param notify: how the guest and the network hear of it.
+        :param uid: who asks: ``fd:NAME`` is an fd that this user left. By default our own.
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had, or the
             error says otherwise.
         """
@@ -227,7 +337,7 @@ class LinkManager:
         vm, slot = self._find(ref)
 
         async def work() -> Outcome:
-            port = self._networks.port(target, ref)
+            port = self._networks.port(target, ref, uid)
             here = slot.plugged.attachment.port if slot.plugged else None
             if here and (here == port or (port.implied and here.network == port.network)):
                 return Outcome(vm.nic(slot), changed=False)
@@ -240,7 +350,7 @@ class LinkManager:
             before, timings = slot.plugged, Timings(no_probe)
             try:
                 timings = await swap.plug(
-                    slot, driver, port, free_port, notify=how, probe=self._probe
+                    slot, driver, port, free_port, notify=_told(how, port), probe=self._probe
                 )
             finally:
                 if slot.plugged is not before:  # also when only the notification failed
@@ -309,14 +419,20 @@ class LinkManager:
     async def nics(self) -> list[Nic]:
         """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
         await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
-        return [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
+        absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
+        return [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()] + absent
 
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now.
 
         :raise NotFound: when there is none of that name.
         """
-        vm, slot = self._find(NicRef.parse(nic))
+        ref = NicRef.parse(nic)
+        if absent := self._absent.vms.get(ref.vm):
+            for each in absent.nics():
+                if each.ref == ref:
+                    return each
+        vm, slot = self._find(ref)
         await self._care.ping(vm)
         return vm.nic(slot)
 
@@ -334,7 +450,10 @@ class LinkManager:
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
         slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
-        return [slot.plugged.connection() for slot in slots if slot.plugged]
+        absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
+        return [slot.plugged.connection() for slot in slots if slot.plugged] + [
+            nic.connection for nic in absent if nic.connection
+        ]
 
     async def check(self) -> list[Finding]:
         """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
@@ -344,8 +463,47 @@ class LinkManager:
             for slot in list(vm.slots.values()):
                 async with slot.lock:
                     findings += await check_nic(vm.nic(slot), slot, self._host)
-        slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
-        return findings + await check_strays(slots, self._host)
+        for absent in self._absent.vms.values():
+            error = absent.refusal()
+            findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
+        for vm_name, what in self._journal.damaged.items():
+            findings.append(Finding("state-damaged", vm_name, what, "mend it, or add it again"))
+        strays = await self._strays.look(*self._recorded())
+        known, busy = self._recorded()  # a verb may have begun meanwhile
+        ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
+        return findings + [
+            Finding(
+                "stray-device",
+                stray.owner,
+                f"device {stray.device} carries its mark, but belongs to no cable of it",
+                "run 'linkmgr gc'",
+            )
+            for stray in strays
+            if stray.owner in ours and stray.mark not in known
+        ]
+
+    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+        """Remove devices that carry our mark and that nothing recorded. Goes on past errors.
+
+        :param older_than: seconds since a device was first seen to be one.
+        :param dry_run: only tell.
+        :return: all that were found, removed or not.
+        """
+        return await self._strays.remove(self._recorded, older_than=older_than, dry_run=dry_run)
+
+    def _recorded(self) -> tuple[set[str], set[str]]:
+        """The marks of what is recorded, and the owners of what may be in the making."""
+        known, busy = set(), set()
+        for vm in self._vms.values():
+            for slot in vm.slots.values():
+                if slot.plugged:
+                    known.add(str(Mark(str(slot.ref), slot.plugged.cable.id)))
+                if slot.leftovers or slot.foreign or slot.lock.locked():
+                    busy.add(str(slot.ref))
+        for absent in self._absent.vms.values():
+            busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
+        busy |= {f"network/{name}" for name in self._networks.in_use()}
+        return known, busy
 
     def events(self) -> Events:
         """Listen from now on: an asynchronous iterator of events."""
@@ -354,6 +512,8 @@ class LinkManager:
     # ------------------------------------------------------------------ how a verb runs
 
     def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
+        if absent := self._absent.vms.get(ref.vm):
+            raise absent.refusal(ref.alias)
         if ref.vm not in self._vms:
             known = ", ".join(sorted(self._vms)) or "none"
             raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
@@ -418,6 +578,11 @@ def _choice(kind: type[E], value: str) -> E:
             f"{ascii(value)[:43]} is not a {kind.__name__.lower()}",
             hint="give one of " + ", ".join(kind),
         ) from None
+
+
+def _told(notify: Notify, port: Port) -> Notify:
+    """Two fds have nothing to do with each other, though both are ports of the network ``fd``."""
+    return Notify.FLAP if notify is Notify.AUTO and port.network == FD_NETWORK else notify
 
 
 def _was(port: Port | None) -> dict[str, str]:

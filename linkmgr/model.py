@@ -91,6 +91,7 @@ class EndpointKind(StrEnum):
 
     BRIDGE = "bridge"
     DIRECT = "direct"
+    FD = "fd"
 
 
 class DirectMode(StrEnum):
@@ -208,7 +209,27 @@ class DirectEndpoint:
         return f"direct on {self.parent} mode {self.mode}"
 
 
-Endpoint = BridgeEndpoint | DirectEndpoint
+@dataclass(frozen=True)
+class FdEndpoint:
+    """A tap or macvtap that a caller opened and handed over. It is theirs, maybe elsewhere.
+
+    :param name: under which it was left, with the uid: ``UID.NAME``.
+    :param device: its name when it was left, in its own network namespace.
+    :param vnet_hdr: whether its frames carry a virtio-net header.
+    :param mtu: bytes, what it carries. All three are ``None`` when they are not known.
+    """
+
+    name: str
+    device: str | None = None
+    vnet_hdr: bool | None = None
+    mtu: int | None = None
+    kind: EndpointKind = field(default=EndpointKind.FD, init=False)
+
+    def __str__(self) -> str:
+        return f"fd {self.name}" + (f", device {self.device}" if self.device else "")
+
+
+Endpoint = BridgeEndpoint | DirectEndpoint | FdEndpoint
 
 
 @dataclass(frozen=True)
@@ -328,6 +349,7 @@ class Stray:
     """A device with our mark that nothing recorded.
 
     :param owner: from its mark: a NIC, or ``network/NAME``.
+    :param id: from its mark.
     :param seen: seconds since it was first seen to be a stray.
     :param removed: whether this run removed it.
     :param error: why it could not be removed.
@@ -335,9 +357,15 @@ class Stray:
 
     device: str
     owner: str
+    id: str
     seen: float
     removed: bool
     error: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """The device's interface alias."""
+        return str(Mark(self.owner, self.id))
 
 
 @dataclass(frozen=True)

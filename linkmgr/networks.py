@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from linkmgr.drivers import NetworkDriver, find_driver
+from linkmgr.drivers.fd import FD_NETWORK, fd_port, refuse_reserved
 from linkmgr.errors import (
     AlreadyExists,
     BadName,
+    LinkmgrError,
     NetworkInUse,
     PortInUse,
     UnknownNetwork,
@@ -17,6 +21,8 @@ from linkmgr.errors import (
 )
 from linkmgr.host import Host
 from linkmgr.model import Drift, Network, NicRef, Port, check_name
+
+log = logging.getLogger(__name__)
 
 
 class Networks:
@@ -28,6 +34,8 @@ class Networks:
         self._networks: dict[str, Network] = {}
         self._ports: dict[tuple[str, str], Port] = {}
         self._claims: dict[tuple[str, str], NicRef] = {}
+        #: Names of networks that somebody else keeps, such as the configuration.
+        self.unrecorded: set[str] = set()
 
     def __iter__(self) -> Iterator[Network]:
         return iter(list(self._networks.values()))
@@ -49,6 +57,7 @@ class Networks:
         :raise BadRequest: when the name or an option is wrong.
         :raise AlreadyExists: when the name has another description.
         """
+        refuse_reserved(name)
         network = Network(name, driver, options, drift)
         network = replace(network, options=self.driver(driver).check_network(network))
         known = self._networks.setdefault(name, network)
@@ -60,11 +69,49 @@ class Networks:
             )
         return known
 
+    def find(self, name: str) -> Network | None:
+        """The network of that name, if there is one."""
+        return self._networks.get(name)
+
+    def restore(self, network: Network) -> None:
+        """Have a network again that was created before.
+
+        :raise BadOption: when its driver does not exist any more.
+        """
+        self.driver(network.driver)
+        self._networks.setdefault(network.name, network)
+
+    def restore_port(self, port: Port) -> None:
+        """Have a port again that was created before."""
+        if port.network.name in self._networks:
+            self._ports.setdefault((port.network.name, port.name), port)
+
+    def recorded(self) -> tuple[list[Network], list[Port]]:
+        """What belongs on disk: all but what `unrecorded` names."""
+        return (
+            [each for each in self._networks.values() if each.name not in self.unrecorded],
+            [each for each in self._ports.values() if each.network.name not in self.unrecorded],
+        )
+
+    def in_use(self) -> set[str]:
+        """Names of the networks that NICs are plugged into."""
+        return {network for network, _ in self._claims}
+
+    async def tidy(self) -> None:
+        """After a restart: free what drivers keep for networks that nobody is plugged into."""
+        for network in self:
+            if network.name not in self.in_use():
+                try:
+                    await self.driver(network.driver).forget_network(network)
+                except LinkmgrError as error:
+                    log.warning("network %s: what it keeps stays: %s", network, error)
+
     def delete(self, name: str) -> Network | None:
         """Forget a network; ``None`` if there is none.
 
         :raise NetworkInUse: when NICs or created ports are on it.
         """
+        refuse_reserved(name)
         network = self._networks.get(check_name("network", name))
         if network is None:
             return None
@@ -97,8 +144,8 @@ class Networks:
             )
         return known
 
-    def delete_port(self, network: str, name: str) -> bool:
-        """Forget a port; false if there is none.
+    def delete_port(self, network: str, name: str) -> Port | None:
+        """Forget a port; ``None`` if there is none.
 
         :raise PortInUse: when a NIC is plugged into it.
         """
@@ -107,7 +154,7 @@ class Networks:
             raise PortInUse(
                 f"port {network}:{name} is in use by {self._claims[key]}", hint="unplug it first"
             )
-        return self._ports.pop(key, None) is not None
+        return self._ports.pop(key, None)
 
     def ports(self, network: str) -> list[Port]:
         """The ports that were created on a network."""
@@ -119,6 +166,8 @@ class Networks:
         :raise UnknownNetwork: when there is none.
         """
         check_name("network", name)
+        if name == FD_NETWORK.name:
+            return FD_NETWORK
         if name not in self._networks:
             known = ", ".join(sorted(self._networks)) or "none"
             raise UnknownNetwork(
@@ -126,10 +175,12 @@ class Networks:
             )
         return self._networks[name]
 
-    def port(self, target: str | Network | Port, nic: NicRef) -> Port:
+    def port(self, target: str | Network | Port, nic: NicRef, uid: int | None = None) -> Port:
         """Look up where a NIC is to be plugged: a port, or a network and then its implied port.
 
-        :param target: ``NETWORK``, ``NETWORK:PORT``, or what `create` and `create_port` returned.
+        :param target: ``NETWORK``, ``NETWORK:PORT``, ``fd:NAME``, or what `create` and
+            `create_port` returned.
+        :param uid: whose fds ``fd:NAME`` is about; by default those of this process.
         :raise BadName: when the text is not of that form.
         :raise NotFound: when there is no such network or port.
         """
@@ -140,6 +191,8 @@ class Networks:
         if not isinstance(target, str):
             raise BadName(f"{ascii(target)[:43]} is not a network", hint="write NETWORK[:PORT]")
         name, colon, port_name = target.partition(":")
+        if name == FD_NETWORK.name:
+            return fd_port(os.geteuid() if uid is None else uid, port_name)
         network = self.network(name)
         if not colon:
             return Port(network, str(nic), implied=True)

@@ -1,1 +1,192 @@
-"""After a crash or drift: what is, against what should be."""
+"""After a restart: what is, against what was meant.
+
+The journal says what was meant; QEMU and the kernel say what is, and they are right. A swap that
+was cut off is finished if its NIC is on the new cable already, else undone; a NIC that was caught
+between two cables gets the old one back. A cable that works is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from linkmgr import swap
+from linkmgr.errors import CannotAttach, CommandFailed, HostError, LinkmgrError
+from linkmgr.host import Host, Link
+from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
+from linkmgr.model import Mark, NicRef, Offer, Port
+from linkmgr.networks import Networks
+from linkmgr.swap import Plugged, Slot
+from linkmgr.vm import Vm
+from linkmgr.wirings import Cable
+
+log = logging.getLogger(__name__)
+
+Marked = list[tuple[Mark, Link]]
+
+
+def claim_ports(record: VmRecord, networks: Networks) -> None:
+    """Reserve the ports of a VM's cables, before anybody else may have them."""
+    for alias, nic in record.nics.items():
+        for port in _ports(nic):
+            with contextlib.suppress(LinkmgrError):  # two cables on one port: the first has it
+                networks.claim(port, NicRef(record.vm, alias))
+
+
+def free_ports(record: VmRecord, networks: Networks, *, but: Iterable[Port] = ()) -> None:
+    """End the claims of `claim_ports`."""
+    kept = {(port.network.name, port.name) for port in but}
+    for nic in record.nics.values():
+        for port in _ports(nic):
+            if (port.network.name, port.name) not in kept:
+                networks.free(port)
+
+
+async def recover_vm(vm: Vm, host: Host, networks: Networks, marked: Marked) -> None:
+    """Bring the NICs of a VM that an earlier run knew back under our hands.
+
+    :param marked: devices with our mark, from before anything new was made.
+    :raise MonitorError: when QEMU does not answer any more; call it again when it does.
+    """
+    record = vm.journal.record
+    begun = {
+        nic.intent.attachment
+        for nic in record.nics.values()
+        if nic.intent and nic.intent.attachment
+    }
+    for alias, slot in vm.slots.items():
+        async with slot.lock:
+            known = record.nics.get(alias)
+            if known is None or not (known.cable or known.intent):
+                continue
+            if slot.plugged is None:  # else an earlier try got this far
+                await _Nic(slot, known, networks).recover()
+    cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
+    await vm.wiring.sweep({cable.id for cable in cables}, begun)
+    await remove_devices(vm.name, host, marked, but={cable.device or "" for cable in cables})
+    stay = [slot.plugged.attachment.port for slot in vm.slots.values() if slot.plugged]
+    free_ports(record, networks, but=stay)
+    for slot in vm.slots.values():
+        async with slot.lock:
+            if slot.plugged is None and slot.foreign is False and slot.carrier.up is None:
+                await slot.carrier.set(up=False)
+            try:
+                await slot.remember()
+            except LinkmgrError as error:
+                log.warning("%s: it cannot be written down yet: %s", slot.ref, error)
+                slot.leftovers.append(slot.remember)
+
+
+async def remove_devices(vm: str, host: Host, marked: Marked, *, but: Iterable[str] = ()) -> None:
+    """Remove the devices that carry the mark of a VM's NIC and belong to no cable of it."""
+    kept = set(but)
+    for mark, link in marked:
+        if mark.owner.partition("/")[0] != vm or "/" not in mark.owner or link.name in kept:
+            continue
+        now = await host.find_link(link.name)
+        if now is None or now.alias != str(mark):
+            continue
+        try:
+            await host.delete_link(link.name)
+            log.info("%s: removed %s, which an earlier run left", mark.owner, link.name)
+        except LinkmgrError as error:
+            log.warning("%s: what an earlier run left stays: %s", mark.owner, error)
+
+
+class _Nic:
+    """One NIC that was known before the restart. Its lock is held."""
+
+    def __init__(self, slot: Slot, known: NicRecord, networks: Networks) -> None:
+        self._slot = slot
+        self._known = known
+        self._networks = networks
+        facts = known.facts
+        self._offer = Offer(slot.ref, type(slot.wiring).kinds, mac=facts.mac, mtu=facts.mtu)
+
+    async def recover(self) -> None:
+        """Finish or undo what was in flight.
+
+        :raise MonitorError: when QEMU does not answer any more.
+        """
+        slot, old, intent = self._slot, self._known.cable, self._known.intent
+        try:
+            found = await slot.wiring.inspect(slot.ref)
+        except (CannotAttach, CommandFailed) as error:
+            log.warning("%s: its cable cannot be recovered: %s", slot.ref, error)
+            return
+        here = found[0] if found else None
+        if here is None:
+            # An unplug that got this far is finished; any other cable is put back.
+            if old is not None and intent != Intent():
+                await self._put_back(old)
+        elif old is not None and here.id == old.id:
+            slot.plugged, slot.foreign = await self._adopted(old), False
+            await slot.apply_link(seen=False)
+        elif intent is not None and intent.port is not None and here.id == intent.attachment:
+            await self._finish(intent, intent.port, here, old)
+        else:
+            log.warning("%s: somebody else plugged %s into it", slot.ref, here.port)
+            slot.foreign = True
+
+    async def _finish(
+        self, intent: Intent, port: Port, here: Cable, old: CableRecord | None
+    ) -> None:
+        """The NIC is on the new cable: do what comes after the switch."""
+        slot = self._slot
+        driver = self._networks.driver(port.network.driver)
+        attachment = await driver.init_attachment(self._offer, port, ident=here.id)
+        try:
+            endpoint = await attachment.realise()
+            cable = slot.wiring.new_cable(here.id, self._offer, endpoint)
+            await slot.wiring.recognise(here)
+        except HostError as error:
+            # The network is in trouble, but the NIC is there: take it as it is.
+            log.warning("%s: network %s is not as it should be: %s", slot.ref, port, error)
+            await slot.wiring.recognise(here)
+            if here.endpoint is None:
+                await driver.terminate_attachment(attachment)
+                slot.foreign = True
+                return
+            cable = slot.wiring.new_cable(here.id, self._offer, here.endpoint)
+        cable.device, cable.macs = here.device, {self._offer.mac}
+        await slot.wiring.adopt(cable)
+        slot.plugged, slot.foreign = Plugged(driver, attachment, cable, self._free(port)), False
+        await attachment.activate()
+        changed = old is None or old.port.network.name != port.network.name
+        await swap.notify_of(slot, cable, intent.notify, changed=changed)
+        log.info("%s: finished the swap to %s that was cut off", slot.ref, port)
+
+    async def _put_back(self, old: CableRecord) -> None:
+        """The NIC is on nothing: give it the cable that it had, if that still exists."""
+        slot = self._slot
+        plugged = await self._adopted(old)
+        if not plugged.cable.in_qemu:
+            log.warning("%s: QEMU has lost its cable to %s", slot.ref, old.port)
+            await plugged.driver.terminate_attachment(plugged.attachment)
+            return
+        await slot.wiring.switch_back(slot.ref, None, plugged.cable)
+        slot.plugged, slot.foreign = plugged, False
+        await slot.apply_link(seen=False)
+        log.info("%s: back on its cable to %s", slot.ref, old.port)
+
+    async def _adopted(self, record: CableRecord) -> Plugged:
+        driver = self._networks.driver(record.port.network.driver)
+        attachment = await driver.init_attachment(self._offer, record.port, ident=record.attachment)
+        cable = self._slot.wiring.new_cable(record.id, self._offer, record.endpoint)
+        cable.device, cable.mac, cable.macs = record.device or None, record.mac, set(record.macs)
+        await self._slot.wiring.adopt(cable)
+        return Plugged(driver, attachment, cable, self._free(record.port), record.since)
+
+    def _free(self, port: Port) -> swap.Work:
+        async def free_port() -> None:
+            self._networks.free(port)
+
+        return free_port
+
+
+def _ports(nic: NicRecord) -> list[Port]:
+    ports = [nic.cable.port] if nic.cable else []
+    if nic.intent and nic.intent.port:
+        ports.append(nic.intent.port)
+    return ports

@@ -19,6 +19,7 @@ from enum import StrEnum
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
 from linkmgr.errors import HubCrowded, MonitorGone, MonitorTimeout
+from linkmgr.journal import CableRecord, Intent, VmJournal
 from linkmgr.model import Connection, LinkState, NicRef, Notify, Port
 from linkmgr.wirings import Cable, Wiring
 
@@ -30,12 +31,14 @@ class Step(StrEnum):
 
     OFFER = "offer"  #: ask the wiring what the NIC can take
     INIT = "init"  #: claim the port
+    INTEND = "intend"  #: write down what is to be done
     REALISE = "realise"  #: make the endpoint exist
     STAGE = "stage"  #: make the new cable, plugged into nothing yet
     LINK_DOWN = "link-down"  #: unplug only: the guest sees its carrier go first
     SWITCH = "switch"  #: old cable out, new cable in
     ACTIVATE = "activate"  #: tell the network side
     NOTIFY = "notify"  #: tell the guest and the network
+    RECORD = "record"  #: write down what was done
     RELEASE = "release"  #: take the old cable down
     TERMINATE = "terminate"  #: free the old attachment
 
@@ -58,6 +61,20 @@ class Plugged:
     cable: Cable
     free_port: Work
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def record(self) -> CableRecord:
+        """What the journal keeps of it."""
+        assert self.cable.endpoint is not None
+        return CableRecord(
+            attachment=self.attachment.id,
+            id=self.cable.id,
+            port=self.attachment.port,
+            endpoint=self.cable.endpoint,
+            device=self.cable.device or "",
+            mac=self.cable.mac,
+            macs=tuple(sorted(self.cable.macs)),
+            since=self.since,
+        )
 
     def connection(self) -> Connection:
         """What a caller sees of it."""
@@ -90,6 +107,7 @@ class Slot:
     ref: NicRef
     wiring: Wiring
     carrier: Carrier
+    journal: VmJournal
     wanted: LinkState = LinkState.UP
     plugged: Plugged | None = None
     foreign: bool = False  #: on a cable that somebody else plugged
@@ -98,6 +116,15 @@ class Slot:
     refused: list[str] = field(default_factory=list)
     lost: bool = False  #: the NIC or its guest does not exist any more
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def remember(self) -> None:
+        """Write down what is, with nothing in flight.
+
+        :raise StateError: when that could not be written.
+        """
+        if not self.lost:
+            record = self.plugged.record() if self.plugged else None
+            await self.journal.change(self.ref.alias, cable=record, intent=None)
 
     async def apply_link(self, *, seen: bool = True) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none."""
@@ -145,7 +172,7 @@ async def plug(
     """
     timings = Timings(probe)
     old = nic.plugged
-    undo: list[Work] = [free_port]
+    undo: list[Work] = [nic.remember, free_port]
     try:
         await timings.begin(Step.OFFER)
         with timings.of(Step.OFFER):
@@ -155,6 +182,9 @@ async def plug(
         with timings.of(Step.INIT):
             attachment = await driver.init_attachment(offer, port)
         undo.append(lambda: driver.terminate_attachment(attachment))
+        await timings.begin(Step.INTEND)
+        with timings.of(Step.INTEND):
+            await nic.journal.change(nic.ref.alias, intent=Intent(attachment.id, port, notify))
         await timings.begin(Step.REALISE)
         with timings.of(Step.REALISE):
             endpoint = await attachment.realise()
@@ -180,11 +210,12 @@ async def plug(
     try:
         await timings.begin(Step.NOTIFY)
         with timings.of(Step.NOTIFY):
-            await _notify(nic, cable, notify, changed=changed)
+            await notify_of(nic, cable, notify, changed=changed)
     except BaseException:
-        nic.leftovers.append(lambda: _notify(nic, cable, notify, changed=changed))
+        nic.leftovers.append(lambda: notify_of(nic, cable, notify, changed=changed))
         raise
     finally:
+        await _record(nic, timings)
         await _take_down(nic, old_cable, old, timings)
     return timings
 
@@ -199,8 +230,12 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
     old = nic.plugged
     undo: list[Work] = []
     try:
+        await timings.begin(Step.INTEND)
+        with timings.of(Step.INTEND):
+            old_cable = await _present(nic)
+            undo.append(nic.remember)
+            await nic.journal.change(nic.ref.alias, intent=Intent())
         await timings.begin(Step.LINK_DOWN)
-        old_cable = await _present(nic)
         undo.append(lambda: nic.apply_link(seen=False))
         with timings.of(Step.LINK_DOWN):
             await nic.carrier.set(up=False)
@@ -213,6 +248,7 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
         await _do_or_defer(nic, reversed(undo))
         raise
     nic.plugged, nic.foreign, nic.since, nic.refused = None, False, datetime.now(UTC), []
+    await _record(nic, timings)
     await _take_down(nic, old_cable, old, timings)
     return timings
 
@@ -274,7 +310,11 @@ async def _switch_back(
         await nic.wiring.switch_back(nic.ref, new, old_cable)
 
 
-async def _notify(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> None:
+async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> None:
+    """Tell the guest and the network of the cable that the NIC is on now.
+
+    :param changed: whether it leads to another network than the one before.
+    """
     if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
         return  # put off, and by now about a cable of the past
     nic.refused = await nic.wiring.follow(cable)
@@ -287,6 +327,15 @@ async def _notify(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> 
         await nic.apply_link(seen=notify is not Notify.SILENT)
     if nic.carrier.up and notify is Notify.ANNOUNCE:
         await nic.wiring.announce(nic.ref)
+
+
+async def _record(nic: Slot, timings: Timings) -> None:
+    """Write down the outcome. The intent that is on disk says enough if that fails."""
+    try:
+        await timings.begin(Step.RECORD)
+    finally:
+        with timings.of(Step.RECORD):
+            await _do_or_defer(nic, [nic.remember])
 
 
 async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from linkmgr.carrier import Carrier, LinkWatch
 from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, UnknownNic
 from linkmgr.host import Host
+from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.qemu import Qemu
@@ -19,27 +20,14 @@ from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a NIC is, from boot to end.
-
-    :param managed: whether it is wired so that its cable can change.
-    :param mtu: bytes.
-    """
-
-    model: str
-    mac: str
-    mtu: int
-    managed: bool
-
-
 class Vm:
     """A VM with its NICs. Made by `Vm.connect`."""
 
-    def __init__(self, name: str, path: Path, qemu: Qemu, host: Host) -> None:
+    def __init__(self, name: str, path: Path, qemu: Qemu, host: Host, journal: VmJournal) -> None:
         self.name = name
         self.path = path
         self.qemu = qemu
+        self.journal = journal
         self.wiring = HubWiring(qemu, host)
         self.facts: dict[str, Facts] = {}
         self.slots: dict[str, Slot] = {}
@@ -57,13 +45,16 @@ class Vm:
         *,
         timeout: float,
         handler: Callable[[Vm, MonitorEvent], None],
+        journal: VmJournal,
     ) -> Vm:
         """Connect to QEMU, find its NICs and take the unplugged ones down.
 
         A NIC on a hub boots with its carrier up, whether there is a cable or not; QEMU has no
         argument against that.
 
+        :param journal: what is known of it. A NIC with a cable or an intent there is left as it is.
         :raise MonitorError: when QEMU is not there or does not answer.
+        :raise StateError: when the NICs cannot be written down.
         """
         made: list[Vm] = []
 
@@ -73,7 +64,7 @@ class Vm:
 
         qemu = await Qemu.connect(path, name=f"VM {name}", timeout=timeout, handler=hand_on)
         try:
-            vm = cls(name, path, qemu, host)
+            vm = cls(name, path, qemu, host, journal)
             _require(qemu)
             await vm.find_nics()
             made.append(vm)
@@ -155,29 +146,54 @@ class Vm:
         return NicState.UNPLUGGED, slot.since
 
     async def find_nics(self) -> None:
-        """Find the NICs that QEMU has and that are not known yet; take the unplugged ones down."""
+        """Find the NICs that QEMU has and that are not known yet; take the unplugged ones down.
+
+        :raise StateError: when they cannot be written down.
+        """
         nics = (await self.qemu.network()).nics
         found = {alias: client for alias, client in nics.items() if alias not in self.slots}
         managed = set()
         for alias in found:  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
-            slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch))
+            slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
+            known = self.journal.record.nics.get(alias)
+            if known is not None:
+                slot.wanted = known.wanted
             try:
                 cables = await self.wiring.inspect(ref)
                 slot.foreign = bool(cables)
-                if not cables:
+                if not cables and (known is None or not (known.cable or known.intent)):
                     await slot.carrier.set(up=False)
                 managed.add(alias)
             except (CannotAttach, CommandFailed):
                 pass  # listed all the same; plugging it says why not
             self.slots[alias] = slot
         for alias, client in found.items():
+            if known := self.journal.record.nics.get(alias):
+                self.facts[alias] = replace(known.facts, managed=alias in managed)
+                continue
             mac, mtu = client.mac or "", DEFAULT_MTU
             if alias in managed:
                 with contextlib.suppress(CannotAttach, CommandFailed):
                     offer = await self.wiring.offer(NicRef(self.name, alias))
                     mac, mtu = offer.mac, offer.mtu
             self.facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
+        await self.remember()
+
+    async def remember(self) -> None:
+        """Write down which NICs there are, and of each what was known before.
+
+        :raise StateError: when that could not be written.
+        """
+        before = self.journal.record.nics
+        await self.journal.set_vm(
+            {
+                alias: replace(before.get(alias, NicRecord(facts)), facts=facts)
+                for alias, facts in self.facts.items()
+                if alias in self.slots
+            },
+            self.qemu.pid,
+        )
 
     async def close(self) -> None:
         """Let go of QEMU. The guest stays on its cables, whose fds QEMU holds itself."""

@@ -88,9 +88,10 @@ class NetworkDriver(ABC):
         return {**defaults(known), **port.network.options, **port.options}
 
     async def forget_network(self, network: Network) -> None:  # noqa: B027 - most keep nothing
-        """Free what the driver kept for the network.
+        """Free what the driver keeps for the network beside its attachments.
 
-        Called when it is deleted, after its last attachment was terminated.
+        Called when it is deleted, after its last attachment was terminated, and after a restart of
+        linkmgr when every attachment that outlived it has been claimed again.
         """
 
     def negotiate(self, offer: Offer, port: Port) -> EndpointKind:
@@ -109,9 +110,13 @@ class NetworkDriver(ABC):
         )
 
     @abstractmethod
-    async def init_attachment(self, offer: Offer, port: Port) -> Attachment:
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> Attachment:
         """Claim the port for the NIC of the offer. Touches nothing on the host.
 
+        :param ident: of an attachment that outlived a restart of linkmgr: claim it again under its
+            id. The NIC may be on its endpoint already, and then `realise` is not called.
         :raise NoCommonEndpoint: when the negotiation fails.
         """
 

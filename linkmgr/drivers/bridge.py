@@ -27,8 +27,10 @@ from linkmgr.model import (
 class BridgeAttachment(Attachment):
     """A NIC's claim on a port of a bridge."""
 
-    def __init__(self, driver: BridgeDriver, offer: Offer, port: Port, kind: EndpointKind) -> None:
-        super().__init__(new_id(), offer, port, kind)
+    def __init__(
+        self, driver: BridgeDriver, ident: str, offer: Offer, port: Port, kind: EndpointKind
+    ) -> None:
+        super().__init__(ident, offer, port, kind)
         self._driver = driver
 
     async def realise(self) -> BridgeEndpoint:
@@ -86,9 +88,12 @@ class BridgeDriver(NetworkDriver):
         check_ifname(str(options["bridge"]))
         return options
 
-    async def init_attachment(self, offer: Offer, port: Port) -> BridgeAttachment:
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> BridgeAttachment:
         """See `NetworkDriver.init_attachment`."""
-        attachment = BridgeAttachment(self, offer, port, self.negotiate(offer, port))
+        kind = self.negotiate(offer, port)
+        attachment = BridgeAttachment(self, ident or new_id(), offer, port, kind)
         bridge = self.settings(port)["bridge"]
         self._users.setdefault(bridge, set()).add(attachment.id)
         return attachment

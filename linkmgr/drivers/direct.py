@@ -17,9 +17,12 @@ class DirectAttachment(Attachment):
     """A NIC's claim on a place on a parent device."""
 
     def __init__(
-        self, host: Host, offer: Offer, port: Port, kind: EndpointKind, settings: dict[str, object]
+        self,
+        host: Host,
+        claim: tuple[str, Offer, Port, EndpointKind],
+        settings: dict[str, object],
     ) -> None:
-        super().__init__(new_id(), offer, port, kind)
+        super().__init__(*claim)
         self._host = host
         self._settings = settings
 
@@ -71,10 +74,12 @@ class DirectDriver(NetworkDriver):
         check_ifname(str(options["parent"]))
         return options
 
-    async def init_attachment(self, offer: Offer, port: Port) -> DirectAttachment:
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> DirectAttachment:
         """See `NetworkDriver.init_attachment`."""
-        kind = self.negotiate(offer, port)
-        return DirectAttachment(self.host, offer, port, kind, self.settings(port))
+        claim = (ident or new_id(), offer, port, self.negotiate(offer, port))
+        return DirectAttachment(self.host, claim, self.settings(port))
 
     async def terminate_attachment(self, attachment: Attachment) -> None:
         """See `NetworkDriver.terminate_attachment`. The wiring removed the macvtap already."""

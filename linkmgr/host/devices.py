@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from linkmgr.errors import HostError, LinkBusy
+from linkmgr.host.keeper import FdKeeper, NoKeeper
 from linkmgr.host.links import Link
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
@@ -22,6 +23,7 @@ from linkmgr.host.rtnl import (
     del_link,
     set_link,
 )
+from linkmgr.host.shelf import FdShelf
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error
 from linkmgr.model import Mark
@@ -32,7 +34,9 @@ Device = int | str  #: index or name
 class Devices:
     """The part of `linkmgr.host.Host` that is about any device; see there."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: FdKeeper | None = None) -> None:
+        self.keeper: FdKeeper = keeper or NoKeeper()
+        self.fds = FdShelf()
         self._open: tuple[Reader, Rtnl] | None = None
 
     async def __aenter__(self) -> Self:
@@ -46,6 +50,7 @@ class Devices:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        await self.fds.close()
         (reader, rtnl), self._open = self._opened, None
         rtnl.close()
         await reader.close()

@@ -67,7 +67,7 @@ def open_queue(name: str, index: int) -> Fd:
     :raise Refused: when the kernel does.
     """
     doing = f"open {name}"
-    number = _device_number(name, index)
+    number = device_number(name, index)
     with ExitStack() as undo:
         fd = undo.enter_context(Fd(_open_node(number, index, doing)))
         set_interface(fd.number, name, IFF_TAP | IFF_NO_PI, doing)
@@ -75,7 +75,11 @@ def open_queue(name: str, index: int) -> Fd:
         return fd
 
 
-def _device_number(name: str, index: int) -> int:
+def device_number(name: str, index: int) -> int:
+    """The device number of a macvtap's node.
+
+    :raise Refused: when there is none, or /sys is that of another network namespace.
+    """
     # The index in the path tells a sysfs of another network namespace from ours.
     path = _SYSFS / name / "macvtap" / f"tap{index}" / "dev"
     try:
@@ -92,7 +96,10 @@ def _device_number(name: str, index: int) -> int:
 def _open_node(number: int, index: int, doing: str) -> int:
     failures = []
     # Some file systems forbid devices (nodev), some directories are read-only: try a few.
-    for directory in (_DEV, Path(tempfile.gettempdir())):
+    directories = [_DEV]
+    with contextlib.suppress(FileNotFoundError):  # a hardened service has no temporary directory
+        directories.append(Path(tempfile.gettempdir()))
+    for directory in directories:
         try:
             return _open_private_node(number, directory)
         except OSError as error:

@@ -78,6 +78,11 @@ class Qemu:
         return not self._dead.is_set()
 
     @property
+    def pid(self) -> int | None:
+        """The process that made the socket, ``None`` if it is of another pid namespace."""
+        return self._pid
+
+    @property
     def closed(self) -> bool:
         """Whether we have let go of it."""
         return self._closed

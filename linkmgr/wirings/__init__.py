@@ -1,7 +1,23 @@
 """The NIC side: how a guest's NIC is held so that its cable can change. Knows no network driver."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from linkmgr.wirings.args import hub_args
-from linkmgr.wirings.base import Cable, Wiring
-from linkmgr.wirings.hub import HubWiring
+
+if TYPE_CHECKING:
+    from linkmgr.wirings.base import Cable, Wiring
+    from linkmgr.wirings.hub import HubWiring
 
 __all__ = ["Cable", "HubWiring", "Wiring", "hub_args"]
+
+# Loaded when they are asked for: who only makes QEMU's arguments needs neither netlink nor QMP.
+_HOMES = {"Cable": "base", "Wiring": "base", "HubWiring": "hub"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"linkmgr.wirings.{_HOMES[name]}"), name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from linkmgr.host import Fd
-from linkmgr.model import Endpoint, NicRef, Offer
+from linkmgr.model import Endpoint, EndpointKind, NicRef, Offer
 
 
 @dataclass(eq=False)
@@ -48,6 +49,8 @@ class Wiring(ABC):
     """
 
     name: ClassVar[str]
+    #: The endpoint kinds that it can take, in order of preference.
+    kinds: ClassVar[tuple[EndpointKind, ...]]
 
     @abstractmethod
     async def offer(self, nic: NicRef) -> Offer:
@@ -63,6 +66,24 @@ class Wiring(ABC):
     @abstractmethod
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
         """Describe the cable for an attachment, before anything of it exists."""
+
+    @abstractmethod
+    async def adopt(self, cable: Cable) -> None:
+        """Take over a cable that an earlier run of linkmgr made, plugged in or not.
+
+        Its device gets the shape that the endpoint asks for; what is missing is left missing.
+
+        :raise MonitorError: when QEMU does not answer.
+        """
+
+    @abstractmethod
+    async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
+        """Take out of QEMU what an earlier run left there.
+
+        :param known: ids of the cables that stay.
+        :param begun: ids of cables that were being made: QEMU may hold their fds under a name.
+        :raise MonitorError: when QEMU does not answer.
+        """
 
     @abstractmethod
     async def stage(self, cable: Cable, replacing: Cable | None) -> None:
@@ -111,6 +132,8 @@ class Wiring(ABC):
     @abstractmethod
     async def inspect(self, nic: NicRef) -> list[Cable]:
         """Read what the NIC is plugged into now: as foreign cables, known by QEMU's ids only.
+
+        One that may be of an earlier run has its `Cable.id`, any other an empty one.
 
         :raise CannotAttach: when the NIC is not wired in this way.
         """

@@ -8,7 +8,9 @@ another comes, back to back. The hub floods, so two cables on one hub would join
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +35,7 @@ from linkmgr.model import (
     DirectMode,
     Endpoint,
     EndpointKind,
+    FdEndpoint,
     Mark,
     NicRef,
     Offer,
@@ -43,6 +46,8 @@ from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
+
+log = logging.getLogger(__name__)
 
 PREFIX = "lm"  # of host devices
 _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
@@ -104,8 +109,13 @@ class HubWiring(Wiring):
 
     name: ClassVar[str] = "hub"
 
-    #: Taps have no IFF_VNET_HDR here: hub ports carry no virtio-net header. One queue, no vhost.
-    kinds: ClassVar[tuple[EndpointKind, ...]] = (EndpointKind.BRIDGE, EndpointKind.DIRECT)
+    #: Our taps have no IFF_VNET_HDR: hub ports carry no virtio-net header, and QEMU strips that of
+    #: a tap that is handed over. One queue, no vhost.
+    kinds: ClassVar[tuple[EndpointKind, ...]] = (
+        EndpointKind.BRIDGE,
+        EndpointKind.DIRECT,
+        EndpointKind.FD,
+    )
 
     #: Only ``python -m bench --no-kept-fd`` switches it off, to show what it is good for.
     keep_fds: ClassVar[bool] = True
@@ -131,9 +141,12 @@ class HubWiring(Wiring):
         """See `Wiring.inspect`."""
         hub = await self._hub(nic)
         return [
-            Cable(id="", nic=nic, endpoint=None, port=port.id, backend=str(port.peer))
+            Cable(
+                id=port.id.removeprefix(_PORT) if port.id.startswith(_PORT) else "",
+                nic=nic, endpoint=None, port=port.id, backend=str(port.peer),
+            )
             for port in hub.cables
-        ]
+        ]  # fmt: skip
 
     async def recognise(self, cable: Cable) -> None:
         """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
@@ -157,9 +170,7 @@ class HubWiring(Wiring):
             cable.endpoint = DirectEndpoint(where, mode, link.mtu)
         else:
             cable.endpoint = BridgeEndpoint(where, link.mtu)
-        number = tap_fd((await self._qemu.network()).netdevs[cable.backend])
-        copy = None if number is None else self._qemu.copy_fd(number)
-        cable.fd = None if copy is None else Fd(copy)
+        cable.fd = self._fd_again(ident, (await self._qemu.network()).netdevs[cable.backend])
         self._cables.add(cable)
 
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
@@ -172,6 +183,52 @@ class HubWiring(Wiring):
             port=_PORT + ident,
             backend=_BACKEND + ident,
         )
+
+    async def adopt(self, cable: Cable) -> None:
+        """See `Wiring.adopt`."""
+        info = await self._qemu.network()
+        cable.hub = find_hub(info, cable.nic).number
+        backend = info.netdevs.get(cable.backend)
+        cable.in_qemu = backend is not None
+        self._cables.add(cable)
+        cable.fd = self._fd_again(cable.id, backend)
+        if cable.device is None:
+            return
+        try:
+            match cable.endpoint:
+                case DirectEndpoint(mode=mode, mtu=mtu):
+                    # A replug that kept the macvtap may have been cut off in the middle.
+                    link = await self._host.link(cable.device)
+                    if link.mtu != mtu:
+                        await self._host.set_mtu(cable.device, mtu)
+                    if link.mode != mode:
+                        await self._host.set_macvtap_mode(cable.device, mode)
+                case BridgeEndpoint():
+                    await self._take_over(cable)
+        except HostError as error:  # `check` says what is wrong with it
+            log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
+
+    async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
+        """See `Wiring.sweep`."""
+        for ident in set(begun) - set(known):
+            with contextlib.suppress(CommandFailed):  # most often there is none
+                await self._qemu.execute("closefd", {"fdname": _BACKEND + ident})
+        info = await self._qemu.network()
+        stay = {prefix + ident for ident in known for prefix in (_PORT, _BACKEND)}
+        left = [name for name in info.netdevs if name.startswith((_PORT, _BACKEND))]
+        for name in sorted(set(left) - stay, key=lambda name: not name.startswith(_PORT)):
+            fd = self._fd_again(name.removeprefix(_BACKEND), info.netdevs[name])
+            await self._qemu.execute("netdev_del", {"id": name})
+            self._host.keeper.drop(name.removeprefix(_BACKEND))
+            if fd is not None:
+                await fd.close_in_thread()
+
+    def _fd_again(self, ident: str, backend: NetClient | None) -> Fd | None:
+        """A duplicate of a cable's fd, from its keeper or from QEMU, if that is allowed."""
+        copy = self._host.keeper.take(ident)
+        if copy is None and backend is not None and (number := tap_fd(backend)) is not None:
+            copy = self._qemu.copy_fd(number)
+        return None if copy is None else Fd(copy)
 
     async def stage(self, cable: Cable, replacing: Cable | None) -> None:
         """See `Wiring.stage`. The backend is in QEMU afterwards, but on no hub."""
@@ -189,9 +246,12 @@ class HubWiring(Wiring):
                     cable.port, cable.backend = replacing.port, replacing.backend
                     return
                 await self._make_macvtap(cable, cable.endpoint)
+            case FdEndpoint():
+                cable.fd = self._host.fds.copy(cable.id)
             case None:
                 raise AssertionError("only a cable of our own is staged")
         assert cable.fd is not None
+        self._host.keeper.keep(cable.id, cable.fd.number)
         cable.in_qemu = cable.named = True
         try:
             await self._qemu.execute(
@@ -314,6 +374,7 @@ class HubWiring(Wiring):
                     await self._qemu.execute("netdev_del", {"id": ident})
         cable.in_qemu = False
         if cable.fd is not None:
+            self._host.keeper.drop(cable.id)
             await cable.fd.close_in_thread()
             cable.fd = None
         if cable.device is not None:

@@ -137,4 +137,4 @@ def test_a_network_in_use_cannot_be_deleted(networks: Networks) -> None:
 def test_deleting_twice_succeeds(networks: Networks) -> None:
     assert networks.delete("blue")
     assert networks.delete("blue") is None
-    assert networks.delete_port("blue", "p1") is False
+    assert networks.delete_port("blue", "p1") is None

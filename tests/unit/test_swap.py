@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +19,7 @@ from linkmgr.errors import (
     NoSink,
     SwitchFailed,
 )
+from linkmgr.journal import Journal, VmJournal, VmRecord
 from linkmgr.model import (
     BridgeEndpoint,
     Endpoint,
@@ -68,6 +69,12 @@ class FakeWiring(Wiring):
 
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
         return Cable(id=ident, nic=offer.nic, endpoint=endpoint, port=ident, backend=ident)
+
+    async def adopt(self, cable: Cable) -> None:
+        raise AssertionError("nothing is adopted in these tests")
+
+    async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
+        raise AssertionError("nothing is swept in these tests")
 
     async def stage(self, cable: Cable, replacing: Cable | None) -> None:
         self.log.note(f"stage {cable.id}")
@@ -122,7 +129,9 @@ class FakeDriver(NetworkDriver):
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    async def init_attachment(self, offer: Offer, port: Port) -> Attachment:
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> Attachment:
         self.log.note(f"init {port.name}")
         return FakeAttachment(self.log, offer, port)
 
@@ -136,7 +145,12 @@ class Bench:
     def __init__(self) -> None:
         self.log = Log()
         self.wiring = FakeWiring(self.log)
-        self.slot = Slot(NIC, self.wiring, Carrier(self.wiring, NIC, LinkWatch()))
+        self.slot = Slot(
+            NIC,
+            self.wiring,
+            Carrier(self.wiring, NIC, LinkWatch()),
+            VmJournal(Journal(None), VmRecord("web1", "/run/web1.qmp")),
+        )
         self.slot.carrier.up = False
 
     async def plug(self, name: str, notify: Notify = Notify.SILENT) -> None:
@@ -185,11 +199,13 @@ async def test_a_plug_does_its_steps_in_order(bench: Bench) -> None:
     assert bench.log == [
         *("[offer]", "offer"),
         *("[init]", "init blue"),
+        "[intend]",
         *("[realise]", "realise blue"),
         *("[stage]", "stage blue"),
         *("[switch]", "switch - to blue"),
         *("[activate]", "activate blue"),
         *("[notify]", "link up"),
+        "[record]",
     ]
     assert bench.where == "blue"
 
@@ -200,11 +216,13 @@ async def test_a_replug_takes_the_old_side_down_last(bench: Bench) -> None:
     assert bench.log == [
         *("[offer]", "offer"),
         *("[init]", "init red"),
+        "[intend]",
         *("[realise]", "realise red"),
         *("[stage]", "stage red"),
         *("[switch]", "switch blue to red"),
         *("[activate]", "activate red"),
         "[notify]",
+        "[record]",
         *("[release]", "release blue"),
         *("[terminate]", "terminate blue", "free blue"),
     ]
@@ -215,8 +233,10 @@ async def test_an_unplug_takes_the_carrier_first(bench: Bench) -> None:
     await bench.on_blue()
     await bench.unplug()
     assert bench.log == [
+        "[intend]",
         *("[link-down]", "link down"),
         *("[switch]", "switch blue to -"),
+        "[record]",
         *("[release]", "release blue"),
         *("[terminate]", "terminate blue", "free blue"),
     ]

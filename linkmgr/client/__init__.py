@@ -1,7 +1,5 @@
 """The verbs of `LinkManager`, in the service: the same names, types and errors."""
 
-from __future__ import annotations
+from linkmgr.client.verbs import Client
 
-
-class Client:
-    """To be written."""
+__all__ = ["Client"]

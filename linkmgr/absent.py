@@ -1,0 +1,177 @@
+"""VMs that an earlier run of linkmgr knew, until their QEMU answers or has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from linkmgr.errors import LinkmgrError, MonitorUnreachable
+from linkmgr.events import EventKind, Switchboard
+from linkmgr.host import Host
+from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
+from linkmgr.model import Connection, Nic, NicRef, NicState, VmInfo, VmState
+from linkmgr.networks import Networks
+from linkmgr.reconcile import Marked, claim_ports, free_ports, recover_vm, remove_devices
+from linkmgr.vm import Vm
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.5  #: seconds between two tries to reach a QEMU
+
+Connect = Callable[[VmJournal], Awaitable[Vm]]
+
+
+class Absent:
+    """One VM of the journal. Its cables stay as they are, and its ports stay reserved."""
+
+    def __init__(self, record: VmRecord) -> None:
+        self.record = record
+        self.since = datetime.now(UTC)
+        self.task: asyncio.Task[None]
+
+    def info(self) -> VmInfo:
+        """The VM as a caller sees it."""
+        refs = tuple(NicRef(self.record.vm, alias) for alias in self.record.nics)
+        return VmInfo(self.record.vm, self.record.qmp, VmState.UNKNOWN, self.since, refs)
+
+    def nics(self) -> list[Nic]:
+        """Its NICs, as they are on disk."""
+        return [self._nic(alias, nic) for alias, nic in self.record.nics.items()]
+
+    def refusal(self, alias: str | None = None) -> MonitorUnreachable:
+        """Make the error for a verb that has to wait for QEMU."""
+        error = MonitorUnreachable(
+            f"the QEMU of VM {self.record.vm} runs, but has not answered since linkmgr started",
+            hint="see whether it is stopped, or whether another client uses its monitor; "
+            "linkmgr goes on trying",
+        )
+        nic = self.record.nics.get(alias or "")
+        if alias and nic:
+            error.about(f"{self.record.vm}/{alias}", self._nic(alias, nic).describe())
+        return error
+
+    def _nic(self, alias: str, nic: NicRecord) -> Nic:
+        ref = NicRef(self.record.vm, alias)
+        return Nic(
+            ref=ref,
+            model=nic.facts.model,
+            mac=nic.facts.mac,
+            mtu=nic.facts.mtu,
+            state=NicState.UNKNOWN,
+            link=None,
+            wanted_link=nic.wanted,
+            wiring="hub" if nic.facts.managed else None,
+            since=self.since,
+            connection=Connection(
+                nic=ref,
+                port=nic.cable.port,
+                endpoint=nic.cable.endpoint,
+                attachment=nic.cable.attachment,
+                device=nic.cable.device,
+                since=nic.cable.since,
+            )
+            if nic.cable
+            else None,
+        )
+
+
+class Absentees:
+    """All of them; brings each back as soon as its QEMU answers.
+
+    :param connect: makes the `Vm` of a journal's record.
+    :param back: takes a VM that is here again.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        networks: Networks,
+        host: Host,
+        board: Switchboard,
+        connect: Connect,
+        back: Callable[[Vm], None],
+    ) -> None:
+        self._journal = journal
+        self._networks = networks
+        self._host = host
+        self._board = board
+        self._connect = connect
+        self._back = back
+        self.vms: dict[str, Absent] = {}
+
+    async def expect(self, records: list[VmRecord], patience: float) -> None:
+        """Look for these VMs, all at once; go on in the background for those that do not answer.
+
+        :param patience: seconds that this waits for them.
+        """
+        for record in records:
+            claim_ports(record, self._networks)
+        marked = await self._host.marked()
+        for record in records:
+            absent = self.vms[record.vm] = Absent(record)
+            absent.task = asyncio.create_task(
+                self._await(absent, marked), name=f"look for VM {record.vm}"
+            )
+        if records:
+            await asyncio.wait([absent.task for absent in self.vms.values()], timeout=patience)
+
+    async def close(self) -> None:
+        """Look for nobody any more."""
+        tasks = [absent.task for absent in self.vms.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _await(self, absent: Absent, marked: Marked) -> None:
+        name = absent.record.vm
+        told = False
+        while True:
+            try:
+                vm = await self._reach(absent, marked)
+            except LinkmgrError as error:
+                if _nobody_listens(error) and not absent.record.process_lives():
+                    await self._forget(absent, marked)
+                    return
+                if not told:
+                    log.warning("%s", error)
+                    self._board.tell(EventKind.VM_UNKNOWN, name)
+                    told = True
+            except Exception:
+                log.exception("VM %s cannot be brought back; trying again", name)
+            else:
+                del self.vms[name]
+                self._back(vm)
+                self._board.tell(EventKind.VM_ANSWERS if told else EventKind.VM_ADDED, name)
+                return
+            await asyncio.sleep(PAUSE)
+            marked = await self._host.marked()
+
+    async def _reach(self, absent: Absent, marked: Marked) -> Vm:
+        vm = await self._connect(VmJournal(self._journal, absent.record))
+        try:
+            await recover_vm(vm, self._host, self._networks, marked)
+        except BaseException:
+            await vm.close()
+            raise
+        return vm
+
+    async def _forget(self, absent: Absent, marked: Marked) -> None:
+        """Its QEMU has ended while nobody looked: free what its NICs held."""
+        name = absent.record.vm
+        log.warning("the QEMU of VM %s (%s) has ended", name, absent.record.qmp)
+        await remove_devices(name, self._host, marked)
+        free_ports(absent.record, self._networks)
+        try:
+            await self._journal.drop_vm(name)
+        except LinkmgrError as error:
+            log.warning("VM %s: %s", name, error)
+        del self.vms[name]
+        self._board.tell(EventKind.VM_GONE, name)
+
+
+def _nobody_listens(error: LinkmgrError) -> bool:
+    return isinstance(error, MonitorUnreachable) and isinstance(
+        error.__cause__, ConnectionRefusedError | FileNotFoundError
+    )

@@ -1,0 +1,57 @@
+"""All commands in one place."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import click
+
+from linkmgr.cli.base import Deferred, Root, common_options
+from linkmgr.cli.boot import args
+from linkmgr.cli.cable import link, plug, unplug
+from linkmgr.cli.completion import completion
+from linkmgr.cli.health import check, gc, metrics
+from linkmgr.cli.looking import connections, nics
+from linkmgr.cli.networks import network, port
+from linkmgr.cli.serving import serve
+from linkmgr.cli.status import status
+from linkmgr.cli.vms import vm
+from linkmgr.cli.watch import watch
+
+
+@click.group(
+    cls=Root,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="linkmgr", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Plug, unplug and exchange the network cable of running QEMU guests.
+
+    A NIC is written VM/NIC (web1/net0), a port NETWORK:PORT. Exit codes are in linkmgr(1).
+    """
+
+
+cli.params += common_options()
+for _command in (
+    status,
+    vm,
+    network,
+    port,
+    plug,
+    unplug,
+    link,
+    nics,
+    connections,
+    check,
+    gc,
+    watch,
+):
+    cli.add_command(_command)
+if find_spec("linkmgr.cli.doctor") is not None:
+    cli.add_command(
+        Deferred(
+            "doctor", "linkmgr.cli.doctor:doctor", "Say what works on this host, and what not."
+        )
+    )
+for _command in (args, metrics, completion, serve):
+    cli.add_command(_command)

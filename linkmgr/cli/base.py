@@ -1,0 +1,147 @@
+"""What all commands have in common: --socket, --json, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from linkmgr.cli.exits import Exit, exit_of
+from linkmgr.errors import LinkmgrError
+
+
+@dataclass
+class Settings:
+    """What holds for any command, wherever on the line it was said.
+
+    :param socket: of the service; ``None`` leaves it to LINKMGR_SOCKET and the default.
+    :param json: whether a program reads the output.
+    """
+
+    socket: str | None = None
+    json: bool = False
+
+    @classmethod
+    def current(cls) -> Settings:
+        """Those of the command that runs."""
+        return click.get_current_context().ensure_object(cls)
+
+
+def _set_socket(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Settings).socket = value
+
+
+def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Settings).json = True
+
+
+def common_options() -> list[click.Parameter]:
+    """The options that every command takes, before its name and after it."""
+    return [
+        click.Option(
+            ["--socket"],
+            type=click.Path(),
+            metavar="PATH",
+            expose_value=False,
+            callback=_set_socket,
+            help="Socket of the service; else LINKMGR_SOCKET, else /run/linkmgr/linkmgr.sock.",
+        ),
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_json,
+            help="Print JSON, for programs.",
+        ),
+    ]
+
+
+class Verb(click.Command):
+    """A command that takes the common options too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += common_options()
+
+
+class Verbs(click.Group):
+    """A group of commands, in the order in which they were added."""
+
+    command_class = Verb
+    group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it
+        """In the order of a day's work, not of the alphabet."""
+        return list(self.commands)
+
+
+class Deferred(click.Command):
+    """A command that is loaded when it is called.
+
+    :param home: ``MODULE:NAME`` of the command.
+    """
+
+    def __init__(self, name: str, home: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._home = home
+
+    def load(self) -> click.Command:
+        """Return the command itself, with the common options."""
+        from importlib import import_module
+
+        module, _, attribute = self._home.partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        known = {option for each in command.params for option in each.opts}
+        command.params += [each for each in common_options() if not known & set(each.opts)]
+        return command
+
+
+class Root(Verbs):
+    """The command line as a whole. Errors become a sentence and an exit code here."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Load a deferred command when it is the one."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, Deferred) else command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except LinkmgrError as error:
+            raise Failure(error, as_json=ctx.ensure_object(Settings).json) from error
+        except KeyboardInterrupt:
+            ctx.exit(Exit.INTERRUPTED)
+        except BrokenPipeError:
+            # Nobody hears what is still to be written when Python ends.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(Exit.BROKEN_PIPE)
+
+
+class Failure(click.ClickException):
+    """An error of linkmgr, as the end of the command."""
+
+    def __init__(self, error: LinkmgrError, *, as_json: bool) -> None:
+        super().__init__(str(error))
+        vars(self)["exit_code"] = int(exit_of(type(error)))  # click declares it for the class
+        self._error = error
+        self._as_json = as_json
+
+    def show(self, file: Any = None) -> None:
+        """Print a sentence for people; with --json also the error's parts on stdout."""
+        click.echo(f"linkmgr: {self.message}.", file=file, err=file is None)
+        if self._as_json:
+            error = self._error
+            parts = {"code": error.code, "what": error.what, "hint": error.hint}
+            click.echo(json.dumps({"error": parts | {"nic": error.nic, "state": error.state}}))

@@ -1,0 +1,47 @@
+"""``linkmgr args``: what QEMU is started with. Needs no service."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from linkmgr.cli.base import Verb
+from linkmgr.cli.cable import NIC
+from linkmgr.cli.show import printed_as_json
+
+if TYPE_CHECKING:
+    from linkmgr.model import NicRef
+
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@click.command(cls=Verb)
+@NIC
+@click.option("--mac", help="The NIC's address; by default made from VM/NIC, always the same.")
+@click.option("--model", default="virtio-net-pci", show_default=True, help="A NIC model of QEMU.")
+@click.option(
+    "--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Told to the guest; virtio only."
+)
+def args(nic: NicRef, mac: str | None, model: str, mtu: int | None) -> None:
+    """Print the arguments that boot a NIC whose cable can change.
+
+    \b
+      qemu-system-x86_64 $(linkmgr args web1/net0) ...
+    """  # noqa: D301 - \b keeps the lines as they are
+    from linkmgr.wirings.args import hub_args
+
+    if not MODEL.fullmatch(model):
+        raise click.BadParameter(f"{model!r} is not a model of QEMU.", param_hint="--model")
+    made = hub_args(nic.alias, mac=mac or mac_of(nic), model=model, host_mtu=mtu)
+    if not printed_as_json(made):
+        click.echo(shlex.join(made))
+
+
+def mac_of(nic: NicRef) -> str:
+    """An address in QEMU's range, 52:54:00, that is always the same for this NIC."""
+    tail = hashlib.sha256(str(nic).encode()).digest()[:3]
+    return "52:54:00:" + tail.hex(":")

@@ -1,0 +1,101 @@
+"""``check``, ``gc`` and ``metrics``: for those who look after the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from linkmgr.cli.ask import ask
+from linkmgr.cli.base import Verb
+from linkmgr.cli.exits import Exit
+from linkmgr.cli.show import natural, printable, printed_as_json, table
+
+
+@click.command(cls=Verb)
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Compare what should be with QEMU and the kernel.
+
+    Changes nothing. Exits with 1 when there are findings.
+    """
+    found = ask(lambda links: links.check(), "checking every NIC")
+    if not printed_as_json({"findings": found}):
+        for each in sorted(found, key=lambda each: natural(each.subject)):
+            click.echo(printable(f"{each.subject}: {each.what}"))
+            click.echo(f"    to do: {printable(each.hint)}")
+        if not found:
+            click.echo("Every NIC is as it should be.")
+    ctx.exit(Exit.FINDINGS if found else Exit.OK)
+
+
+@click.command(cls=Verb)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Leave alone what has been a stray for a shorter time, by default a minute.",
+)
+@click.pass_context
+def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
+    """Remove stray devices.
+
+    Those are devices that carry linkmgr's mark and that nothing recorded.
+    """
+    from linkmgr.protocol import STRAY_SECONDS
+
+    age = STRAY_SECONDS if older_than is None else older_than
+    found = ask(lambda links: links.gc(older_than=age, dry_run=dry_run), "looking for strays")
+    if not printed_as_json({"strays": found}):
+        table(
+            ["DEVICE", "OF", "SEEN FOR", ""],
+            [
+                [
+                    each.device, each.owner, f"{each.seen:.0f} s",
+                    "removed" if each.removed else each.error or "left alone",
+                ]
+                for each in found
+            ],
+        )  # fmt: skip
+        if not found:
+            click.echo("There are no strays.")
+    ctx.exit(Exit.FINDINGS if any(each.error for each in found) else Exit.OK)
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--textfile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write them into this file at once, for the textfile collector of node_exporter; its "
+    "name should end in .prom. By default they are printed.",
+)
+def metrics(textfile: Path | None) -> None:
+    """Fetch the service's figures in the text form of Prometheus."""
+    text = ask(lambda links: links.metrics(), "asking")
+    if textfile is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        _write_whole(textfile, text)
+    except OSError as error:
+        raise click.FileError(str(textfile), error.strerror) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees the old or the new one, never half of it."""
+    # The name begins with a dot, so the collector does not read it.
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(number, 0o644)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise

@@ -1,0 +1,120 @@
+"""``network`` and ``port``: create, delete, list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from linkmgr.cli.ask import ask
+from linkmgr.cli.base import Verbs
+from linkmgr.cli.show import natural, pairs, printed_as_json, table
+from linkmgr.cli.words import NetworkType, OptionType, options_of
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.model import Port
+
+OPTIONS = click.argument("options", nargs=-1, type=OptionType(), metavar="[KEY=VALUE]...")
+
+
+@click.group(cls=Verbs)
+def network() -> None:
+    """Named layer-2 domains that NICs can be plugged into."""
+
+
+@network.command(name="create")
+@click.argument("name")
+@click.argument("driver")
+@OPTIONS
+@click.option(
+    "--drift",
+    type=click.Choice(["repair", "report"]),
+    default="repair",
+    show_default=True,
+    help="What is done when a cable into it is found broken.",
+)
+def create_network(
+    name: str, driver: str, options: tuple[tuple[str, object], ...], drift: str
+) -> None:
+    """Describe a network. Touches nothing on the host.
+
+    A VALUE is true, false, a whole number, else text; in double quotes it is always text.
+
+    \b
+      linkmgr network create blue bridge bridge=br0 create=true mtu=1400
+      linkmgr network create green direct parent=eth1 mode=bridge
+    """  # noqa: D301 - \b keeps the lines as they are
+    made = ask(
+        lambda links: links.create_network(name, driver, drift=drift, **options_of(options)),
+        f"creating network {name}",
+    )
+    if not printed_as_json(made):
+        click.echo(f"network {made}  {made.driver} {pairs(made.options)}".rstrip())
+
+
+@network.command(name="delete")
+@click.argument("name", type=NetworkType())
+def delete_network(name: str) -> None:
+    """Forget a network that no NIC is plugged into."""
+    changed = ask(lambda links: links.delete_network(name), f"deleting network {name}")
+    if not printed_as_json({"changed": changed}):
+        click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
+
+
+@network.command(name="list")
+def list_networks() -> None:
+    """List the networks."""
+    found = ask(lambda links: links.networks(), "asking")
+    if not printed_as_json({"networks": found}):
+        found.sort(key=lambda each: natural(each.name))
+        table(
+            ["NETWORK", "DRIVER", "DRIFT", "OPTIONS"],
+            [[each.name, each.driver, each.drift, pairs(each.options)] for each in found],
+        )
+
+
+@click.group(cls=Verbs)
+def port() -> None:
+    """Sockets on a network with options of their own."""
+
+
+@port.command(name="create")
+@click.argument("network", type=NetworkType())
+@click.argument("name")
+@OPTIONS
+def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]) -> None:
+    """Describe a port. Touches nothing on the host."""
+    made = ask(
+        lambda links: links.create_port(network, name, **options_of(options)),
+        f"creating port {network}:{name}",
+    )
+    if not printed_as_json(made):
+        click.echo(f"port {made}  {pairs(made.options)}".rstrip())
+
+
+@port.command(name="delete")
+@click.argument("network", type=NetworkType())
+@click.argument("name")
+def delete_port(network: str, name: str) -> None:
+    """Forget a port that no NIC is plugged into."""
+    changed = ask(lambda links: links.delete_port(network, name), f"deleting {network}:{name}")
+    if not printed_as_json({"changed": changed}):
+        click.echo(f"port {network}:{name}  {'deleted' if changed else 'was not there'}")
+
+
+@port.command(name="list")
+@click.argument("network", type=NetworkType(), required=False)
+def list_ports(network: str | None) -> None:
+    """List the ports that were created, on one network or on all."""
+    found = ask(lambda links: _ports(links, network), "asking")
+    if not printed_as_json({"ports": found}):
+        found.sort(key=lambda each: natural(str(each)))
+        table(["PORT", "OPTIONS"], [[str(each), pairs(each.options)] for each in found])
+
+
+async def _ports(links: Client, network: str | None) -> list[Port]:
+    import asyncio
+
+    names = [network] if network else [each.name for each in await links.networks()]
+    return [port for ports in await asyncio.gather(*map(links.ports, names)) for port in ports]

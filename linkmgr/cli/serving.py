@@ -1,0 +1,38 @@
+"""``linkmgr serve``: run the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from linkmgr.cli.base import Settings, Verb
+from linkmgr.where import find_socket
+
+STATE = Path("/var/lib/linkmgr")
+CONFIG = Path("/etc/linkmgr/linkmgr.toml")
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=STATE,
+    show_default=True,
+    help="Where it keeps what must survive it.",
+)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help=f"Configuration file; by default {CONFIG}, if there is one.",
+)
+def serve(state_dir: Path, config: Path | None) -> None:
+    """Run the service in the foreground.
+
+    Under systemd it is linkmgr.service.
+    """
+    import asyncio
+
+    from linkmgr.service.run import serve as run
+
+    asyncio.run(run(find_socket(Settings.current().socket), state_dir, config or CONFIG))

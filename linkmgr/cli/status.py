@@ -1,0 +1,134 @@
+"""``linkmgr status``: one line per NIC, troubles first, each with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from linkmgr.cli.ask import ask
+from linkmgr.cli.base import Verb
+from linkmgr.cli.show import age, aligned, natural, printable, printed_as_json, where
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.model import Finding, Nic, VmInfo
+
+CHECK_SECONDS = 3.0  #: for which the check may hold up the status
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.
+
+    :param todo: what to do about it; ``None`` when all is well.
+    """
+
+    subject: str
+    text: str
+    todo: str | None = None
+
+
+@click.command(cls=Verb)
+def status() -> None:
+    """Show what every NIC is plugged into, troubles first."""
+    vms, nics, findings = ask(_look, "asking every guest")
+    if findings is None:
+        click.echo("linkmgr: The check takes long; only states are shown.", err=True)
+    found = findings or []
+    if printed_as_json({"vms": vms, "nics": nics, "findings": findings}):
+        return
+    if not vms:
+        click.echo("No VM is known. Add one with 'linkmgr vm add NAME QMP-SOCKET'.")
+    for text in report(lines(vms, nics, found, datetime.now(UTC))):
+        click.echo(text)
+
+
+async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] | None]:
+    import asyncio
+
+    async def check() -> list[Finding] | None:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                return await links.check()
+        except TimeoutError:
+            return None
+
+    vms, nics, findings = await asyncio.gather(links.vms(), links.nics(), check())
+    return vms, nics, findings
+
+
+def lines(
+    vms: Sequence[VmInfo], nics: Sequence[Nic], findings: Sequence[Finding], now: datetime
+) -> list[Line]:
+    """What is to be said: troubles first, then by name."""
+    said = [_of_nic(nic, now) for nic in nics]
+    with_nics = {nic.ref.vm for nic in nics}
+    said += [
+        Line(vm.name, f"a guest without NICs, for {age(vm.since, now)}")
+        for vm in vms
+        if vm.name not in with_nics
+    ]
+    troubled = {line.subject for line in said if line.todo}
+    said += [
+        Line(each.subject, each.what, each.hint)
+        for each in findings
+        if not (each.code == "unknown" and each.subject in troubled)  # its line says so already
+    ]
+    return sorted(said, key=lambda line: (line.todo is None, natural(line.subject)))
+
+
+def report(said: Sequence[Line]) -> list[str]:
+    """The lines as text; what to do about a trouble stands under it."""
+    texts: list[str] = []
+    rows = [(printable(line.subject), printable(line.text)) for line in said]
+    for line, text in zip(said, aligned(rows) if rows else [], strict=True):
+        if line.todo is None:
+            texts.append(f"  {text}")
+        else:
+            texts += [click.style(f"! {text}", fg="red"), f"    to do: {printable(line.todo)}"]
+    return texts
+
+
+def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each state
+    from linkmgr.model import NicState
+
+    subject, vm, since = str(nic.ref), nic.ref.vm, age(nic.since, now)
+    match nic.state:
+        case NicState.PLUGGED:
+            connected = age(nic.connection.since, now) if nic.connection else since
+            text = f"plugged into {where(nic)} for {connected}, link {nic.link or 'unknown'}"
+            if nic.link is None or nic.link == nic.wanted_link:
+                return Line(subject, text)
+            return Line(
+                subject,
+                f"{text}, but should be {nic.wanted_link}",
+                f"run 'linkmgr link {subject} {nic.wanted_link}'",
+            )
+        case NicState.UNPLUGGED:
+            return Line(subject, f"unplugged for {since}")
+        case NicState.FOREIGN:
+            return Line(
+                subject,
+                f"on a cable that linkmgr did not plug, for {since}",
+                f"move it with 'linkmgr plug {subject} NETWORK', or take it off with "
+                f"'linkmgr unplug {subject}'",
+            )
+        case NicState.UNMANAGED:
+            return Line(subject, "not on a hub: its cable was fixed when the guest was started")
+        case NicState.UNKNOWN:
+            cable = f"; its cable leads into {where(nic)}" if nic.connection else ""
+            return Line(
+                subject,
+                f"unknown: QEMU has not answered for {since}{cable}",
+                f"see whether the guest {vm} is stopped or its host overloaded",
+            )
+        case NicState.GONE:
+            return Line(
+                subject,
+                f"gone: its guest ended {since} ago",
+                f"start the guest and add it again, or forget it with 'linkmgr vm remove {vm}'",
+            )

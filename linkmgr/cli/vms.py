@@ -1,0 +1,60 @@
+"""``vm add``, ``vm remove`` and ``vm list``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from linkmgr.cli.ask import ask
+from linkmgr.cli.base import Verbs
+from linkmgr.cli.show import age, natural, printed_as_json, table
+from linkmgr.cli.words import VmType
+
+
+@click.group(cls=Verbs)
+def vm() -> None:
+    """Guests whose NICs linkmgr takes care of."""
+
+
+@vm.command()
+@click.argument("name")
+@click.argument("qmp", type=click.Path(path_type=Path), metavar="QMP-SOCKET")
+def add(name: str, qmp: Path) -> None:
+    """Take charge of a running guest's NICs. Unplugged ones lose their carrier at once.
+
+    QMP-SOCKET is what QEMU was started with: -qmp unix:QMP-SOCKET,server=on,wait=off
+    """
+    nics = ask(lambda links: links.add_vm(name, qmp), f"adding {name}")
+    if printed_as_json({"nics": nics}):
+        return
+    if not nics:
+        click.echo(f"{name}  has no NICs")
+    for nic in nics:
+        click.echo(f"{nic.ref}  {nic.describe()}")
+
+
+@vm.command()
+@click.argument("name", type=VmType())
+def remove(name: str) -> None:
+    """Unplug all NICs of a guest and forget it."""
+    changed = ask(lambda links: links.remove_vm(name), f"removing {name}")
+    if not printed_as_json({"changed": changed}):
+        click.echo(f"{name}  removed" if changed else f"{name}  was not known")
+
+
+@vm.command(name="list")
+def list_() -> None:
+    """List the guests."""
+    found = ask(lambda links: links.vms(), "asking every guest")
+    if printed_as_json({"vms": found}):
+        return
+    now = datetime.now(UTC)
+    table(
+        ["VM", "STATE", "FOR", "NICS", "QMP-SOCKET"],
+        [
+            [each.name, each.state, age(each.since, now), str(len(each.nics)), each.qmp]
+            for each in sorted(found, key=lambda each: natural(each.name))
+        ],
+    )

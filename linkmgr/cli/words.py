@@ -1,0 +1,158 @@
+"""The words on the command line: what they may be, and how the shell completes them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from linkmgr.cli.base import Settings
+from linkmgr.errors import BadName
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.model import NicRef
+
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # older releases of click have no parameter here
+
+COMPLETION_SECONDS = 1.0  #: for which the shell waits when names are completed
+
+Names = Callable[["Client"], Awaitable[Iterable[str]]]
+
+
+class _Named(_Type):
+    """A name that the service can complete."""
+
+    names: Names
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - click passes it
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The names that the service knows; none when it does not answer at once."""
+        return [
+            CompletionItem(name)
+            for name in _known(ctx.ensure_object(Settings).socket, type(self).names)
+            if name.startswith(incomplete)
+        ]
+
+
+async def _nic_names(links: Client) -> list[str]:
+    return sorted(str(nic.ref) for nic in await links.nics())
+
+
+async def _vm_names(links: Client) -> list[str]:
+    return sorted(vm.name for vm in await links.vms())
+
+
+async def _network_names(links: Client) -> list[str]:
+    return sorted(network.name for network in await links.networks())
+
+
+async def _target_names(links: Client) -> list[str]:
+    import asyncio
+
+    networks = await _network_names(links)
+    ports = await asyncio.gather(*(links.ports(name) for name in networks))
+    return sorted(networks + [str(port) for each in ports for port in each])
+
+
+class NicType(_Named):
+    """``VM/NIC``."""
+
+    name = "nic"
+    names = staticmethod(_nic_names)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NicRef:
+        """Read it."""
+        from linkmgr.model import NicRef
+
+        try:
+            return NicRef.parse(value)
+        except BadName as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class VmType(_Named):
+    """Name of a VM that was added."""
+
+    name = "vm"
+    names = staticmethod(_vm_names)
+
+
+class NetworkType(_Named):
+    """Name of a network that was created."""
+
+    name = "network"
+    names = staticmethod(_network_names)
+
+
+class TargetType(_Named):
+    """``NETWORK[:PORT]``."""
+
+    name = "target"
+    names = staticmethod(_target_names)
+
+
+class OptionType(_Type):
+    """``KEY=VALUE`` of a network or port."""
+
+    name = "option"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, object]:
+        """Read it: true and false, whole numbers, else text; in double quotes always text."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r} is not of the form KEY=VALUE.", param, ctx)
+        if key in ("name", "driver", "network", "drift"):
+            self.fail(f"{key!r} is not an option of a driver; see --help.", param, ctx)
+        return key, _typed(text)
+
+
+def options_of(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """Make one mapping of options.
+
+    :raise click.UsageError: when one is given twice.
+    """
+    options: dict[str, object] = {}
+    for key, value in pairs:
+        if key in options:
+            raise click.UsageError(f"The option {key!r} is given twice.")
+        options[key] = value
+    return options
+
+
+def _typed(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1]
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else text
+
+
+def _known(socket: str | None, names: Names) -> list[str]:
+    import asyncio
+
+    from linkmgr.client import Client
+
+    async def ask() -> list[str]:
+        async with asyncio.timeout(COMPLETION_SECONDS), Client(socket, patience=0) as links:
+            return list(await names(links))
+
+    try:
+        return asyncio.run(ask())
+    except Exception:  # noqa: BLE001 - a shell that completes has no place for errors
+        return []

@@ -1,0 +1,124 @@
+"""The reserved network ``fd``: taps and macvtaps that callers open themselves and hand over.
+
+Each fd that was left (`linkmgr.host.shelf`) is a port of it. Nobody creates the network or a port,
+and two of its ports have nothing to do with each other.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import ClassVar, NoReturn
+
+from linkmgr.drivers.base import Attachment, NetworkDriver
+from linkmgr.drivers.mtu import check_mtu
+from linkmgr.errors import BadName
+from linkmgr.host import Host, new_id
+from linkmgr.host.shelf import port_name
+from linkmgr.model import (
+    Drift,
+    EndpointKind,
+    FdEndpoint,
+    Network,
+    Offer,
+    Options,
+    Port,
+)
+
+#: An fd that is gone cannot be had again, so nothing of it is ever repaired.
+FD_NETWORK = Network("fd", "fd", drift=Drift.REPORT)
+
+
+def refuse_reserved(network: str) -> None:
+    """Refuse to create or delete the network ``fd``.
+
+    :raise BadName: when that is the name.
+    """
+    if network == FD_NETWORK.name:
+        _reserved()
+
+
+def fd_port(uid: int, name: str) -> Port:
+    """The port for an fd that `uid` has left under `name`, or may yet.
+
+    :raise BadName: when it cannot be a name.
+    :raise UnknownPort: when it is the name of another uid.
+    """
+    return Port(FD_NETWORK, port_name(uid, name))
+
+
+class FdAttachment(Attachment):
+    """A NIC's claim on an fd."""
+
+    def __init__(
+        self, host: Host, ident: str, offer: Offer, port: Port, kind: EndpointKind
+    ) -> None:
+        super().__init__(ident, offer, port, kind)
+        self._host = host
+
+    async def realise(self) -> FdEndpoint:
+        """See `Attachment.realise`. Looks at the fd once more; nothing is made.
+
+        :raise BadFd: when its device was deleted since it was left.
+        """
+        found = await self._host.fds.look(self.id)
+        if found is None:
+            return FdEndpoint(self.port.name)
+        if found.mtu is not None:
+            check_mtu(self.offer, self.port, promised=None, device=found.device, carried=found.mtu)
+        return FdEndpoint(self.port.name, found.device, vnet_hdr=found.vnet_hdr, mtu=found.mtu)
+
+    async def activate(self) -> None:
+        """See `Attachment.activate`. From now on the fd is not given back."""
+        self._host.fds.use(self.id)
+
+
+class FdDriver(NetworkDriver):
+    """Supplies ``fd`` endpoints. The devices are the callers': nothing of them is changed."""
+
+    name: ClassVar[str] = "fd"
+    kinds: ClassVar[tuple[EndpointKind, ...]] = (EndpointKind.FD,)
+    network_options = MappingProxyType({})
+    port_options = MappingProxyType({})
+
+    def check_network(self, network: Network) -> Options:
+        """See `NetworkDriver.check_network`.
+
+        :raise BadName: always.
+        """
+        super().check_network(network)
+        _reserved()
+
+    def check_port(self, port: Port) -> Options:
+        """See `NetworkDriver.check_port`.
+
+        :raise BadName: always.
+        """
+        super().check_port(port)
+        _reserved()
+
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> FdAttachment:
+        """See `NetworkDriver.init_attachment`.
+
+        :raise UnknownPort: when no fd waits under the name.
+        :raise PortInUse: when another NIC is plugged into the same device.
+        """
+        kind = self.negotiate(offer, port)
+        if ident is not None:
+            self.host.fds.adopt(port.name, ident, offer.nic)
+            return FdAttachment(self.host, ident, offer, port, kind)
+        attachment = FdAttachment(self.host, new_id(), offer, port, kind)
+        await self.host.fds.claim(port.name, attachment.id, offer.nic)
+        return attachment
+
+    async def terminate_attachment(self, attachment: Attachment) -> None:
+        """See `NetworkDriver.terminate_attachment`. What no NIC was on waits again."""
+        await self.host.fds.end(attachment.id)
+
+
+def _reserved() -> NoReturn:
+    raise BadName(
+        "the network fd is reserved for fds that are handed over: nobody creates or deletes it",
+        hint="leave an fd on the service's fd socket and plug into fd:NAME; see docs/fd.md",
+    )

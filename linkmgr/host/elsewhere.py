@@ -1,0 +1,114 @@
+"""Reading a tap that may be in another network namespace, from nothing but its descriptor.
+
+The descriptor leads to the namespace (TUNGETDEVNETNS, Linux 5.2), the namespace to a number that
+rtnetlink knows it by (ip-netns(8), "nsid"), and the number to the device. It takes CAP_NET_ADMIN
+and, unlike setns(2), no CAP_SYS_ADMIN. The number stays until that namespace is gone; it costs
+nothing and shows in ``ip netns list-id``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+from linkmgr.host.fds import Fd
+
+_TUNGETDEVNETNS = 0x54E3  # linux/if_tun.h
+_REQUEST, _ACK = 0x1, 0x4  # linux/netlink.h
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWNSID, _RTM_GETNSID = 16, 18, 88, 90
+_NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
+_IFLA_IFNAME, _IFLA_TARGET_NETNSID = 3, 46
+_HEADER = struct.Struct("=IHHII")
+_NSID_AT = _HEADER.size + 4 + 4  # after rtgenmsg and the attribute's own header
+
+
+@dataclass(frozen=True)
+class TapFacts:
+    """What rtnetlink says of a tap.
+
+    :param namespace: device and inode of its network namespace.
+    :param mtu: bytes.
+    :param info: whether frames carry a packet-information header (opened without IFF_NO_PI).
+    """
+
+    namespace: tuple[int, int]
+    index: int
+    mtu: int
+    info: bool
+
+
+def read_tap(fd: int, name: str) -> TapFacts | None:
+    """Read the tap behind `fd` in its own namespace. Blocks for about 1 ms.
+
+    :param name: from TUNGETIFF.
+    :return: ``None`` when this kernel, or our privileges, do not tell.
+    """
+    try:
+        with Fd(fcntl.ioctl(fd, _TUNGETDEVNETNS)) as namespace:
+            there = os.fstat(namespace.number)
+            here = Path("/proc/thread-self/ns/net").stat()
+            place = (there.st_dev, there.st_ino)
+            nsid = None if place == (here.st_dev, here.st_ino) else _number(namespace.number)
+        link = _link(name, nsid)
+    except OSError:
+        return None
+    if link is None:
+        return None
+    return TapFacts(place, link["index"], link.get_attr("IFLA_MTU"), _has_info(link))
+
+
+def _has_info(link: Any) -> bool:
+    data = (link.get_attr("IFLA_LINKINFO") or link).get_attr("IFLA_INFO_DATA")
+    return bool(data is not None and data.get_attr("IFLA_TUN_PI"))
+
+
+def _number(namespace: int) -> int:
+    """The nsid of a namespace; it gets one if it has none."""
+    which = b"\0\0\0\0" + _attr(_NETNSA_FD, struct.pack("=I", namespace))
+    number = _read_number(_ask(_RTM_GETNSID, 0, which))
+    if number < 0:
+        # Somebody may do it at the same time: a refusal says nothing, the number does.
+        _ask(_RTM_NEWNSID, _ACK, which + _attr(_NETNSA_NSID, struct.pack("=i", -1)))
+        number = _read_number(_ask(_RTM_GETNSID, 0, which))
+    if number < 0:
+        raise OSError("the kernel gives this namespace no number")
+    return number
+
+
+def _read_number(answer: bytes) -> int:
+    if _HEADER.unpack_from(answer)[1] != _RTM_NEWNSID:
+        raise OSError("the kernel does not know this namespace")
+    (number,) = struct.unpack_from("=i", answer, _NSID_AT)
+    return int(number)
+
+
+def _link(name: str, nsid: int | None) -> Any:
+    payload = bytes(16) + _attr(_IFLA_IFNAME, os.fsencode(name) + b"\0")
+    if nsid is not None:
+        payload += _attr(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
+    answer = _ask(_RTM_GETLINK, 0, payload)
+    if _HEADER.unpack_from(answer)[1] != _RTM_NEWLINK:
+        return None
+    message = ifinfmsg(answer)
+    message.decode()
+    return message
+
+
+def _ask(kind: int, flags: int, payload: bytes) -> bytes:
+    """Send one request and return the answer, which is there when ``send()`` returns."""
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as rtnl:
+        rtnl.send(_HEADER.pack(_HEADER.size + len(payload), kind, _REQUEST | flags, 1, 0) + payload)
+        return rtnl.recv(65536)
+
+
+def _attr(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)

@@ -1,0 +1,49 @@
+"""Which processes have a device of ours open."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from linkmgr.host.links import Link
+from linkmgr.host.macvtap import device_number
+from linkmgr.host.trouble import Refused
+
+
+def held_by(link: Link) -> list[str]:
+    """Return the processes that have a tap or macvtap open, such as ``qemu-system-x86 (4711)``.
+
+    Blocks for some ms. This process does not count, nor do those whose descriptors it may not see.
+    For a tap the kernel tells in /proc/PID/fdinfo, for a macvtap by the number of its node.
+    """
+    if link.kind not in {"tun", "macvtap"}:
+        return []
+    number = None
+    if link.kind == "macvtap":
+        try:
+            number = device_number(link.name, link.index)
+        except Refused:  # gone meanwhile
+            return []
+    holders = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or process.name == str(os.getpid()):
+            continue
+        try:
+            if any(_is_of(process, fd.name, link, number) for fd in (process / "fd").iterdir()):
+                holders.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
+        except OSError:  # it has ended, or is none of ours to look at
+            continue
+    return sorted(holders)
+
+
+def _is_of(process: Path, fd: str, link: Link, number: int | None) -> bool:
+    try:
+        if number is not None:
+            found = (process / "fd" / fd).stat()
+            return stat.S_ISCHR(found.st_mode) and found.st_rdev == number
+        if (process / "fd" / fd).readlink() != Path("/dev/net/tun"):
+            return False
+        return f"iff:\t{link.name}\n" in (process / "fdinfo" / fd).read_text()
+    except OSError:
+        return False

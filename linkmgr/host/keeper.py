@@ -1,0 +1,45 @@
+"""Duplicates of fds that outlive this process, if somebody keeps them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class FdKeeper(Protocol):
+    """Keeps a duplicate of a cable's fd somewhere else, so that a kill -9 does not lose it.
+
+    Without it a service that starts again has no duplicate, and the next swap closes the tap's last
+    fd inside QEMU, which stalls the guest for 20 ms. Nothing else depends on it, so no method
+    blocks and none raises: what cannot be kept is logged.
+
+    `ident` is the id of the cable, as in the interface alias of its device.
+    """
+
+    def keep(self, ident: str, fd: int) -> None:
+        """Keep a duplicate of `fd`, which stays the caller's. Repeats freely."""
+
+    def drop(self, ident: str) -> None:
+        """Let go of what is kept; nothing happens if nothing is.
+
+        Call it before the caller's own fd is closed, so that the last close is in its thread.
+        """
+
+    def take(self, ident: str) -> int | None:
+        """Hand over the duplicate that an earlier run left, once; the caller owns it then.
+
+        It stays kept until `drop`.
+        """
+
+
+class NoKeeper:
+    """Keeps nothing: for a process that nobody starts again."""
+
+    def keep(self, ident: str, fd: int) -> None:
+        """See `FdKeeper.keep`."""
+
+    def drop(self, ident: str) -> None:
+        """See `FdKeeper.drop`."""
+
+    def take(self, ident: str) -> int | None:  # noqa: ARG002 - the protocol's name
+        """See `FdKeeper.take`."""
+        return None

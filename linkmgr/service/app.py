@@ -1,0 +1,45 @@
+"""The application: routes over the verbs, and an answer to every error."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from linkmgr.errors import LinkmgrError
+from linkmgr.service import routes_networks, routes_nics, routes_service, routes_vms
+from linkmgr.service.body import BodyLimit
+from linkmgr.service.core import Core
+from linkmgr.service.metrics import version
+from linkmgr.service.openapi import document
+from linkmgr.service.problems import Refused, on_error, on_http, on_invalid
+
+_ABOUT = """Plug, unplug and exchange the network cables of running QEMU guests.
+
+Reading is for every local user; changes are for root, the group of the configuration and the users
+of its rules. Every change can be repeated. It is answered when it is done; a client that goes away
+stops nothing."""
+
+
+def make_app(core: Core) -> FastAPI:
+    """Make the ASGI application. The server puts each request's `Peer` into its state."""
+    app = FastAPI(
+        title="linkmgr",
+        version=version(),
+        description=_ABOUT,
+        docs_url=None,  # they would be loaded from the network
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.core = core
+    for module in (routes_vms, routes_networks, routes_nics, routes_service):
+        app.include_router(module.router)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    for kind in (LinkmgrError, Refused, Exception):
+        app.add_exception_handler(kind, on_error)
+    app.add_middleware(BodyLimit, seconds=lambda: core.limits().request_seconds)
+    return app

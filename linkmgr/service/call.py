@@ -1,0 +1,76 @@
+"""One request: who asks, and how a change that it wants is run and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from linkmgr.model import NicRef
+from linkmgr.service.config import Verb
+from linkmgr.service.core import Core, Served
+from linkmgr.service.operations import Operation, Phase, Work
+from linkmgr.service.peers import Peer
+from linkmgr.service.problems import JsonResponse, ProblemResponse
+
+_WAIT = re.compile(r"wait=(\d{1,6})")
+
+
+class Call:
+    """One request."""
+
+    def __init__(self, request: Request) -> None:
+        self.core: Core = request.app.state.core
+        self.links: Served = self.core.links
+        self.peer: Peer = request.scope["state"]["peer"]
+        self._prefer = ",".join(request.headers.getlist("prefer")).lower()
+
+    async def change(
+        self,
+        verb: Verb,
+        subject: str,
+        work: Work,
+        *,
+        nic: NicRef | str | None = None,
+        network: str | None = None,
+    ) -> Response:
+        """Run a change, and answer when it is done or, if the client prefers so, at once.
+
+        :param work: does it, and returns the JSON of the answer.
+        :param nic: as in `Access.check`, and `network` too.
+        :raise Forbidden: when the caller may not do it.
+        :raise Refused: when it cannot be begun now.
+        """
+        self.core.access.check(self.peer, verb, nic=nic, network=network)
+        operation = self.core.operations.start(verb, subject, self.peer, work)
+        # RFC 7240: respond-async, with wait=SECONDS to be waited for that long first.
+        prefers = [each.strip() for each in re.split("[,;]", self._prefer)]
+        if "respond-async" not in prefers:
+            await operation.finished.wait()
+            return _answer(operation)
+        waits = [int(match[1]) for each in prefers if (match := _WAIT.fullmatch(each))]
+        try:
+            async with asyncio.timeout(waits[0] if waits else 0):
+                await operation.finished.wait()
+            return _answer(operation)
+        except TimeoutError:
+            place = f"/v1/operations/{operation.id}"
+            headers = {"Location": place, "Preference-Applied": "respond-async"}
+            return JsonResponse(operation.form(), status_code=202, headers=headers)
+
+
+def _answer(operation: Operation) -> Response:
+    if operation.phase is Phase.FAILED and operation.problem is not None:
+        return ProblemResponse(dict(operation.problem))
+    return JsonResponse(dict(operation.result or {}))
+
+
+async def _call(request: Request) -> Call:
+    return Call(request)
+
+
+CallIn = Annotated[Call, Depends(_call)]

@@ -1,0 +1,246 @@
+"""The configuration file: networks, ports, limits, and who may do what.
+
+TOML, read with `tomllib` and checked strictly: a key that is not known is a mistake, and every
+mistake is told with its line. docs/configuration.md explains each key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pwd
+import tomllib
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from linkmgr.errors import BadConfig, BadName, BadOption
+from linkmgr.model import Drift, check_name
+from linkmgr.service.toml_lines import key_lines, line_of
+
+DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
+_MOST_TOLD = 10  # mistakes in one error
+_MOST_BYTES = 4 << 20
+
+
+class Verb(StrEnum):
+    """What changes something, and can be allowed."""
+
+    ADD_VM = "add_vm"
+    REMOVE_VM = "remove_vm"
+    CREATE_NETWORK = "create_network"
+    DELETE_NETWORK = "delete_network"
+    CREATE_PORT = "create_port"
+    DELETE_PORT = "delete_port"
+    PLUG = "plug"
+    UNPLUG = "unplug"
+    SET_LINK = "set_link"
+    GC = "gc"
+
+
+class _Section(BaseModel):
+    # strict: TOML has types of its own, and "15" is not a number in it.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class NetworkSection(_Section):
+    """``[networks.NAME]``; the ports are tables of their options."""
+
+    driver: str
+    drift: Annotated[Drift, Field(strict=False)] = Drift.REPAIR
+    options: dict[str, Any] = {}
+    ports: dict[str, dict[str, Any]] = {}
+
+
+class Rule(_Section):
+    """``[[access.rules]]``: what one user may change.
+
+    :param user: a number or a name.
+    :param nics: patterns of ``VM/ALIAS`` with ``*`` for any text.
+    :param networks: patterns of network names.
+    """
+
+    user: Annotated[int, Field(ge=0)] | str
+    verbs: list[Annotated[Verb, Field(strict=False)]] = list(Verb)
+    nics: list[str] = ["*"]
+    networks: list[str] = ["*"]
+
+    @property
+    def uid(self) -> int:
+        """The user's number.
+
+        :raise KeyError: when there is no user of that name.
+        """
+        return self.user if isinstance(self.user, int) else pwd.getpwnam(self.user).pw_uid
+
+
+class AccessSection(_Section):
+    """``[access]``: who may change anything beside root."""
+
+    group: str = "linkmgr"
+    rules: list[Rule] = []
+
+
+class Limits(_Section):
+    """``[limits]``. Times are in seconds.
+
+    :param monitor_seconds: how long QEMU may take for one command. Read at start only.
+    :param heartbeat_seconds: how often an idle event stream gets a sign of life.
+    :param request_seconds: how long a client may take to send a request.
+    :param events: how many past events are kept for clients that come back.
+    :param streams: how many event streams there may be at once.
+    :param operations: how many finished operations are kept.
+    :param running: how many operations may be under way at once.
+    :param connections: how many connections one user may have, beside root and the service's own.
+    """
+
+    monitor_seconds: Annotated[float, Field(ge=0.1, le=300)] = 5.0
+    heartbeat_seconds: Annotated[float, Field(ge=0.05, le=3600)] = 15.0
+    request_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
+    events: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    streams: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    operations: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    running: Annotated[int, Field(ge=1, le=100_000)] = 500
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 256
+
+
+class Config(_Section):
+    """A whole file."""
+
+    networks: dict[str, NetworkSection] = {}
+    access: AccessSection = AccessSection()
+    limits: Limits = Limits()
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "networks": NetworkSection,
+    "rules": Rule,
+    "access": AccessSection,
+    "limits": Limits,
+}
+_Mistake = tuple[tuple[str | int, ...], str]
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file. Touches nothing but the file.
+
+    :raise BadConfig: when it cannot be read or has mistakes; names the file and the lines.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1).decode()
+        if len(text) > _MOST_BYTES:
+            raise BadConfig(f"{path} is larger than {_MOST_BYTES} bytes", hint="name another file")
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise BadConfig(
+            f"the configuration {path} cannot be read: {error.strerror}",
+            hint="make it readable for the service, or name another file with --config",
+        ) from None
+    except UnicodeDecodeError:
+        raise BadConfig(f"{path} is not UTF-8 text", hint="save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(f"{path} is not TOML: {error}", hint="mend that line") from None
+    except RecursionError:
+        raise BadConfig(f"{path} is nested too deeply", hint="write it flat") from None
+    mistakes, config = _check(raw)
+    if mistakes or config is None:
+        raise BadConfig(_tell(path, text, mistakes), hint="mend the file; it was not used")
+    return config
+
+
+def _check(raw: dict[str, Any]) -> tuple[list[_Mistake], Config | None]:
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        return [_mistake(each) for each in error.errors(include_url=False)], None
+    return [*_bad_networks(config), *_bad_rules(config)], config
+
+
+def _mistake(error: Any) -> _Mistake:
+    # A union adds the name of its member to the place, which no key of the file has.
+    where = tuple(each for each in error["loc"] if each not in ("str", "constrained-int", "int"))
+    match error["type"]:
+        case "extra_forbidden":
+            key = str(where[-1])
+            near = difflib.get_close_matches(key, _known_keys(where), 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            return where, f"is not a key that linkmgr knows{meant}"
+        case "missing":
+            return where, "is missing"
+        case _:
+            return where, str(error["msg"]).replace("Input should", "should")
+
+
+def _known_keys(where: tuple[str | int, ...]) -> list[str]:
+    names = [each for each in where[:-1] if isinstance(each, str)]
+    section = next((_SECTIONS[each] for each in reversed(names) if each in _SECTIONS), Config)
+    return list(section.model_fields)
+
+
+def _bad_networks(config: Config) -> Iterator[_Mistake]:
+    from linkmgr.drivers.options import check_options  # noqa: PLC0415 - with netlink: only now
+    from linkmgr.drivers.registry import find_driver  # noqa: PLC0415
+
+    for name, network in config.networks.items():
+        where = ("networks", name)
+        try:
+            check_name("network", name)
+            driver = find_driver(network.driver)
+        except BadName as error:
+            yield where, str(error)
+            continue
+        except BadOption as error:
+            yield (*where, "driver"), str(error)
+            continue
+        known = {**driver.port_options, **driver.network_options}
+        for owner, at, allowed, options in (
+            (f"network {name}", (*where, "options"), known, network.options),
+            *(
+                (f"port {name}:{port}", (*where, "ports", port), driver.port_options, given)
+                for port, given in network.ports.items()
+            ),
+        ):
+            try:
+                check_options(owner, allowed, options)
+            except BadOption as error:
+                yield (*at, *_culprit(allowed, options)), str(error)
+        for port in network.ports:
+            try:
+                check_name("port", port)
+            except BadName as error:
+                yield (*where, "ports", port), str(error)
+
+
+def _culprit(known: Mapping[str, Any], options: Mapping[str, object]) -> tuple[str, ...]:
+    """The first option that is wrong by itself; none when one is missing."""
+    for key, value in options.items():
+        try:
+            known[key].read(value)
+        except (KeyError, ValueError):
+            return (key,)
+    return ()
+
+
+def _bad_rules(config: Config) -> Iterator[_Mistake]:
+    for number, rule in enumerate(config.access.rules):
+        try:
+            _ = rule.uid
+        except KeyError:
+            yield ("access", "rules", number, "user"), f"there is no user {rule.user!a} here"
+
+
+def _tell(path: Path, text: str, mistakes: list[_Mistake]) -> str:
+    lines = key_lines(text)
+    told = sorted(
+        (line_of(lines, where) or 0, ".".join(str(each) for each in where), what)
+        for where, what in mistakes
+    )
+    shown = [
+        f"{f'line {line}' if line else 'the file'}: {where} {what}"
+        for line, where, what in told[:_MOST_TOLD]
+    ]
+    more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    return f"{path}: " + "; ".join(shown) + more

@@ -1,0 +1,63 @@
+"""What all parts of the running service share."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+from linkmgr.model import Network, NicRef, Notify, Outcome, Port
+from linkmgr.protocol import Links
+from linkmgr.service.access import Access
+from linkmgr.service.config import Config, Limits
+from linkmgr.service.configured import Configured
+from linkmgr.service.metrics import Metrics
+from linkmgr.service.operations import Operations
+from linkmgr.service.peers import Peer
+from linkmgr.service.stream import Stream
+
+
+class Served(Links, Protocol):
+    """The verbs as the service needs them: `LinkManager` has them so."""
+
+    async def plug(
+        self,
+        nic: str | NicRef,
+        target: str | Network | Port,
+        *,
+        notify: str | Notify = Notify.AUTO,
+        uid: int | None = None,
+    ) -> Outcome:
+        """Plug a NIC; ``fd:NAME`` is an fd that user `uid` left."""
+
+
+class Core:
+    """The verbs, the configuration in force, and what watches over them. Made in the event loop.
+
+    :param links: the verbs.
+    :param record: where the names of the configuration's networks are kept; ``None`` keeps none.
+    """
+
+    def __init__(self, links: Served, config: Config, *, record: Path | None = None) -> None:
+        self.links = links
+        self.config = config
+        self.access = Access(config.access)
+        self.metrics = Metrics()
+        self.configured = Configured(links, record)
+        self.epoch = secrets.token_hex(4)
+        self.operations = Operations(self.epoch, self.limits, self.metrics.on_operation)
+        self.stream = Stream(self.epoch, self.limits, self.metrics.on_event)
+
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self.config.limits
+
+    def is_master(self, peer: Peer) -> bool:
+        """Whether it is root or the service's own user."""
+        return self.access.is_master(peer)
+
+    async def use(self, config: Config) -> None:
+        """Put a configuration in force. Touches no cable."""
+        self.access = Access(config.access)
+        self.config = config
+        await self.configured.use(config.networks)

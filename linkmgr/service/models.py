@@ -1,0 +1,326 @@
+"""What goes over the API, for its document and for reading requests.
+
+Answers are made by `linkmgr.jsonform`; the models of answers here describe them in the OpenAPI
+document, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from linkmgr.events import EventKind
+from linkmgr.model import Drift, LinkState, NicState, Notify, VmState
+from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.service.config import Verb
+from linkmgr.service.operations import Phase
+
+Name = Annotated[str, Field(max_length=200)]  # its form is checked with a better error elsewhere
+_NIC = "web1/net0"
+_SINCE = "2026-01-31T12:00:00+00:00"
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _examples(*examples: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": list(examples)})
+
+
+# ---------------------------------------------------------------------- requests
+
+
+class AddVm(_Form):
+    """A running QEMU to take charge of."""
+
+    model_config = _examples({"name": "web1", "qmp": "/run/web1.qmp"})
+
+    name: Name
+    qmp: Annotated[str, Field(max_length=107, description="absolute path of its monitor socket")]
+
+
+class CreateNetwork(_Form):
+    """A network to describe."""
+
+    model_config = _examples({"name": "blue", "driver": "bridge", "options": {"bridge": "br0"}})
+
+    name: Name
+    driver: Name
+    drift: Drift = Drift.REPAIR
+    options: dict[str, Any] = {}
+
+
+class CreatePort(_Form):
+    """A port to describe."""
+
+    model_config = _examples({"network": "blue", "name": "p7", "options": {"isolated": True}})
+
+    network: Name
+    name: Name
+    options: dict[str, Any] = {}
+
+
+class Plug(_Form):
+    """Where a NIC is to be plugged into."""
+
+    model_config = _examples({"target": "blue"}, {"target": "blue:p7", "notify": "announce"})
+
+    target: Annotated[str, Field(max_length=200, description="NETWORK or NETWORK:PORT")]
+    notify: Notify = Notify.AUTO
+
+
+class SetLink(_Form):
+    """What the guest is to see as carrier."""
+
+    model_config = _examples({"state": "down"})
+
+    state: LinkState
+
+
+class Collect(_Form):
+    """Which strays are to be removed."""
+
+    model_config = _examples({"older_than": 60, "dry_run": True})
+
+    older_than: Annotated[float, Field(ge=0, allow_inf_nan=False)] = STRAY_SECONDS
+    dry_run: bool = False
+
+
+# ---------------------------------------------------------------------- answers
+
+
+class NetworkForm(_Form):
+    """A network."""
+
+    model_config = _examples(
+        {"name": "blue", "driver": "bridge", "options": {"bridge": "br0"}, "drift": "repair"}
+    )
+
+    name: str
+    driver: str
+    options: dict[str, Any]
+    drift: Drift
+
+
+class PortForm(_Form):
+    """A port; an implied one is named after its NIC."""
+
+    network: NetworkForm
+    name: str
+    options: dict[str, Any]
+    implied: bool
+
+
+class EndpointForm(BaseModel):
+    """Where a network can be reached; the other members depend on the kind."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+
+
+class ConnectionForm(_Form):
+    """A NIC, the port that it is plugged into, and the device between them."""
+
+    nic: str
+    port: PortForm
+    endpoint: EndpointForm
+    attachment: str
+    device: str
+    since: datetime
+
+
+class NicForm(_Form):
+    """A NIC as it is now."""
+
+    model_config = _examples(
+        {
+            "ref": _NIC, "model": "virtio-net-pci", "mac": "52:54:00:12:34:56", "mtu": 1500,
+            "state": "unplugged", "link": "down", "wanted_link": "up", "wiring": "hub",
+            "since": _SINCE, "connection": None,
+        }
+    )  # fmt: skip
+
+    ref: str
+    model: str
+    mac: str
+    mtu: int
+    state: NicState
+    link: LinkState | None
+    wanted_link: LinkState
+    wiring: str | None
+    since: datetime
+    connection: ConnectionForm | None
+
+
+class VmForm(_Form):
+    """A VM as it is now."""
+
+    model_config = _examples(
+        {"name": "web1", "qmp": "/run/web1.qmp", "state": "answers", "since": _SINCE,
+         "nics": [_NIC]}
+    )  # fmt: skip
+
+    name: str
+    qmp: str
+    state: VmState
+    since: datetime
+    nics: list[str]
+
+
+class OutcomeForm(_Form):
+    """What a verb did; the timings are milliseconds per step."""
+
+    nic: NicForm
+    changed: bool
+    timings: dict[str, float]
+
+
+class FindingForm(_Form):
+    """Something that is not as it should be."""
+
+    model_config = _examples(
+        {"code": "device-gone", "subject": _NIC, "what": "its device lm0 does not exist any more",
+         "hint": "unplug it and plug it again"}
+    )  # fmt: skip
+
+    code: str
+    subject: str
+    what: str
+    hint: str
+
+
+class StrayForm(_Form):
+    """A device with our mark that nothing recorded."""
+
+    device: str
+    owner: str
+    seen: float
+    removed: bool
+    error: str | None
+
+
+class ProblemForm(BaseModel):
+    """An RFC 9457 problem document."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:linkmgr:error:unknown-network",
+                    "title": "No network of that name was created",
+                    "status": 404,
+                    "detail": "web1/net0: there is no network green. web1/net0 is unplugged. "
+                    "To do: create it first; the networks are: blue",
+                    "code": "unknown-network",
+                    "what": "there is no network green",
+                    "hint": "create it first; the networks are: blue",
+                    "nic": _NIC,
+                    "state": "unplugged",
+                }
+            ]
+        },
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    what: str
+    hint: str | None
+    nic: str | None
+    state: str | None
+
+
+class OperationForm(_Form):
+    """A change, under way or done."""
+
+    id: str
+    verb: Verb
+    subject: str
+    uid: int
+    state: Phase
+    started: datetime
+    ended: datetime | None
+    ms: float | None
+    result: dict[str, Any] | None
+    problem: ProblemForm | None
+
+
+class EventForm(_Form):
+    """One thing that happened, or ``reset``: events were missed, look at everything again."""
+
+    model_config = _examples(
+        {"kind": "plugged", "subject": _NIC, "details": {"port": "blue"}, "at": _SINCE}
+    )
+
+    kind: Annotated[str, Field(description="one of " + ", ".join([*EventKind, "reset"]))]
+    subject: str
+    details: dict[str, Any]
+    at: datetime
+
+
+class Changed(_Form):
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+class Vms(_Form):
+    """All VMs."""
+
+    vms: list[VmForm]
+
+
+class Nics(_Form):
+    """NICs."""
+
+    nics: list[NicForm]
+
+
+class Networks(_Form):
+    """All networks."""
+
+    networks: list[NetworkForm]
+
+
+class Ports(_Form):
+    """Created ports."""
+
+    ports: list[PortForm]
+
+
+class Connections(_Form):
+    """All NICs that are plugged."""
+
+    connections: list[ConnectionForm]
+
+
+class Findings(_Form):
+    """What is not as it should be; empty is good."""
+
+    findings: list[FindingForm]
+
+
+class Strays(_Form):
+    """What was found, and whether it was removed."""
+
+    strays: list[StrayForm]
+
+
+class OperationList(_Form):
+    """Operations, the oldest first."""
+
+    operations: list[OperationForm]
+
+
+class Health(_Form):
+    """That the service answers."""
+
+    status: str
+    version: str

@@ -1,0 +1,177 @@
+"""Changes under way and done: each one runs by itself, whoever waits for it or goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from linkmgr.errors import NotFound
+from linkmgr.service.config import Limits, Verb
+from linkmgr.service.peers import Peer, caller
+from linkmgr.service.problems import Refused, problem
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[Mapping[str, Any]]]  #: what it returns is the JSON of the answer
+
+
+class Phase(StrEnum):
+    """How far an operation is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(eq=False)
+class Operation:
+    """One change.
+
+    :param subject: what it changes, such as ``web1/net0``.
+    :param uid: who asked for it.
+    :param result: what the verb answered, once it is done.
+    :param problem: the problem document, once it has failed.
+    """
+
+    id: str
+    verb: Verb
+    subject: str
+    uid: int
+    started: datetime
+    phase: Phase = Phase.RUNNING
+    ended: datetime | None = None
+    ms: float | None = None
+    result: Mapping[str, Any] | None = None
+    problem: Mapping[str, Any] | None = None
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def code(self) -> str:
+        """``ok``, or the code of the error."""
+        return str(self.problem["code"]) if self.problem else "ok"
+
+    def form(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "id": self.id,
+            "verb": self.verb.value,
+            "subject": self.subject,
+            "uid": self.uid,
+            "state": self.phase.value,
+            "started": self.started.isoformat(),
+            "ended": self.ended.isoformat() if self.ended else None,
+            "ms": self.ms,
+            "result": self.result,
+            "problem": self.problem,
+        }
+
+
+class Operations:
+    """All operations of this run of the service; of the finished ones, the last.
+
+    :param epoch: makes the ids differ from those of another run.
+    :param limits: says how many there may be.
+    :param watcher: is told of each one that has ended.
+    """
+
+    def __init__(
+        self, epoch: str, limits: Callable[[], Limits], watcher: Callable[[Operation], None]
+    ) -> None:
+        self._epoch = epoch
+        self._limits = limits
+        self._watcher = watcher
+        self._count = 0
+        self._running: dict[str, Operation] = {}
+        self._past: dict[str, Operation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def start(self, verb: Verb, subject: str, peer: Peer, work: Work) -> Operation:
+        """Begin a change in a task of its own.
+
+        :raise Refused: when there are too many, or the service is stopping.
+        """
+        if self._stopping:
+            raise Refused("stopping", "the service is stopping; nothing was begun", "ask again")
+        most = self._limits().running
+        if len(self._running) >= most:
+            raise Refused("too-many", f"{most} operations are under way", "ask again later")
+        self._count += 1
+        ident = f"{self._epoch}-{self._count}"
+        made = Operation(ident, verb, subject, peer.uid, datetime.now(UTC))
+        self._running[ident] = made
+        task = asyncio.create_task(self._run(made, peer, work), name=f"{verb} {subject}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return made
+
+    def find(self, ident: str) -> Operation:
+        """Look one up.
+
+        :raise NotFound: when there is none, or it is not kept any more.
+        """
+        found = self._running.get(ident) or self._past.get(ident)
+        if found is None:
+            raise NotFound(
+                f"there is no operation {ascii(ident)[1:41]}",
+                hint="it may have been too long ago, or of an earlier run of the service; "
+                "look at the NIC instead",
+            )
+        return found
+
+    def all(self) -> list[Operation]:
+        """Those that are kept, the oldest first, then those under way."""
+        return [*self._past.values(), *self._running.values()]
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """Begin nothing any more, and wait for what is under way."""
+        self.stop()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _run(self, operation: Operation, peer: Peer, work: Work) -> None:
+        caller.set(peer)  # in this task only, and in those that it starts
+        begun = time.monotonic()
+        try:
+            operation.result = await work()
+            operation.phase = Phase.DONE
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            operation.problem = problem(error)
+            operation.phase = Phase.FAILED
+        finally:
+            operation.ended = datetime.now(UTC)
+            operation.ms = round((time.monotonic() - begun) * 1000, 3)
+            self._keep(operation)
+            operation.finished.set()
+        _tell(operation, peer)
+        self._watcher(operation)
+
+    def _keep(self, operation: Operation) -> None:
+        del self._running[operation.id]
+        self._past[operation.id] = operation
+        while len(self._past) > self._limits().operations:
+            del self._past[next(iter(self._past))]
+
+
+def _tell(operation: Operation, peer: Peer) -> None:
+    """One line of log per change: who, what, which NIC, how it went, how long it took."""
+    if operation.problem:
+        outcome = f"{operation.code}: {operation.problem['what']}"
+        level = logging.WARNING
+    else:
+        unchanged = operation.result is not None and operation.result.get("changed") is False
+        outcome, level = "unchanged" if unchanged else "ok", logging.INFO
+    log.log(
+        level, "%s %s %s: %s (%.1f ms)", peer, operation.verb, operation.subject, outcome,
+        operation.ms,
+    )  # fmt: skip

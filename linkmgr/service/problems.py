@@ -1,0 +1,168 @@
+"""Errors as RFC 9457 problem documents, and the HTTP status of each.
+
+5xx is only ever a fault of the service itself: where the kernel or QEMU refused, what the request
+depended on has failed, and that is 424.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from linkmgr.errors import (
+    BadRequest,
+    CannotAttach,
+    Conflict,
+    Forbidden,
+    HostError,
+    LinkmgrError,
+    MonitorError,
+    NotFound,
+    StateError,
+)
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+#: The nearest class in an error's line of descent decides.
+STATUS: Mapping[type[LinkmgrError], int] = {
+    BadRequest: 400,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    CannotAttach: 422,
+    HostError: 424,
+    MonitorError: 424,
+    StateError: 507,
+    LinkmgrError: 500,
+}
+
+#: Problems that only the service has: code -> status and title.
+OWN: Mapping[str, tuple[int, str]] = {
+    "method-not-allowed": (405, "This path does not take that method"),
+    "too-slow": (408, "The request did not arrive in time"),
+    "too-large": (413, "The request is too large"),
+    "too-many": (429, "There are too many of these already"),
+    "internal": (500, "A fault of the service"),
+    "stopping": (503, "The service is stopping"),
+}
+
+_EXTRA = ("sent", "command", "error_class")  # what some errors know besides
+
+
+class Refused(Exception):
+    """A problem that only the service has, one of `OWN`."""
+
+    def __init__(self, code: str, what: str, hint: str) -> None:
+        super().__init__(what)
+        self.code, self.what, self.hint = code, what, hint
+
+
+class JsonResponse(Response):
+    """JSON in ASCII: whatever text a request contained can be told back."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Make the bytes."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+class ProblemResponse(JsonResponse):
+    """A problem document."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(document, status_code=document["status"], headers=headers)
+
+
+def status_of(kind: type[BaseException]) -> int:
+    """The HTTP status of an error's class."""
+    return next((STATUS[each] for each in kind.__mro__ if each in STATUS), 500)
+
+
+def problem(error: BaseException) -> dict[str, Any]:
+    """Describe an error as a problem document.
+
+    What was not foreseen is logged with its traceback, and the caller is told no more than that.
+    """
+    if isinstance(error, Refused):
+        status, title = OWN[error.code]
+        return _document(error.code, status, title, error.what, hint=error.hint)
+    if not isinstance(error, LinkmgrError):
+        log.error("a fault of the service", exc_info=error)
+        what, hint = f"the service failed: {type(error).__name__}", "look into the service's log"
+        return _document("internal", *OWN["internal"], what, hint=hint)
+    title = (type(error).__doc__ or type(error).__name__).partition("\n")[0].rstrip(".")
+    document = _document(error.code, status_of(type(error)), title, error.what, hint=error.hint)
+    document |= {"detail": str(error), "nic": error.nic, "state": error.state}
+    return document | {key: getattr(error, key) for key in _EXTRA if hasattr(error, key)}
+
+
+def _document(code: str, status: int, title: str, what: str, *, hint: str | None) -> dict[str, Any]:
+    return {
+        "type": f"urn:linkmgr:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": f"{what}. To do: {hint}" if hint else what,
+        "code": code,
+        "what": what,
+        "hint": hint,
+        "nic": None,
+        "state": None,
+    }
+
+
+async def on_error(_: Request, error: Exception) -> Response:
+    """Answer with any error that a route raised."""
+    return ProblemResponse(problem(error))
+
+
+async def on_invalid(_: Request, error: Exception) -> Response:
+    """Answer a request whose body or parameters are not of the right form."""
+    assert isinstance(error, RequestValidationError)
+    told = [f"{_place(each['loc'])}: {each['msg']}" for each in error.errors()[:5]]
+    what = f"the request is not of the right form: {'; '.join(told)}"[:1000]
+    hint = "see /openapi.json for what it should be, and send JSON as application/json"
+    return ProblemResponse(problem(BadRequest(what, hint=hint)))
+
+
+async def on_http(request: Request, error: Exception) -> Response:
+    """Answer where the framework itself refuses."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {ascii(request.url.path)[1:-1]}"[:200]
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted(_methods(request)))
+        refused = Refused("method-not-allowed", f"there is no {where}", f"it takes {allowed}")
+        return ProblemResponse(problem(refused), {"Allow": allowed})
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        made: LinkmgrError = NotFound(f"there is no {where}", hint="see /openapi.json")
+    else:
+        hint = "see /openapi.json for what it should be"
+        made = BadRequest(f"{where} cannot be read: {error.detail}", hint=hint)
+    return ProblemResponse(problem(made))
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods that any route takes at this path."""
+    found: set[str] = set()
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(dict(scope))[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return found
+
+
+def _place(where: tuple[str | int, ...]) -> str:
+    return ascii(".".join(str(each) for each in where))[1:-1][:100]

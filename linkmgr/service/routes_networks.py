@@ -1,0 +1,112 @@
+"""/v1/networks and /v1/ports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from linkmgr.errors import AlreadyExists, BadOption
+from linkmgr.jsonform import to_json
+from linkmgr.model import check_name
+from linkmgr.service import models
+from linkmgr.service.call import CallIn
+from linkmgr.service.config import Verb
+from linkmgr.service.problems import JsonResponse
+
+router = APIRouter(tags=["networks"])
+
+_RESERVED = {"self", "name", "driver", "drift", "network"}  # of the verbs: never options
+
+
+@router.get("/v1/networks", responses={200: {"model": models.Networks}}, summary="All networks")
+async def networks(call: CallIn) -> Response:
+    """List all networks, those of the configuration too."""
+    return JsonResponse({"networks": to_json(await call.links.networks())})
+
+
+@router.post(
+    "/v1/networks", responses={200: {"model": models.NetworkForm}}, summary="Create a network"
+)
+async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
+    """Describe a network. The same description again is fine."""
+    name = check_name("network", body.name)
+    _check_keys(f"network {name}", body.options)
+
+    async def work() -> Mapping[str, Any]:
+        try:
+            made = await call.links.create_network(
+                name, body.driver, drift=body.drift, **body.options
+            )
+        except AlreadyExists:
+            call.core.configured.check_network(name)
+            raise
+        return dict(to_json(made))
+
+    return await call.change(Verb.CREATE_NETWORK, name, work, network=name)
+
+
+@router.delete(
+    "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
+)
+async def delete_network(call: CallIn, name: str) -> Response:
+    """Forget a network that nothing is plugged into."""
+    check_name("network", name)
+
+    async def work() -> Mapping[str, Any]:
+        call.core.configured.check_network(name)
+        return {"changed": await call.links.delete_network(name)}
+
+    return await call.change(Verb.DELETE_NETWORK, name, work, network=name)
+
+
+@router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
+async def ports(call: CallIn, network: models.Name | None = None) -> Response:
+    """List the created ports of one network, or of all."""
+    names = [network] if network is not None else [str(n) for n in await call.links.networks()]
+    found = [port for name in names for port in await call.links.ports(name)]
+    return JsonResponse({"ports": to_json(found)})
+
+
+@router.post("/v1/ports", responses={200: {"model": models.PortForm}}, summary="Create a port")
+async def create_port(call: CallIn, body: models.CreatePort) -> Response:
+    """Describe a port. The same description again is fine."""
+    network, name = check_name("network", body.network), check_name("port", body.name)
+    _check_keys(f"port {network}:{name}", body.options)
+
+    async def work() -> Mapping[str, Any]:
+        try:
+            made = await call.links.create_port(network, name, **body.options)
+        except AlreadyExists:
+            call.core.configured.check_port(network, name)
+            raise
+        return dict(to_json(made))
+
+    return await call.change(Verb.CREATE_PORT, f"{network}:{name}", work, network=network)
+
+
+@router.delete(
+    "/v1/ports/{network}/{name}",
+    responses={200: {"model": models.Changed}},
+    summary="Delete a port",
+)
+async def delete_port(call: CallIn, network: str, name: str) -> Response:
+    """Forget a port that no NIC is plugged into."""
+    check_name("network", network)
+    check_name("port", name)
+
+    async def work() -> Mapping[str, Any]:
+        call.core.configured.check_port(network, name)
+        changed = await call.links.delete_port(network, name)
+        await call.core.configured.retry()
+        return {"changed": changed}
+
+    return await call.change(Verb.DELETE_PORT, f"{network}:{name}", work, network=network)
+
+
+def _check_keys(owner: str, options: Mapping[str, Any]) -> None:
+    for key in options:
+        if key in _RESERVED:
+            raise BadOption(f"{owner} has no option {key}", hint="put it beside the options")

@@ -1,0 +1,85 @@
+"""What is about the service itself: checks, operations, events, health, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from starlette.responses import PlainTextResponse, Response
+
+from linkmgr.jsonform import to_json
+from linkmgr.service import models
+from linkmgr.service.call import CallIn
+from linkmgr.service.config import Verb
+from linkmgr.service.metrics import MEDIA_TYPE, version
+from linkmgr.service.problems import JsonResponse
+
+router = APIRouter(tags=["service"])
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `id` is EPOCH-NUMBER, `event` the kind, `data` an "
+        "EventForm as JSON. A comment line is a sign of life.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/v1/check", responses={200: {"model": models.Findings}}, summary="Check everything")
+async def check(call: CallIn) -> Response:
+    """Compare what should be with QEMU and the kernel. Changes nothing."""
+    findings = await call.links.check()
+    call.core.metrics.on_check(findings)
+    return JsonResponse({"findings": to_json(findings)})
+
+
+@router.post("/v1/gc", responses={200: {"model": models.Strays}}, summary="Collect garbage")
+async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
+    """Remove devices that carry our mark and that nothing recorded."""
+    wanted = body or models.Collect()
+
+    async def work() -> Mapping[str, Any]:
+        found = await call.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
+        return {"strays": to_json(found)}
+
+    return await call.change(
+        Verb.GC, "dry run" if wanted.dry_run else "", work, nic="*", network="*"
+    )
+
+
+@router.get(
+    "/v1/operations", responses={200: {"model": models.OperationList}}, summary="Operations"
+)
+async def operations(call: CallIn) -> Response:
+    """List the changes under way, and the last ones that ended."""
+    return JsonResponse({"operations": [each.form() for each in call.core.operations.all()]})
+
+
+@router.get(
+    "/v1/operations/{id}", responses={200: {"model": models.OperationForm}}, summary="One operation"
+)
+async def operation(call: CallIn, id: str) -> Response:  # noqa: A002 - the name in the path
+    """Show one change: under way, done with its result, or failed with its problem."""
+    return JsonResponse(call.core.operations.find(id).form())
+
+
+@router.get("/v1/events", response_class=Response, responses=_STREAM, summary="Events")
+async def events(call: CallIn, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+    """Tell what happens, from now on or from behind the last event that the client has."""
+    return call.core.stream.open(last_event_id)
+
+
+@router.get("/healthz", responses={200: {"model": models.Health}}, summary="Health")
+async def healthz() -> Response:
+    """Say that the service answers."""
+    return JsonResponse({"status": "ok", "version": version()})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=_TEXT, summary="Metrics")
+async def metrics(call: CallIn) -> Response:
+    """Show figures in the text form of Prometheus."""
+    return Response(await call.core.metrics.text(call.links), media_type=MEDIA_TYPE)

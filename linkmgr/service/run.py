@@ -1,0 +1,187 @@
+"""The service, from start to end.
+
+The order matters: the socket is taken first, so that no second service touches anything; then the
+verbs recover what was in flight, the configuration is applied, and only then is anybody answered.
+Whoever connects meanwhile waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from linkmgr.errors import BadConfig
+from linkmgr.manager import LinkManager
+from linkmgr.service import fdsock
+from linkmgr.service.app import make_app
+from linkmgr.service.config import DEFAULT_PATH, Config, load_config
+from linkmgr.service.core import Core
+from linkmgr.service.fdstore import API, HANDOVER, PassedFds, SystemdKeeper, passed_fds
+from linkmgr.service.logs import log_to_stderr
+from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+from linkmgr.service.sockets import listening
+from linkmgr.service.wire import Gate, Server
+
+log = logging.getLogger(__name__)
+
+RECORD = "configuration.json"  #: in the state directory; see `Configured`
+FD_SOCKET = "fd.sock"  #: beside the API's socket
+
+
+async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
+    """Run the service until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+    :param socket: path of the API's unix socket, unless systemd passes one named ``api``.
+    :param state: the state directory; ``None`` forgets everything at the end.
+    :param config: the configuration file; ``None`` has none. The default one may be missing.
+    :raise BadConfig: when the configuration has mistakes.
+    :raise Conflict: when a service listens on the socket already.
+    :raise StateError: when the state directory cannot be used.
+    :raise LinkmgrError: when it cannot start for another reason.
+    """
+    log_to_stderr()
+    settings = _load(config)
+    _allow_many_files()
+    async with contextlib.AsyncExitStack() as stack:
+        notifier = Notifier.from_environment()
+        stack.callback(notifier.close)
+        passed = passed_fds()
+        stack.callback(passed.close)
+        api = await stack.enter_async_context(_api_socket(passed, socket))
+        keeper = SystemdKeeper(notifier, passed) if notifier.connected else None
+        if keeper is not None:
+            stack.callback(keeper.close)
+        links = await stack.enter_async_context(
+            LinkManager(state=state, keeper=keeper, timeout=settings.limits.monitor_seconds)
+        )
+        core = Core(links, settings, record=state / RECORD if state else None)
+        await core.configured.use(settings.networks)
+        await stack.enter_async_context(_fd_socket(passed, links, socket.with_name(FD_SOCKET)))
+        await Service(core, notifier, config).run(api)
+
+
+class Service:
+    """What runs between start and end.
+
+    :param notifier: tells systemd.
+    :param path: of the configuration file.
+    """
+
+    def __init__(self, core: Core, notifier: Notifier, path: Path | None = None) -> None:
+        self.core = core
+        self._notifier = notifier
+        self._path = path
+        gate = Gate(core.limits, core.is_master)
+        self._server = Server(make_app(core), gate)
+        self._reload = asyncio.Event()
+
+    async def run(self, sock: socket.socket) -> None:
+        """Answer on a listening socket until `stop` or a signal, and finish what is under way."""
+        core = self.core
+        listeners = [core.links.events(), core.links.events()]
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(self._reloads()), group.create_task(self._announce())]
+            if (seconds := watchdog_seconds()) is not None:
+                helpers.append(group.create_task(beat(self._notifier, seconds)))
+            group.create_task(core.stream.listen(listeners[0]))
+            group.create_task(core.configured.follow(listeners[1]))
+            try:
+                with self._signals():
+                    await self._server.run_on(sock)
+                    await core.operations.close()
+                    await core.metrics.close()
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+                for listener in listeners:
+                    listener.close()
+
+    def stop(self) -> None:
+        """End, when what is under way is done."""
+        log.info("stopping")
+        self._notifier.stopping()
+        self.core.operations.stop()
+        self.core.stream.close()
+        self._server.stop()
+
+    def reload(self) -> None:
+        """Read the configuration again, soon."""
+        self._reload.set()
+
+    async def _announce(self) -> None:
+        await self._server.listens.wait()
+        log.info("ready")
+        self._notifier.ready()
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            if self._path is None:
+                log.warning("there is no configuration file to reload")
+                continue
+            self._notifier.reloading()
+            try:
+                await self.core.use(_load(self._path))
+                log.info("the configuration %s is in force", self._path)
+            except BadConfig as error:
+                log.error("the configuration in force stays: %s", error)  # noqa: TRY400
+            finally:
+                self._notifier.ready()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: self.reload,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+
+def _load(path: Path | None) -> Config:
+    if path is None or (path == DEFAULT_PATH and not path.exists()):
+        return Config()
+    return load_config(path)
+
+
+@contextlib.asynccontextmanager
+async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[socket.socket]:
+    """The one that systemd passed, which stays in place at the end, or one of our own."""
+    fd = passed.take(API)
+    if fd is None:
+        async with listening(path) as sock:
+            log.info("listening on %s", path)
+            yield sock
+        return
+    with socket.socket(fileno=fd.take()) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@contextlib.asynccontextmanager
+async def _fd_socket(passed: PassedFds, links: LinkManager, path: Path) -> AsyncIterator[None]:
+    fd = passed.take(HANDOVER)
+    sock = fdsock.bind(path) if fd is None else socket.socket(fileno=fd.take())
+    async with fdsock.FdSocket(links.fds, sock, path=path if fd is None else None):
+        yield
+
+
+def _allow_many_files() -> None:
+    """Each connection, guest and cable is an fd; the usual soft limit is for select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,184 @@
+"""Under the application: uvicorn with h11 on unix sockets, and who is at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from linkmgr.errors import BadRequest
+from linkmgr.service.config import Limits
+from linkmgr.service.peers import Peer, peer_of
+from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
+
+log = logging.getLogger(__name__)
+
+_HEAD_MOST = 16 << 10  # bytes of a request's line and headers
+_WRITE_HIGH = 32 << 10  # bytes that may wait for a slow client
+_KEEP_ALIVE = 15  # seconds that an idle connection is kept
+_GRACE = 15  # seconds that requests under way get at the end
+
+
+class Gate:
+    """How many connections each user has, and may have.
+
+    :param free: says for whom there is no limit.
+    """
+
+    def __init__(self, limits: Callable[[], Limits], free: Callable[[Peer], bool]) -> None:
+        self.limits = limits
+        self._free = free
+        self._count: Counter[int] = Counter()
+
+    def enter(self, peer: Peer) -> bool:
+        """Count a connection; false when it is one too many."""
+        self._count[peer.uid] += 1
+        return self._free(peer) or self._count[peer.uid] <= self.limits().connections
+
+    def leave(self, peer: Peer) -> None:
+        """A connection has ended."""
+        self._count[peer.uid] -= 1
+        if not self._count[peer.uid]:
+            del self._count[peer.uid]
+
+
+class PeerProtocol(H11Protocol):
+    """One connection. The application finds its peer as ``scope["state"]["peer"]``."""
+
+    def __init__(self, gate: Gate, **options: Any) -> None:
+        super().__init__(**options)
+        self._gate = gate
+        self._peer: Peer | None = None
+        self._too_slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Ask the kernel who it is."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        try:
+            self._peer = peer_of(transport.get_extra_info("socket"))
+        except OSError as error:
+            log.warning("a connection is dropped, because its peer cannot be had: %s", error)
+            transport.abort()
+            return
+        self.app_state = {**self.app_state, "peer": self._peer}
+        if self._gate.enter(self._peer):
+            self._watch()
+        else:
+            most = self._gate.limits().connections
+            what = f"{self._peer} has more than {most} connections"
+            self._last_words(problem(Refused("too-many", what, "close some")))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        if self._too_slow is not None:
+            self._too_slow.cancel()
+        if self._peer is not None:
+            self._gate.leave(self._peer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a part of a request."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not (
+            self.cycle and self.cycle.response_started and not self.cycle.response_complete
+        ):
+            self._last_words(problem(BadRequest(msg.rstrip("."), hint="speak HTTP/1.1")))
+        else:
+            self.transport.close()  # in the middle of an answer there is no other way to say it
+
+    def shutdown(self) -> None:
+        """The service stops: end when what is under way is answered."""
+        super().shutdown()
+        if self.flow.write_paused:
+            self.transport.abort()  # a client that does not read holds nothing up
+
+    def _watch(self) -> None:
+        """Give a request line and its headers only so much time."""
+        if self._too_slow is not None:
+            if self.cycle is None or self.cycle.response_complete:
+                return
+            self._too_slow.cancel()
+            self._too_slow = None
+        elif self.cycle is None or self.cycle.response_complete:
+            self._too_slow = self.loop.call_later(self._gate.limits().request_seconds, self._late)
+
+    def _late(self) -> None:
+        self._too_slow = None
+        if self.cycle is None or self.cycle.response_complete:
+            seconds = self._gate.limits().request_seconds
+            what = f"the request did not arrive within {seconds:g} s"
+            self._last_words(problem(Refused("too-slow", what, "send it again")))
+
+    def _last_words(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        head = (
+            f"HTTP/1.1 {document['status']} \r\nContent-Type: {MEDIA_TYPE}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its tick of ten a second, and without its signal handlers."""
+
+    def __init__(self, app: Any, gate: Gate) -> None:
+        def protocol(**options: Any) -> PeerProtocol:
+            return PeerProtocol(gate, **options)
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol,  # type: ignore[arg-type]  # any maker of protocols will do
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                backlog=1024,
+                h11_max_incomplete_event_size=_HEAD_MOST,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=_GRACE,
+            )
+        )
+        self.listens = asyncio.Event()  #: set when connections are answered
+        self._stop = asyncio.Event()
+
+    async def run_on(self, sock: socket.socket) -> None:
+        """Answer on a listening socket, which is closed at the end, until `stop`."""
+        await self.serve(sockets=[sock])
+
+    def stop(self) -> None:
+        """Answer what is under way, and end."""
+        self.should_exit = True
+        self._stop.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        self.listens.set()
+        await self._stop.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the service's."""
+        yield

@@ -1,0 +1,84 @@
+#!/bin/sh
+# install.sh: put linkmgr under $DESTDIR$PREFIX: a virtual environment in PREFIX/lib/linkmgr on the
+# system's python3, the command, systemd units, completions and the man page. Enables and starts
+# nothing. Needs no root for a DESTDIR that can be written. What it needs of PyPI is kept in $WHEELS,
+# if that is given; with all of it there, no network is needed.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
+destdir=${DESTDIR:-}
+prefix=${PREFIX:-/usr/local}
+python=${SYSTEM_PYTHON:-/usr/bin/python3}
+libdir=$prefix/lib/linkmgr
+into=$destdir$libdir
+case $prefix in
+/*) ;;
+*) echo "install: PREFIX must be an absolute path, not $prefix" >&2 && exit 1 ;;
+esac
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	echo "install: $python is older than Python 3.11" >&2
+	exit 1
+}
+
+rm -rf "$into"
+mkdir -p "$into" "$destdir$prefix/bin"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# pip lives outside: the installed environment has nothing that installs.
+"$python" -m venv "$work/tools"
+"$python" -m venv --without-pip "$into"
+site=$("$into/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+pip() {
+	"$work/tools/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@"
+}
+wheels=${WHEELS:-$work/wheels}
+if [ ! -e "$wheels/.complete" ] || [ -n "$(find "$here" -name '*.lock' -newer "$wheels/.complete")" ]
+then
+	rm -rf "$wheels"
+	mkdir -p "$wheels"
+	for lock in requirements build-requirements; do
+		pip download --require-hashes --only-binary :all: -d "$wheels" -r "$here/$lock.lock"
+	done
+	touch "$wheels/.complete"
+fi
+export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels"
+pip install --no-compile --no-deps --require-hashes --target "$site" -r "$here/requirements.lock"
+rm -rf "$site/bin"
+# From a copy: a build leaves traces, and the sources may be read-only.
+mkdir "$work/source"
+cp -R "$root/linkmgr" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$work/source/"
+pip install --no-compile --no-deps --target "$site" "$work/source"
+rm -rf "$into"/bin/activate* "$into"/bin/Activate* "$site/bin" "$into/include"
+rm -f "$site"/linkmgr-*.dist-info/direct_url.json # it names a directory that is gone
+# Compiled here, for these exact paths, so that nothing is written at run time.
+find "$into" -name __pycache__ -prune -exec rm -rf {} +
+"$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$destdir" "$site"
+sed -i "s|^command = .*|command = $python -m venv --without-pip $libdir|" "$into/pyvenv.cfg"
+sed "s|@LIBDIR@|$libdir|" "$here/linkmgr.launcher" >"$into/bin/linkmgr"
+chmod 755 "$into/bin/linkmgr"
+ln -sfn ../lib/linkmgr/bin/linkmgr "$destdir$prefix/bin/linkmgr"
+
+unit() {
+	sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$here/$1" >"$work/$1"
+	install -D -m 644 "$work/$1" "$destdir$prefix/lib/systemd/system/$1"
+}
+unit linkmgr.service
+unit linkmgr.socket
+unit linkmgr-fd.socket
+install -D -m 644 "$here/linkmgr.sysusers" "$destdir$prefix/lib/sysusers.d/linkmgr.conf"
+install -D -m 644 "$here/linkmgr.tmpfiles" "$destdir$prefix/lib/tmpfiles.d/linkmgr.conf"
+
+share=$destdir$prefix/share
+if [ -e "$here/linkmgr.1" ]; then
+	mkdir -p "$share/man/man1"
+	gzip -9n <"$here/linkmgr.1" >"$share/man/man1/linkmgr.1.gz"
+fi
+completion() {
+	mkdir -p "$(dirname "$share/$2")"
+	_LINKMGR_COMPLETE=$1_source PYTHONDONTWRITEBYTECODE=1 \
+		"$into/bin/python3" -I "$into/bin/linkmgr" >"$share/$2"
+	[ -s "$share/$2" ] || { echo "install: linkmgr has no completion for $1" >&2 && exit 1; }
+}
+install -D -m 644 "$root/LICENSE" "$share/doc/linkmgr/copyright"
+install -D -m 644 "$root/README.md" "$share/doc/linkmgr/README.md"

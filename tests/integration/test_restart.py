@@ -1,0 +1,150 @@
+"""A linkmgr that is killed at any step and starts again: the guest is on one whole cable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from linkmgr import LinkManager, LinkState, Nic, NicState
+from linkmgr.swap import Step
+from tests.integration.crash import DIE
+from tests.integration.lab import Lab, make_lab
+from tests.integration.test_failures_watch import NIC, nothing_left, traces
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROOT = Path(__file__).parents[2]
+PLUG = [step for step in Step if step not in (Step.LINK_DOWN, Step.RELEASE, Step.TERMINATE)]
+REPLUG = [step for step in Step if step is not Step.LINK_DOWN]
+UNPLUG = [Step.INTEND, Step.LINK_DOWN, Step.SWITCH, Step.RECORD, Step.RELEASE, Step.TERMINATE]
+#: Before these the NIC is still on its old cable; from the next one on it is on the new one.
+BEFORE_THE_SWITCH = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAGE, Step.LINK_DOWN,
+                     Step.SWITCH]  # fmt: skip
+
+
+# A new step cannot be forgotten.
+assert set(PLUG) | set(REPLUG) | set(UNPLUG) == set(Step)
+
+
+@dataclass
+class Bed:
+    """A lab with blue, red (bridges) and green (macvtap), one guest, and a state directory."""
+
+    lab: Lab
+    state: Path
+
+    @asynccontextmanager
+    async def links(self) -> AsyncIterator[LinkManager]:
+        """A linkmgr with that state, in this process."""
+        async with LinkManager(state=self.state, timeout=5) as links:
+            self.lab.links = links
+            yield links
+
+    async def run(self, step: str, *words: str) -> int:
+        """Let a linkmgr of its own do a verb, and kill itself before the step."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.integration.crash", str(self.state), step,
+            "web1", str(self.lab.guests["web1"].qmp_path), *words, cwd=ROOT,
+        )  # fmt: skip
+        return await process.wait()
+
+    async def start_from(self, target: str | None) -> None:
+        async with self.links() as links:
+            if target:
+                await links.plug(NIC, target, notify="silent")
+            else:
+                await links.unplug(NIC)
+
+    async def recovered(self) -> Nic:
+        """The NIC after a restart, when journal, QEMU, kernel and guest agree about it."""
+        assert await self.lab.links.check() == []
+        nic = await self.lab.links.nic(NIC)
+        assert nic.state in (NicState.PLUGGED, NicState.UNPLUGGED)
+        assert len(await self.cables()) == (1 if nic.connection else 0)
+        assert nic.link is (LinkState.UP if nic.connection else LinkState.DOWN)
+        document = json.loads((self.state / "vms" / "web1.json").read_text())["nics"]["net0"]
+        assert document["intent"] is None
+        assert (document["cable"] is not None) == (nic.connection is not None)
+        if nic.connection:
+            assert document["cable"]["device"] == nic.connection.device
+        await self.reaches(nic)
+        return nic
+
+    async def cables(self) -> list[str]:
+        """The backends on the NIC's hub, as QEMU tells."""
+        found = await self.lab.guests["web1"].qmp(
+            "human-monitor-command", **{"command-line": "info network"}
+        )
+        return [line for line in found.splitlines() if line.startswith(" \\ lmp-")]
+
+    async def reaches(self, nic: Nic) -> None:
+        """The guest and the network that it is on hear each other."""
+        guest = self.lab.guests["web1"]
+        await guest.wait_carrier("eth0", nic.connection is not None)
+        if nic.connection:
+            assert (await guest.ping("fe80::1%eth0", count=2, interval=0.1)).received
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
+    folder = tmp_path_factory.mktemp("bed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HOLD", "LOOK", "MARGIN"):
+            patch.setattr(f"linkmgr.carrier.{name}", 0.0)
+        async with make_lab(folder) as lab:
+            bed = Bed(lab, folder / "state")
+            async with bed.links() as links:
+                for network in ("blue", "red", "green"):
+                    await lab.network(network)
+                for network in ("blue", "green"):
+                    for port in ("one", "two"):
+                        await links.create_port(network, port)
+                await lab.guest()
+            yield bed
+            async with bed.links() as links:
+                assert await links.remove_vm("web1")
+            assert list((bed.state / "vms").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "target", "steps"),
+    [
+        (None, "blue:one", PLUG),
+        (None, "green", PLUG),
+        ("blue:one", "red", REPLUG),
+        ("blue:one", "blue:two", REPLUG),
+        ("blue:one", "green", REPLUG),
+        ("green", "blue:one", REPLUG),
+        ("green:one", "green:two", REPLUG),
+        ("blue:one", None, UNPLUG),
+        ("green", None, UNPLUG),
+    ],
+)
+async def test_killed_at_any_step_the_guest_is_on_the_old_cable_or_the_new_one(
+    bed: Bed, subtests: pytest.Subtests, start: str | None, target: str | None, steps: list[Step]
+) -> None:
+    async with bed.links() as links:
+        await links.unplug(NIC)
+        nothing = await traces(bed.lab)
+    words = ("plug", NIC, target) if target else ("unplug", NIC)
+    for step in [*steps, DIE]:
+        with subtests.test(msg=f"killed before {step}"):
+            await bed.start_from(start)
+            assert await bed.run(step, *words) == -signal.SIGKILL, "the step was not reached"
+            async with bed.links() as links:
+                nic = await bed.recovered()
+                expected = start if step in BEFORE_THE_SWITCH else target
+                if start == "green:one" and target and nic.connection:
+                    expected = str(nic.connection.port)  # one macvtap: before and after look alike
+                assert (str(nic.connection.port) if nic.connection else None) == expected
+                await links.unplug(NIC)
+                await nothing_left(bed.lab, nothing)

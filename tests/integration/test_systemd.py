@@ -1,0 +1,222 @@
+"""Our units under a real systemd: started by a caller, watched, reloaded; no fd is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr.testing.process import until
+from tests.integration.machine import CHECKOUT, Machine, boot
+
+INSTALLED = CHECKOUT / "build" / "install"
+TINY = Path(__file__).with_name("tiny_service.py")
+DEVICE = "lm0123abcd"
+# The real unit with all that it forbids; only what it runs and how patient it is differ.
+DROP_IN = """
+[Service]
+ExecStart=
+ExecStart=/usr/lib/linkmgr/bin/python3 -I /shared/tiny_service.py
+ReadWritePaths=/shared
+WatchdogSec=1s
+"""
+
+
+@pytest.fixture(scope="module")
+def installed() -> Path:
+    """What ``make install`` puts under PREFIX=/usr."""
+    subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "install-tree"], check=True)
+    return INSTALLED
+
+
+@pytest.fixture
+async def machine(tmp_path: Path, installed: Path) -> AsyncIterator[Machine]:
+    """A machine with linkmgr installed and its sockets listening, the tiny service in its place."""
+    async with boot(tmp_path, installed) as booted:
+        shutil.copy(TINY, booted.shared)
+        (booted.shared / "override.conf").write_text(DROP_IN)
+        await booted.run(
+            "mkdir -p /etc/systemd/system/linkmgr.service.d"
+            " && cp /shared/override.conf /etc/systemd/system/linkmgr.service.d/"
+            " && systemctl daemon-reload"
+            " && systemctl enable --now linkmgr.socket linkmgr-fd.socket"
+        )
+        yield booted
+
+
+def runs(machine: Machine) -> list[dict[str, Any]]:
+    """What each start of the tiny service found."""
+    file = machine.shared / "runs"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+ASK = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(15)
+s.connect("/run/linkmgr/linkmgr.sock")
+s.sendall(sys.argv[1].encode() + b"\\n")
+print(s.makefile().read(), end="")
+"""
+
+
+async def ask(machine: Machine, expression: str) -> str:
+    """Let the service carry out an expression; starts it if need be."""
+    (machine.shared / "ask.py").write_text(ASK)
+    quoted = expression.replace('"', '\\"')
+    return await machine.says(f'python3 /shared/ask.py "{quoted}"')
+
+
+async def main_pid(machine: Machine) -> int:
+    return int(await machine.property("linkmgr", "MainPID"))
+
+
+async def stored(machine: Machine) -> int:
+    """How many fds systemd stores for the service."""
+    return int(await machine.property("linkmgr", "NFileDescriptorStore"))
+
+
+async def started_again(machine: Machine, count: int) -> dict[str, Any]:
+    """Wait for the start with this number and that the service is ready then."""
+
+    async def ready() -> bool:
+        state = await machine.property("linkmgr", "ActiveState")
+        return len(runs(machine)) == count and state == "active"
+
+    await until(ready, timeout=15, what=f"start number {count}")
+    return runs(machine)[-1]
+
+
+async def test_the_first_caller_starts_the_service(machine: Machine) -> None:
+    assert await machine.property("linkmgr", "ActiveState") == "inactive"
+    assert await machine.says("stat -c %a /run/linkmgr /run/linkmgr/*.sock") == "755\n666\n666"
+    assert await ask(machine, "os.getuid()") == "0"
+    assert await machine.property("linkmgr", "ActiveState") == "active"
+    assert await machine.property("linkmgr", "StatusText") == "serving"
+    (run,) = runs(machine)
+    assert sorted(run["names"]) == ["api", "fd"]
+    assert not run["taken"]
+
+
+async def test_a_caller_during_a_restart_waits_and_is_answered(machine: Machine) -> None:
+    first = await ask(machine, "os.getpid()")
+    _, answer = await asyncio.gather(
+        machine.run("systemctl restart linkmgr"), ask(machine, "os.getpid()")
+    )
+    assert answer.isdecimal()
+    assert await ask(machine, "os.getpid()") != first
+
+
+async def test_a_taps_fd_survives_kill_9_restart_and_kill_9_again(machine: Machine) -> None:
+    await ask(machine, "1")
+    index = await machine.says(f"cat /sys/class/net/{DEVICE}/ifindex")
+    assert await stored(machine) == 1
+    for count, how in ((2, "kill -9"), (3, "restart"), (4, "kill -9")):
+        pid = await main_pid(machine)
+        await machine.run(f"kill -9 {pid}" if how == "kill -9" else "systemctl restart linkmgr")
+        run = await started_again(machine, count)
+        assert run["pid"] != pid, how
+        assert sorted(run["names"]) == ["api", "fd", "lm-0123abcd"], how
+        assert (run["taken"], run["device"]) == (True, DEVICE), how
+        # The same device, not one of the same name: it never went.
+        assert await machine.says(f"cat /sys/class/net/{DEVICE}/ifindex") == index, how
+        assert await stored(machine) == 1, how
+
+
+async def test_a_dropped_fd_is_not_had_again_and_frees_the_device(machine: Machine) -> None:
+    await ask(machine, "self.keeper.drop(MARK.id)")
+    await until(lambda: _is(stored(machine), 0), timeout=5, what="an empty store")
+    await ask(machine, "self.tap.close()")
+    gone = await machine.run(f"ip link show {DEVICE}", check=False)
+    assert gone.status != 0
+    await machine.run(f"kill -9 {await main_pid(machine)}")
+    run = await started_again(machine, 2)
+    assert (sorted(run["names"]), run["taken"]) == (["api", "fd"], False)
+
+
+async def test_the_fd_of_a_deleted_device_stays_until_it_is_dropped(machine: Machine) -> None:
+    await ask(machine, "1")
+    await machine.run(f"ip link del {DEVICE}")
+    await asyncio.sleep(0.5)
+    assert await stored(machine) == 1
+    await ask(machine, "self.keeper.drop(MARK.id)")
+    await until(lambda: _is(stored(machine), 0), timeout=5, what="an empty store")
+
+
+async def test_a_stopped_service_leaves_no_fd_and_no_device(machine: Machine) -> None:
+    await ask(machine, "1")
+    await machine.run("systemctl stop linkmgr.service linkmgr.socket linkmgr-fd.socket")
+
+    async def gone() -> bool:
+        return (await machine.run(f"ip link show {DEVICE}", check=False)).status != 0
+
+    await until(gone, timeout=5, what=f"the end of {DEVICE}")
+    assert await stored(machine) == 0
+
+
+async def test_a_service_that_hangs_is_killed_and_finds_its_fds_again(machine: Machine) -> None:
+    await ask(machine, "1")
+    await asyncio.sleep(2.5)  # it lives longer than its watchdog: the beats arrive
+    assert len(runs(machine)) == 1
+    hanging = asyncio.create_task(ask(machine, "time.sleep(60)"))
+    run = await started_again(machine, 2)
+    assert run["taken"]
+    assert await machine.property("linkmgr", "NRestarts") == "1"
+    assert "Watchdog timeout" in await machine.journal("linkmgr")
+    await hanging
+
+
+async def test_a_reload_reaches_the_running_service(machine: Machine) -> None:
+    await ask(machine, "1")
+    pid = await main_pid(machine)
+    await machine.run("systemctl reload linkmgr")
+
+    async def read() -> bool:
+        return await machine.property("linkmgr", "StatusText") == "read"
+
+    await until(read, timeout=5, what="the end of the reload")
+    assert await main_pid(machine) == pid
+    assert await machine.property("linkmgr", "ActiveState") == "active"
+
+
+async def test_the_unit_grants_what_is_needed_and_refuses_the_rest(machine: Machine) -> None:
+    await machine.run("ip link add v0 type veth peer name v1 && ip link set v0 up")
+    assert (await ask(machine, "macvtap_on('v0')")).isdecimal()
+    silent = await machine.says(f"cat /proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6")
+    assert silent == "1"
+    await machine.run("install -o daemon -m 600 /dev/null /run/of-somebody-else")
+    assert await ask(machine, "open('/run/of-somebody-else').read()") == "''"
+    assert await ask(machine, "Path('/var/lib/linkmgr/x').write_text('x')") == "1"
+    for refused in (
+        "Path('/etc/x').write_text('x')",
+        "Path('/root/x').write_text('x')",
+        "Path('/proc/sys/net/ipv4/ip_forward').write_text('1')",
+        "Path('/proc/sys/net/ipv6/conf/../../ipv4/ip_forward').write_text('1')",
+        "socket.socket(socket.AF_INET)",
+        "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+        "os.open('/dev/kmsg2', os.O_RDWR)",
+        "os.setuid(1)",
+        "os.chown('/run/of-somebody-else', 0, 0)",
+        "os.kill(1, 0)",
+        "os.mknod('/var/lib/linkmgr/disk', 0o60600, os.makedev(8, 0)) or "
+        "open('/var/lib/linkmgr/disk', 'rb')",
+    ):
+        answer = await ask(machine, refused)
+        assert re.match(r"(PermissionError|OSError|FileNotFoundError)", answer), (refused, answer)
+
+
+async def test_the_exposure_is_what_the_documentation_says(machine: Machine) -> None:
+    said = await machine.says("systemd-analyze security --no-pager linkmgr.service")
+    (figure,) = re.findall(r"Overall exposure level for linkmgr.service: ([\d.]+)", said)
+    assert f"**{figure}**" in (CHECKOUT / "docs" / "operations.md").read_text()
+
+
+async def _is(asked: Any, wanted: int) -> bool:
+    return bool(await asked == wanted)

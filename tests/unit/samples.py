@@ -1,0 +1,66 @@
+"""A NIC and its surroundings as the service tells of them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from linkmgr.jsonform import to_json
+from linkmgr.model import (
+    BridgeEndpoint,
+    Connection,
+    LinkState,
+    Network,
+    Nic,
+    NicRef,
+    NicState,
+    Outcome,
+    Port,
+    VmInfo,
+    VmState,
+)
+
+NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+BLUE = Network("blue", "bridge", {"bridge": "br0"})
+
+
+def nic(
+    ref: str = "web1/net0",
+    state: NicState = NicState.PLUGGED,
+    *,
+    link: LinkState | None = LinkState.UP,
+    wanted: LinkState = LinkState.UP,
+    hours: float = 3,
+) -> Nic:
+    """A NIC that has been in its state for some hours."""
+    since = NOW - timedelta(hours=hours)
+    parsed = NicRef.parse(ref)
+    connection = Connection(
+        parsed,
+        Port(BLUE, "web1-net0", implied=True),
+        BridgeEndpoint("br0"),
+        "3f9a1c2e",
+        "lm3f9a1c2e",
+        since,
+    )
+    return Nic(
+        ref=parsed,
+        model="virtio-net-pci",
+        mac="52:54:00:12:34:56",
+        mtu=1500,
+        state=state,
+        link=link,
+        wanted_link=wanted,
+        wiring=None if state is NicState.UNMANAGED else "hub",
+        since=since,
+        connection=connection if state is NicState.PLUGGED else None,
+    )
+
+
+def vm(name: str = "web1", state: VmState = VmState.ANSWERS, nics: int = 1) -> VmInfo:
+    """A VM with NICs net0, net1, ..."""
+    refs = tuple(NicRef(name, f"net{number}") for number in range(nics))
+    return VmInfo(name, f"/run/{name}.qmp", state, NOW - timedelta(hours=3), refs)
+
+
+def outcome(**words: Any) -> Any:
+    """What a verb answers, as JSON."""
+    return to_json(Outcome(nic(**words), changed=True, timings={"switch": 1.5}))

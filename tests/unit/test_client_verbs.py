@@ -1,0 +1,295 @@
+"""The client asks for what LinkManager does, and gives back the same types and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr import Client, Links, errors
+from linkmgr.client.problems import error_from
+from linkmgr.errors import (
+    BadName,
+    BadOption,
+    CommandFailed,
+    LinkmgrError,
+    MonitorGone,
+    NotFound,
+    NotOnHub,
+    UnknownVm,
+)
+from linkmgr.jsonform import to_json
+from linkmgr.model import (
+    Drift,
+    Finding,
+    LinkState,
+    Network,
+    NicRef,
+    Notify,
+    Outcome,
+    Port,
+    Stray,
+)
+from linkmgr.where import DEFAULT_SOCKET, find_socket
+from tests.unit import samples
+from tests.unit.http_peer import Exchange, Service, serving
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def links(service: Service) -> AsyncIterator[Client]:
+    async with Client(service.path, patience=0) as made:
+        yield made
+
+
+def sent(service: Service) -> tuple[str, Any]:
+    (request,) = service.seen
+    return str(request), request.body
+
+
+def test_the_client_has_every_verb_with_the_parameters_of_the_protocol() -> None:
+    for name, verb in inspect.getmembers(Links, inspect.isfunction):
+        if not name.startswith("_"):
+            of_client = inspect.signature(getattr(Client, name))
+            assert of_client.parameters == inspect.signature(verb).parameters, name
+
+
+async def test_plug_sends_target_and_notification_and_gives_the_outcome(
+    links: Client, service: Service
+) -> None:
+    service.answers(samples.outcome())
+    result = await links.plug("web1/net0", "blue:p1", notify=Notify.FLAP)
+    assert sent(service) == (
+        "PUT /v1/connections/web1/net0",
+        {"target": "blue:p1", "notify": "flap"},
+    )
+    assert result == Outcome(samples.nic(), changed=True, timings={"switch": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (samples.BLUE, "blue"),
+        (Port(samples.BLUE, "p1"), "blue:p1"),
+        (Port(samples.BLUE, "web1/net0", implied=True), "blue"),
+    ],
+)
+async def test_plug_takes_what_the_create_verbs_returned(
+    links: Client, service: Service, target: Network | Port, text: str
+) -> None:
+    service.answers(samples.outcome())
+    await links.plug(NicRef("web1", "net0"), target)
+    assert sent(service)[1]["target"] == text
+
+
+async def test_every_other_change_asks_for_its_resource(links: Client, service: Service) -> None:
+    nic, outcome = to_json(samples.nic()), samples.outcome()
+    port = Port(samples.BLUE, "p1", {"isolated": True})
+    for call, answer, request, body, result in [
+        (links.unplug("a/b"), outcome, "DELETE /v1/connections/a/b", None, None),
+        (links.set_link("a/b", "up"), outcome, "PUT /v1/nics/a/b/link", {"state": "up"}, None),
+        (
+            links.set_link("a/b", LinkState.DOWN), outcome,
+            "PUT /v1/nics/a/b/link", {"state": "down"}, None,
+        ),
+        (
+            links.add_vm("web1", "/run/q"), {"nics": [nic]},
+            "POST /v1/vms", {"name": "web1", "qmp": "/run/q"}, [samples.nic()],
+        ),
+        (links.remove_vm("web1"), {"changed": False}, "DELETE /v1/vms/web1", None, False),
+        (
+            links.create_network("blue", "bridge", drift=Drift.REPORT, bridge="br0", create=True),
+            to_json(samples.BLUE), "POST /v1/networks",
+            {
+                "name": "blue", "driver": "bridge", "drift": "report",
+                "options": {"bridge": "br0", "create": True},
+            },
+            samples.BLUE,
+        ),
+        (links.delete_network("blue"), {"changed": True}, "DELETE /v1/networks/blue", None, True),
+        (
+            links.create_port("blue", "p1", isolated=True), to_json(port), "POST /v1/ports",
+            {"network": "blue", "name": "p1", "options": {"isolated": True}}, port,
+        ),
+        (
+            links.delete_port("blue", "p1"), {"changed": True},
+            "DELETE /v1/ports/blue/p1", None, True,
+        ),
+        (
+            links.gc(older_than=5, dry_run=True),
+            {"strays": [{"device": "lm1", "owner": "a/b", "seen": 7.5, "removed": False}]},
+            "POST /v1/gc", {"older_than": 5, "dry_run": True}, [Stray("lm1", "a/b", "01234567", 7.5, False)],
+        ),
+    ]:  # fmt: skip
+        service.seen.clear()
+        service.answers(answer)
+        given = await call
+        assert sent(service) == (request, body)
+        if result is not None:
+            assert given == result
+
+
+async def test_what_there_is_is_asked_for_and_read(links: Client, service: Service) -> None:
+    nic = samples.nic()
+    finding = Finding("moved", "web1/net0", "device lm1 is not on br0 any more", "plug it again")
+    for call, answer, request, result in [
+        (links.nics(), {"nics": [nic]}, "/v1/nics", [nic]),
+        (links.nic("web1/net0"), nic, "/v1/nics/web1/net0", nic),
+        (links.vms(), {"vms": [samples.vm()]}, "/v1/vms", [samples.vm()]),
+        (links.networks(), {"networks": [samples.BLUE]}, "/v1/networks", [samples.BLUE]),
+        (links.ports("blue"), {"ports": []}, "/v1/ports?network=blue", []),
+        (
+            links.connections(), {"connections": [nic.connection]},
+            "/v1/connections", [nic.connection],
+        ),
+        (links.check(), {"findings": [finding]}, "/v1/check", [finding]),
+    ]:  # fmt: skip
+        service.seen.clear()
+        service.answers(to_json(answer))
+        assert await call == result
+        assert sent(service) == (f"GET {request}", None)
+
+
+async def test_a_relative_monitor_path_means_the_callers_directory(
+    links: Client, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    service.answers({"nics": []})
+    await links.add_vm("web1", "web1.qmp")
+    assert sent(service)[1]["qmp"] == str(tmp_path / "web1.qmp")
+
+
+async def test_a_name_that_cannot_be_one_is_not_even_sent(links: Client, service: Service) -> None:
+    for call in (
+        links.plug("web1", "blue"),
+        links.unplug("../../etc/net0"),
+        links.remove_vm("../x"),
+        links.delete_network("a/b"),
+        links.delete_port("blue", "x?y"),
+        links.ports("blue&network=red"),
+    ):
+        with pytest.raises(BadName):
+            await call
+    assert not service.seen
+
+
+async def test_an_option_that_is_no_json_is_not_even_sent(links: Client, service: Service) -> None:
+    with pytest.raises(BadOption, match="object"):
+        await links.create_network("blue", "bridge", bridge=object())
+    assert not service.seen
+
+
+async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_words(
+    links: Client, service: Service
+) -> None:
+    original = NotOnHub("its backend is fixed", hint="boot it on a hub").about(
+        "web1/net0", "on a backend that QEMU cannot exchange"
+    )
+    service.script = lambda exchange: exchange.refuse(
+        422,
+        code=original.code,
+        what=original.what,
+        hint=original.hint,
+        nic=original.nic,
+        state=original.state,
+        detail=str(original),
+    )
+    with pytest.raises(NotOnHub) as caught:
+        await links.plug("web1/net0", "blue")
+    assert str(caught.value) == str(original)
+    assert caught.value.hint == "boot it on a hub"
+
+
+async def test_an_error_that_named_no_nic_names_none_here(links: Client, service: Service) -> None:
+    service.script = lambda exchange: exchange.refuse(
+        404, code="unknown-vm", what="there is no VM web1", hint=None, nic=None, state=None
+    )
+    with pytest.raises(UnknownVm) as caught:
+        await links.plug("web1/net0", "blue")
+    assert str(caught.value) == "there is no VM web1"
+
+
+def test_every_error_class_is_made_again_from_its_code() -> None:
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, LinkmgrError)
+    ]
+    assert len(kinds) > 30
+    for kind in kinds:
+        body = f'{{"code": "{kind.code}", "what": "it happened"}}'.encode()
+        made = error_from(500, body)
+        assert type(made) is kind
+        assert made.what == "it happened"
+
+
+def test_what_only_some_errors_have_is_kept() -> None:
+    gone = error_from(503, b'{"code": "monitor-gone", "what": "x", "sent": false}')
+    assert isinstance(gone, MonitorGone)
+    assert gone.sent is False
+    failed = error_from(500, b'{"code": "command-failed", "what": "x", "command": "netdev_add"}')
+    assert isinstance(failed, CommandFailed)
+    assert failed.command == "netdev_add"
+
+
+def test_a_code_that_only_a_newer_service_knows_is_an_error_of_the_same_family() -> None:
+    made = error_from(404, b'{"code": "unknown-cable", "what": "there is no cable 7"}')
+    assert type(made) is NotFound
+    assert str(made) == "there is no cable 7"
+    assert type(error_from(500, b'{"code": "strange", "what": "x"}')) is LinkmgrError
+
+
+async def test_an_answer_of_another_program_is_shown(links: Client, service: Service) -> None:
+    service.script = lambda exchange: exchange.answer("<html>no", 502, "text/html")
+    with pytest.raises(LinkmgrError, match=r"502.*<html>no"):
+        await links.nics()
+
+
+async def test_an_answer_of_the_wrong_form_says_where(links: Client, service: Service) -> None:
+    nic = to_json(samples.nic())
+    service.answers({"nics": [nic | {"mtu": "big"}]})
+    with pytest.raises(LinkmgrError, match=r"nics\[0\]\.mtu: should be a number, not a text"):
+        await links.nics()
+    service.answers("not json")
+    with pytest.raises(LinkmgrError, match="it is not JSON"):
+        await links.nics()
+
+
+async def test_members_that_an_older_client_does_not_know_are_left_alone(
+    links: Client, service: Service
+) -> None:
+    service.answers({"nics": [to_json(samples.nic()) | {"colour": "red"}], "next": None})
+    assert await links.nics() == [samples.nic()]
+
+
+async def test_a_hundred_verbs_can_be_under_way_at_once(links: Client, service: Service) -> None:
+    together = asyncio.Barrier(100)
+
+    async def script(exchange: Exchange) -> None:
+        await together.wait()
+        exchange.answer(samples.outcome())
+
+    service.script = script
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(links.unplug(f"vm{n}/net0") for n in range(100)))
+
+
+def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LINKMGR_SOCKET", raising=False)
+    assert find_socket() == DEFAULT_SOCKET == Path("/run/linkmgr/linkmgr.sock")
+    monkeypatch.setenv("LINKMGR_SOCKET", "/run/other.sock")
+    assert find_socket() == Path("/run/other.sock")
+    assert find_socket("/run/mine.sock") == Path("/run/mine.sock")
+    monkeypatch.setenv("LINKMGR_SOCKET", "")
+    assert find_socket() == DEFAULT_SOCKET

@@ -1,0 +1,184 @@
+"""systemd is told what happens, and nothing waits for it."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+
+
+class Manager:
+    """The service manager's end of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(self.path)
+
+    def heard(self) -> list[str]:
+        """The messages so far; fds that came with them are closed."""
+        return [message for message, _ in self.received()]
+
+    def received(self) -> list[tuple[str, int]]:
+        """The messages so far, and how many fds came with each."""
+        found: list[tuple[str, int]] = []
+        while True:
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(65536, socket.CMSG_SPACE(4 * 16))
+            except BlockingIOError:
+                return found
+            passed = array.array("i")
+            for _, _, rights in ancillary:
+                passed.frombytes(rights)
+            for fd in passed:
+                os.close(fd)
+            found.append((data.decode(), len(passed)))
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path / "notify")
+    yield made
+    made.socket.close()
+
+
+@pytest.fixture
+def notifier(manager: Manager) -> Iterator[Notifier]:
+    made = Notifier(manager.path)
+    yield made
+    made.close()
+
+
+def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: Notifier) -> None:
+    notifier.ready("3 VMs")
+    notifier.reloading()
+    notifier.status("two\nlines")
+    notifier.watchdog()
+    notifier.stopping("bye")
+    ready, reloading, *rest = manager.heard()
+    assert ready == "READY=1\nSTATUS=3 VMs"
+    word, _, usec = reloading.partition("\nMONOTONIC_USEC=")
+    assert word == "RELOADING=1"
+    assert usec.isdecimal()
+    assert rest == ["STATUS=two lines", "WATCHDOG=1", "STOPPING=1\nSTATUS=bye"]
+
+
+def test_the_address_is_taken_out_of_the_environment(manager: Manager) -> None:
+    environ = {"NOTIFY_SOCKET": manager.path, "HOME": "/"}
+    notifier = Notifier.from_environment(environ)
+    assert environ == {"HOME": "/"}
+    assert notifier.connected
+    notifier.close()
+
+
+def test_an_abstract_socket_is_reached() -> None:
+    name = f"linkmgr-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}")
+        manager.settimeout(5)
+        notifier = Notifier(f"@{name}")
+        notifier.ready()
+        notifier.close()
+        assert manager.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize("address", [None, "", "vsock:2:1234"])
+def test_without_a_service_manager_nothing_is_sent(address: str | None) -> None:
+    notifier = Notifier(address)
+    assert not notifier.connected
+    notifier.ready()
+    notifier.close()
+
+
+def test_a_service_manager_that_is_gone_is_logged_and_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = Notifier(str(tmp_path / "nobody"))
+    with caplog.at_level(logging.WARNING):
+        notifier.ready()
+    assert "cannot tell systemd ['READY=1']" in caplog.text
+    notifier.close()
+
+
+def fds() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def fill(notifier: Notifier) -> int:
+    """Send until the queue of the service manager is full; return how many it took."""
+    for count in range(10_000):
+        notifier.send(f"X={count}")
+        if notifier._waiting:
+            return count
+    raise AssertionError("its queue never filled up")
+
+
+def test_what_finds_no_room_is_sent_later_and_in_order(
+    manager: Manager, notifier: Notifier
+) -> None:
+    taken = fill(notifier)
+    with Path(os.devnull).open() as file:
+        notifier.send("FDSTORE=1", fds=[file.fileno()])  # closed here before it is sent
+    assert len(manager.heard()) == taken
+    notifier.watchdog()
+    assert manager.received() == [(f"X={taken}", 0), ("FDSTORE=1", 1), ("WATCHDOG=1", 0)]
+
+
+def test_what_waits_when_all_ends_leaves_no_fd(manager: Manager) -> None:
+    before = fds()
+    notifier = Notifier(manager.path)
+    fill(notifier)
+    with Path(os.devnull).open() as file:
+        notifier.send("FDSTORE=1", fds=[file.fileno()])
+    notifier.close()
+    notifier.close()
+    notifier.ready()  # after the end: nothing
+    assert fds() == before
+
+
+def test_a_service_manager_that_never_reads_costs_a_bounded_number_of_messages(
+    manager: Manager, notifier: Notifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(notifier)
+    for _ in range(2000):
+        notifier.watchdog()
+    assert len(notifier._waiting) <= 256
+    assert "systemd takes no messages" in caplog.text
+
+
+def test_the_watchdog_is_fed_twice_in_its_time() -> None:
+    environ = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}
+    assert watchdog_seconds(environ) == 15.0
+    assert environ == {}
+    assert watchdog_seconds(environ) is None
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "often"},
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},
+    ],
+)
+def test_no_watchdog_of_ours_is_not_fed(environ: dict[str, str]) -> None:
+    assert watchdog_seconds(environ) is None
+
+
+async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: Notifier) -> None:
+    beating = asyncio.create_task(beat(notifier, 0.01))
+    await asyncio.sleep(0.1)
+    beating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beating
+    heard = manager.heard()
+    assert set(heard) == {"WATCHDOG=1"}
+    assert len(heard) >= 3
