@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterable
 
 from linkmgr import swap
-from linkmgr.errors import CannotAttach, CommandFailed, HostError, LinkmgrError
+from linkmgr.errors import CannotAttach, CommandFailed, LinkmgrError
 from linkmgr.host import Host, Link
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
-from linkmgr.model import Mark, NicRef, Offer, Port
+from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
 from linkmgr.networks import Networks
 from linkmgr.swap import Plugged, Slot
 from linkmgr.vm import Vm
@@ -136,25 +136,22 @@ class _Nic:
         slot = self._slot
         driver = self._networks.driver(port.network.driver)
         attachment = await driver.init_attachment(self._offer, port, ident=here.id)
+        await slot.wiring.recognise(here)
+        if here.endpoint is None and attachment.kind is not EndpointKind.FD:  # its device is gone
+            await driver.terminate_attachment(attachment)
+            slot.foreign = True
+            return
         try:
-            endpoint = await attachment.realise()
-            cable = slot.wiring.new_cable(here.id, self._offer, endpoint)
-            await slot.wiring.recognise(here)
-        except HostError as error:
+            here.endpoint = await attachment.realise()
+        except LinkmgrError as error:
             # The network is in trouble, but the NIC is there: take it as it is.
             log.warning("%s: network %s is not as it should be: %s", slot.ref, port, error)
-            await slot.wiring.recognise(here)
-            if here.endpoint is None:
-                await driver.terminate_attachment(attachment)
-                slot.foreign = True
-                return
-            cable = slot.wiring.new_cable(here.id, self._offer, here.endpoint)
-        cable.device, cable.macs = here.device, {self._offer.mac}
-        await slot.wiring.adopt(cable)
-        slot.plugged, slot.foreign = Plugged(driver, attachment, cable, self._free(port)), False
+        here.mac, here.macs = self._offer.mac, {self._offer.mac}
+        await slot.wiring.adopt(here)
+        slot.plugged, slot.foreign = Plugged(driver, attachment, here, self._free(port)), False
         await attachment.activate()
         changed = old is None or old.port.network.name != port.network.name
-        await swap.notify_of(slot, cable, intent.notify, changed=changed)
+        await swap.notify_of(slot, here, intent.notify, changed=changed)
         log.info("%s: finished the swap to %s that was cut off", slot.ref, port)
 
     async def _put_back(self, old: CableRecord) -> None:

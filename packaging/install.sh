@@ -76,9 +76,10 @@ if [ -e "$here/linkmgr.1" ]; then
 fi
 completion() {
 	mkdir -p "$(dirname "$share/$2")"
-	_LINKMGR_COMPLETE=$1_source PYTHONDONTWRITEBYTECODE=1 \
-		"$into/bin/python3" -I "$into/bin/linkmgr" >"$share/$2"
-	[ -s "$share/$2" ] || { echo "install: linkmgr has no completion for $1" >&2 && exit 1; }
+	"$into/bin/python3" -IB "$into/bin/linkmgr" completion "$1" >"$share/$2"
 }
+completion bash bash-completion/completions/linkmgr
+completion zsh zsh/vendor-completions/_linkmgr
+completion fish fish/vendor_completions.d/linkmgr.fish
 install -D -m 644 "$root/LICENSE" "$share/doc/linkmgr/copyright"
 install -D -m 644 "$root/README.md" "$share/doc/linkmgr/README.md"

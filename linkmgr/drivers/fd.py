@@ -10,8 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar, NoReturn
 
 from linkmgr.drivers.base import Attachment, NetworkDriver
-from linkmgr.drivers.mtu import check_mtu
-from linkmgr.errors import BadName
+from linkmgr.errors import BadName, MtuTooLarge
 from linkmgr.host import Host, new_id
 from linkmgr.host.shelf import port_name
 from linkmgr.model import (
@@ -59,12 +58,18 @@ class FdAttachment(Attachment):
         """See `Attachment.realise`. Looks at the fd once more; nothing is made.
 
         :raise BadFd: when its device was deleted since it was left.
+        :raise MtuTooLarge: when it carries larger frames than the NIC can take.
         """
         found = await self._host.fds.look(self.id)
         if found is None:
             return FdEndpoint(self.port.name)
-        if found.mtu is not None:
-            check_mtu(self.offer, self.port, promised=None, device=found.device, carried=found.mtu)
+        if found.mtu is not None and found.mtu > self.offer.mtu:
+            raise MtuTooLarge(
+                f"device {found.device}, fd {self.port.name}, carries {found.mtu} bytes, but the "
+                f"NIC takes only {self.offer.mtu}",
+                hint=f"boot the NIC with host_mtu={found.mtu}, or give the device the MTU "
+                f"{self.offer.mtu}",
+            )
         return FdEndpoint(self.port.name, found.device, vnet_hdr=found.vnet_hdr, mtu=found.mtu)
 
     async def activate(self) -> None:

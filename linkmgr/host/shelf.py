@@ -41,7 +41,7 @@ class _Claimed:
     key: str
     nic: NicRef
     waited: _Waiting | None
-    used: bool = False
+    spent: bool = False  #: not to be given back
 
 
 class FdShelf:
@@ -133,7 +133,7 @@ class FdShelf:
 
     def adopt(self, key: str, ident: str, nic: NicRef) -> None:
         """Note a name that has been in use since before linkmgr was started."""
-        self._claims[ident] = _Claimed(key, nic, None, used=True)
+        self._claims[ident] = _Claimed(key, nic, None, spent=True)
 
     async def look(self, ident: str) -> Handed | None:
         """Look once more at a descriptor that was claimed.
@@ -144,7 +144,11 @@ class FdShelf:
         claim = self._claims[ident]
         if claim.waited is None:
             return None
-        return await to_the_end(self._look, claim.waited.fd.number, claim.key)
+        try:
+            return await to_the_end(self._look, claim.waited.fd.number, claim.key)
+        except BadFd:
+            claim.spent = True
+            raise
 
     def copy(self, ident: str) -> Fd:
         """Return a duplicate of a descriptor that was claimed, for the caller to own.
@@ -160,14 +164,14 @@ class FdShelf:
 
     def use(self, ident: str) -> None:
         """Note that the NIC is on it now: it is not given back any more."""
-        self._claims[ident].used = True
+        self._claims[ident].spent = True
 
     async def end(self, ident: str) -> None:
-        """End a claim. What no NIC has used waits again; the rest is closed. Repeats freely."""
+        """End a claim. What no NIC was on waits again; the rest is closed. Repeats freely."""
         claim = self._claims.pop(ident, None)
         if claim is None or claim.waited is None:
             return
-        if claim.used or self._closed:
+        if claim.spent or self._closed:
             await claim.waited.fd.close_in_thread()
         else:
             claim.waited.until = self._clock() + self.lifetime

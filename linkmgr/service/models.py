@@ -198,6 +198,7 @@ class StrayForm(_Form):
 
     device: str
     owner: str
+    id: str
     seen: float
     removed: bool
     error: str | None

@@ -102,6 +102,10 @@ class Service:
                 for listener in listeners:
                     listener.close()
 
+    async def listens(self) -> None:
+        """Wait until whoever connects is answered."""
+        await self._server.listens.wait()
+
     def stop(self) -> None:
         """End, when what is under way is done."""
         log.info("stopping")
@@ -115,7 +119,7 @@ class Service:
         self._reload.set()
 
     async def _announce(self) -> None:
-        await self._server.listens.wait()
+        await self.listens()
         log.info("ready")
         self._notifier.ready()
 

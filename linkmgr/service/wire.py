@@ -26,6 +26,7 @@ _HEAD_MOST = 16 << 10  # bytes of a request's line and headers
 _WRITE_HIGH = 32 << 10  # bytes that may wait for a slow client
 _KEEP_ALIVE = 15  # seconds that an idle connection is kept
 _GRACE = 15  # seconds that requests under way get at the end
+_SLOW_GRACE = 2  # seconds that a client gets then to read what it has not read yet
 
 
 class Gate:
@@ -106,7 +107,8 @@ class PeerProtocol(H11Protocol):
         """The service stops: end when what is under way is answered."""
         super().shutdown()
         if self.flow.write_paused:
-            self.transport.abort()  # a client that does not read holds nothing up
+            # A client that does not read holds nothing up.
+            self.loop.call_later(_SLOW_GRACE, self.transport.abort)
 
     def _watch(self) -> None:
         """Give a request line and its headers only so much time."""

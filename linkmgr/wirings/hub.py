@@ -191,7 +191,8 @@ class HubWiring(Wiring):
         backend = info.netdevs.get(cable.backend)
         cable.in_qemu = backend is not None
         self._cables.add(cable)
-        cable.fd = self._fd_again(cable.id, backend)
+        if cable.fd is None:
+            cable.fd = self._fd_again(cable.id, backend)
         if cable.device is None:
             return
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import fcntl
 import json
 import os
-import re
 import shlex
 import socket
 import stat
@@ -30,11 +30,10 @@ from linkmgr.errors import (
     UnknownPort,
 )
 from linkmgr.host import Fd
-from linkmgr.model import FdEndpoint
+from linkmgr.model import FdEndpoint, NicRef
 from linkmgr.service.fdsock import FdSocket, bind
 from linkmgr.swap import Step
 from linkmgr.testing import Peer
-from linkmgr.testing.process import execute
 from tests.integration.lab import Lab, mac_of, make_lab
 
 NIC = "web1/net0"
@@ -45,6 +44,7 @@ STATIC = "lm.ip.eth0=10.1.0.2/24 lm.ip.eth0=10.9.0.2/24"
 TUN, TAP, NO_PI, VNET_HDR, MULTI_QUEUE, DETACH = 0x1, 0x2, 0x1000, 0x4000, 0x0100, 0x0400
 TUNSETIFF, TUNSETQUEUE, TUNGETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D9, 0x800454D2, 0x400454D0
 CSUM_AND_TSO = 0x1 | 0x2 | 0x4
+SIOCETHTOOL, ETHTOOL_GTSO = 0x8946, 0x1E  # linux/sockios.h, linux/ethtool.h
 IFREQ = struct.Struct("=16sH22x")
 
 
@@ -69,6 +69,15 @@ def open_macvtap(name: str) -> Fd:
         return Fd(os.open(node, os.O_RDWR | os.O_CLOEXEC))
     finally:
         node.unlink()
+
+
+def sends_unsegmented(device: str) -> bool:
+    """Whether the kernel leaves it to the reader of a tap to cut TCP into segments."""
+    value = array.array("I", [ETHTOOL_GTSO, 0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sP16x", device.encode(), value.buffer_info()[0])
+        fcntl.ioctl(sock, SIOCETHTOOL, request)
+    return bool(value[1])
 
 
 async def leave(lab: Lab, name: str, fd: int) -> dict[str, Any]:
@@ -171,7 +180,9 @@ async def test_tcp_crosses_a_tap_whose_owner_had_offloads_on(lab: Lab) -> None:
             )
             guest = await lab.guest(cmdline=STATIC)
             assert (await leave(lab, "uplink", fd.number))["ok"]
+            assert sends_unsegmented("up0")
             await lab.links.plug(NIC, "fd:uplink")
+            assert not sends_unsegmented("up0"), "QEMU turns it off"
             await guest.wait_carrier("eth0", True)
             for inward in (False, True):
                 speed = await guest.tcp_throughput(peer, "10.1.0.1", inward=inward)
@@ -276,13 +287,7 @@ async def test_what_is_no_usable_tap_is_refused_before_qemu_sees_it(
     assert complaint in answer["what"]
     assert answer["hint"]
     with pytest.raises(UnknownPort):
-        await lab.links.fds.claim("0.uplink", "aaaa0001", (await _nic_ref()))
-
-
-async def _nic_ref() -> Any:
-    from linkmgr.model import NicRef  # noqa: PLC0415 - only here
-
-    return NicRef.parse(NIC)
+        await lab.links.fds.claim("0.uplink", "aaaa0001", NicRef.parse(NIC))
 
 
 async def test_packet_information_is_found_in_another_namespace_too(lab: Lab, vault: Peer) -> None:
@@ -394,19 +399,21 @@ async def test_a_plug_that_fails_gives_the_fd_back(tmp_path: Path, step: Step) -
         if failing and at is step:
             raise CommandFailed("a planted failure", command="none")
 
-    async with make_lab(tmp_path, probe=fail) as lab:
-        async with fd_socket(lab.links, tmp_path / "fd.sock"):
-            await lab.guest(boot=False)
-            with open_tap("up0") as fd:
-                assert (await leave(lab, "uplink", fd.number))["ok"]
-            with pytest.raises(LinkmgrError, match="planted"):
-                await lab.links.plug(NIC, "fd:uplink")
-            assert (await lab.links.nic(NIC)).state is NicState.UNPLUGGED
-            assert open_devices() == ["/dev/net/tun"]
-            failing = False
+    async with (
+        make_lab(tmp_path, probe=fail) as lab,
+        fd_socket(lab.links, tmp_path / "fd.sock"),
+    ):
+        await lab.guest(boot=False)
+        with open_tap("up0") as fd:
+            assert (await leave(lab, "uplink", fd.number))["ok"]
+        with pytest.raises(LinkmgrError, match="planted"):
             await lab.links.plug(NIC, "fd:uplink")
-            await lab.links.unplug(NIC)
-            assert open_devices() == []
+        assert (await lab.links.nic(NIC)).state is NicState.UNPLUGGED
+        assert open_devices() == ["/dev/net/tun"]
+        failing = False
+        await lab.links.plug(NIC, "fd:uplink")
+        await lab.links.unplug(NIC)
+        assert open_devices() == []
 
 
 async def test_the_fd_goes_with_the_guest(lab: Lab) -> None:

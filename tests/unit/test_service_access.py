@@ -1,0 +1,222 @@
+"""Reading is for everybody; what may be changed depends on who the kernel says it is."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from linkmgr.errors import Forbidden
+from linkmgr.model import NicRef
+from linkmgr.service import models, wire
+from linkmgr.service.access import Access
+from linkmgr.service.config import AccessSection, Config, Rule, Verb
+from linkmgr.service.peers import Peer, peer_of
+from tests.unit.service_lab import Lab, running
+
+GROUP = 54321
+NIC = NicRef("web1", "net0")
+NOBODY = Peer(65534, 65534, 1, frozenset({65534}))
+MEMBER = Peer(1000, 1000, 1, frozenset({1000, GROUP}))
+NEEDS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+
+# Becomes another user, then speaks HTTP; prints status and body of each request.
+CLIENT = """
+import json, os, socket, sys
+path, uid, gid, groups, requests = json.loads(sys.argv[1])
+os.setgroups(groups); os.setgid(gid); os.setuid(uid)
+answers = []
+for method, where, body in requests:
+    s = socket.socket(socket.AF_UNIX); s.connect(path)
+    data = json.dumps(body).encode() if body is not None else b""
+    s.sendall(f"{method} {where} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n"
+              f"Content-Type: application/json\\r\\nContent-Length: {len(data)}\\r\\n\\r\\n"
+              .encode() + data)
+    raw = b""
+    while got := s.recv(65536): raw += got
+    head, _, rest = raw.partition(b"\\r\\n\\r\\n")
+    answers.append([int(head.split()[1]), json.loads(rest)])
+print(json.dumps(answers))
+"""
+CHANGES: list[tuple[str, str, object]] = [
+    ("POST", "/v1/vms", {"name": "web2", "qmp": "/nowhere"}),
+    ("DELETE", "/v1/vms/web1", None),
+    ("POST", "/v1/networks", {"name": "green", "driver": "bridge"}),
+    ("DELETE", "/v1/networks/blue", None),
+    ("POST", "/v1/ports", {"network": "blue", "name": "p8"}),
+    ("DELETE", "/v1/ports/blue/p7", None),
+    ("PUT", "/v1/nics/web1/net0/link", {"state": "down"}),
+    ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
+    ("DELETE", "/v1/connections/web1/net0", None),
+    ("POST", "/v1/gc", {}),
+]
+READS = ["/v1/vms", "/v1/networks", "/v1/ports", "/v1/nics", "/v1/nics/web1/net0",
+         "/v1/connections", "/v1/check", "/v1/operations", "/healthz", "/openapi.json"]  # fmt: skip
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a group linkmgr."""
+
+    def look_up(name: str) -> object:
+        assert name == "linkmgr"
+        return SimpleNamespace(gr_gid=GROUP)
+
+    monkeypatch.setattr(grp, "getgrnam", look_up)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def lab(open_folder: Path, group: None) -> AsyncIterator[Lab]:
+    rule = Rule(user=1001, verbs=[Verb.UNPLUG, Verb.PLUG], nics=["web1/*"], networks=["blue"])
+    async with running(open_folder, Config(access=AccessSection(rules=[rule]))) as made:
+        await made.links.add_vm("web1", "/nowhere")
+        await made.links.create_network("blue", "bridge")
+        await made.links.create_network("green", "bridge")
+        await made.links.create_port("blue", "p7")
+        yield made
+
+
+async def as_user(
+    lab: Lab, uid: int, gid: int, groups: list[int], requests: list[tuple[str, str, object]]
+) -> list[tuple[int, dict[str, object]]]:
+    argument = json.dumps([str(lab.socket), uid, gid, groups, requests])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", CLIENT, argument, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(20):
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    return [(status, body) for status, body in json.loads(out)]
+
+
+@NEEDS_ROOT
+async def test_a_user_outside_the_group_reads_everything_and_changes_nothing(lab: Lab) -> None:
+    before = (dict(lab.links.the_nics), dict(lab.links.the_networks), dict(lab.links.the_ports))
+    answers = await as_user(lab, 65534, 65534, [], [("GET", path, None) for path in READS])
+    assert [status for status, _ in answers] == [200] * len(READS)
+    for status, body in await as_user(lab, 65534, 65534, [], CHANGES):
+        assert (status, body["code"]) == (403, "forbidden"), body
+        models.ProblemForm.model_validate(body)
+    asked = (lab.links.the_nics, lab.links.the_networks, lab.links.the_ports)
+    assert asked == before
+    assert not lab.core.operations.all()
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize(("gid", "groups"), [(GROUP, []), (1000, [7, GROUP])])
+async def test_a_member_of_the_group_changes_everything(
+    lab: Lab, gid: int, groups: list[int]
+) -> None:
+    plug = ("PUT", "/v1/connections/web1/net0", {"target": "blue"})
+    assert (await as_user(lab, 1000, gid, groups, [plug]))[0][0] == 200
+    assert lab.links.uids == [1000]
+
+
+@NEEDS_ROOT
+async def test_a_user_with_a_rule_does_what_it_says_and_nothing_else(lab: Lab) -> None:
+    answers = await as_user(
+        lab, 1001, 1001, [GROUP],
+        [
+            ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
+            ("PUT", "/v1/connections/web1/net0", {"target": "blue:p7"}),
+            ("DELETE", "/v1/connections/web1/net0", None),
+            ("PUT", "/v1/connections/web1/net0", {"target": "green"}),
+            ("PUT", "/v1/nics/web1/net0/link", {"state": "down"}),
+            ("DELETE", "/v1/vms/web1", None),
+        ],
+    )  # fmt: skip
+    assert [status for status, _ in answers] == [200, 200, 200, 403, 403, 403]
+
+
+async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "peer_of", lambda sock: MEMBER)
+    unplug = ("DELETE", "/v1/connections/web1/net0")
+    assert (await lab.ask(*unplug)).status == 200
+    await lab.core.use(Config(access=AccessSection(rules=[Rule(user=1000, verbs=[Verb.PLUG])])))
+    assert (await lab.ask(*unplug)).status == 403
+    await lab.core.use(Config())
+    assert (await lab.ask(*unplug)).status == 200
+
+
+def test_the_kernel_says_who_is_there() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        peer = peer_of(left)
+    assert (peer.uid, peer.gid, peer.pid) == (os.getuid(), os.getgid(), os.getpid())
+    assert peer.groups == {os.getgid(), *os.getgroups()}
+
+
+def allowed(access: Access, peer: Peer, verb: Verb, **about: object) -> bool:
+    try:
+        access.check(peer, verb, **about)  # type: ignore[arg-type]
+    except Forbidden:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("group")
+def test_root_the_services_own_user_and_the_group_may_do_everything() -> None:
+    access = Access(AccessSection())
+    for verb in Verb:
+        assert allowed(access, Peer(0, 0, 1, frozenset()), verb)
+        assert allowed(access, Peer(os.geteuid(), 7, 1, frozenset({7})), verb)
+        assert allowed(access, MEMBER, verb)
+        assert not allowed(access, NOBODY, verb)
+
+
+def test_without_the_group_only_root_may_change_anything(caplog: pytest.LogCaptureFixture) -> None:
+    access = Access(AccessSection(group="no-such-group"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no-such-group" in caplog.text
+    assert not allowed(access, MEMBER, Verb.PLUG, nic=NIC, network="blue")
+    assert allowed(access, Peer(0, 0, 1, frozenset()), Verb.PLUG, nic=NIC, network="blue")
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize(
+    ("rule", "verb", "about", "may"),
+    [
+        ({}, Verb.GC, {"nic": "*", "network": "*"}, True),
+        ({"nics": ["web1/*"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
+        ({"networks": ["blue"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
+        ({"verbs": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
+        ({"nics": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
+        ({"nics": ["web1/*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
+        ({"nics": ["web1/net?"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"nics": ["web1/net*"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"nics": ["web1/net0"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"nics": ["web*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
+        ({"nics": ["web1"]}, Verb.UNPLUG, {"nic": NIC}, False),
+        ({"nics": ["web.*"]}, Verb.UNPLUG, {"nic": NIC}, False),
+        ({"nics": ["x", "*/net0"]}, Verb.UNPLUG, {"nic": NIC}, True),
+        ({"networks": ["blue"]}, Verb.UNPLUG, {"nic": NIC}, True),
+        ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue2"}, False),
+        ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue"}, True),
+        ({"networks": ["t-*"]}, Verb.CREATE_NETWORK, {"network": "t-1"}, True),
+        ({"networks": ["t-*"]}, Verb.DELETE_PORT, {"network": "u-1"}, False),
+    ],
+)
+def test_a_rule_is_about_verbs_nics_and_networks(
+    rule: dict[str, list[str]], verb: Verb, about: dict[str, object], may: bool
+) -> None:
+    access = Access(AccessSection(rules=[Rule(user=1000, **rule)]))  # type: ignore[arg-type]
+    assert allowed(access, MEMBER, verb, **about) is may

@@ -1,0 +1,202 @@
+"""A configuration is read strictly, and every mistake is told with its line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkmgr.errors import BadConfig
+from linkmgr.model import Drift
+from linkmgr.service.config import Config, Limits, Verb, load_config
+from linkmgr.service.toml_lines import key_lines
+
+ROOT = Path(__file__).parents[2]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "linkmgr.toml"
+    path.write_text(dedent(text))
+    return path
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "")) == Config()
+
+
+def test_the_example_of_the_documentation_is_right_and_complete(tmp_path: Path) -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    config = load_config(written(tmp_path, example))
+    assert config.networks["blue"].options == {"bridge": "br0"}
+    assert config.networks["blue"].ports == {"p7": {"isolated": True}}
+    assert config.networks["blue"].drift is Drift.REPAIR
+    assert config.access.rules[0].verbs == [Verb.PLUG, Verb.UNPLUG]
+    assert config.limits == Limits(), "it shows the defaults"
+    raw = tomllib.loads(example)
+    assert raw["limits"].keys() == Limits.model_fields.keys()
+    assert all(f"`{verb}`" in page for verb in Verb)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("[limits]\n\nevents = 1\nheartbeat = 3\n", 4, "did you mean heartbeat_seconds?"),
+        ("# c\n[acess]\n", 2, "did you mean access?"),
+        ("limits.evnts = 1", 1, "did you mean events?"),
+        ("[limits]\nevents = '1'\n", 2, "limits.events should be a valid integer"),
+        ("[limits]\nevents = 0\n", 2, "greater than or equal to 1"),
+        ("[limits]\nheartbeat_seconds = nan\n", 2, "finite"),
+        ("[limits]\nevents = true\n", 2, "valid integer"),
+        ("\n[networks.blue]\noptions = {}\n", 2, "networks.blue.driver is missing"),
+        ("[networks.blue]\ndriver = 'bridge'\noptions.bridge = 'b'\ndrift = 'x'\n", 4, "'repair'"),
+        ("[networks.blue]\ndriver = 'brigde'\n", 2, "no network driver 'brigde'"),
+        ("[networks.'a/b']\ndriver = 'bridge'\n", 1, "cannot be the name of a network"),
+        (
+            "[networks.b]\ndriver = 'bridge'\n[networks.b.options]\nbridge = 'b'\nbrige = 'c'\n",
+            5,
+            "no option 'brige'",
+        ),
+        (
+            "[networks.b]\ndriver = 'bridge'\n[networks.b.options]\nmtu = 'x'\nbridge = 'b'\n",
+            4,
+            "option 'mtu'",
+        ),
+        ("[networks.b]\ndriver = 'bridge'\n[networks.b.options]\n", 3, "needs the option 'bridge'"),
+        (
+            "[networks.b]\ndriver = 'bridge'\noptions = {bridge='b'}\n[networks.b.ports]\n"
+            "p7 = { isolatd = true }\n",
+            5,
+            "no option 'isolatd'",
+        ),
+        (
+            "[networks.b]\ndriver = 'bridge'\noptions = {bridge='b'}\n[networks.b.ports]\n"
+            "ok = {}\n'no/' = {}\n",
+            6,
+            "cannot be the name of a port",
+        ),
+        ("[[access.rules]]\nuser = 1\n[[access.rules]]\nuser = 1.5\n", 4, "access.rules.1.user"),
+        ("[[access.rules]]\nuser = 'no-such-user'\n", 2, "there is no user 'no-such-user'"),
+        ("[[access.rules]]\nuser = 1\nverbs = [\n 'plug',\n 'plugg',\n]\n", 5, "'plug'"),
+        ("[[access.rules]]\nuser = 1\n\nnetwork = ['x']\n", 4, "did you mean networks?"),
+        ("x = 1\nx = 2\n", 2, "is not TOML"),
+        ("a = [\n1,\n2\n", 4, "is not TOML"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, told: str) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text(text)
+    with pytest.raises(BadConfig) as caught:
+        load_config(path)
+    message = caught.value.what
+    assert str(path) in message
+    assert f"line {line}" in message or (line == 4 and "end of document" in message), message
+    assert told in message, message
+    assert caught.value.code == "bad-config"
+
+
+def test_all_mistakes_are_told_in_the_order_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[limits]\nb = 1\na = 1\n[access]\nc = 1\n")
+    with pytest.raises(BadConfig, match=r"line 2: limits\.b .* line 3: limits\.a .* line 5: acc"):
+        load_config(path)
+
+
+def test_of_very_many_mistakes_some_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text("\n".join(f"k{number} = 1" for number in range(50)))
+    with pytest.raises(BadConfig, match="and 40 more"):
+        load_config(path)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(BadConfig, match="cannot be read"):
+            load_config(path)
+    (tmp_path / "latin").write_bytes(b"# \xe9\n")
+    with pytest.raises(BadConfig, match="not UTF-8"):
+        load_config(tmp_path / "latin")
+
+
+AWKWARD = '''\
+"a b".'c.d' = 1
+str = """
+x = 1
+[no.table] \\" """
+lit = \'\'\'
+y = 2\'\'\'
+"quote\\"d" = "]"
+
+[t] # comment = 1
+date = 1979-05-27 07:32:00Z
+list = [ # comment ]
+  1, [2, "]"],
+  { deep = 3 },
+]
+inline = { a.b = 1, c = { d = "}" } }
+[[t.many]]
+k = 1
+[[t.many]]
+k = 2
+[t.many.sub]
+k = 3
+[[t.many.more]]
+k = 4
+'''
+
+
+def test_every_key_has_its_line_however_it_is_written() -> None:
+    lines = key_lines(AWKWARD)
+    numbers = {
+        ("a b", "c.d"): 1, ("str",): 2, ("lit",): 5, ('quote"d',): 7, ("t",): 9, ("t", "date"): 10,
+        ("t", "list"): 11, ("t", "list", 1): 12, ("t", "list", 2, "deep"): 13,
+        ("t", "inline", "a", "b"): 15, ("t", "inline", "c", "d"): 15, ("t", "many"): 16,
+        ("t", "many", 0, "k"): 17, ("t", "many", 1): 18, ("t", "many", 1, "k"): 19,
+        ("t", "many", 1, "sub", "k"): 21, ("t", "many", 1, "more", 0, "k"): 23,
+    }  # fmt: skip
+    assert {path: lines.get(path) for path in numbers} == numbers
+    assert paths(tomllib.loads(AWKWARD)) == set(lines)
+    assert key_lines(AWKWARD.replace("\n", "\r\n")) == lines
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> set[tuple[Any, ...]]:
+    found = {path} if path else set()
+    if isinstance(value, dict):
+        for key, each in value.items():
+            found |= paths(each, (*path, key))
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            found |= paths(each, (*path, number))
+    return found
+
+
+KEYS = st.sampled_from(["a", "b", '"c d"', "'e.f'", "a.b", 'g."h"'])
+VALUES = st.recursive(
+    st.sampled_from(
+        ["1", "true", "1979-05-27", '"x=1 # ]"', "'[t]'", '"""\nk = 1\n"""', "'''}'''"]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: "[\n" + " ,#c\n".join(each) + "\n]"),
+        st.tuples(st.sampled_from("xyz"), inner).map(lambda pair: f"{{ {pair[0]} = {pair[1]} }}"),
+    ),
+    max_leaves=6,
+)
+LINES = st.one_of(
+    st.tuples(KEYS, VALUES).map(" = ".join),
+    KEYS.map(lambda key: f"[{key}]"),
+    KEYS.map(lambda key: f"[[ {key} ]] # c"),
+    st.just("  # a = 1"),
+)
+
+
+@given(st.lists(LINES, max_size=8).map("\n".join))
+def test_what_tomllib_reads_and_what_has_a_line_is_the_same(text: str) -> None:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return
+    assert set(key_lines(text)) == paths(document)

@@ -1,0 +1,140 @@
+"""A client that sends too much, too slowly or too often harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.service import wire
+from linkmgr.service.body import MOST
+from linkmgr.service.config import Config, Limits
+from linkmgr.service.peers import Peer
+from linkmgr.testing.process import until
+from tests.unit.service_lab import Lab, read_answer, request, running
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    limits = Limits(request_seconds=0.3, connections=4)
+    async with running(tmp_path, Config(limits=limits)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("size", [MOST + 1, 3_000_000])
+async def test_a_body_that_is_too_large_is_refused_unread(lab: Lab, size: int) -> None:
+    reader, writer = await lab.connect()
+    writer.write(request("POST", "/v1/networks", raw=b"x" * size))
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (413, "too-large")
+    await writer.drain()
+    writer.write(request("GET", "/healthz"))
+    assert (await read_answer(reader)).status == 200, "the connection is of use again"
+
+
+async def test_a_chunked_body_that_grows_too_large_is_refused(lab: Lab) -> None:
+    reader, writer = await lab.connect()
+    chunked = {"Content-Length": "", "Transfer-Encoding": "chunked"}
+    writer.write(request("POST", "/v1/networks", headers=chunked))
+    for _ in range(20):
+        writer.write(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+        await writer.drain()
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (413, "too-large")
+
+
+async def test_a_body_of_the_largest_size_is_read(lab: Lab) -> None:
+    raw = b'{"name": "blue", "driver": "bridge"}'.ljust(MOST)
+    assert (await lab.ask("POST", "/v1/networks", raw=raw)).status == 200
+    chunked = {"Content-Length": "", "Transfer-Encoding": "chunked"}
+    reader, writer = await lab.connect()
+    writer.write(request("POST", "/v1/networks", headers=chunked | {"Content-Type": "a/json"}))
+    writer.write(b"0\r\n\r\n")
+    assert (await read_answer(reader)).status == 400
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "9" * 30, "7, 8"])
+async def test_a_length_that_is_none_is_refused(lab: Lab, length: str) -> None:
+    answer = await lab.ask("POST", "/v1/networks", headers={"Content-Length": length})
+    assert answer.status in (400, 413)
+
+
+async def test_a_head_that_is_too_long_is_refused(lab: Lab) -> None:
+    reader, writer = await lab.connect()
+    writer.write(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000)
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (400, "bad-request")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HTT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"]
+)
+async def test_a_head_that_does_not_arrive_is_given_up(lab: Lab, sent: bytes) -> None:
+    reader, writer = await lab.connect()
+    writer.write(sent)
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (408, "too-slow")
+    assert await reader.read() == b""
+
+
+async def test_a_second_head_that_does_not_arrive_is_given_up_too(lab: Lab) -> None:
+    reader, writer = await lab.connect()
+    writer.write(request("GET", "/healthz"))
+    assert (await read_answer(reader)).status == 200
+    writer.write(b"GET /heal")
+    assert (await read_answer(reader)).status == 408
+
+
+async def test_a_body_that_does_not_arrive_is_given_up(lab: Lab) -> None:
+    reader, writer = await lab.connect()
+    writer.write(request("POST", "/v1/networks", headers={"Content-Length": "100"}) + b"{")
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (408, "too-slow")
+    assert not lab.links.the_networks
+
+
+async def test_a_verb_may_take_longer_than_a_request(lab: Lab) -> None:
+    await lab.links.add_vm("web1", "/nowhere")
+    await lab.links.create_network("blue", "bridge")
+    lab.links.gate.clear()
+    asking = asyncio.create_task(lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"}))
+    await asyncio.sleep(0.6)
+    lab.links.gate.set()
+    assert (await asking).status == 200
+
+
+async def test_one_user_has_only_so_many_connections(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somebody = Peer(4242, 4242, 1, frozenset({4242}))
+    await lab.ask("GET", "/healthz")
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "peer_of", lambda sock: somebody)
+        held = [await lab.connect() for _ in range(4)]
+        refused = await lab.ask("GET", "/healthz")
+        assert (refused.status, refused.json["code"]) == (429, "too-many")
+    assert (await lab.ask("GET", "/healthz")).status == 200, "root is always answered"
+    for _, writer in held:
+        writer.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "peer_of", lambda sock: somebody)
+
+        async def answered() -> bool:
+            return (await lab.ask("GET", "/healthz")).status == 200
+
+        await until(answered, timeout=5, what="there is room for a connection again")
+
+
+async def test_whoever_cannot_be_known_is_not_answered(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(sock: object) -> Peer:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(wire, "peer_of", fails)
+    reader, _ = await lab.connect()
+    async with asyncio.timeout(5):
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1)

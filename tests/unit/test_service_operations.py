@@ -1,0 +1,158 @@
+"""A change runs by itself: who waits for it, or does not, is another matter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import PortInUse
+from linkmgr.model import NicState
+from linkmgr.service import models
+from linkmgr.service.config import Config, Limits
+from linkmgr.testing.process import until
+from tests.unit.service_lab import Answer, Lab, request, running
+
+WHERE = "/v1/connections/web1/net0"
+ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with running(tmp_path, Config(limits=Limits(operations=5, running=3))) as made:
+        await made.links.add_vm("web1", "/nowhere")
+        await made.links.create_network("blue", "bridge", bridge="br0")
+        yield made
+
+
+async def ended(lab: Lab, started: Answer) -> dict[str, object]:
+    async with asyncio.timeout(10):
+        while True:
+            answer = await lab.ask("GET", started.headers["location"])
+            models.OperationForm.model_validate(answer.json)
+            if answer.json["state"] != "running":
+                return dict(answer.json)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_prefers_so_is_answered_at_once(lab: Lab) -> None:
+    lab.links.gate.clear()
+    started = await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
+    assert started.status == 202
+    assert started.headers["preference-applied"] == "respond-async"
+    assert started.json["state"] == "running"
+    assert lab.links.the_nics[next(iter(lab.links.the_nics))].state is NicState.UNPLUGGED
+    listed = (await lab.ask("GET", "/v1/operations")).json
+    models.OperationList.model_validate(listed)
+    assert [each["id"] for each in listed["operations"]] == [started.json["id"]]
+    lab.links.gate.set()
+    operation = await ended(lab, started)
+    assert operation["state"] == "done"
+    assert operation["uid"] == os.getuid()
+    models.OutcomeForm.model_validate(operation["result"])
+
+
+async def test_a_failed_operation_has_the_problem_of_the_verb(lab: Lab) -> None:
+    lab.links.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
+    operation = await ended(lab, await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC))
+    assert operation["state"] == "failed"
+    directly = await lab.ask("PUT", WHERE, {"target": "blue"})
+    assert operation["problem"] == directly.json
+
+
+async def test_a_client_may_wait_a_little_first(lab: Lab) -> None:
+    quick = await lab.ask(
+        "PUT", WHERE, {"target": "blue"}, headers={"Prefer": "respond-async, wait=10"}
+    )
+    assert quick.status == 200
+    lab.links.gate.clear()
+    slow = await lab.ask(
+        "PUT", WHERE, {"target": "blue"}, headers={"Prefer": "wait=1; respond-async"}
+    )
+    assert slow.status == 202
+
+
+async def test_only_changes_can_be_operations(lab: Lab) -> None:
+    assert (await lab.ask("GET", "/v1/nics", headers=ASYNC)).status == 200
+
+
+async def test_a_client_that_hangs_up_stops_no_swap(lab: Lab) -> None:
+    lab.links.gate.clear()
+    _, writer = await lab.connect()
+    writer.write(request("PUT", WHERE, {"target": "blue"}))
+    await lab.links.plugging.wait()
+    writer.transport.abort()
+    await asyncio.sleep(0.05)
+    lab.links.gate.set()
+
+    async def plugged() -> bool:
+        return (await lab.ask("GET", "/v1/connections")).json != {"connections": []}
+
+    await until(plugged, timeout=5, what="the NIC is plugged")
+    (operation,) = (await lab.ask("GET", "/v1/operations")).json["operations"]
+    assert operation["state"] == "done"
+
+
+async def test_an_operation_that_is_not_known_is_a_problem(lab: Lab) -> None:
+    for ident in ("x", "0-1", "%ff"):
+        answer = await lab.ask("GET", f"/v1/operations/{ident}")
+        assert (answer.status, answer.json["code"]) == (404, "not-found")
+
+
+async def test_only_the_last_operations_are_kept(lab: Lab) -> None:
+    for _ in range(12):
+        await lab.ask("DELETE", WHERE)
+    ids = [each["id"] for each in (await lab.ask("GET", "/v1/operations")).json["operations"]]
+    assert [ident.rpartition("-")[2] for ident in ids] == ["8", "9", "10", "11", "12"]
+
+
+async def test_only_so_many_changes_run_at_once(lab: Lab) -> None:
+    lab.links.gate.clear()
+    for _ in range(3):
+        assert (await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)).status == 202
+    refused = await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
+    assert (refused.status, refused.json["code"]) == (429, "too-many")
+    assert (await lab.ask("GET", "/v1/nics")).status == 200, "others are not in the way"
+
+
+async def test_a_service_that_stops_finishes_what_is_under_way(tmp_path: Path) -> None:
+    async with running(tmp_path) as lab:
+        await lab.links.add_vm("web1", "/nowhere")
+        await lab.links.create_network("blue", "bridge", bridge="br0")
+        lab.links.gate.clear()
+        await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
+        waits = asyncio.create_task(lab.ask("PUT", WHERE, {"target": "blue"}))
+        idle = await lab.connect()
+
+        async def both() -> bool:
+            return len(lab.links.uids) == 2
+
+        await until(both, timeout=5, what="both are under way")
+        lab.service.stop()
+        late = request("PUT", WHERE, {"target": "blue"})
+        idle[1].write(late)  # on a connection that was there before
+        await asyncio.sleep(0.2)
+        lab.links.gate.set()
+        assert (await waits).status == 200
+    assert [each.code for each in lab.core.operations.all()] == ["ok", "ok"]
+
+
+async def test_each_change_is_one_line_of_log(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "linkmgr.service.operations")
+    await lab.ask("PUT", WHERE, {"target": "blue"})
+    await lab.ask("DELETE", WHERE)
+    await lab.ask("DELETE", WHERE)
+    lab.links.fails = PortInUse("it is in use")
+    await lab.ask("PUT", WHERE, {"target": "blue\nforged"})
+    who = f"uid {os.getuid()} (pid {os.getpid()})"
+    lines = [record.getMessage().rpartition(" (")[0] for record in caplog.records]
+    assert lines == [
+        f"{who} plug web1/net0 blue: ok",
+        f"{who} unplug web1/net0: ok",
+        f"{who} unplug web1/net0: unchanged",
+        f"{who} plug web1/net0 blue\\nforged: port-in-use: it is in use",
+    ]
