@@ -14,6 +14,7 @@ from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
 from linkmgr.model import Connection, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.networks import Networks
 from linkmgr.reconcile import Marked, claim_ports, free_ports, recover_vm, remove_devices
+from linkmgr.swap import Probe
 from linkmgr.vm import Vm
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,14 @@ class Absentees:
 
     def __init__(
         self,
+        *,
         journal: Journal,
         networks: Networks,
         host: Host,
         board: Switchboard,
         connect: Connect,
         back: Callable[[Vm], None],
+        probe: Probe,
     ) -> None:
         self._journal = journal
         self._networks = networks
@@ -99,6 +102,7 @@ class Absentees:
         self._board = board
         self._connect = connect
         self._back = back
+        self._probe = probe
         self.vms: dict[str, Absent] = {}
 
     async def expect(self, records: list[VmRecord], patience: float) -> None:
@@ -151,7 +155,7 @@ class Absentees:
     async def _reach(self, absent: Absent, marked: Marked) -> Vm:
         vm = await self._connect(VmJournal(self._journal, absent.record))
         try:
-            await recover_vm(vm, self._host, self._networks, marked)
+            await recover_vm(vm, self._host, self._networks, marked, self._probe)
         except BaseException:
             await vm.close()
             raise

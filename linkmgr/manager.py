@@ -106,7 +106,13 @@ class LinkManager:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._care = Caretaker(self._board, self._start)
         self._absent = Absentees(
-            self._journal, self._networks, self._host, self._board, self._connect, self._is_back
+            journal=self._journal,
+            networks=self._networks,
+            host=self._host,
+            board=self._board,
+            connect=self._connect,
+            back=self._is_back,
+            probe=probe,
         )
         self._closed = False
 
@@ -256,8 +262,7 @@ class LinkManager:
     async def vms(self) -> list[VmInfo]:
         """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
         await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
-        absent = [each.info() for each in self._absent.vms.values()]
-        return [vm.info() for vm in self._vms.values()] + absent
+        return self.seen()[0]
 
     # ------------------------------------------------------------------ networks and ports
 
@@ -401,11 +406,12 @@ class LinkManager:
             before = (slot.wanted, slot.carrier.up)
             slot.wanted = wanted
             try:
+                await slot.journal.change(ref.alias, wanted=wanted)
                 if slot.plugged or slot.foreign:
                     await slot.carrier.set(up=wanted is LinkState.UP)
             except LinkmgrError:
                 slot.wanted = before[0]
-                slot.leftovers.append(slot.apply_link)
+                slot.leftovers += [slot.apply_link, slot.remember]
                 raise
             changed = before != (slot.wanted, slot.carrier.up)
             if changed:
@@ -419,8 +425,16 @@ class LinkManager:
     async def nics(self) -> list[Nic]:
         """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
         await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
-        absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
-        return [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()] + absent
+        return self.seen()[1]
+
+    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+        """All VMs and NICs as last known. Asks no QEMU."""
+        vms = [vm.info() for vm in self._vms.values()]
+        nics = [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
+        for absent in self._absent.vms.values():
+            vms.append(absent.info())
+            nics += absent.nics()
+        return vms, nics
 
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now.

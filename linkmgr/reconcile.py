@@ -17,7 +17,7 @@ from linkmgr.host import Host, Link
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
 from linkmgr.networks import Networks
-from linkmgr.swap import Plugged, Slot
+from linkmgr.swap import Plugged, Probe, Slot, Step, no_probe
 from linkmgr.vm import Vm
 from linkmgr.wirings import Cable
 
@@ -43,7 +43,9 @@ def free_ports(record: VmRecord, networks: Networks, *, but: Iterable[Port] = ()
                 networks.free(port)
 
 
-async def recover_vm(vm: Vm, host: Host, networks: Networks, marked: Marked) -> None:
+async def recover_vm(
+    vm: Vm, host: Host, networks: Networks, marked: Marked, probe: Probe = no_probe
+) -> None:
     """Bring the NICs of a VM that an earlier run knew back under our hands.
 
     :param marked: devices with our mark, from before anything new was made.
@@ -61,7 +63,9 @@ async def recover_vm(vm: Vm, host: Host, networks: Networks, marked: Marked) -> 
             if known is None or not (known.cable or known.intent):
                 continue
             if slot.plugged is None:  # else an earlier try got this far
+                await probe(Step.RECOVER)
                 await _Nic(slot, known, networks).recover()
+    await probe(Step.SWEEP)
     cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
     await vm.wiring.sweep({cable.id for cable in cables}, begun)
     await remove_devices(vm.name, host, marked, but={cable.device or "" for cable in cables})
@@ -71,6 +75,7 @@ async def recover_vm(vm: Vm, host: Host, networks: Networks, marked: Marked) -> 
         async with slot.lock:
             if slot.plugged is None and slot.foreign is False and slot.carrier.up is None:
                 await slot.carrier.set(up=False)
+            await probe(Step.REMEMBER)
             try:
                 await slot.remember()
             except LinkmgrError as error:

@@ -41,6 +41,9 @@ class Step(StrEnum):
     RECORD = "record"  #: write down what was done
     RELEASE = "release"  #: take the old cable down
     TERMINATE = "terminate"  #: free the old attachment
+    RECOVER = "recover"  #: after a restart: finish or undo what was in flight
+    SWEEP = "sweep"  #: after a restart: remove what belongs to no cable
+    REMEMBER = "remember"  #: after a restart: write down what is
 
 
 Work = Callable[[], Awaitable[None]]
@@ -124,7 +127,9 @@ class Slot:
         """
         if not self.lost:
             record = self.plugged.record() if self.plugged else None
-            await self.journal.change(self.ref.alias, cable=record, intent=None)
+            await self.journal.change(
+                self.ref.alias, wanted=self.wanted, cable=record, intent=None
+            )
 
     async def apply_link(self, *, seen: bool = True) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none."""

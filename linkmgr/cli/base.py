@@ -116,10 +116,11 @@ class Root(Verbs):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        settings = ctx.ensure_object(Settings)  # made here, it is the commands' too
         try:
             return super().invoke(ctx)
         except LinkmgrError as error:
-            raise Failure(error, as_json=ctx.ensure_object(Settings).json) from error
+            raise Failure(error, as_json=settings.json) from error
         except KeyboardInterrupt:
             ctx.exit(Exit.INTERRUPTED)
         except BrokenPipeError:

@@ -91,7 +91,9 @@ def _enter() -> None:
 def _tried(name: str, attempt: Callable[[], None]) -> list[Tried]:
     try:
         attempt()
-    except (Refused, OSError) as error:
+    except Refused as refused:
+        return [Tried(name, False, refused.text)]
+    except OSError as error:
         return [Tried(name, False, str(error))]
     return [Tried(name, True)]
 

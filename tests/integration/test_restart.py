@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,25 +16,29 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager, LinkState, Nic, NicState
+from linkmgr.errors import MonitorUnreachable, NetworkInUse, PortInUse
+from linkmgr.model import VmState
 from linkmgr.swap import Step
 from linkmgr.testing.process import until
 from tests.integration.crash import DIE
 from tests.integration.lab import Lab, make_lab
-from tests.integration.test_failures_watch import NIC, nothing_left, traces
+from tests.integration.test_failures_watch import NIC, no_frame_lost, nothing_left, traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parents[2]
-PLUG = [step for step in Step if step not in (Step.LINK_DOWN, Step.RELEASE, Step.TERMINATE)]
-REPLUG = [step for step in Step if step is not Step.LINK_DOWN]
+REPLUG = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAGE, Step.SWITCH, Step.ACTIVATE,
+          Step.NOTIFY, Step.RECORD, Step.RELEASE, Step.TERMINATE]  # fmt: skip
+PLUG = [step for step in REPLUG if step not in (Step.RELEASE, Step.TERMINATE)]
 UNPLUG = [Step.INTEND, Step.LINK_DOWN, Step.SWITCH, Step.RECORD, Step.RELEASE, Step.TERMINATE]
 #: Before these the NIC is still on its old cable; from the next one on it is on the new one.
 BEFORE_THE_SWITCH = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAGE, Step.LINK_DOWN,
                      Step.SWITCH]  # fmt: skip
 
 
+RESTART = [Step.RECOVER, Step.SWEEP, Step.REMEMBER]
 # A new step cannot be forgotten.
-assert set(PLUG) | set(REPLUG) | set(UNPLUG) == set(Step)
+assert set(PLUG) | set(REPLUG) | set(UNPLUG) | set(RESTART) == set(Step)
 
 
 @dataclass
@@ -122,6 +127,13 @@ async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
             assert list((bed.state / "vms").iterdir()) == []
 
 
+@pytest_asyncio.fixture(loop_scope="module", autouse=True)
+async def unplugged(bed: Bed) -> AsyncIterator[None]:
+    """In the end the NIC is unplugged."""
+    yield
+    await bed.start_from(None)
+
+
 @pytest.mark.parametrize(
     ("start", "target", "steps"),
     [
@@ -155,3 +167,127 @@ async def test_killed_at_any_step_the_guest_is_on_the_old_cable_or_the_new_one(
                 assert (str(nic.connection.port) if nic.connection else None) == expected
                 await links.unplug(NIC)
                 await nothing_left(bed.lab, nothing)
+
+
+@pytest.mark.parametrize("again", RESTART)
+@pytest.mark.parametrize(
+    ("start", "target", "step"),
+    [
+        ("blue:one", "red", Step.STAGE),
+        ("blue:one", "green", Step.SWITCH),
+        ("green", "blue:one", Step.ACTIVATE),
+        ("blue:one", "red", Step.RECORD),
+        ("blue:one", "green", Step.RELEASE),
+        ("blue:one", None, Step.LINK_DOWN),
+        ("green", None, Step.RECORD),
+    ],
+)
+async def test_killed_again_while_it_recovers_it_recovers_all_the_same(
+    bed: Bed, start: str, target: str | None, step: Step, again: Step
+) -> None:
+    async with bed.links() as links:
+        await links.unplug(NIC)
+        nothing = await traces(bed.lab)
+    await bed.start_from(start)
+    words = ("plug", NIC, target) if target else ("unplug", NIC)
+    assert await bed.run(step, *words) == -signal.SIGKILL
+    for _ in range(2):
+        assert await bed.run(again, "none") == -signal.SIGKILL, "it was not killed again"
+    async with bed.links() as links:
+        nic = await bed.recovered()
+        expected = start if step in BEFORE_THE_SWITCH else target
+        assert (str(nic.connection.port) if nic.connection else None) == expected
+        await links.unplug(NIC)
+        await nothing_left(bed.lab, nothing)
+
+
+async def test_a_cable_that_works_is_not_touched_by_a_restart(bed: Bed) -> None:
+    """No frame is lost while linkmgr is killed and starts again."""
+    guest, peer = bed.lab.guests["web1"], bed.lab.peers["blue"]
+    await bed.start_from("blue:one")
+    await guest.wait_carrier("eth0", True)
+    changes = await guest.run("cat /sys/class/net/eth0/carrier_changes", check=True)
+    async with no_frame_lost(guest, peer):
+        for _ in range(3):
+            assert await bed.run(DIE, "none") == -signal.SIGKILL
+        async with bed.links() as links:
+            assert await links.check() == []
+    assert await guest.run("cat /sys/class/net/eth0/carrier_changes") == changes
+    await bed.start_from(None)
+
+
+async def test_the_link_state_survives_a_restart(bed: Bed) -> None:
+    async with bed.links() as links:
+        await links.plug(NIC, "blue")
+        await links.set_link(NIC, "down")
+    async with bed.links() as links:
+        nic = await links.nic(NIC)
+        assert (nic.link, nic.wanted_link) == (LinkState.DOWN, LinkState.DOWN)
+        await links.plug(NIC, "red")
+        assert (await links.nic(NIC)).link is LinkState.DOWN
+        await links.set_link(NIC, "up")
+        await links.unplug(NIC)
+
+
+async def test_a_port_stays_taken_over_a_restart(bed: Bed) -> None:
+    await bed.start_from("blue:one")
+    async with bed.links() as links:
+        with pytest.raises(NetworkInUse, match=NIC):
+            await links.delete_network("blue")
+        with pytest.raises(PortInUse, match=NIC):
+            await links.delete_port("blue", "one")
+        await links.unplug(NIC)
+
+
+async def test_a_stopped_qemu_is_waited_for(bed: Bed) -> None:
+    """Its NIC is unknown and its cable stays; when QEMU answers again, all is as before."""
+    guest = bed.lab.guests["web1"]
+    await bed.start_from("blue:one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("linkmgr.manager.PATIENCE", 0.3)
+        os.kill(guest.pid, signal.SIGSTOP)
+        try:
+            async with LinkManager(state=bed.state, timeout=0.2) as links:
+                (vm,) = await links.vms()
+                assert vm.state is VmState.UNKNOWN
+                nic = await links.nic(NIC)
+                assert nic.state is NicState.UNKNOWN
+                assert nic.connection is not None
+                assert nic.connection.network == "blue"
+                assert [found.code for found in await links.check()] == ["monitor-unreachable"]
+                for verb in (
+                    links.plug(NIC, "red"),
+                    links.unplug(NIC),
+                    links.remove_vm("web1"),
+                    links.set_link(NIC, "down"),
+                    links.add_vm("web1", guest.qmp_path),
+                ):
+                    with pytest.raises(MonitorUnreachable, match="has not answered since"):
+                        await verb
+                with pytest.raises(NetworkInUse):
+                    await links.delete_network("blue")
+                os.kill(guest.pid, signal.SIGCONT)
+
+                async def back() -> bool:
+                    return (await links.nic(NIC)).state is NicState.PLUGGED
+
+                await until(back, timeout=10, what="the NIC is plugged again")
+                bed.lab.links = links
+                await bed.recovered()
+                await links.unplug(NIC)
+        finally:
+            os.kill(guest.pid, signal.SIGCONT)
+
+
+async def test_a_guest_that_ended_meanwhile_is_forgotten_and_leaves_nothing(bed: Bed) -> None:
+    async with bed.links() as links:
+        before = await bed.lab.sh("ip -br link")
+        other = await bed.lab.guest("web2", boot=False)
+        await links.plug("web2/net0", "green:two")
+    await other.stop()
+    async with bed.links() as links:
+        assert [vm.name for vm in await links.vms()] == ["web1"]
+        assert [path.name for path in (bed.state / "vms").iterdir()] == ["web1.json"]
+        assert await bed.lab.sh("ip -br link") == before
+        await links.plug(NIC, "green:two")
+        await links.unplug(NIC)

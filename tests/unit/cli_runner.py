@@ -10,12 +10,15 @@ from click.testing import CliRunner, Result
 from linkmgr.cli.app import cli
 
 
-async def run(socket: Path, *words: str, env: dict[str, str] | None = None) -> Result:
-    """Run a command in a thread, since it has a loop of its own."""
+async def run(socket: Path, *words: str) -> Result:
+    """Run a command in a thread, since it has a loop of its own.
+
+    :param socket: for LINKMGR_SOCKET.
+    """
     return await asyncio.to_thread(
         CliRunner(catch_exceptions=False).invoke,
         cli,
-        ["--socket", str(socket), *words],
-        env=env,
+        list(words),
+        env={"LINKMGR_SOCKET": str(socket)},
         prog_name="linkmgr",
     )

@@ -159,10 +159,13 @@ async def test_the_socket_may_be_named_before_the_command_after_it_or_in_the_env
     service: Service, tmp_path: Path
 ) -> None:
     service.answers({"nics": []})
-    nobody = tmp_path / "none.sock"
-    assert (await run(nobody, "nics", "--socket", str(service.path))).exit_code == 0
-    assert (await run(nobody, "nics", env={"LINKMGR_SOCKET": str(service.path)})).exit_code == 9
-    assert len(service.seen) == 1
+    nobody, here = tmp_path / "none.sock", str(service.path)
+    assert (await run(service.path, "nics")).exit_code == 0
+    assert (await run(nobody, "nics", "--socket", here)).exit_code == 0
+    assert (await run(nobody, "--socket", here, "nics")).exit_code == 0
+    assert (await run(nobody, "--socket", str(nobody), "nics", "--socket", here)).exit_code == 0
+    assert len(service.seen) == 4
+    assert (await run(service.path, "--socket", str(nobody), "nics")).exit_code == 9
 
 
 async def test_args_prints_what_a_shell_gives_to_qemu_and_needs_no_service(tmp_path: Path) -> None:

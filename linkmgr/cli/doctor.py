@@ -1,0 +1,95 @@
+"""``linkmgr doctor``: what works on this host, what does not, and how to mend it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from linkmgr.cli import probes
+from linkmgr.cli.ask import progress
+from linkmgr.cli.base import Settings
+from linkmgr.cli.exits import Exit
+from linkmgr.cli.probes import Line, Verdict
+from linkmgr.cli.show import aligned, printable, printed_as_json
+from linkmgr.where import find_socket
+
+CONFIG = Path("/etc/linkmgr/linkmgr.toml")
+_COLOURS = {Verdict.WORKS: "green", Verdict.MISSING: "yellow", Verdict.UNKNOWN: "cyan"}
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help=f"Check this configuration file instead of {CONFIG}.",
+)
+@click.pass_context
+def doctor(ctx: click.Context, config: Path | None) -> None:
+    """Say what works on this host, what does not, and how to mend it.
+
+    Tries what the kernel can do in namespaces of its own, so run it as root; changes nothing.
+    Exits with 1 when something is missing that linkmgr needs.
+    """
+    lines = asyncio.run(look(find_socket(Settings.current().socket), config))
+    if not printed_as_json({"ok": not any(line.bad for line in lines), "lines": lines}):
+        show(lines)
+    ctx.exit(Exit.FINDINGS if any(line.bad for line in lines) else Exit.OK)
+
+
+async def look(socket: Path, config: Path | None) -> list[Line]:
+    """Probe everything, all at once."""
+    async with progress("looking at this host"):
+        areas = await asyncio.gather(
+            probes.kernel(),
+            probes.qemu(),
+            probes.libvirt(),
+            probes.ovs(),
+            probes.rights(),
+            probes.service(socket),
+            probes.configuration(config or CONFIG, asked=config is not None),
+        )
+    order = ["kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"]
+    found = [line for area in areas for line in area]
+    return sorted(found, key=lambda line: order.index(line.area))
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Print a table, then how many needed things are missing."""
+    heads = ["AREA", "WHAT", "", "FOUND", "TO DO"]
+    rows = [
+        [printable(cell) for cell in (line.area, line.name, word(line), line.what, line.todo or "")]
+        for line in lines
+    ]
+    if sys.stdout.isatty():
+        _show_table(heads, rows, lines)
+    else:
+        for each in aligned([heads, *rows]):
+            click.echo(each)
+    missing = sum(line.bad for line in lines)
+    click.echo(
+        f"{missing} needed {'thing is' if missing == 1 else 'things are'} missing."
+        if missing
+        else "Nothing that is needed is missing."
+    )
+
+
+def word(line: Line) -> str:
+    """The verdict in a word, so that what is needed stands out."""
+    return "NEEDED" if line.bad else line.verdict.value
+
+
+def _show_table(heads: Sequence[str], rows: Sequence[list[str]], lines: Sequence[Line]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*heads, box=None, header_style="bold", pad_edge=False)
+    for row, line in zip(rows, lines, strict=True):
+        colour = "bold red" if line.bad else _COLOURS[line.verdict]
+        made.add_row(*(Text(cell, style=colour if at == 2 else "") for at, cell in enumerate(row)))
+    Console().print(made)

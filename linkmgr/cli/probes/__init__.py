@@ -1,0 +1,23 @@
+"""What `linkmgr doctor` looks at: a coroutine for each area, which returns lines.
+
+None changes the host. Nothing here is loaded by any other command.
+"""
+
+from __future__ import annotations
+
+from linkmgr.cli.probes.kernel import kernel
+from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.programs import libvirt, ovs, qemu
+from linkmgr.cli.probes.service import configuration, rights, service
+
+__all__ = [
+    "Line",
+    "Verdict",
+    "configuration",
+    "kernel",
+    "libvirt",
+    "ovs",
+    "qemu",
+    "rights",
+    "service",
+]

@@ -1,0 +1,66 @@
+"""What a probe says, and how it asks programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+PATIENCE = 10.0  #: seconds for whatever is asked
+
+
+class Verdict(StrEnum):
+    """What was found."""
+
+    WORKS = "works"
+    MISSING = "missing"  #: does not work
+    UNKNOWN = "unknown"  #: could not be tried
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at.
+
+    :param what: what was found.
+    :param todo: what to do about it; ``None`` when nothing has to be done.
+    :param needed: whether linkmgr is of no use here without it.
+    """
+
+    area: str
+    name: str
+    verdict: Verdict
+    what: str
+    todo: str | None = None
+    needed: bool = False
+
+    @property
+    def bad(self) -> bool:
+        """Whether something needed is missing."""
+        return self.needed and self.verdict is Verdict.MISSING
+
+
+async def run(argv: Sequence[str]) -> tuple[int, str]:
+    """Run a program; return its status and what it said, on both channels.
+
+    One that cannot be started or takes too long has status -1.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return -1, f"{argv[0]}: {error.strerror}"
+    try:
+        async with asyncio.timeout(PATIENCE):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+        return -1, f"{argv[0]} did not end within {PATIENCE:.0f} s"
+    return process.returncode or 0, said.decode(errors="replace")

@@ -1,0 +1,91 @@
+"""Other people's programs: QEMU, libvirt, Open vSwitch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+
+from linkmgr.cli.probes.line import Line, Verdict, run
+
+OLDEST_QEMU = (4, 2)
+_MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
+_KVM = Path("/usr/libexec/qemu-kvm")  # where RHEL and its kin have it
+
+
+async def qemu() -> list[Line]:
+    """Look for QEMU's programs; one of them that is new enough is needed."""
+    found = [path for each in _MACHINES if (path := shutil.which(f"qemu-system-{each}"))]
+    found += [str(_KVM)] if os.access(_KVM, os.X_OK) else []
+    lines = [await _one_qemu(path) for path in found]
+    if any(line.verdict is Verdict.WORKS for line in lines):
+        return lines
+    none = Line(
+        "QEMU",
+        "program",
+        Verdict.MISSING,
+        f"no usable QEMU in PATH (of {len(lines)})" if lines else "no qemu-system-* in PATH",
+        "install QEMU 4.2 or newer: 'apt install qemu-system-x86'",
+        needed=True,
+    )
+    return [*lines, none]
+
+
+async def _one_qemu(path: str) -> Line:
+    status, said = await run([path, "--version"])
+    version = re.search(r"version (\d+)\.(\d+)\S*", said)
+    name = Path(path).name
+    if status or version is None:
+        what = f"{path} does not run: {' '.join(said.split())[:200] or f'status {status}'}"
+        return Line("QEMU", name, Verdict.MISSING, what, "install it again")
+    if (int(version[1]), int(version[2])) < OLDEST_QEMU:
+        what = f"{version[0]} is too old: it cannot announce one NIC alone"
+        return Line("QEMU", name, Verdict.MISSING, what, "use QEMU 4.2 or newer")
+    return Line("QEMU", name, Verdict.WORKS, version[0])
+
+
+async def libvirt(folder: Path = Path("/run/libvirt")) -> list[Line]:
+    """Look for libvirt's daemon and its Python module."""
+    sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
+    at = next((each for each in sockets if each.exists()), None)
+    daemon = shutil.which("virtqemud") or shutil.which("libvirtd")
+    if at is None and daemon is None:
+        what = "not installed; only libvirt's guests need it"
+        todo = "'apt install libvirt-daemon-system', if you use libvirt"
+        return [Line("libvirt", "daemon", Verdict.MISSING, what, todo)]
+    if at is None:
+        what = f"{daemon} does not listen in {folder}"
+        todo = "'systemctl start libvirtd.socket', or virtqemud.socket"
+        first = Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+    else:
+        said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
+        first = Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {at}")
+    if importlib.util.find_spec("libvirt") is None:
+        todo = "install libvirt-python for linkmgr's Python"
+        return [
+            first,
+            Line("libvirt", "Python module", Verdict.MISSING, "cannot be imported", todo),
+        ]
+    return [first, Line("libvirt", "Python module", Verdict.WORKS, "can be imported")]
+
+
+async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[Line]:
+    """Look for Open vSwitch's database and daemon."""
+    program = shutil.which("ovs-vsctl")
+    if program is None:
+        what = "not installed; only networks on Open vSwitch need it"
+        todo = "'apt install openvswitch-switch', if you use it"
+        return [Line("OVS", "ovs-vsctl", Verdict.MISSING, what, todo)]
+    version = re.search(r"\d+\.\d+\S*", (await run([program, "--version"]))[1])
+    found = Line("OVS", "ovs-vsctl", Verdict.WORKS, version[0] if version else program)
+    if not socket.exists():
+        what, todo = f"there is no {socket}", "'systemctl start openvswitch-switch'"
+        return [found, Line("OVS", "database", Verdict.MISSING, what, todo)]
+    status, said = await run([program, "--timeout=5", "show"])
+    if status:
+        what = f"does not answer: {' '.join(said.split())[:200]}"
+        todo = "'systemctl status openvswitch-switch'; as root"
+        return [found, Line("OVS", "database", Verdict.MISSING, what, todo)]
+    return [found, Line("OVS", "database", Verdict.WORKS, "answers")]

@@ -1,0 +1,152 @@
+"""Who may do what here, whether the service answers, and whether its configuration is right."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import json
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from linkmgr.cli.probes.line import Line, Verdict
+
+GROUP = "linkmgr"
+PATIENCE = 3.0  # seconds
+_CAP_NET_ADMIN = 12  # linux/capability.h
+_START = "start it: 'systemctl start linkmgr', or 'linkmgr serve' as root"
+
+
+async def rights() -> list[Line]:
+    """Look at what this user may do."""
+    name = _user()
+    lines = [_group()]
+    if os.geteuid() == 0:
+        admin = bool(_capabilities() >> _CAP_NET_ADMIN & 1)
+        lines.append(
+            Line("rights", "CAP_NET_ADMIN", Verdict.WORKS, "root has it", needed=True)
+            if admin
+            else Line(
+                "rights",
+                "CAP_NET_ADMIN",
+                Verdict.MISSING,
+                "this root may not change network devices, as in most containers",
+                "give the container CAP_NET_ADMIN, or run linkmgr on the host",
+                needed=True,
+            )
+        )
+    what = f"{name} may change cables"
+    if os.geteuid() == 0 or _in_group():
+        return [*lines, Line("rights", "changes", Verdict.WORKS, what)]
+    todo = f"'usermod -aG {GROUP} {name}' as root, then log in again"
+    return [
+        *lines,
+        Line(
+            "rights",
+            "changes",
+            Verdict.MISSING,
+            f"{name} may only look, unless a rule says so",
+            todo,
+        ),
+    ]
+
+
+def _group() -> Line:
+    try:
+        members = grp.getgrnam(GROUP).gr_mem
+    except KeyError:
+        what, todo = (
+            f"there is no group {GROUP}: only root changes cables",
+            f"'groupadd -r {GROUP}'",
+        )
+        return Line("rights", "group", Verdict.MISSING, what, todo)
+    what = f"{GROUP}: {', '.join(members) or 'no members beside root'}"
+    return Line("rights", "group", Verdict.WORKS, what)
+
+
+def _in_group() -> bool:
+    try:
+        return grp.getgrnam(GROUP).gr_gid in os.getgroups()
+    except KeyError:
+        return False
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _capabilities() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+async def service(path: Path) -> list[Line]:
+    """Ask the service whether it is well."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        what = f"{path}: {error.strerror}"
+        return [Line("service", "socket", Verdict.MISSING, what, _START, needed=True)]
+    if not stat.S_ISSOCK(mode):
+        what, todo = f"{path} is not a socket", "name another one with --socket"
+        return [Line("service", "socket", Verdict.MISSING, what, todo, needed=True)]
+    there = Line("service", "socket", Verdict.WORKS, str(path), needed=True)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            version = await _ask(path)
+    except PermissionError:
+        what, todo = "this user may not connect", f"'chmod 666 {path}': the service decides itself"
+    except TimeoutError:
+        what = f"does not answer within {PATIENCE:.0f} s"
+        todo = "look at 'journalctl -u linkmgr'; 'systemctl restart linkmgr' touches no cable"
+    except (OSError, ValueError) as error:
+        what, todo = f"does not answer: {error}", _START
+    else:
+        return [there, Line("service", "answer", Verdict.WORKS, f"linkmgr {version}", needed=True)]
+    return [there, Line("service", "answer", Verdict.MISSING, what, todo, needed=True)]
+
+
+async def _ask(path: Path) -> str:
+    """Get /healthz.
+
+    :raise ValueError: when that is not how a healthy service answers.
+    """
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: linkmgr\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        answer = (await reader.read()).decode(errors="replace")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    head, _, body = answer.partition("\r\n\r\n")
+    if " 200 " not in head.partition("\r\n")[0]:
+        raise ValueError(f"it says {head.partition(chr(13))[0][:80]!r}")
+    return str(json.loads(body)["version"])
+
+
+async def configuration(path: Path, *, asked: bool) -> list[Line]:
+    """Check a configuration file.
+
+    :param asked: whether it was named, so that it has to be there.
+    """
+    if not asked and not path.exists():
+        what = f"there is no {path}; the service does without"
+        return [Line("configuration", "file", Verdict.WORKS, what)]
+    from linkmgr.errors import LinkmgrError
+    from linkmgr.service.config import load_config
+
+    try:
+        found = await asyncio.to_thread(load_config, path)
+    except LinkmgrError as error:
+        todo = error.hint or "mend the file"
+        return [Line("configuration", "file", Verdict.MISSING, error.what, todo, needed=True)]
+    networks = ", ".join(found.networks) or "none"
+    what = f"{path} is right; networks: {networks}"
+    return [Line("configuration", "file", Verdict.WORKS, what, needed=True)]

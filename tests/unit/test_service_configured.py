@@ -1,0 +1,192 @@
+"""The networks of the configuration are brought about without touching any cable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr.model import NicRef
+from linkmgr.service.config import Config, NetworkSection
+from linkmgr.service.configured import Configured
+from linkmgr.testing.process import until
+from tests.unit.service_lab import FakeLinks, Lab, running
+
+NIC = NicRef("web1", "net0")
+
+
+def network(bridge: str = "br0", **ports: dict[str, Any]) -> NetworkSection:
+    return NetworkSection(driver="bridge", options={"bridge": bridge}, ports=ports)
+
+
+def bridges(links: FakeLinks) -> dict[str, object]:
+    return {name: each.options["bridge"] for name, each in links.the_networks.items()}
+
+
+@pytest.fixture
+async def links() -> FakeLinks:
+    made = FakeLinks()
+    await made.add_vm("web1", "/nowhere")
+    return made
+
+
+async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(links: FakeLinks) -> None:
+    configured = Configured(links)
+    await configured.use({"blue": network(p7={"isolated": True}), "red": network("br1")})
+    assert bridges(links) == {"blue": "br0", "red": "br1"}
+    assert [str(port) for port in await links.ports("blue")] == ["blue:p7"]
+    await configured.use({"blue": network(p8={})})
+    assert bridges(links) == {"blue": "br0"}
+    assert [str(port) for port in await links.ports("blue")] == ["blue:p8"]
+    await configured.use({})
+    assert not links.the_networks
+
+
+async def test_what_is_described_otherwise_is_made_anew(links: FakeLinks) -> None:
+    configured = Configured(links)
+    await configured.use({"blue": network(p7={"isolated": True})})
+    await configured.use({"blue": network("br9", p7={"isolated": False})})
+    assert bridges(links) == {"blue": "br9"}
+    (port,) = await links.ports("blue")
+    assert port.options == {"isolated": False}
+    assert port.network.options == {"bridge": "br9"}
+
+
+@pytest.mark.parametrize("target", ["blue", "blue:p7"])
+async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, target: str) -> None:
+    configured = Configured(links)
+    following = asyncio.create_task(configured.follow(links.events()))
+    await asyncio.sleep(0)
+    await configured.use({"blue": network(p7={}), "red": network()})
+    await links.plug(NIC, target)
+    await configured.use({"red": network("br5")})
+    assert bridges(links) == {"blue": "br0", "red": "br5"}, "the rest is done"
+    await links.plug(NIC, "red")
+    links.board.tell("replugged", NIC)  # type: ignore[arg-type]
+    await configured.use({"red": network("br6")})
+    assert bridges(links)["red"] == "br5"
+    await links.unplug(NIC)
+
+    async def changed() -> bool:
+        return bridges(links) == {"red": "br6"}
+
+    await until(changed, timeout=5, what="what was in use is changed")
+    links.board.close()
+    await following
+
+
+async def test_a_network_of_the_api_is_left_alone(
+    links: FakeLinks, caplog: pytest.LogCaptureFixture
+) -> None:
+    await links.create_network("blue", "bridge", bridge="mine")
+    configured = Configured(links)
+    await configured.use({"blue": network(), "red": network()})
+    assert bridges(links) == {"blue": "mine", "red": "br0"}
+    assert "network blue of the configuration" in caplog.text
+    await configured.use({})
+    assert bridges(links) == {"blue": "mine"}
+
+
+async def test_a_later_run_knows_which_networks_are_of_the_configuration(
+    links: FakeLinks, tmp_path: Path
+) -> None:
+    record = tmp_path / "state/configuration.json"
+    await links.create_network("own", "bridge", bridge="mine")
+    await Configured(links, record).use({"blue": network(p7={}), "red": network()})
+    await Configured(links, record).use({"red": network("br2")})
+    assert bridges(links) == {"own": "mine", "red": "br2"}
+    assert [each.name for each in record.parent.iterdir()] == [record.name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"blue": 1}', "\x00"])
+async def test_a_damaged_record_deletes_nothing_and_is_told(
+    links: FakeLinks, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = tmp_path / "configuration.json"
+    record.write_text(text)
+    await links.create_network("own", "bridge", bridge="mine")
+    await Configured(links, record).use({"blue": network()})
+    assert bridges(links) == {"own": "mine", "blue": "br0"}
+    assert "cannot be read" in caplog.text
+
+
+async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_there(
+    links: FakeLinks, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Configured(links, Path("/proc/nowhere/configuration.json")).use({"blue": network()})
+    assert bridges(links) == {"blue": "br0"}
+    assert "cannot be written" in caplog.text
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text(
+        "[networks.blue]\ndriver = 'bridge'\noptions = { bridge = 'br0' }\n[networks.blue.ports]\n"
+        "p7 = {}\n"
+    )
+    config = Config(networks={"blue": network(p7={})})
+    async with running(tmp_path, config, path=path) as made:
+        yield made
+
+
+async def test_the_api_cannot_change_what_the_configuration_describes(lab: Lab) -> None:
+    other = {"name": "blue", "driver": "bridge", "options": {"bridge": "br1"}}
+    for method, where, body in (
+        ("POST", "/v1/networks", other),
+        ("DELETE", "/v1/networks/blue", None),
+        ("POST", "/v1/ports", {"network": "blue", "name": "p7", "options": {"isolated": True}}),
+        ("DELETE", "/v1/ports/blue/p7", None),
+    ):
+        answer = await lab.ask(method, where, body)
+        assert (answer.status, answer.json["code"]) == (409, "read-only"), where
+    same = await lab.ask("POST", "/v1/networks", other | {"options": {"bridge": "br0"}})
+    assert same.status == 200, "what is so already is fine"
+    for method in ("POST", "DELETE"):
+        where = {"POST": "/v1/ports", "DELETE": "/v1/ports/blue/own"}[method]
+        assert (await lab.ask(method, where, {"network": "blue", "name": "own"})).status == 200
+
+
+async def test_a_port_of_the_api_keeps_its_network_until_it_is_deleted(lab: Lab) -> None:
+    await lab.ask("POST", "/v1/ports", {"network": "blue", "name": "own"})
+    await lab.core.use(Config())
+    assert bridges(lab.links) == {"blue": "br0"}
+    assert (await lab.ask("DELETE", "/v1/networks/blue")).json["code"] == "read-only"
+    assert (await lab.ask("DELETE", "/v1/ports/blue/own")).json == {"changed": True}
+    assert not lab.links.the_networks
+
+
+async def test_sighup_reads_the_configuration_again(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "linkmgr.service")
+    path = lab.service._path
+    assert path is not None
+
+    async def reload(text: str, told: str) -> None:
+        path.write_text(text)
+        caplog.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+
+        async def done() -> bool:
+            return told in caplog.text
+
+        await until(done, timeout=5, what=told)
+
+    await reload(
+        "[networks.red]\ndriver = 'bridge'\noptions = { bridge = 'br3' }\n[limits]\nevents = 7\n",
+        "is in force",
+    )
+    assert bridges(lab.links) == {"red": "br3"}
+    assert lab.core.limits().events == 7
+    await reload("[limits]\nevents = 9\nevnts = 1\n", "the configuration in force stays")
+    assert "line 3" in caplog.text
+    assert bridges(lab.links) == {"red": "br3"}
+    assert lab.core.limits().events == 7
+    assert (await lab.ask("GET", "/healthz")).status == 200
