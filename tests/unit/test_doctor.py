@@ -15,9 +15,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.cli import doctor, probes
-from linkmgr.cli.probes import Line, Verdict, line
-from linkmgr.cli.probes import kernel as kernel_probes
-from linkmgr.cli.probes import service as service_probes
+from linkmgr.cli.probes import Line, Verdict, abilities, line, standing
 
 Program = Callable[[str, str], Path]
 
@@ -50,7 +48,7 @@ async def test_a_qemu_of_4_2_or_newer_works(program: Program, version: str) -> N
     program("qemu-system-x86_64", f"echo 'QEMU emulator version {version}'")
     (found,) = await probes.qemu()
     assert (found.verdict, found.todo) == (Verdict.WORKS, None)
-    assert version.split()[0] in found.what
+    assert version.split(maxsplit=1)[0] in found.what
 
 
 @pytest.mark.parametrize(
@@ -131,11 +129,11 @@ async def test_an_ovs_whose_database_does_not_answer_is_told(
 def trial(monkeypatch: pytest.MonkeyPatch, answer: object, status: int = 0) -> None:
     said = answer if isinstance(answer, str) else json.dumps(answer)
     program = f"print({said!r}); raise SystemExit({status})"
-    monkeypatch.setattr(kernel_probes, "TRIAL", [sys.executable, "-c", program])
+    monkeypatch.setattr(abilities, "TRIAL", [sys.executable, "-c", program])
 
 
 def tried(**works: bool) -> dict[str, object]:
-    names = [*kernel_probes.ABILITIES, "openvswitch"]
+    names = [*abilities.ABILITIES, "openvswitch"]
     keys = {name.replace(" ", "_"): name for name in names}
     found = [
         {"name": name, "works": works.get(key, True), "detail": "" if works.get(key, True) else "x"}
@@ -188,12 +186,12 @@ def test_a_host_without_an_iommu_has_no_vfio(tmp_path: Path) -> None:
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio/vfio").symlink_to(os.devnull)  # a character device
     (tmp_path / "net").mkdir()
-    found = {each.name: each for each in kernel_probes.nodes(tmp_path, tmp_path / "sys")}
+    found = {each.name: each for each in abilities.nodes(tmp_path, tmp_path / "sys")}
     assert found["VFIO"].verdict is Verdict.MISSING
     assert "IOMMU" in found["VFIO"].what
     assert found["/dev/net/tun"].bad
     (tmp_path / "sys/kernel/iommu_groups/0").mkdir(parents=True)
-    found = {each.name: each for each in kernel_probes.nodes(tmp_path, tmp_path / "sys")}
+    found = {each.name: each for each in abilities.nodes(tmp_path, tmp_path / "sys")}
     assert found["VFIO"].verdict is Verdict.WORKS
 
 
@@ -201,7 +199,7 @@ def test_a_host_without_an_iommu_has_no_vfio(tmp_path: Path) -> None:
 
 
 async def test_without_the_group_only_root_changes_cables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_probes, "GROUP", "no-such-group-here")
+    monkeypatch.setattr(standing, "GROUP", "no-such-group-here")
     found = {each.name: each for each in await probes.rights()}
     assert found["group"].verdict is Verdict.MISSING
     assert "groupadd" in str(found["group"].todo)
@@ -213,7 +211,7 @@ async def test_without_the_group_only_root_changes_cables(monkeypatch: pytest.Mo
 
 async def test_a_root_without_the_capability_is_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(service_probes, "_capabilities", lambda: 0)
+    monkeypatch.setattr(standing, "_capabilities", lambda: 0)
     found = {each.name: each for each in await probes.rights()}
     assert found["CAP_NET_ADMIN"].bad
 
@@ -260,7 +258,7 @@ async def test_a_service_that_answers_tells_its_version(tmp_path: Path) -> None:
 async def test_a_service_that_answers_wrongly_or_never_is_told(
     tmp_path: Path, answer: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_probes, "PATIENCE", 0.3)
+    monkeypatch.setattr(standing, "PATIENCE", 0.3)
     async with answering(tmp_path / "sock", answer):
         found = {each.name: each for each in await probes.service(tmp_path / "sock")}
     assert found["answer"].bad

@@ -5,10 +5,10 @@ None changes the host. Nothing here is loaded by any other command.
 
 from __future__ import annotations
 
-from linkmgr.cli.probes.kernel import kernel
+from linkmgr.cli.probes.abilities import kernel
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
-from linkmgr.cli.probes.service import configuration, rights, service
+from linkmgr.cli.probes.standing import configuration, rights, service
 
 __all__ = [
     "Line",

@@ -1,0 +1,270 @@
+"""The state on disk: written whole or not at all, and what cannot be read is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr import journal as module
+from linkmgr.errors import StateError
+from linkmgr.journal import CableRecord, Facts, Intent, Journal, NicRecord, VmJournal, VmRecord
+from linkmgr.model import (
+    BridgeEndpoint,
+    DirectEndpoint,
+    DirectMode,
+    Drift,
+    LinkState,
+    Network,
+    Notify,
+    Port,
+)
+
+BLUE = Network("blue", "bridge", {"bridge": "br0", "create": True, "mtu": 1400})
+GREEN = Network("green", "direct", {"parent": "eth0"}, Drift.REPORT)
+FACTS = Facts("virtio-net-pci", "52:54:00:00:00:01", 1500, managed=True)
+SINCE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+CABLE = CableRecord(
+    attachment="0123abcd",
+    id="0123abcd",
+    port=Port(BLUE, "web1/net0", implied=True),
+    endpoint=BridgeEndpoint("br0", 1400, isolated=True),
+    device="lm0123abcd",
+    mac="52:54:00:00:00:01",
+    macs=("52:54:00:00:00:01",),
+    since=SINCE,
+)
+ON_GREEN = replace(
+    CABLE,
+    port=Port(GREEN, "one", {"trust_guest": True}),
+    endpoint=DirectEndpoint("eth0", DirectMode.VEPA),
+)
+RECORD = VmRecord(
+    "web1",
+    "/run/web1.qmp",
+    {
+        "net0": NicRecord(FACTS, LinkState.DOWN, CABLE, Intent("89abcdef", ON_GREEN.port)),
+        "net1": NicRecord(FACTS, cable=ON_GREEN, intent=Intent(notify=Notify.FLAP)),
+        "net2": NicRecord(FACTS),
+    },
+    pid=4711,
+    started=815,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+async def loaded(folder: Path) -> list[VmRecord]:
+    vms, _, _ = await Journal(folder).load()
+    return vms
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+async def test_what_is_written_is_read_back(folder: Path) -> None:
+    journal = Journal(folder)
+    assert await journal.load() == ([], [], [])
+    await journal.save_vm(RECORD)
+    await journal.save_networks([BLUE, GREEN], [ON_GREEN.port])
+    assert await Journal(folder).load() == ([RECORD], [BLUE, GREEN], [ON_GREEN.port])
+    await journal.drop_vm("web1")
+    await journal.drop_vm("web1")
+    assert await loaded(folder) == []
+
+
+async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    path = folder / "vms" / "web1.json"
+    document = json.loads(path.read_text())
+    assert document["format"] == module.FORMAT
+    assert document["nics"]["net0"]["cable"]["port"]["network"]["name"] == "blue"
+    assert "\n" in path.read_text().strip()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert files(folder) == ["vms/web1.json"]
+
+
+async def test_without_a_directory_nothing_is_kept() -> None:
+    journal = Journal(None)
+    assert await journal.load() == ([], [], [])
+    await journal.save_vm(RECORD)
+    await journal.save_networks([BLUE], [])
+    await journal.drop_vm("web1")
+
+
+def damage(document: dict[str, Any]) -> dict[str, bytes]:
+    whole = json.dumps(document).encode()
+    return {
+        "cut in half": whole[: len(whole) // 2],
+        "empty": b"",
+        "not JSON": b"\x00\xff",
+        "a list": b"[]",
+        "deeply nested": b"[" * 100_000,
+        "of a newer linkmgr": json.dumps({**document, "format": 999}).encode(),
+        "of no format": json.dumps({**document, "format": 0}).encode(),
+        "without its VM": json.dumps({**document, "vm": None}).encode(),
+        "of another VM": json.dumps({**document, "vm": "web2"}).encode(),
+        "with a wrong NIC": json.dumps({**document, "nics": {"../x": {}}}).encode(),
+        "with a wrong cable": json.dumps(
+            {**document, "nics": {"net0": {**document["nics"]["net0"], "cable": {"id": 5}}}}
+        ).encode(),
+    }
+
+
+@pytest.mark.parametrize("how", damage({"nics": {"net0": {}}}))
+async def test_a_damaged_file_is_set_aside_and_never_overwritten(
+    folder: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    await journal.save_vm(replace(RECORD, vm="web2"))
+    path = folder / "vms" / "web1.json"
+    bad = damage(json.loads(path.read_text()))[how]
+    for number in ("", "1"):
+        path.write_bytes(bad)
+        caplog.clear()
+        journal = Journal(folder)
+        vms, _, _ = await journal.load()
+        assert [record.vm for record in vms] == ["web2"]
+        assert path.with_name(f"web1.json.damaged{number}").read_bytes() == bad
+        assert "web1" in journal.damaged
+        (loud,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert "web1.json cannot be read" in loud.getMessage()
+        await journal.save_vm(RECORD)
+        assert (folder / "vms" / "web1.json.damaged").read_bytes() == bad
+    restarted = Journal(folder)
+    await restarted.load()
+    assert "web1" in restarted.damaged, "what was set aside is still told of after a restart"
+
+
+async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    (folder / "networks.json").write_text('{"format": 1, "networks": [{}], "ports": []}')
+    journal = Journal(folder)
+    assert await journal.load() == ([RECORD], [], [])
+    assert "networks[0].name" in journal.damaged["networks"]
+    assert (folder / "networks.json.damaged").exists()
+
+
+async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    path = folder / "vms" / "web1.json"
+    path.write_text("{")
+
+    async def rename(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("aiofiles.os.rename", rename)
+    journal = Journal(folder)
+    assert await journal.load() == ([], [], [])
+    with pytest.raises(StateError, match=r"web1\.json is damaged and could not be set aside"):
+        await journal.save_vm(RECORD)
+    assert path.read_text() == "{"
+
+
+async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    monkeypatch.setattr(module, "FORMAT", 3)
+
+    def to_2(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "monitor": document["qmp"]}
+
+    def to_3(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "qmp": document["monitor"] + ".new"}
+
+    monkeypatch.setattr(module, "MIGRATIONS", {1: to_2, 2: to_3})
+    assert await loaded(folder) == [replace(RECORD, qmp="/run/web1.qmp.new")]
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "aiofiles.os.replace"])
+async def test_a_write_that_fails_leaves_the_old_document(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    vm = VmJournal(journal, RECORD)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(StateError, match="No space left on device") as caught:
+            await vm.change("net2", intent=Intent())
+        assert caught.value.hint
+        with pytest.raises(StateError):
+            await vm.set_vm({}, 1)
+    assert files(folder) == ["vms/web1.json"]
+    assert await loaded(folder) == [RECORD]
+    assert vm.record == RECORD
+    await vm.change("net1", intent=None)
+    (now,) = await loaded(folder)
+    assert now.nics["net1"].intent is None
+    assert now.nics["net2"].intent is None, "what could not be written does not come later"
+
+
+async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+    (folder / "vms" / "web1.json.tmp").write_text('{"format"')
+    assert await loaded(folder) == [RECORD]
+    assert files(folder) == ["vms/web1.json"]
+
+
+async def test_changes_of_several_nics_at_once_are_all_kept(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    nics = {f"net{number}": NicRecord(FACTS) for number in range(20)}
+    vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
+    await vm.set_vm(nics, None)
+    await asyncio.gather(*(vm.change(alias, wanted=LinkState.DOWN) for alias in nics))
+    (record,) = await loaded(folder)
+    assert all(nic.wanted is LinkState.DOWN for nic in record.nics.values())
+
+
+async def test_a_vm_that_was_dropped_does_not_come_back(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
+    await vm.set_vm({"net0": NicRecord(FACTS)}, None)
+    await vm.drop()
+    await vm.change("net0", wanted=LinkState.DOWN)
+    assert await loaded(folder) == []
+
+
+async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="cannot be used"):
+        await Journal(tmp_path / "file" / "state").load()
+
+
+async def test_a_process_is_known_by_its_start() -> None:
+    me = replace(RECORD, pid=os.getpid(), started=module.started_at(os.getpid()))
+    assert me.process_lives()
+    assert not replace(me, started=1).process_lives()
+    assert not replace(me, pid=None).process_lives()
+    assert not replace(me, pid=2**22 + 1).process_lives()
