@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from linkmgr.errors import CannotAttach, MonitorError
-from linkmgr.host import Host
+from linkmgr.host import Link
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, FdEndpoint, Finding, Mark, Nic, NicState
 from linkmgr.swap import Slot
 
 
-async def check_nic(nic: Nic, slot: Slot, host: Host) -> list[Finding]:
-    """Compare one NIC. The caller holds its lock."""
+async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
+    """Compare one NIC. The caller holds its lock.
+
+    :param links: the devices of this host as they are now, by name.
+    """
     subject = str(nic.ref)
     if nic.state is NicState.UNKNOWN:
         return [Finding("unknown", subject, nic.describe(), "see whether the guest is stopped")]
@@ -34,16 +39,18 @@ async def check_nic(nic: Nic, slot: Slot, host: Host) -> list[Finding]:
     found += [("leftover", "a clean-up is still to be done", "see the log")] * bool(slot.leftovers)
     found += [("refused", what, "see the port's trust_guest") for what in slot.refused]
     if slot.plugged:
-        found += await _check_device(slot, host, again)
+        found += device_faults(slot, links)
     return [Finding(code, subject, what, hint) for code, what, hint in found]
 
 
-async def _check_device(slot: Slot, host: Host, again: str) -> list[tuple[str, str, str]]:
+def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str, str]]:
+    """What is wrong with the host's side of a plugged NIC's cable: code, what, hint."""
     assert slot.plugged is not None
     cable = slot.plugged.cable
+    again = "unplug it and plug it again"
     if isinstance(cable.endpoint, FdEndpoint):
         return []  # its device is its owner's, and may be in another network namespace
-    link = await host.find_link(cable.device or "")
+    link = links.get(cable.device or "")
     if link is None:
         return [("device-gone", f"its device {cable.device} does not exist any more", again)]
     found: list[tuple[str, str, str]] = []
@@ -60,7 +67,7 @@ async def _check_device(slot: Slot, host: Host, again: str) -> list[tuple[str, s
             where = link.parent
         case None:
             return found
-    target = await host.find_link(name)
+    target = links.get(name)
     if target is None:
         found.append(("endpoint-gone", f"{name} does not exist any more", f"make {name} again"))
     elif where != target.index:

@@ -28,6 +28,8 @@ class EventKind(StrEnum):
     LINK = "link"
     REFUSED = "refused"  #: the guest asked for frames that its port does not give it
     NIC_GONE = "nic-gone"  #: somebody hot-unplugged the NIC
+    DRIFT = "drift"  #: a cable is not any more what it should be
+    REPAIRED = "repaired"  #: and was plugged again
     OVERFLOW = "overflow"  #: this listener was too slow and has missed events
     RESET = "reset"  #: events may have been missed while the service was away: look at everything
 

@@ -14,6 +14,7 @@ from linkmgr import swap
 from linkmgr.absent import Absentees
 from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
+from linkmgr.drift import DriftWatch
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
@@ -80,6 +81,8 @@ class LinkManager:
     entering it finishes or undoes what was in flight.
 
     :param state: the state directory, ``None`` for one that forgets.
+    :param watch: whether to look after each change of the host's devices if all cables are what
+        they should be, and do what their networks' `Drift` says. By default with a state directory.
     :param keeper: keeps duplicates of the cables' fds for the next run.
     :param timeout: seconds that QEMU may take for one command.
     :param probe: called before each step of a swap, for tests and for showing progress.
@@ -90,6 +93,7 @@ class LinkManager:
         *,
         state: str | Path | None = None,
         keeper: FdKeeper | None = None,
+        watch: bool | None = None,
         timeout: float = 5.0,
         probe: Probe = no_probe,
     ) -> None:
@@ -114,6 +118,9 @@ class LinkManager:
             back=self._is_back,
             probe=probe,
         )
+        self._watches = state is not None if watch is None else watch
+        self._watcher: asyncio.Task[None] | None = None
+        self._drift = DriftWatch(self._host, self._board, self._all_slots, self._repair)
         self._closed = False
 
     @property
@@ -146,6 +153,8 @@ class LinkManager:
         await self._absent.expect(vms, PATIENCE)
         await self._networks.tidy()
         await self._strays.look(*self._recorded())
+        if self._watches:
+            self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
 
     async def _connect(self, journal: VmJournal) -> Vm:
         record = journal.record
@@ -169,6 +178,9 @@ class LinkManager:
     async def close(self) -> None:
         """Finish the verbs under way, then let go of every guest. Repeats freely."""
         self._closed = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         await self._absent.close()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -476,7 +488,8 @@ class LinkManager:
             await self._care.ping(vm)
             for slot in list(vm.slots.values()):
                 async with slot.lock:
-                    findings += await check_nic(vm.nic(slot), slot, self._host)
+                    links = {link.name: link for link in await self._host.links()}
+                    findings += await check_nic(vm.nic(slot), slot, links)
         for absent in self._absent.vms.values():
             error = absent.refusal()
             findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
@@ -561,6 +574,38 @@ class LinkManager:
         finally:
             if slot.leftovers:
                 self._care.mend_later(vm)
+
+    def _all_slots(self) -> list[Slot]:
+        return [slot for vm in self._vms.values() for slot in vm.slots.values()]
+
+    async def _repair(self, slot: Slot) -> None:
+        """Plug a NIC into its own port again."""
+        vm = self._vms[slot.ref.vm]
+
+        async def work() -> Outcome:
+            old = slot.plugged
+            if old is None:
+                return Outcome(vm.nic(slot), changed=False)
+
+            async def keep_port() -> None:
+                """The NIC keeps its claim on the port, whichever side goes."""
+
+            free, old.free_port = old.free_port, keep_port
+            try:
+                timings = await swap.plug(
+                    slot,
+                    old.driver,
+                    old.attachment.port,
+                    keep_port,
+                    notify=Notify.ANNOUNCE,
+                    probe=self._probe,
+                )
+            finally:
+                if slot.plugged is not None:
+                    slot.plugged.free_port = free
+            return Outcome(vm.nic(slot), changed=True, timings=timings)
+
+        await self._verb(vm, slot, work)
 
     async def _look(self, vm: Vm, slot: Slot) -> Outcome:
         return Outcome(vm.nic(slot), changed=False)

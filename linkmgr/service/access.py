@@ -41,7 +41,10 @@ class Access:
         self._masters = {0, os.geteuid()}
         self._rules: dict[int, list[_Allowed]] = {}
         for rule in section.rules:
-            self._rules.setdefault(rule.uid, []).append(_Allowed.of(rule))
+            try:
+                self._rules.setdefault(rule.uid, []).append(_Allowed.of(rule))
+            except KeyError:  # gone since the file was checked
+                log.warning("there is no user %s: the rule for it is not used", rule.user)
         try:
             self._gid: int | None = grp.getgrnam(section.group).gr_gid
         except KeyError:

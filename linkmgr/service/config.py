@@ -181,13 +181,14 @@ def _known_keys(where: tuple[str | int, ...]) -> list[str]:
 
 
 def _bad_networks(config: Config) -> Iterator[_Mistake]:
-    from linkmgr.drivers.options import check_options  # noqa: PLC0415 - with netlink: only now
+    from linkmgr.drivers.fd import refuse_reserved  # noqa: PLC0415 - with netlink: only now
+    from linkmgr.drivers.options import check_options  # noqa: PLC0415
     from linkmgr.drivers.registry import find_driver  # noqa: PLC0415
 
     for name, network in config.networks.items():
         where = ("networks", name)
         try:
-            check_name("network", name)
+            refuse_reserved(check_name("network", name))
             driver = find_driver(network.driver)
         except BadName as error:
             yield where, str(error)

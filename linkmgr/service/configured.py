@@ -157,6 +157,10 @@ class Configured:
         except PortInUse as error:
             self._wait(f"port {network}:{port}", error)
             return False
+        except LinkmgrError as error:
+            self._pending = True
+            log.error("port %s:%s cannot be deleted: %s", network, port, error)  # noqa: TRY400
+            return False
         self._ours[network].discard(port)
         return True
 

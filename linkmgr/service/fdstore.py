@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 
 from linkmgr.host import Fd
 from linkmgr.service.notify import Notifier
@@ -117,12 +117,14 @@ class SystemdKeeper:
         fd = self._left.pop(_PREFIX + ident, None)
         return None if fd is None else fd.take()
 
-    def drop_rest(self) -> list[str]:
+    def drop_rest(self, known: Collection[str] = ()) -> list[str]:
         """Drop what an earlier run left and no cable has claimed; return the ids.
 
         To be called when the recovery has ended.
+
+        :param known: ids of recorded cables whose guest could not be asked yet; these stay.
         """
-        rest = self.left
+        rest = [ident for ident in self.left if ident not in known]
         for ident in rest:
             self.drop(ident)
         return rest

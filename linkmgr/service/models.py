@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
@@ -17,7 +18,11 @@ from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.service.config import Verb
 from linkmgr.service.operations import Phase
 
-Name = Annotated[str, Field(max_length=200)]  # its form is checked with a better error elsewhere
+# The form of a name is told here, and checked with a better error elsewhere.
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_FORM: dict[str, Any] = {"pattern": f"^{_NAME}$"}
+Name = Annotated[str, Field(max_length=200, json_schema_extra=_FORM)]
+PathName = Annotated[str, Path(json_schema_extra=_FORM)]
 _NIC = "web1/net0"
 _SINCE = "2026-01-31T12:00:00+00:00"
 
@@ -39,7 +44,14 @@ class AddVm(_Form):
     model_config = _examples({"name": "web1", "qmp": "/run/web1.qmp"})
 
     name: Name
-    qmp: Annotated[str, Field(max_length=107, description="absolute path of its monitor socket")]
+    qmp: Annotated[
+        str,
+        Field(
+            max_length=107,
+            description="absolute path of its monitor socket",
+            json_schema_extra={"pattern": "^/."},
+        ),
+    ]
 
 
 class CreateNetwork(_Form):
@@ -68,7 +80,14 @@ class Plug(_Form):
 
     model_config = _examples({"target": "blue"}, {"target": "blue:p7", "notify": "announce"})
 
-    target: Annotated[str, Field(max_length=200, description="NETWORK or NETWORK:PORT")]
+    target: Annotated[
+        str,
+        Field(
+            max_length=200,
+            description="NETWORK or NETWORK:PORT",
+            json_schema_extra={"pattern": f"^{_NAME}(:{_NAME})?$"},
+        ),
+    ]
     notify: Notify = Notify.AUTO
 
 

@@ -51,7 +51,7 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
 @router.delete(
     "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
 )
-async def delete_network(call: CallIn, name: str) -> Response:
+async def delete_network(call: CallIn, name: models.PathName) -> Response:
     """Forget a network that nothing is plugged into."""
     check_name("network", name)
 
@@ -92,7 +92,7 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
     responses={200: {"model": models.Changed}},
     summary="Delete a port",
 )
-async def delete_port(call: CallIn, network: str, name: str) -> Response:
+async def delete_port(call: CallIn, network: models.PathName, name: models.PathName) -> Response:
     """Forget a port that no NIC is plugged into."""
     check_name("network", network)
     check_name("port", name)

@@ -25,7 +25,7 @@ async def nics(call: CallIn) -> Response:
 
 
 @router.get("/v1/nics/{vm}/{alias}", responses={200: {"model": models.NicForm}}, summary="One NIC")
-async def nic(call: CallIn, vm: str, alias: str) -> Response:
+async def nic(call: CallIn, vm: models.PathName, alias: models.PathName) -> Response:
     """Show one NIC as it is now."""
     return JsonResponse(to_json(await call.links.nic(_ref(vm, alias))))
 
@@ -35,7 +35,9 @@ async def nic(call: CallIn, vm: str, alias: str) -> Response:
     responses={200: {"model": models.OutcomeForm}},
     summary="Set the link state",
 )
-async def set_link(call: CallIn, vm: str, alias: str, body: models.SetLink) -> Response:
+async def set_link(
+    call: CallIn, vm: models.PathName, alias: models.PathName, body: models.SetLink
+) -> Response:
     """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
     ref = _ref(vm, alias)
 
@@ -58,7 +60,9 @@ async def connections(call: CallIn) -> Response:
     responses={200: {"model": models.OutcomeForm}},
     summary="Plug, or replug",
 )
-async def plug(call: CallIn, vm: str, alias: str, body: models.Plug) -> Response:
+async def plug(
+    call: CallIn, vm: models.PathName, alias: models.PathName, body: models.Plug
+) -> Response:
     """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
     ref = _ref(vm, alias)
 
@@ -76,7 +80,7 @@ async def plug(call: CallIn, vm: str, alias: str, body: models.Plug) -> Response
     responses={200: {"model": models.OutcomeForm}},
     summary="Unplug",
 )
-async def unplug(call: CallIn, vm: str, alias: str) -> Response:
+async def unplug(call: CallIn, vm: models.PathName, alias: models.PathName) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
     ref = _ref(vm, alias)
 

@@ -136,6 +136,8 @@ class Service:
                 log.info("the configuration %s is in force", self._path)
             except BadConfig as error:
                 log.error("the configuration in force stays: %s", error)  # noqa: TRY400
+            except Exception:
+                log.exception("a fault while reading the configuration again")
             finally:
                 self._notifier.ready()
 

@@ -479,6 +479,7 @@ class HubWiring(Wiring):
         if new.endpoint.mtu != old.endpoint.mtu:
             await self._host.set_mtu(old.device, new.endpoint.mtu)
         try:
+            await self._host.set_up(old.device)  # somebody may have taken it down
             if new.endpoint.mode != old.endpoint.mode:
                 await self._host.set_macvtap_mode(old.device, new.endpoint.mode)
         except BaseException:

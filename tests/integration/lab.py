@@ -91,11 +91,11 @@ class Lab:
 
 @asynccontextmanager
 async def make_lab(
-    workdir: Path, *, timeout: float = 5.0, probe: Probe = no_probe
+    workdir: Path, *, timeout: float = 5.0, probe: Probe = no_probe, watch: bool = False
 ) -> AsyncIterator[Lab]:
     """Build an empty lab; take everything down at the end, the guests last but one."""
     async with contextlib.AsyncExitStack() as stack:
-        links = LinkManager(timeout=timeout, probe=probe)
+        links = LinkManager(timeout=timeout, probe=probe, watch=watch)
         lab = Lab(links, workdir, stack=stack)
         await stack.enter_async_context(links)
         yield lab

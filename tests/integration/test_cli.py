@@ -84,9 +84,9 @@ class Host:
 
 
 @asynccontextmanager
-async def make_host(folder: Path) -> AsyncIterator[Host]:
+async def make_host(folder: Path, command: str = "linkmgr serve") -> AsyncIterator[Host]:
     host = Host(folder)
-    host.start()
+    host.start(command)
     try:
         await host.ready()
         yield host
@@ -310,6 +310,31 @@ async def test_client_and_guest_outlive_a_restart_of_the_service(host: Host, lab
         assert kinds[:2] == [EventKind.VM_ADDED, EventKind.PLUGGED]
         assert EventKind.RESET in kinds
         await links.remove_vm("web1")
+
+
+async def test_a_service_that_hangs_is_noticed_by_the_heartbeat_that_it_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "linkmgr.toml").write_text("[limits]\nheartbeat_seconds = 0.2\n")
+    async with make_host(tmp_path, f"linkmgr serve --config {tmp_path}/linkmgr.toml") as host:
+        assert host.child
+        async with Client(host.socket) as links:
+            events = links.events()
+            async with asyncio.timeout(10):
+                await events.settled.wait()
+            await asyncio.sleep(1)  # idle, and alive
+            assert not caplog.records
+            host.child.signal(signal.SIGSTOP)
+            try:
+
+                async def noticed() -> bool:
+                    return "the events of the service have stopped" in caplog.text
+
+                await until(noticed, timeout=10, what="the client to notice")
+            finally:
+                host.child.signal(signal.SIGCONT)
+            await links.create_network("blue", "bridge", bridge="br7")
+            events.close()
 
 
 async def test_a_service_that_ends_leaves_no_socket_and_says_nothing_of_errors(

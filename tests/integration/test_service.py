@@ -135,12 +135,12 @@ async def test_a_client_that_goes_away_in_the_middle_stops_no_swap(tmp_path: Pat
             await asyncio.sleep(0.1)
             go_on.set()
 
-            async def plugged() -> bool:
-                return bool((await api.ask("GET", NIC))["state"] == "plugged")
+            async def done() -> bool:
+                (operation,) = (await api.ask("GET", "/v1/operations"))["operations"]
+                return bool(operation["state"] == "done")
 
-            await until(plugged, timeout=10, what="the NIC is plugged")
-            (done,) = (await api.ask("GET", "/v1/operations"))["operations"]
-            assert done["state"] == "done"
+            await until(done, timeout=10, what="the operation is done")
+            assert (await api.ask("GET", NIC))["state"] == "plugged"
 
 
 async def test_events_of_the_real_verbs_are_streamed(lab: Lab) -> None:

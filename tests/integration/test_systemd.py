@@ -212,6 +212,40 @@ async def test_the_unit_grants_what_is_needed_and_refuses_the_rest(machine: Mach
         assert re.match(r"(PermissionError|OSError|FileNotFoundError)", answer), (refused, answer)
 
 
+async def use_the_real_service(machine: Machine) -> None:
+    await machine.run("rm -r /etc/systemd/system/linkmgr.service.d && systemctl daemon-reload")
+
+
+async def networks(machine: Machine) -> set[str]:
+    said = await machine.says("linkmgr network list --json")
+    return {each["name"] for each in json.loads(said)["networks"]}
+
+
+async def test_a_reload_puts_a_changed_configuration_in_force_and_a_wrong_one_not(
+    machine: Machine,
+) -> None:
+    await use_the_real_service(machine)
+    section = '[networks.{0}]\ndriver = "bridge"\noptions = {{ bridge = "br-{0}" }}\n'
+    config = machine.shared / "linkmgr.toml"
+    config.write_text(section.format("blue"))
+    await machine.run("mkdir /etc/linkmgr && ln -s /shared/linkmgr.toml /etc/linkmgr/")
+    assert await networks(machine) == {"blue"}
+    pid = await main_pid(machine)
+    config.write_text(section.format("blue") + section.format("green"))
+    await machine.run("systemctl reload linkmgr")
+    await until(lambda: _is(networks(machine), {"blue", "green"}), timeout=5, what="the reload")
+    config.write_text("[networks.blue]\ncolour = 1\n")
+    await machine.run("systemctl reload linkmgr")
+
+    async def told() -> bool:
+        return "colour" in await machine.journal("linkmgr")
+
+    await until(told, timeout=5, what="a word on the mistake")
+    assert await networks(machine) == {"blue", "green"}
+    assert await main_pid(machine) == pid
+    assert await machine.property("linkmgr", "ActiveState") == "active"
+
+
 async def tun_devices(machine: Machine) -> list[str]:
     """The devices behind the fds of /dev/net/tun that the service has open."""
     pid = await main_pid(machine)
@@ -222,7 +256,7 @@ async def tun_devices(machine: Machine) -> list[str]:
 async def test_the_duplicate_of_a_plugged_cable_survives_kill_9_of_the_service(
     machine: Machine,
 ) -> None:
-    await machine.run("rm -r /etc/systemd/system/linkmgr.service.d && systemctl daemon-reload")
+    await use_the_real_service(machine)
     await machine.run("ip link add br0 type bridge && ip link set br0 up")
     # QEMU is this side's, but it runs among the machine's processes: linkmgr looks after its pid.
     argv = [
@@ -275,5 +309,5 @@ async def _exists(path: Path) -> bool:
     return path.exists()
 
 
-async def _is(asked: Any, wanted: int) -> bool:
+async def _is(asked: Any, wanted: object) -> bool:
     return bool(await asked == wanted)

@@ -167,6 +167,7 @@ def test_what_nobody_claims_is_dropped(manager: Manager, notifier: Notifier) -> 
     keeper = SystemdKeeper(notifier, PassedFds(list(zip(names, fds, strict=True))))
     keeper.drop("a")
     taken = keeper.take("b")
+    assert keeper.drop_rest(known=["c"]) == []
     assert keeper.drop_rest() == ["c"]
     assert manager.heard() == [f"FDSTOREREMOVE=1\nFDNAME=lm-{ident}" for ident in "ac"]
     assert [is_open(number) for number in numbers] == [False, True, False]

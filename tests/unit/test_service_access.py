@@ -192,6 +192,13 @@ def test_without_the_group_only_root_may_change_anything(caplog: pytest.LogCaptu
 
 
 @pytest.mark.usefixtures("group")
+def test_a_rule_for_a_user_that_is_gone_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+    access = Access(AccessSection(rules=[Rule(user="no-such-user")]))
+    assert "no-such-user" in caplog.text
+    assert not allowed(access, NOBODY, Verb.PLUG, nic=NIC, network="blue")
+
+
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(
     ("rule", "verb", "about", "may"),
     [

@@ -84,6 +84,7 @@ def test_the_example_of_the_documentation_is_right_and_complete(tmp_path: Path) 
         ("[[access.rules]]\nuser = 'no-such-user'\n", 2, "there is no user 'no-such-user'"),
         ("[[access.rules]]\nuser = 1\nverbs = [\n 'plug',\n 'plugg',\n]\n", 5, "'plug'"),
         ("[[access.rules]]\nuser = 1\n\nnetwork = ['x']\n", 4, "did you mean networks?"),
+        ("\n[networks.fd]\ndriver = 'bridge'\n", 2, "fd"),
         ("x = 1\nx = 2\n", 2, "is not TOML"),
         ("a = [\n1,\n2\n", 4, "is not TOML"),
     ],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from linkmgr.errors import StateError
 from linkmgr.model import NicRef
 from linkmgr.service.config import Config, NetworkSection
 from linkmgr.service.configured import Configured
@@ -122,6 +123,24 @@ async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_ther
     await Configured(links, Path("/proc/nowhere/configuration.json")).use({"blue": network()})
     assert bridges(links) == {"blue": "br0"}
     assert "cannot be written" in caplog.text
+
+
+async def test_verbs_that_cannot_write_are_tried_again(
+    links: FakeLinks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def full(*_: object, **__: object) -> bool:
+        raise StateError("the disk is full")
+
+    configured = Configured(links)
+    await configured.use({"blue": network(p7={}), "red": network()})
+    with monkeypatch.context() as patch:
+        for verb in ("create_network", "create_port", "delete_network", "delete_port"):
+            patch.setattr(links, verb, full)
+        await configured.use({"green": network()})
+        await configured.retry()
+    assert "the disk is full" in caplog.text
+    await configured.retry()
+    assert bridges(links) == {"green": "br0"}
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""Finds cables that are not what they should be any more, and plugs them again if so wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from linkmgr.checks import device_faults
+from linkmgr.errors import LinkmgrError
+from linkmgr.events import EventKind, Switchboard
+from linkmgr.host import Host
+from linkmgr.host.watch import LinkChanges
+from linkmgr.model import Drift
+from linkmgr.swap import Slot
+
+log = logging.getLogger(__name__)
+
+BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
+#: Seconds from one failed repair to the next try: the first pause, and the longest.
+PATIENCE = (0.5, 8.0)
+#: What a plug into the same port puts right.
+REPAIRABLE = {"device-gone", "device-down", "moved", "endpoint-gone", "endpoint-down"}
+
+
+class DriftWatch:
+    """Looks at every cable's device after each change of the host's devices.
+
+    What cannot be repaired now, because its bridge is gone, say, is tried again after a while and
+    after a change: so also when the bridge comes back.
+
+    :param slots: gives the NICs as they are when it is called.
+    :param repair: plugs a NIC into its own port again; raises if that fails. Takes the NIC's lock.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        board: Switchboard,
+        slots: Callable[[], Iterable[Slot]],
+        repair: Callable[[Slot], Awaitable[None]],
+    ) -> None:
+        self._host = host
+        self._board = board
+        self._slots = slots
+        self._repair = repair
+        self._told: dict[str, list[str]] = {}  # NIC -> codes of what was wrong at the last look
+        self._pauses: dict[str, tuple[float, float]] = {}  # NIC -> not before, and how long it was
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with LinkChanges() as changes:
+            pause: float | None = 0.0
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changes.wait(), pause)
+                try:
+                    pause = await self.look()
+                except Exception:
+                    log.exception("looking for drift failed")
+                    pause = PATIENCE[1]
+
+    async def look(self) -> float | None:
+        """Look once at every cable.
+
+        :return: seconds until it has to be looked at again whether something changes or not.
+        """
+        links = {link.name: link for link in await self._host.links()}
+        later: list[float] = []
+        for slot in list(self._slots()):
+            ref = str(slot.ref)
+            if slot.plugged is None:
+                self._told.pop(ref, None)
+                continue
+            if slot.lock.locked():
+                later.append(BUSY)
+                continue
+            faults = device_faults(slot, links)
+            codes = [code for code, _, _ in faults]
+            if not codes:
+                self._told.pop(ref, None)
+                self._pauses.pop(ref, None)
+                continue
+            if codes != self._told.get(ref):
+                self._told[ref] = codes
+                what = "; ".join(what for _, what, _ in faults)
+                log.warning("%s: %s", ref, what)
+                self._board.tell(EventKind.DRIFT, ref, codes=codes, what=what)
+            if slot.plugged.attachment.port.network.drift is Drift.REPAIR and (
+                not REPAIRABLE.isdisjoint(codes)
+            ):
+                later.append(await self._mend(slot))
+        return min(later) if later else None
+
+    async def _mend(self, slot: Slot) -> float:
+        """Repair a cable, unless that was tried a short while ago.
+
+        :return: seconds until it is worth another look.
+        """
+        ref, now = str(slot.ref), asyncio.get_running_loop().time()
+        not_before, pause = self._pauses.get(ref, (now, PATIENCE[0] / 2))
+        if now < not_before:
+            return not_before - now
+        pause = min(2 * pause, PATIENCE[1])
+        self._pauses[ref] = (now + pause, pause)  # until a look finds nothing wrong
+        try:
+            await self._repair(slot)
+        except LinkmgrError as error:
+            log.warning("%s: not repaired yet: %s", ref, error)
+            return pause
+        self._told.pop(ref, None)
+        log.warning("%s: repaired", ref)
+        self._board.tell(EventKind.REPAIRED, ref)
+        return BUSY

@@ -1,0 +1,136 @@
+"""Cables that somebody else breaks, and what linkmgr does about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr import EventKind, Events, LinkManager
+from linkmgr.testing.process import until
+from tests.integration.lab import Lab, make_lab
+
+NIC = "web1/net0"
+
+
+@pytest.fixture
+async def watched(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with make_lab(tmp_path, watch=True) as lab:
+        yield lab
+
+
+async def event(events: Events, *kinds: EventKind) -> str:
+    """Wait for the next event of these kinds; return its kind."""
+    async with asyncio.timeout(20):
+        async for each in events:
+            if each.kind in kinds:
+                return each.kind
+    raise AssertionError("the events ended")
+
+
+async def answers(lab: Lab, number: int) -> None:
+    guest = lab.guests["web1"]
+
+    async def asked() -> bool:
+        return (await guest.ping(f"10.{number}.0.1", count=1)).received == 1
+
+    await until(asked, timeout=15, what="the peer answers")
+
+
+async def device(links: LinkManager) -> str:
+    nic = await links.nic(NIC)
+    assert nic.connection is not None
+    return nic.connection.device
+
+
+async def good(links: LinkManager) -> bool:
+    return await links.check() == []
+
+
+@pytest.mark.parametrize(
+    ("network", "number", "harm"),
+    [
+        ("blue", 1, "ip link del {device}"),
+        ("blue", 1, "ip link set {device} nomaster"),
+        ("blue", 1, "ip link set {device} down"),
+        ("blue", 1, "ip link set br-blue down"),
+        ("green", 2, "ip link del {device}"),
+        ("green", 2, "ip link set {device} down"),
+    ],
+)
+async def test_a_broken_cable_is_plugged_again(
+    watched: Lab, network: str, number: int, harm: str
+) -> None:
+    links = watched.links
+    await watched.network(network)
+    guest = await watched.guest(cmdline=f"lm.ip.eth0=10.{number}.0.2/24")
+    await links.plug(NIC, network)
+    await answers(watched, number)
+    index = await guest.run("cat /sys/class/net/eth0/ifindex")
+    events = links.events()
+    await watched.sh(harm.format(device=await device(links)))
+    assert await event(events, EventKind.DRIFT) == EventKind.DRIFT
+    assert await event(events, EventKind.REPAIRED) == EventKind.REPAIRED
+    events.close()
+    await answers(watched, number)
+    await until(lambda: good(links), timeout=5, what="nothing is wrong")
+    assert await guest.run("cat /sys/class/net/eth0/ifindex") == index
+    await links.unplug(NIC)
+    assert await links.delete_network(network), "the port is free again"
+
+
+async def test_a_bridge_that_vanished_and_came_back_has_its_cables_again(watched: Lab) -> None:
+    links = watched.links
+    await watched.network("blue")
+    await watched.guest(cmdline="lm.ip.eth0=10.1.0.2/24")
+    await links.plug(NIC, "blue")
+    await answers(watched, 1)
+    events = links.events()
+    await watched.sh("ip link del br-blue")
+    await event(events, EventKind.DRIFT)
+    await event(events, EventKind.FAILED)  # a repair, while there is no bridge
+    await watched.sh("ip link add br-blue type bridge && ip link set br-blue up")
+    await watched.sh("ip link set v-blue master br-blue")
+    await event(events, EventKind.REPAIRED)
+    events.close()
+    await answers(watched, 1)
+    await until(lambda: good(links), timeout=5, what="nothing is wrong")
+    await links.unplug(NIC)
+
+
+async def test_with_the_policy_report_it_is_told_once_and_left_alone(watched: Lab) -> None:
+    links = watched.links
+    await watched.network("blue", drift="report")
+    await watched.guest(boot=False)
+    await links.plug(NIC, "blue")
+    before = await device(links)
+    events = links.events()
+    await watched.sh(f"ip link set {before} nomaster")
+    await event(events, EventKind.DRIFT)
+    await watched.sh("ip link add other type veth && ip link del other")  # more changes
+    await asyncio.sleep(1)
+    events.close()
+    assert [each async for each in events if each.kind is EventKind.DRIFT] == []
+    assert await device(links) == before
+    assert [found.code for found in await links.check()] == ["moved"]
+    await watched.sh(f"ip link set {before} master br-blue")
+    assert await links.check() == []
+    await links.unplug(NIC)
+
+
+async def test_verbs_and_repairs_do_not_disturb_each_other(watched: Lab) -> None:
+    """Devices come and go all the time while a NIC is swapped; in the end all is whole."""
+    links = watched.links
+    await watched.network("blue")
+    await watched.network("green")
+    await watched.guest(cmdline="lm.ip.eth0=10.1.0.2/24")
+    for round_ in range(20):
+        await links.plug(NIC, ("blue", "green")[round_ % 2], notify="silent")
+        if round_ % 5 == 4:
+            await watched.sh(f"ip link del {await device(links)}")
+    await until(lambda: good(links), timeout=20, what="nothing is wrong")
+    await links.plug(NIC, "blue")
+    await answers(watched, 1)
+    await links.unplug(NIC)

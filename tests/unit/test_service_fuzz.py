@@ -1,0 +1,106 @@
+"""Requests made up from the OpenAPI document: no fault, no undocumented answer, no half change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from linkmgr.service import wire
+from linkmgr.service.peers import Peer
+from tests.unit.service_lab import Lab, running
+
+CHECKS = [
+    not_a_server_error,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+EXAMPLES = settings(
+    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate], database=None,
+)  # fmt: skip
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with running(tmp_path) as made:
+        await made.links.add_vm("web1", "/nowhere")
+        await made.links.create_network("blue", "bridge", bridge="br0")
+        yield made
+
+
+def state_of(lab: Lab) -> tuple[object, ...]:
+    links = lab.links
+    return (dict(links.the_nics), dict(links.the_networks), dict(links.the_ports))
+
+
+def try_everything(lab: Lab, document: dict[str, Any], *, may_change: bool) -> dict[int, int]:
+    """Send made-up requests to every path, in a thread; the number of answers by status."""
+    statuses: dict[int, int] = {}
+    transport = httpx.HTTPTransport(uds=str(lab.socket))
+    with httpx.Client(transport=transport, base_url="http://x", timeout=20) as client:
+        for found in schemathesis.openapi.from_dict(document).get_all_operations():
+            assert isinstance(found, Ok), found
+            operation = found.ok()
+            if operation.path == "/v1/events":
+                continue  # it has no end
+            modes = [GenerationMode.POSITIVE]
+            if operation.body:
+                modes.append(GenerationMode.NEGATIVE)
+            for mode in modes:
+
+                @given(case=operation.as_strategy(generation_mode=mode))
+                @EXAMPLES
+                def try_one(case: Any) -> None:
+                    made = case.as_transport_kwargs(base_url="http://x")
+                    if isinstance(made.get("data"), bytes | str):
+                        made["content"] = made.pop("data")  # httpx has another word for it
+                    wanted = ("method", "url", "headers", "params", "json", "data", "content")
+                    before = state_of(lab)
+                    answer = client.request(**{key: made[key] for key in wanted if key in made})
+                    statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+                    if answer.status_code >= 400 or not may_change:
+                        assert state_of(lab) == before, "a rejected request has changed something"
+                    if not may_change and case.method != "GET":
+                        assert answer.status_code >= 400
+                    case.validate_response(answer, checks=CHECKS)
+
+                try_one()
+    return statuses
+
+
+async def test_made_up_requests_of_root_find_no_fault(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    document = (await lab.ask("GET", "/openapi.json")).json
+    statuses = await asyncio.to_thread(try_everything, lab, document, may_change=True)
+    assert statuses.keys() >= {200, 400, 404}
+
+
+async def test_made_up_requests_of_an_unprivileged_user_change_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(wire, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
+    document = (await lab.ask("GET", "/openapi.json")).json
+    statuses = await asyncio.to_thread(try_everything, lab, document, may_change=False)
+    assert statuses.keys() >= {200, 400, 403}
