@@ -10,12 +10,15 @@ from linkmgr.host.links import Link
 from linkmgr.host.macvtap import device_number
 from linkmgr.host.trouble import Refused
 
+UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
+
 
 def held_by(link: Link) -> list[str]:
-    """Return the processes that have a tap or macvtap open, such as ``qemu-system-x86 (4711)``.
+    """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``.
 
-    Blocks for some ms. This process does not count, nor do those whose descriptors it may not see.
-    For a tap the kernel tells in /proc/PID/fdinfo, for a macvtap by the number of its node.
+    Blocks for some ms. This process does not count. Without the right to look at all others, and
+    with nobody found, `UNSEEN` stands for them. For a tap the kernel tells in /proc/PID/fdinfo, for
+    a macvtap by the number of its node.
     """
     if link.kind not in {"tun", "macvtap"}:
         return []
@@ -25,16 +28,18 @@ def held_by(link: Link) -> list[str]:
             number = device_number(link.name, link.index)
         except Refused:  # gone meanwhile
             return []
-    holders = []
+    holders, unseen = [], False
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or process.name == str(os.getpid()):
             continue
         try:
             if any(_is_of(process, fd.name, link, number) for fd in (process / "fd").iterdir()):
                 holders.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
-        except OSError:  # it has ended, or is none of ours to look at
+        except PermissionError:
+            unseen = True
+        except OSError:  # it has ended
             continue
-    return sorted(holders)
+    return sorted(holders) or [UNSEEN] * unseen
 
 
 def _is_of(process: Path, fd: str, link: Link, number: int | None) -> bool:

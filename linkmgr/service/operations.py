@@ -13,7 +13,7 @@ from typing import Any
 
 from linkmgr.errors import NotFound
 from linkmgr.service.config import Limits, Verb
-from linkmgr.service.peers import Peer, caller
+from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused, problem
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,6 @@ class Operations:
             await asyncio.wait(self._tasks)
 
     async def _run(self, operation: Operation, peer: Peer, work: Work) -> None:
-        caller.set(peer)  # in this task only, and in those that it starts
         begun = time.monotonic()
         try:
             operation.result = await work()

@@ -7,7 +7,6 @@ import os
 import pwd
 import socket
 import struct
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,10 +35,6 @@ class Peer:
 
     def __str__(self) -> str:
         return f"uid {self.uid} (pid {self.pid})"
-
-
-#: Who asked for what is being done now; ``None`` outside of any request. A verb's tasks inherit it.
-caller: ContextVar[Peer | None] = ContextVar("linkmgr_caller", default=None)
 
 
 def peer_of(sock: PeerSocket) -> Peer:

@@ -105,6 +105,25 @@ async def test_a_later_run_knows_which_networks_are_of_the_configuration(
     assert [each.name for each in record.parent.iterdir()] == [record.name]
 
 
+async def test_a_network_that_was_made_just_before_a_crash_is_known_to_be_ours(
+    links: FakeLinks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "configuration.json"
+    create = links.create_network
+
+    async def crash(name: str, driver: str, **options: Any) -> None:
+        await create(name, driver, **options)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(links, "create_network", crash)
+        with pytest.raises(asyncio.CancelledError):
+            await Configured(links, record).use({"blue": network()})
+    assert bridges(links) == {"blue": "br0"}
+    await Configured(links, record).use({})
+    assert not links.the_networks
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"blue": 1}', "\x00"])
 async def test_a_damaged_record_deletes_nothing_and_is_told(
     links: FakeLinks, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
