@@ -34,8 +34,6 @@ class Networks:
         self._networks: dict[str, Network] = {}
         self._ports: dict[tuple[str, str], Port] = {}
         self._claims: dict[tuple[str, str], NicRef] = {}
-        #: Names of networks that somebody else keeps, such as the configuration.
-        self.unrecorded: set[str] = set()
 
     def __iter__(self) -> Iterator[Network]:
         return iter(list(self._networks.values()))
@@ -87,11 +85,8 @@ class Networks:
             self._ports.setdefault((port.network.name, port.name), port)
 
     def recorded(self) -> tuple[list[Network], list[Port]]:
-        """What belongs on disk: all but what `unrecorded` names."""
-        return (
-            [each for each in self._networks.values() if each.name not in self.unrecorded],
-            [each for each in self._ports.values() if each.network.name not in self.unrecorded],
-        )
+        """What belongs on disk: everything that was created."""
+        return list(self._networks.values()), list(self._ports.values())
 
     def in_use(self) -> set[str]:
         """Names of the networks that NICs are plugged into."""

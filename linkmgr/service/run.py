@@ -16,15 +16,17 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import BadConfig
 from linkmgr.manager import LinkManager
 from linkmgr.service import fdsock
 from linkmgr.service.app import make_app
-from linkmgr.service.config import DEFAULT_PATH, Config, load_config
+from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config
 from linkmgr.service.core import Core
 from linkmgr.service.fdstore import API, HANDOVER, PassedFds, SystemdKeeper, passed_fds
 from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+from linkmgr.service.peers import Peer
 from linkmgr.service.sockets import listening
 from linkmgr.service.wire import Gate, Server
 
@@ -60,9 +62,12 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         links = await stack.enter_async_context(
             LinkManager(state=state, keeper=keeper, timeout=settings.limits.monitor_seconds)
         )
+        if keeper is not None and (rest := keeper.drop_rest(links.cables())):
+            log.info("fds that no cable needs any more: %s", ", ".join(rest))
         core = Core(links, settings, record=state / RECORD if state else None)
         await core.configured.use(settings.networks)
-        await stack.enter_async_context(_fd_socket(passed, links, socket.with_name(FD_SOCKET)))
+        fd_path = socket.with_name(FD_SOCKET)
+        await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))
         await Service(core, notifier, config).run(api)
 
 
@@ -179,10 +184,16 @@ async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[socket.soc
 
 
 @contextlib.asynccontextmanager
-async def _fd_socket(passed: PassedFds, links: LinkManager, path: Path) -> AsyncIterator[None]:
+async def _fd_socket(
+    passed: PassedFds, links: LinkManager, core: Core, path: Path
+) -> AsyncIterator[None]:
     fd = passed.take(HANDOVER)
     sock = fdsock.bind(path) if fd is None else socket.socket(fileno=fd.take())
-    async with fdsock.FdSocket(links.fds, sock, path=path if fd is None else None):
+
+    def allow(peer: Peer) -> None:
+        core.access.check(peer, Verb.PLUG, network=FD_NETWORK.name)
+
+    async with fdsock.FdSocket(links.fds, sock, path=path if fd is None else None, allow=allow):
         yield
 
 

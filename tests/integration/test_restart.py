@@ -244,7 +244,7 @@ async def test_a_stopped_qemu_is_waited_for(bed: Bed) -> None:
     guest = bed.lab.guests["web1"]
     await bed.start_from("blue:one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("linkmgr.manager.PATIENCE", 0.3)
+        patch.setattr("linkmgr.inventory.PATIENCE", 0.3)
         os.kill(guest.pid, signal.SIGSTOP)
         try:
             async with LinkManager(state=bed.state, timeout=0.2) as links:

@@ -1,0 +1,86 @@
+"""Many VMs that are QEMU and nothing else: little memory, a NIC on a hub, no guest that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from linkmgr import hub_args
+from linkmgr.testing.process import Child, finish, until
+
+__all__ = ["Fleet"]
+
+_AT_ONCE = 20  # that are started together: each takes some 20 ms of CPU
+
+
+class Fleet:
+    """QEMUs vm0, vm1, ... that stay stopped; ``async with`` starts and ends them.
+
+    :param count: how many; about 17 MB each.
+    :param folder: where their monitors are.
+    """
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.folder = folder
+        self.names = [f"vm{number}" for number in range(count)]
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until the end
+        self._children: dict[str, Child] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            for first in range(0, len(self.names), _AT_ONCE):
+                some = self.names[first : first + _AT_ONCE]
+                for number, name in enumerate(some, first):
+                    self._start(name, number)
+                await until(lambda some=some: self._listen(some), timeout=60, what="monitors")
+        except BaseException:
+            await finish(self._end())
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await finish(self._end())
+
+    def monitor(self, name: str) -> Path:
+        """Where the QEMU listens for linkmgr."""
+        return self.folder / f"{name}.qmp"
+
+    def pid(self, name: str) -> int:
+        """Its process id."""
+        return self._children[name].pid
+
+    async def kill(self, name: str) -> None:
+        """End a QEMU, and wait until it has ended."""
+        await self._children[name].end(0)
+
+    def _start(self, name: str, number: int) -> None:
+        mac = f"52:54:00:f1:{number >> 8:02x}:{number & 255:02x}"
+        qemu = shlex.split(os.environ.get("LINKMGR_QEMU") or "qemu-system-x86_64")
+        rest = "-machine pc,accel=tcg -m 8 -S -nodefaults -no-user-config -display none -qmp".split()
+        monitor = f"unix:{self.monitor(name)},server=on,wait=off"
+        argv = [*qemu, "-name", name, *hub_args("net0", mac=mac), *rest, monitor]
+        self._children[name] = Child(argv, output=self._output)
+
+    async def _listen(self, names: list[str]) -> bool:
+        for name in names:
+            if (status := self._children[name].status) is not None:
+                self._output.seek(0)
+                said = self._output.read().decode(errors="replace")
+                raise RuntimeError(f"the QEMU of {name} ended with {status}: {said}")
+        return all(self.monitor(name).exists() for name in names)
+
+    async def _end(self) -> None:
+        # Nothing in them is worth a goodbye.
+        await asyncio.gather(*(child.end(0) for child in self._children.values()))
+        self._children.clear()
+        self._output.close()

@@ -1,0 +1,88 @@
+"""``linkmgr serve`` as a process of its own, on a socket and a state directory of its own."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from linkmgr import Client
+from linkmgr.testing.process import Child, finish
+
+__all__ = ["Served"]
+
+_PROGRAM = Path(sys.executable).with_name("linkmgr")
+_PATIENCE = 60.0  # seconds for a start
+
+
+class Served:
+    """The service; ``async with`` starts it and ends it.
+
+    :param folder: where its socket, its state and its log are.
+    :param before: words before the command, such as those of a profiler.
+    """
+
+    def __init__(self, folder: Path, *, before: tuple[str, ...] = ()) -> None:
+        self.socket = folder / "lm.sock"
+        self.state = folder / "state"
+        self._log_path = folder / "service.log"
+        self._before = before
+        self._log: IO[bytes] | None = None
+        self._child: Child | None = None
+
+    async def __aenter__(self) -> Self:
+        self._log = self._log_path.open("ab")
+        try:
+            await self.start()
+        except BaseException:
+            await finish(self._end())
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await finish(self._end())
+
+    async def start(self) -> float:
+        """Start it; return how many seconds it took until it answered."""
+        assert self._log is not None
+        begun = time.monotonic()
+        where = ["--socket", str(self.socket), "serve", "--state-dir", str(self.state)]
+        self._child = Child([*self._before, str(_PROGRAM), *where], output=self._log)
+        async with self.client() as links:
+            await links.networks()  # asks no QEMU
+        return time.monotonic() - begun
+
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it with a signal."""
+        assert self._child is not None
+        self._child.signal(number)
+        await self._child.wait(30)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._child is not None
+        return self._child.pid
+
+    def client(self) -> Client:
+        """One more client."""
+        return Client(self.socket, patience=_PATIENCE)
+
+    def said(self) -> str:
+        """Its log so far."""
+        return self._log_path.read_text()
+
+    async def _end(self) -> None:
+        if self._child is not None:
+            await self._child.end(30)
+        if self._log is not None:
+            self._log.close()

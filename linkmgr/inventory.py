@@ -1,0 +1,307 @@
+"""What there is: VMs, networks, ports; from its start to its end, and how it is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from linkmgr.absent import Absentees
+from linkmgr.care import Caretaker
+from linkmgr.checks import check_nic
+from linkmgr.drift import DriftWatch
+from linkmgr.errors import LinkmgrError, UnknownVm
+from linkmgr.events import Events, Switchboard
+from linkmgr.host import Host
+from linkmgr.host.keeper import FdKeeper
+from linkmgr.host.shelf import FdShelf
+from linkmgr.journal import Journal, VmJournal
+from linkmgr.model import (
+    Connection,
+    Finding,
+    Mark,
+    Network,
+    Nic,
+    NicRef,
+    Port,
+    Stray,
+    VmInfo,
+)
+from linkmgr.networks import Networks
+from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.strays import Strays
+from linkmgr.swap import Probe, Slot, no_probe
+from linkmgr.vm import Vm
+
+#: Seconds that a start waits for QEMUs that do not answer.
+PATIENCE = 3.0
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Inventory:
+    """The VMs, networks and ports that there are. `LinkManager` says what it takes and does."""
+
+    def __init__(
+        self,
+        *,
+        state: str | Path | None = None,
+        keeper: FdKeeper | None = None,
+        watch: bool | None = None,
+        timeout: float = 5.0,
+        probe: Probe = no_probe,
+    ) -> None:
+        self.timeout = timeout
+        self._probe = probe
+        self._stack = contextlib.AsyncExitStack()
+        self._host = Host(keeper)
+        self._journal = Journal(None if state is None else Path(state))
+        self._networks = Networks(self._host)
+        self._strays = Strays(self._host)
+        self._vms: dict[str, Vm] = {}
+        self._adding: dict[str, asyncio.Lock] = {}
+        self._board = Switchboard()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._care = Caretaker(self._board, self._start)
+        self._absent = Absentees(
+            journal=self._journal,
+            networks=self._networks,
+            host=self._host,
+            board=self._board,
+            connect=self._connect,
+            back=self._is_back,
+            probe=probe,
+        )
+        self._watches = state is not None if watch is None else watch
+        self._watcher: asyncio.Task[None] | None = None
+        self._drift = DriftWatch(self._host, self._board, self._all_slots, self._repair)
+        self._closed = False
+
+    @property
+    def fds(self) -> FdShelf:
+        """Where callers leave the fds that are then plugged as ``fd:NAME``."""
+        return self._host.fds
+
+    async def __aenter__(self) -> Self:
+        """Begin, and bring back what the state directory knows.
+
+        :raise StateError: when the state directory cannot be used.
+        """
+        await self._stack.enter_async_context(self._host)
+        try:
+            await self._remember()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _remember(self) -> None:
+        vms, networks, ports = await self._journal.load()
+        for network in networks:
+            try:
+                self._networks.restore(network)
+            except LinkmgrError as error:  # its driver is not installed any more, say
+                log.error("network %s cannot be had again: %s", network, error)  # noqa: TRY400
+        for port in ports:
+            self._networks.restore_port(port)
+        await self._absent.expect(vms, PATIENCE)
+        await self._networks.tidy()
+        await self._strays.look(*self._recorded())
+        if self._watches:
+            self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
+
+    async def _connect(self, journal: VmJournal) -> Vm:
+        record = journal.record
+        return await Vm.connect(
+            record.vm,
+            Path(record.qmp),
+            self._host,
+            timeout=self.timeout,
+            handler=self._care.on_event,
+            journal=journal,
+        )
+
+    def _is_back(self, vm: Vm) -> None:
+        self._vms[vm.name] = vm
+        if any(slot.leftovers for slot in vm.slots.values()):
+            self._care.mend_later(vm)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish the verbs under way, then let go of every guest. Repeats freely."""
+        self._closed = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._absent.close()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._vms.clear()
+        self._board.close()
+        await self._stack.aclose()
+
+    # ------------------------------------------------------------------ looking
+
+    async def vms(self) -> list[VmInfo]:
+        """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
+        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        return self.seen()[0]
+
+    async def nics(self) -> list[Nic]:
+        """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
+        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        return self.seen()[1]
+
+    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+        """All VMs and NICs as last known. Asks no QEMU."""
+        vms = [vm.info() for vm in self._vms.values()]
+        nics = [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
+        for absent in self._absent.vms.values():
+            vms.append(absent.info())
+            nics += absent.nics()
+        return vms, nics
+
+    async def nic(self, nic: str | NicRef) -> Nic:
+        """One NIC as it is now.
+
+        :raise NotFound: when there is none of that name.
+        """
+        ref = NicRef.parse(nic)
+        if absent := self._absent.vms.get(ref.vm):
+            for each in absent.nics():
+                if each.ref == ref:
+                    return each
+        vm, slot = self._find(ref)
+        await self._care.ping(vm)
+        return vm.nic(slot)
+
+    async def networks(self) -> list[Network]:
+        """All networks."""
+        return list(self._networks)
+
+    async def ports(self, network: str) -> list[Port]:
+        """The ports that were created on a network.
+
+        :raise UnknownNetwork: when there is no such network.
+        """
+        return self._networks.ports(self._networks.network(network).name)
+
+    async def connections(self) -> list[Connection]:
+        """All NICs that are plugged, with what they are plugged into."""
+        slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
+        absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
+        return [slot.plugged.connection() for slot in slots if slot.plugged] + [
+            nic.connection for nic in absent if nic.connection
+        ]
+
+    async def check(self) -> list[Finding]:
+        """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
+        findings: list[Finding] = []
+        for vm in list(self._vms.values()):
+            await self._care.ping(vm)
+            for slot in list(vm.slots.values()):
+                async with slot.lock:
+                    links = {link.name: link for link in await self._host.links()}
+                    findings += await check_nic(vm.nic(slot), slot, links)
+        for absent in self._absent.vms.values():
+            error = absent.refusal()
+            findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
+        for vm_name, what in self._journal.damaged.items():
+            findings.append(Finding("state-damaged", vm_name, what, "mend it, or add it again"))
+        strays = await self._strays.look(*self._recorded())
+        known, busy = self._recorded()  # a verb may have begun meanwhile
+        ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
+        return findings + [
+            Finding(
+                "stray-device",
+                stray.owner,
+                f"device {stray.device} carries its mark, but belongs to no cable of it",
+                "run 'linkmgr gc'",
+            )
+            for stray in strays
+            if stray.owner in ours and stray.mark not in known
+        ]
+
+    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+        """Remove devices that carry our mark and that nothing recorded. Goes on past errors.
+
+        :param older_than: seconds since a device was first seen to be one.
+        :param dry_run: only tell.
+        :return: all that were found, removed or not.
+        """
+        return await self._strays.remove(self._recorded, older_than=older_than, dry_run=dry_run)
+
+    def _recorded(self) -> tuple[set[str], set[str]]:
+        """The marks of what is recorded, and the owners of what may be in the making."""
+        known, busy = set(), set()
+        for vm in self._vms.values():
+            for slot in vm.slots.values():
+                if slot.plugged:
+                    known.add(str(Mark(str(slot.ref), slot.plugged.cable.id)))
+                if slot.leftovers or slot.foreign or slot.lock.locked():
+                    busy.add(str(slot.ref))
+        for absent in self._absent.vms.values():
+            busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
+        busy |= {f"network/{name}" for name in self._networks.in_use()}
+        return known, busy
+
+    def cables(self) -> set[str]:
+        """Ids of all cables that there are, those of VMs that have not answered yet included."""
+        slots = self._all_slots()
+        absent = [nic for each in self._absent.vms.values() for nic in each.record.nics.values()]
+        return {slot.plugged.cable.id for slot in slots if slot.plugged} | {
+            ident
+            for nic in absent
+            for ident in (nic.cable and nic.cable.id, nic.intent and nic.intent.attachment)
+            if ident
+        }
+
+    def events(self) -> Events:
+        """Listen from now on: an asynchronous iterator of events."""
+        return self._board.listen()
+
+    # ------------------------------------------------------------------ inside
+
+    def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
+        if absent := self._absent.vms.get(ref.vm):
+            raise absent.refusal(ref.alias)
+        if ref.vm not in self._vms:
+            known = ", ".join(sorted(self._vms)) or "none"
+            raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
+        vm = self._vms[ref.vm]
+        return vm, vm.slot(ref.alias)
+
+    def _all_slots(self) -> list[Slot]:
+        return [slot for vm in self._vms.values() for slot in vm.slots.values()]
+
+    async def _leave(self, vm: Vm) -> None:
+        """Let go of a VM; free what it held if it has ended."""
+        ended = not vm.qemu.alive or await vm.qemu.has_died()
+        await vm.close()
+        if ended:
+            await self._care.bury(vm)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone away; do not warn of an error unread
+
+    async def _repair(self, slot: Slot) -> None:
+        """Plug a NIC into its own port again."""
+        raise NotImplementedError
