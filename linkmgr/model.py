@@ -285,7 +285,7 @@ class Nic:
             case NicState.FOREIGN:
                 return "on a cable that linkmgr did not plug"
             case NicState.UNMANAGED:
-                return "on a backend that QEMU cannot exchange"
+                return "wired so that its cable cannot change"
             case NicState.GONE:
                 return "gone with its guest"
             case NicState.UNKNOWN:
