@@ -12,13 +12,11 @@ from linkmgr.host.holders import held_by
 from linkmgr.host.host import Host
 from linkmgr.host.links import Link, PortState
 from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
-from linkmgr.host.probe import HostFacts, probe_host
 from linkmgr.host.tap import Tap
 
 __all__ = [
     "Fd",
     "Host",
-    "HostFacts",
     "Link",
     "PortState",
     "Tap",
@@ -27,6 +25,5 @@ __all__ = [
     "held_by",
     "new_id",
     "private_mac",
-    "probe_host",
     "tap_mac",
 ]

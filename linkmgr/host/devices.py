@@ -15,7 +15,6 @@ from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
 from linkmgr.host.reader import Reader
 from linkmgr.host.rtnl import (
-    IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
     Change,
@@ -133,14 +132,6 @@ class Devices:
         :raise LinkMissing: when there is none.
         """
         await self._set(name_or_index, "mark {}", ifalias=str(alias))
-
-    async def set_allmulticast(self, name_or_index: Device, on: bool) -> None:
-        """Set whether a device receives all multicast.
-
-        :raise LinkMissing: when there is none.
-        """
-        flag = {"on" if on else "off": IFF_ALLMULTI}
-        await self._set(name_or_index, "set allmulticast of {}", **flag)
 
     async def set_promiscuity(self, name_or_index: Device, on: bool) -> None:
         """Set whether a device receives everything. On a macvtap only passthru makes it true.

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
+import struct
 from types import TracebackType
 from typing import Self
 
 _RTMGRP_LINK = 1  # linux/rtnetlink.h
+_RTM_NEWLINK, _AF_BRIDGE = 16, 7
+_START = struct.Struct("=IHHIIB")  # struct nlmsghdr, and the family of struct ifinfomsg
 
 
 class LinkChanges:
@@ -56,11 +59,26 @@ class LinkChanges:
         self._changed.clear()
 
     def _drain(self, sock: socket.socket) -> None:
-        self._changed.set()
         with contextlib.suppress(BlockingIOError):
             for _ in range(100):  # then the loop has its turn
                 try:
-                    sock.recv(1 << 16)
+                    message = sock.recv(1 << 16)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # some were dropped; that is a change, too
                         raise
+                    self._changed.set()
+                else:
+                    if not _only_a_bridge_speaks(message):
+                        self._changed.set()
+
+
+def _only_a_bridge_speaks(message: bytes) -> bool:
+    """Whether it says no more than how a bridge sees its port.
+
+    A bridge says so for each port whenever a timer of it ends. That a device became its port or
+    went up is told in another message; only that it is its port no more is believed from here.
+    """
+    if len(message) < _START.size:
+        return False
+    length, kind, _, _, _, family = _START.unpack_from(message)
+    return bool(kind == _RTM_NEWLINK and family == _AF_BRIDGE and length >= len(message))

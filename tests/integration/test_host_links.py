@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from linkmgr.errors import BadName, HostError, LinkMissing, Unsupported
-from linkmgr.host import Host, probe_host
+from linkmgr.host import Host
 from linkmgr.model import Mark
 from tests.integration.test_host_kit import MARK, bridge, discarding, ip, veth
 
@@ -88,16 +88,12 @@ async def test_single_things_are_changed_by_name_and_by_index(host: Host) -> Non
         await host.set_mtu(one, 1300)
         await host.set_mac(index, "52:54:00:00:00:42")
         await host.set_alias(one, "text")
-        await host.set_allmulticast(one, True)
         await host.set_promiscuity(index, True)
         link = await host.link(one)
         assert (link.mtu, link.mac, link.alias) == (1300, "52:54:00:00:00:42", "text")
-        assert link.allmulti
         assert link.promisc
-        await host.set_allmulticast(index, False)
         await host.set_promiscuity(one, False)
         link = await host.link(one)
-        assert not link.allmulti
         assert not link.promisc
         assert link.up
 
@@ -110,7 +106,6 @@ async def test_single_things_are_changed_by_name_and_by_index(host: Host) -> Non
         lambda host: host.set_mtu("nothere", 1500),
         lambda host: host.set_mac("nothere", "52:54:00:00:00:01"),
         lambda host: host.set_alias("nothere", MARK),
-        lambda host: host.set_allmulticast("nothere", True),
         lambda host: host.set_promiscuity("nothere", True),
         lambda host: host.detach_from_bridge("nothere"),
     ],
@@ -157,7 +152,7 @@ async def test_without_privilege_every_change_says_what_is_missing() -> None:
     script = """
 import asyncio, ctypes, json
 from linkmgr.errors import HostError
-from linkmgr.host import Host, probe_host
+from linkmgr.host import Host
 from linkmgr.model import DirectMode, Mark
 header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert ctypes.CDLL(None).capset(header, none) == 0
@@ -180,7 +175,6 @@ async def main():
                 found.append([error.code, error.hint])
         assert await host.find_link("lmdenied") is None
         assert (await host.link("lo")).up
-        assert (await probe_host()).bridge is None
     print(json.dumps(found))
 asyncio.run(main())
 """
@@ -192,13 +186,6 @@ asyncio.run(main())
     found = json.loads(out)
     assert [code for code, _ in found] == ["denied"] * 6
     assert all("CAP_NET_ADMIN" in hint for _, hint in found)
-
-
-async def test_the_host_is_probed() -> None:
-    facts = await probe_host()
-    assert facts.tun
-    assert facts.macvtap
-    assert facts.bridge
 
 
 async def test_outside_its_block_a_host_says_so() -> None:

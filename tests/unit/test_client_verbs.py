@@ -193,7 +193,7 @@ async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_
     links: Client, service: Service
 ) -> None:
     original = NotOnHub("its backend is fixed", hint="boot it on a hub").about(
-        "web1/net0", "on a backend that QEMU cannot exchange"
+        "web1/net0", "wired so that its cable cannot change"
     )
     service.script = lambda exchange: exchange.refuse(
         422,
