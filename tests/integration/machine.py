@@ -14,7 +14,10 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 from linkmgr.testing.process import Child, Result, execute, finish, until
 
@@ -60,6 +63,8 @@ class Machine:
 @asynccontextmanager
 async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
     """Boot a machine from Debian 12 and `layers`, the first one on top; kill it at the end."""
+    if (why := refused_here()) is not None:
+        pytest.skip(f"no machine can be booted here: {why}")
     if not (BOOKWORM / ".complete").exists():
         raise FileNotFoundError(f"there is no Debian 12 in {BOOKWORM}: make bookworm")
     lower = ":".join(str(layer) for layer in (*layers, BOOKWORM))
@@ -85,6 +90,25 @@ async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(first, signal.SIGKILL)  # everything inside ends with it
             await finish(child.end())
+
+
+@cache
+def refused_here() -> str | None:
+    """Why the kernel or a container around us does not let a machine be made; ``None``: it does."""
+    script = """
+        mount -t tmpfs tmpfs "$0" && cd "$0" && mkdir lower upper work root cgroup &&
+        mount -t cgroup2 cgroup2 cgroup && mkdir cgroup/linkmgr-try-$$ &&
+        rmdir cgroup/linkmgr-try-$$ &&
+        mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay root &&
+        mount -t proc proc root
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "--net", "--cgroup", "sh", "-c", script,
+             folder],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    return None if tried.returncode == 0 else tried.stderr.strip() or f"status {tried.returncode}"
 
 
 async def _first(child: Child) -> int | None:
