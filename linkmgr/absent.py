@@ -20,6 +20,7 @@ from linkmgr.vm import Vm
 log = logging.getLogger(__name__)
 
 PAUSE = 0.5  #: seconds between two tries to reach a QEMU
+REFUSALS = 5  #: in a row, after which a socket of an unknown process belongs to nobody
 
 Connect = Callable[[VmJournal], Awaitable[Vm]]
 
@@ -31,6 +32,15 @@ class Absent:
         self.record = record
         self.since = datetime.now(UTC)
         self.task: asyncio.Task[None]
+        self._why = ""
+
+    def tell(self, error: Exception) -> bool:
+        """Note why it is not here yet; true, and a line in the log, if that is news."""
+        news = str(error) != self._why
+        if news:
+            self._why = str(error)
+            log.warning("VM %s: not here yet: %s", self.record.vm, error)
+        return news
 
     def info(self) -> VmInfo:
         """The VM as a caller sees it."""
@@ -44,7 +54,8 @@ class Absent:
     def refusal(self, alias: str | None = None) -> MonitorUnreachable:
         """Make the error for a verb that has to wait for QEMU."""
         error = MonitorUnreachable(
-            f"the QEMU of VM {self.record.vm} runs, but has not answered since linkmgr started",
+            f"VM {self.record.vm} is known from before, and its QEMU has not answered since "
+            f"linkmgr started{f' ({self._why})' if self._why else ''}",
             hint="see whether it is stopped, or whether another client uses its monitor; "
             "linkmgr goes on trying",
         )
@@ -82,7 +93,7 @@ class Absentees:
     """All of them; brings each back as soon as its QEMU answers.
 
     :param connect: makes the `Vm` of a journal's record.
-    :param back: takes a VM that is here again.
+    :param back: takes a VM that is here again, or ``None`` for one that has ended.
     """
 
     def __init__(
@@ -93,7 +104,7 @@ class Absentees:
         host: Host,
         board: Switchboard,
         connect: Connect,
-        back: Callable[[Vm], None],
+        back: Callable[[Vm | None], None],
         probe: Probe,
     ) -> None:
         self._journal = journal
@@ -131,24 +142,29 @@ class Absentees:
     async def _await(self, absent: Absent, marked: Marked) -> None:
         name = absent.record.vm
         told = False
+        refusals = 0
         while True:
             try:
                 vm = await self._reach(absent, marked)
             except LinkmgrError as error:
-                if _nobody_listens(error) and not absent.record.process_lives():
+                refusals = refusals + 1 if _nobody_listens(error) else 0
+                # Without a pid to look at, one refusal says little.
+                enough = 1 if absent.record.pid is not None else REFUSALS
+                if refusals >= enough and not absent.record.process_lives():
                     await self._forget(absent, marked)
                     return
-                if not told:
-                    log.warning("%s", error)
-                    self._board.tell(EventKind.VM_UNKNOWN, name)
-                    told = True
-            except Exception:
-                log.exception("VM %s cannot be brought back; trying again", name)
+                absent.tell(error)
+            except Exception as error:
+                if absent.tell(error):
+                    log.exception("VM %s cannot be brought back; trying again", name)
             else:
                 del self.vms[name]
                 self._back(vm)
                 self._board.tell(EventKind.VM_ANSWERS if told else EventKind.VM_ADDED, name)
                 return
+            if not told and refusals == 0:
+                self._board.tell(EventKind.VM_UNKNOWN, name)
+                told = True
             await asyncio.sleep(PAUSE)
             marked = await self._host.marked()
 
@@ -171,8 +187,21 @@ class Absentees:
             await self._journal.drop_vm(name)
         except LinkmgrError as error:
             log.warning("VM %s: %s", name, error)
-        del self.vms[name]
+        self.vms.pop(name, None)
         self._board.tell(EventKind.VM_GONE, name)
+        self._back(None)
+
+    async def forget(self, name: str) -> None:
+        """Forget a VM without asking its QEMU: its NICs stay on their cables.
+
+        :raise StateError: when its document is still there; it is not forgotten then.
+        """
+        absent = self.vms[name]
+        await self._journal.drop_vm(name)
+        absent.task.cancel()
+        await asyncio.gather(absent.task, return_exceptions=True)
+        free_ports(absent.record, self._networks)
+        self.vms.pop(name, None)
 
 
 def _nobody_listens(error: LinkmgrError) -> bool:

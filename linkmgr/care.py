@@ -49,7 +49,7 @@ class Caretaker:
 
     def mend_later(self, vm: Vm) -> None:
         """Do what NICs have left undone as soon as QEMU answers."""
-        if vm.qemu.alive and not vm.qemu.closed and (vm.mender is None or vm.mender.done()):
+        if not vm.qemu.closed and (vm.mender is None or vm.mender.done()):
             vm.mender = asyncio.create_task(self._mend(vm), name=f"mend {vm.name}")
 
     def on_event(self, vm: Vm, event: MonitorEvent) -> None:
@@ -70,11 +70,19 @@ class Caretaker:
                     self._start(self._lose(vm, slot))
 
     async def bury(self, vm: Vm) -> None:
-        """QEMU has ended: free what its NICs held. The VM stays known, as gone."""
+        """QEMU has ended: free what its NICs held. The VM stays known, as gone.
+
+        Once: a VM of that name may be there again by the time that somebody asks twice.
+        """
+        if vm.buried:
+            return
+        vm.buried = True
         vm.since = datetime.now(UTC)
         for slot in list(vm.slots.values()):
             async with slot.lock:
                 await swap.abandon(slot)
+                if slot.leftovers:
+                    self.mend_later(vm)
         try:
             await vm.journal.drop()
         except LinkmgrError as error:
@@ -84,17 +92,22 @@ class Caretaker:
     async def _mend(self, vm: Vm) -> None:
         while True:
             await vm.qemu.answering()
-            if vm.qemu.closed or not vm.qemu.alive:
+            if vm.qemu.closed:
                 return
             try:
                 for slot in list(vm.slots.values()):
                     async with slot.lock:
-                        await swap.settle(slot)
+                        if vm.qemu.alive:
+                            await swap.settle(slot)
+                        elif slot.leftovers:
+                            await swap.abandon(slot)
+                        if slot.lost and vm.qemu.alive and not slot.leftovers:
+                            await self._drop(vm, slot)
             except MonitorError as error:
                 log.debug("%s: not yet: %s", vm.name, error)
                 await asyncio.sleep(PAUSE)
                 continue
-            if vm.set_unknown(False):
+            if vm.qemu.alive and vm.set_unknown(False):
                 self._board.tell(EventKind.VM_ANSWERS, vm.name)
             if not any(slot.leftovers for slot in vm.slots.values()):
                 return
@@ -107,13 +120,20 @@ class Caretaker:
                 await swap.abandon(slot)
             except MonitorError:
                 self.lost(vm)  # what is left is done when QEMU answers
-            if not slot.leftovers:
-                vm.slots.pop(slot.ref.alias, None)
-                try:
-                    await vm.remember()
-                except LinkmgrError as error:
-                    log.warning("%s: %s", slot.ref, error)
+            if slot.leftovers:
+                self.mend_later(vm)
+            else:
+                await self._drop(vm, slot)
         self._board.tell(EventKind.NIC_GONE, slot.ref)
+
+    async def _drop(self, vm: Vm, slot: Slot) -> None:
+        """Forget a NIC that the guest has not got any more."""
+        if vm.slots.get(slot.ref.alias) is slot:
+            del vm.slots[slot.ref.alias]
+        try:
+            await vm.remember()
+        except LinkmgrError as error:
+            log.warning("%s: %s", slot.ref, error)
 
     async def _follow(self, vm: Vm, slot: Slot) -> None:
         """The guest's driver has changed its receive filter, or may have."""

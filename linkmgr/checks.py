@@ -37,6 +37,8 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
             )
         )
     found += [("leftover", "a clean-up is still to be done", "see the log")] * bool(slot.leftovers)
+    if slot.trouble:
+        found.append(("not-recovered", slot.trouble, again))
     found += [("refused", what, "see the port's trust_guest") for what in slot.refused]
     if slot.plugged:
         found += device_faults(slot, links)

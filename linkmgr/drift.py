@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from linkmgr.checks import device_faults
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind, Switchboard
-from linkmgr.host import Host
+from linkmgr.host import Host, Link
 from linkmgr.host.watch import LinkChanges
 from linkmgr.model import Drift
 from linkmgr.swap import Slot
@@ -24,6 +24,16 @@ PATIENCE = (0.5, 8.0)
 REPAIRABLE = {"device-gone", "device-down", "moved", "endpoint-gone", "endpoint-down"}
 
 
+def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:
+    """Whether a plug into its own port would help a NIC, and its network wants that.
+
+    :param links: the devices of this host as they are now, by name.
+    """
+    if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
+        return False
+    return not REPAIRABLE.isdisjoint(code for code, _, _ in device_faults(slot, links))
+
+
 class DriftWatch:
     """Looks at every cable's device after each change of the host's devices.
 
@@ -31,7 +41,8 @@ class DriftWatch:
     after a change: so also when the bridge comes back.
 
     :param slots: gives the NICs as they are when it is called.
-    :param repair: plugs a NIC into its own port again; raises if that fails. Takes the NIC's lock.
+    :param repair: plugs a NIC into its own port again, under its lock, if `may_repair` still holds
+        then; whether it did. Raises if that fails.
     """
 
     def __init__(
@@ -39,7 +50,7 @@ class DriftWatch:
         host: Host,
         board: Switchboard,
         slots: Callable[[], Iterable[Slot]],
-        repair: Callable[[Slot], Awaitable[None]],
+        repair: Callable[[Slot], Awaitable[bool]],
     ) -> None:
         self._host = host
         self._board = board
@@ -68,6 +79,7 @@ class DriftWatch:
         """
         links = {link.name: link for link in await self._host.links()}
         later: list[float] = []
+        broken: list[Slot] = []
         for slot in list(self._slots()):
             ref = str(slot.ref)
             if slot.plugged is None:
@@ -87,10 +99,10 @@ class DriftWatch:
                 what = "; ".join(what for _, what, _ in faults)
                 log.warning("%s: %s", ref, what)
                 self._board.tell(EventKind.DRIFT, ref, codes=codes, what=what)
-            if slot.plugged.attachment.port.network.drift is Drift.REPAIR and (
-                not REPAIRABLE.isdisjoint(codes)
-            ):
-                later.append(await self._mend(slot))
+            if may_repair(slot, links):
+                broken.append(slot)
+        # All at once, so that one QEMU that does not answer delays no other.
+        later += await asyncio.gather(*(self._mend(slot) for slot in broken))
         return min(later) if later else None
 
     async def _mend(self, slot: Slot) -> float:
@@ -105,9 +117,13 @@ class DriftWatch:
         pause = min(2 * pause, PATIENCE[1])
         self._pauses[ref] = (now + pause, pause)  # until a look finds nothing wrong
         try:
-            await self._repair(slot)
+            if not await self._repair(slot):
+                return BUSY
         except LinkmgrError as error:
             log.warning("%s: not repaired yet: %s", ref, error)
+            return pause
+        except Exception:  # a driver may raise anything
+            log.exception("%s: not repaired yet", ref)
             return pause
         self._told.pop(ref, None)
         log.warning("%s: repaired", ref)

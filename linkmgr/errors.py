@@ -7,7 +7,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── BadName                    a name that cannot be a name
     │   ├── BadOption                  an option that is unknown or has a wrong value
     │   ├── BadConfig                  the configuration file; says on which line
-    │   └── BadFd                      an fd that is no tap or macvtap which a NIC can use
+    │   ├── BadFd                      an fd that is no tap or macvtap which a NIC can use
+    │   └── CannotPrepare              a domain of libvirt whose NICs cannot be put on hubs
     ├── Forbidden                  the caller may not do this; nothing was tried
     ├── NotFound                   what was named does not exist
     │   ├── UnknownVm
@@ -121,6 +122,12 @@ class BadFd(BadRequest):
     """An fd that was handed over and is no tap or macvtap which a NIC can use."""
 
     code = "bad-fd"
+
+
+class CannotPrepare(BadRequest):
+    """A libvirt domain, or a NIC of it, that cannot be made to boot on a hub."""
+
+    code = "cannot-prepare"
 
 
 class NotFound(LinkmgrError):

@@ -79,6 +79,7 @@ class Inventory:
         )
         self._watches = state is not None if watch is None else watch
         self._watcher: asyncio.Task[None] | None = None
+        self._started = False
         self._drift = DriftWatch(self._host, self._board, self._all_slots, self._repair)
         self._closed = False
 
@@ -110,7 +111,8 @@ class Inventory:
         for port in ports:
             self._networks.restore_port(port)
         await self._absent.expect(vms, PATIENCE)
-        await self._networks.tidy()
+        await self._tidy()
+        self._started = True
         await self._strays.look(*self._recorded())
         if self._watches:
             self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
@@ -126,10 +128,19 @@ class Inventory:
             journal=journal,
         )
 
-    def _is_back(self, vm: Vm) -> None:
-        self._vms[vm.name] = vm
-        if any(slot.leftovers for slot in vm.slots.values()):
-            self._care.mend_later(vm)
+    async def _tidy(self) -> None:
+        """Free what no cable needs any more, now that more is known of what there is."""
+        await self._networks.tidy()
+        self._host.keeper.drop_rest(self.cables())
+
+    def _is_back(self, vm: Vm | None) -> None:
+        """A VM that an earlier run knew answers, or has ended."""
+        if vm is not None:
+            self._vms[vm.name] = vm
+            if any(slot.leftovers for slot in vm.slots.values()):
+                self._care.mend_later(vm)
+        if self._started:
+            self._start(self._tidy())
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
@@ -302,6 +313,6 @@ class Inventory:
         if not task.cancelled():
             task.exception()  # its caller may have gone away; do not warn of an error unread
 
-    async def _repair(self, slot: Slot) -> None:
-        """Plug a NIC into its own port again."""
+    async def _repair(self, slot: Slot) -> bool:
+        """Plug a NIC into its own port again, if that is still called for; whether it was."""
         raise NotImplementedError

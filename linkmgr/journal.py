@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -34,7 +35,7 @@ FORMAT = 1  #: of what is written now
 #: For each older format, what makes the next one of a document.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-_ASIDE = ".damaged"
+_ASIDE = re.compile(r"(.+)\.json\.damaged\d*")
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,14 @@ class Intent:
     """A swap that has begun: to the port, or to no cable at all.
 
     :param attachment: id of the new claim.
+    :param foreign: QEMU's ids of the hub port and the backend of a cable that linkmgr has not
+        made and that is to be unplugged.
     """
 
     attachment: str | None = None
     port: Port | None = None
     notify: Notify = Notify.AUTO
+    foreign: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,13 @@ class VmRecord:
 
     def process_lives(self) -> bool:
         """Whether that very process is still there. False if it was never known."""
-        return self.pid is not None and started_at(self.pid) == self.started
+        return self.pid is not None and self.is_of(self.pid)
+
+    def is_of(self, pid: int | None) -> bool:
+        """Whether it tells of the process that has this pid now."""
+        if pid != self.pid:
+            return False
+        return pid is None or (self.started is not None and started_at(pid) == self.started)
 
 
 class Journal:
@@ -147,13 +157,15 @@ class Journal:
             if name.endswith(".tmp"):  # of a write that a crash cut off; the document is whole
                 with contextlib.suppress(OSError):
                     await aiofiles.os.remove(path)
-            elif _ASIDE in name:
-                vm = name.partition(".json")[0]
-                self.damaged[vm] = f"{path} was set aside by an earlier run"
+            elif aside := _ASIDE.fullmatch(name):
+                self.damaged[aside[1]] = f"{path} was set aside by an earlier run"
             elif name.endswith(".json"):
                 record = await self._read(path, partial(_read_vm, path.stem))
                 if record is not None:
                     vms.append(record)
+        for name in await aiofiles.os.listdir(self._folder):
+            if (aside := _ASIDE.fullmatch(name)) and aside[1] == "networks":
+                self.damaged["networks"] = f"{self._folder / name} was set aside by an earlier run"
         networks: list[Network] = []
         ports: list[Port] = []
         found = await self._read(self._networks, _read_networks)
@@ -212,7 +224,7 @@ class Journal:
         async with self._lock(path):
             if path in self._blocked:
                 raise StateError(
-                    f"{path} is damaged and could not be set aside",
+                    f"{path} could not be read when linkmgr started, so it is not overwritten",
                     hint=f"move {path} away, then try again",
                 )
             try:
@@ -233,8 +245,8 @@ class Journal:
                 text = await file.read()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            await self._set_aside(path, error.strerror or str(error))
+        except OSError as error:  # it may be whole, and readable the next time
+            self._leave_alone(path, error.strerror or str(error))
             return None
         try:
             return read(Form(_migrated(json.loads(text.decode()))))
@@ -243,9 +255,9 @@ class Journal:
             return None
 
     async def _set_aside(self, path: Path, why: str) -> None:
-        vm = path.name.partition(".json")[0]
+        vm = path.stem
         for number in range(1000):
-            aside = path.with_name(f"{path.name}{_ASIDE}{number or ''}")
+            aside = path.with_name(f"{path.name}.damaged{number or ''}")
             if await aiofiles.os.path.exists(aside):
                 continue
             try:
@@ -259,9 +271,12 @@ class Journal:
                 path, why, aside.name, vm,
             )  # fmt: skip
             return
+        self._leave_alone(path, f"{why}; and it cannot be set aside")
+
+    def _leave_alone(self, path: Path, why: str) -> None:
         self._blocked.add(path)
-        self.damaged[vm] = f"{path} cannot be read: {why}"
-        log.error("%s cannot be read (%s) and cannot be set aside: it is left alone", path, why)
+        self.damaged[path.stem] = f"{path} cannot be read: {why}"
+        log.error("%s cannot be read (%s): it is left alone", path, why)
 
 
 def started_at(pid: int) -> int | None:
@@ -388,10 +403,14 @@ def _read_cable(form: Form) -> CableRecord:
 
 
 def _read_intent(form: Form) -> Intent:
+    foreign = form.raw("foreign")
     return Intent(
         attachment=form.text_or_none("attachment"),
         port=form.child_or_none("port", read_port),
         notify=form.choice("notify", Notify),
+        foreign=(str(foreign[0]), str(foreign[1]))
+        if isinstance(foreign, list) and len(foreign) == 2
+        else None,
     )
 
 

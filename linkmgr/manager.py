@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linkmgr import swap
+from linkmgr.drift import may_repair
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
@@ -104,15 +105,18 @@ class LinkManager(Inventory):
                 except MonitorGone:
                     if not await known.qemu.has_died():
                         raise
-            vm = await self._connect(VmJournal(self._journal, VmRecord(name, str(path))))
-            if known:
+            if known:  # its document goes before the new one is written
                 await self._leave(known)
+            vm = await self._connect(VmJournal(self._journal, VmRecord(name, str(path))))
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
             return [vm.nic(slot) for slot in vm.slots.values()]
 
     async def remove_vm(self, name: str) -> bool:
         """Unplug all NICs of a VM and forget it; false if it is not known.
+
+        One whose QEMU has not answered since linkmgr started is only forgotten: its NICs stay on
+        their cables.
 
         :raise LinkmgrError: when a NIC cannot be unplugged, or what it held cannot be freed yet;
             the VM is then still known.
@@ -126,8 +130,10 @@ class LinkManager(Inventory):
             contextlib.AsyncExitStack() as all_nics,
         ):
             vm = self._vms.get(name)
-            if absent := self._absent.vms.get(name):
-                raise absent.refusal()
+            if name in self._absent.vms:
+                await self._absent.forget(name)
+                self._board.tell(EventKind.VM_REMOVED, name)
+                return True
             if vm is None:
                 return False
             for slot in list(vm.slots.values()):
@@ -230,10 +236,7 @@ class LinkManager(Inventory):
                 return Outcome(vm.nic(slot), changed=False)
             driver = self._networks.driver(port.network.driver)
             self._networks.claim(port, ref)
-
-            async def free_port() -> None:
-                self._networks.free(port)
-
+            free_port = self._networks.claimed(port, ref)
             before, timings = slot.plugged, Timings(no_probe)
             try:
                 timings = await swap.plug(
@@ -321,6 +324,8 @@ class LinkManager(Inventory):
         try:
             if vm.qemu.alive:
                 await swap.settle(slot)
+            elif slot.leftovers:
+                await swap.abandon(slot)
             return await work()
         except LinkmgrError as error:
             if isinstance(error, MonitorTimeout | MonitorGone):
@@ -332,13 +337,15 @@ class LinkManager(Inventory):
             if slot.leftovers:
                 self._care.mend_later(vm)
 
-    async def _repair(self, slot: Slot) -> None:
-        """Plug a NIC into its own port again."""
+    async def _repair(self, slot: Slot) -> bool:
+        """Plug a NIC into its own port again, if that is still called for; whether it was."""
         vm = self._vms[slot.ref.vm]
 
         async def work() -> Outcome:
+            # A verb may have had the NIC since it was looked at.
             old = slot.plugged
-            if old is None:
+            links = {link.name: link for link in await self._host.links()}
+            if old is None or not may_repair(slot, links):
                 return Outcome(vm.nic(slot), changed=False)
 
             async def keep_port() -> None:
@@ -359,7 +366,7 @@ class LinkManager(Inventory):
                     slot.plugged.free_port = free
             return Outcome(vm.nic(slot), changed=True, timings=timings)
 
-        await self._verb(vm, slot, work)
+        return (await self._verb(vm, slot, work)).changed
 
     async def _look(self, vm: Vm, slot: Slot) -> Outcome:
         return Outcome(vm.nic(slot), changed=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -211,6 +211,23 @@ class Networks:
                 f"port {port} is in use by {holder}", hint="unplug that NIC, or use another port"
             )
 
-    def free(self, port: Port) -> None:
-        """End a claim."""
-        self._claims.pop((port.network.name, port.name), None)
+    def claimed(self, port: Port, nic: NicRef) -> Callable[[], Awaitable[None]]:
+        """What ends a NIC's claim on the port. Only the first call does anything.
+
+        For it may be called again long after, when the claim is one of another connection.
+        """
+        ended = False
+
+        async def free() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                self.free(port, nic)
+
+        return free
+
+    def free(self, port: Port, nic: NicRef) -> None:
+        """End the NIC's claim on a port; nothing happens if it has none."""
+        key = (port.network.name, port.name)
+        if self._claims.get(key) == nic:
+            del self._claims[key]

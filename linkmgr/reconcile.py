@@ -12,7 +12,13 @@ import logging
 from collections.abc import Iterable
 
 from linkmgr import swap
-from linkmgr.errors import CannotAttach, CommandFailed, LinkmgrError
+from linkmgr.errors import (
+    CannotAttach,
+    CommandFailed,
+    LinkmgrError,
+    MonitorGone,
+    MonitorTimeout,
+)
 from linkmgr.host import Host, Link
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
@@ -34,13 +40,11 @@ def claim_ports(record: VmRecord, networks: Networks) -> None:
                 networks.claim(port, NicRef(record.vm, alias))
 
 
-def free_ports(record: VmRecord, networks: Networks, *, but: Iterable[Port] = ()) -> None:
+def free_ports(record: VmRecord, networks: Networks) -> None:
     """End the claims of `claim_ports`."""
-    kept = {(port.network.name, port.name) for port in but}
-    for nic in record.nics.values():
+    for alias, nic in record.nics.items():
         for port in _ports(nic):
-            if (port.network.name, port.name) not in kept:
-                networks.free(port)
+            networks.free(port, NicRef(record.vm, alias))
 
 
 async def recover_vm(
@@ -48,39 +52,70 @@ async def recover_vm(
 ) -> None:
     """Bring the NICs of a VM that an earlier run knew back under our hands.
 
+    What cannot be brought back stays as it is, foreign, and `check` says why: nothing that a NIC is
+    on is ever removed.
+
     :param marked: devices with our mark, from before anything new was made.
     :raise MonitorError: when QEMU does not answer any more; call it again when it does.
     """
     record = vm.journal.record
-    begun = {
-        nic.intent.attachment
-        for nic in record.nics.values()
-        if nic.intent and nic.intent.attachment
-    }
+    begun = set()
     for alias, slot in vm.slots.items():
+        known = record.nics.get(alias)
+        if known is None or not (known.cable or known.intent):
+            continue
+        if known.intent and known.intent.attachment:
+            begun.add(known.intent.attachment)
         async with slot.lock:
-            known = record.nics.get(alias)
-            if known is None or not (known.cable or known.intent):
-                continue
-            if slot.plugged is None:  # else an earlier try got this far
-                await probe(Step.RECOVER)
-                await _Nic(slot, known, networks).recover()
+            await probe(Step.RECOVER)
+            await _recover_nic(slot, known, networks)
     await probe(Step.SWEEP)
-    cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
-    await vm.wiring.sweep({cable.id for cable in cables}, begun)
-    await remove_devices(vm.name, host, marked, but={cable.device or "" for cable in cables})
-    stay = [slot.plugged.attachment.port for slot in vm.slots.values() if slot.plugged]
-    free_ports(record, networks, but=stay)
+    free_ports(record, networks)
+    for slot in vm.slots.values():
+        if slot.plugged:
+            networks.claim(slot.plugged.attachment.port, slot.ref)
+    await _sweep(vm, host, marked, begun)
     for slot in vm.slots.values():
         async with slot.lock:
-            if slot.plugged is None and slot.foreign is False and slot.carrier.up is None:
+            if slot.plugged is None and not slot.foreign and slot.carrier.up is None:
                 await slot.carrier.set(up=False)
             await probe(Step.REMEMBER)
+            if slot.trouble:
+                continue  # what is on disk may be of use to the next run
             try:
                 await slot.remember()
             except LinkmgrError as error:
                 log.warning("%s: it cannot be written down yet: %s", slot.ref, error)
                 slot.leftovers.append(slot.remember)
+
+
+async def _recover_nic(slot: Slot, known: NicRecord, networks: Networks) -> None:
+    try:
+        await _Nic(slot, known, networks).recover()
+    except (MonitorGone, MonitorTimeout):
+        raise
+    except Exception as error:  # a driver may raise anything; the other NICs must not suffer
+        log.exception("%s: its cable cannot be brought back", slot.ref)
+        slot.trouble = f"its cable could not be brought back after a restart: {error}"
+        slot.foreign = slot.plugged is None
+
+
+async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
+    """Remove what belongs to no cable, and never what a NIC is on, whoever knows of it."""
+    cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
+    stay = {cable.id for cable in cables}
+    for slot in vm.slots.values():
+        try:
+            stay |= {cable.id for cable in await slot.wiring.inspect(slot.ref)}
+        except (CannotAttach, CommandFailed) as error:
+            if slot.ref.alias in vm.journal.record.nics and vm.facts[slot.ref.alias].managed:
+                log.warning("%s: nothing is cleared away: %s", slot.ref, error)
+                return
+    await vm.wiring.sweep(stay, begun)
+    kept = {cable.device for cable in cables} | {
+        link.name for mark, link in marked if mark.id in stay
+    }
+    await remove_devices(vm.name, host, marked, but={name for name in kept if name})
 
 
 async def remove_devices(vm: str, host: Host, marked: Marked, *, but: Iterable[str] = ()) -> None:
@@ -115,24 +150,26 @@ class _Nic:
         :raise MonitorError: when QEMU does not answer any more.
         """
         slot, old, intent = self._slot, self._known.cable, self._known.intent
-        try:
-            found = await slot.wiring.inspect(slot.ref)
-        except (CannotAttach, CommandFailed) as error:
-            log.warning("%s: its cable cannot be recovered: %s", slot.ref, error)
-            return
+        found = await slot.wiring.inspect(slot.ref)
         here = found[0] if found else None
         if here is None:
             # An unplug that got this far is finished; any other cable is put back.
-            if old is not None and intent != Intent():
+            unplugging = intent is not None and intent.port is None
+            if old is not None and not unplugging:
                 await self._put_back(old)
+            elif intent is not None and intent.foreign and not unplugging:
+                await self._put_back_foreign(*intent.foreign)
         elif old is not None and here.id == old.id:
             slot.plugged, slot.foreign = await self._adopted(old), False
             await slot.apply_link(seen=False)
+            slot.refused = await slot.wiring.follow(slot.plugged.cable)
         elif intent is not None and intent.port is not None and here.id == intent.attachment:
             await self._finish(intent, intent.port, here, old)
         else:
-            log.warning("%s: somebody else plugged %s into it", slot.ref, here.port)
+            if intent is None or (here.port, here.backend) != intent.foreign:
+                log.warning("%s: somebody else plugged %s into it", slot.ref, here.port)
             slot.foreign = True
+            await slot.apply_link(seen=False)
 
     async def _finish(
         self, intent: Intent, port: Port, here: Cable, old: CableRecord | None
@@ -170,7 +207,16 @@ class _Nic:
         await slot.wiring.switch_back(slot.ref, None, plugged.cable)
         slot.plugged, slot.foreign = plugged, False
         await slot.apply_link(seen=False)
+        slot.refused = await slot.wiring.follow(plugged.cable)
         log.info("%s: back on its cable to %s", slot.ref, old.port)
+
+    async def _put_back_foreign(self, port: str, backend: str) -> None:
+        """The NIC is on nothing: give it the cable back that somebody else had plugged."""
+        slot = self._slot
+        cable = Cable(id="", nic=slot.ref, endpoint=None, port=port, backend=backend)
+        await slot.wiring.switch_back(slot.ref, None, cable)
+        slot.foreign = True
+        await slot.apply_link(seen=False)
 
     async def _adopted(self, record: CableRecord) -> Plugged:
         driver = self._networks.driver(record.port.network.driver)
@@ -181,10 +227,7 @@ class _Nic:
         return Plugged(driver, attachment, cable, self._free(record.port), record.since)
 
     def _free(self, port: Port) -> swap.Work:
-        async def free_port() -> None:
-            self._networks.free(port)
-
-        return free_port
+        return self._networks.claimed(port, self._slot.ref)
 
 
 def _ports(nic: NicRecord) -> list[Port]:

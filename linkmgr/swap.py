@@ -117,6 +117,7 @@ class Slot:
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     leftovers: list[Work] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    trouble: str | None = None  #: why a restart could not bring its cable back
     lost: bool = False  #: the NIC or its guest does not exist any more
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -127,9 +128,7 @@ class Slot:
         """
         if not self.lost:
             record = self.plugged.record() if self.plugged else None
-            await self.journal.change(
-                self.ref.alias, wanted=self.wanted, cable=record, intent=None
-            )
+            await self.journal.change(self.ref.alias, wanted=self.wanted, cable=record, intent=None)
 
     async def apply_link(self, *, seen: bool = True) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none."""
@@ -189,7 +188,8 @@ async def plug(
         undo.append(lambda: driver.terminate_attachment(attachment))
         await timings.begin(Step.INTEND)
         with timings.of(Step.INTEND):
-            await nic.journal.change(nic.ref.alias, intent=Intent(attachment.id, port, notify))
+            intent = Intent(attachment.id, port, notify, _foreign(old, old_cable))
+            await nic.journal.change(nic.ref.alias, intent=intent)
         await timings.begin(Step.REALISE)
         with timings.of(Step.REALISE):
             endpoint = await attachment.realise()
@@ -239,7 +239,8 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
         with timings.of(Step.INTEND):
             old_cable = await _present(nic)
             undo.append(nic.remember)
-            await nic.journal.change(nic.ref.alias, intent=Intent())
+            intent = Intent(foreign=_foreign(old, old_cable))
+            await nic.journal.change(nic.ref.alias, intent=intent)
         await timings.begin(Step.LINK_DOWN)
         undo.append(lambda: nic.apply_link(seen=False))
         with timings.of(Step.LINK_DOWN):
@@ -262,9 +263,11 @@ async def abandon(nic: Slot) -> None:
     """Free what a NIC held that does not exist any more."""
     old, nic.plugged, nic.refused, nic.lost = nic.plugged, None, [], True
     nic.carrier.up = None
-    await settle(nic)
-    if old:
-        await _take_down(nic, old.cable, old, Timings(no_probe))
+    try:
+        await settle(nic)
+    finally:
+        if old:
+            await _take_down(nic, old.cable, old, Timings(no_probe))
 
 
 async def settle(nic: Slot) -> None:
@@ -305,6 +308,11 @@ async def _present(nic: Slot) -> Cable | None:
         return nic.plugged.cable if nic.plugged else None
     await nic.wiring.recognise(found[0])
     return found[0]
+
+
+def _foreign(old: Plugged | None, cable: Cable | None) -> tuple[str, str] | None:
+    """What the journal keeps of a cable that it does not know."""
+    return (cable.port, cable.backend) if old is None and cable is not None else None
 
 
 async def _switch_back(

@@ -33,6 +33,7 @@ class Vm:
         self.slots: dict[str, Slot] = {}
         self.since = datetime.now(UTC)
         self.unknown = False
+        self.buried = False  #: QEMU has ended, and what it held was freed
         self.mender: asyncio.Task[None] | None = None
         self._watch = LinkWatch()
 
@@ -168,8 +169,9 @@ class Vm:
             except (CannotAttach, CommandFailed):
                 pass  # listed all the same; plugging it says why not
             self.slots[alias] = slot
+        same = self.journal.record.is_of(self.qemu.pid)
         for alias, client in found.items():
-            if known := self.journal.record.nics.get(alias):
+            if same and (known := self.journal.record.nics.get(alias)):
                 self.facts[alias] = replace(known.facts, managed=alias in managed)
                 continue
             mac, mtu = client.mac or "", DEFAULT_MTU

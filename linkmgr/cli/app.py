@@ -53,5 +53,12 @@ if find_spec("linkmgr.cli.doctor") is not None:
             "doctor", "linkmgr.cli.doctor:doctor", "Say what works on this host, and what not."
         )
     )
+cli.add_command(
+    Deferred(
+        "prepare",
+        "linkmgr.cli.prepare:prepare",
+        "Make a libvirt domain boot with NICs whose cables can change.",
+    )
+)
 for _command in (args, metrics, completion, serve):
     cli.add_command(_command)

@@ -40,7 +40,6 @@ class Devices:
 
     async def __aenter__(self) -> Self:
         self._open = Reader(), Rtnl()
-        await self._reader.open()
         return self
 
     async def __aexit__(
@@ -50,12 +49,11 @@ class Devices:
         trace: TracebackType | None,
     ) -> None:
         await self.fds.close()
-        (reader, rtnl), self._open = self._opened, None
+        (_, rtnl), self._open = self._opened, None
         rtnl.close()
-        await reader.close()
 
     async def link(self, name: Device) -> Link:
-        """Return a device, by its name or index. Takes about 0.3 ms.
+        """Return a device, by its name or index. Takes about 0.2 ms, in a thread.
 
         :raise LinkMissing: when there is none.
         """
@@ -66,7 +64,7 @@ class Devices:
         return await self._reader.find_link(name)
 
     async def links(self) -> list[Link]:
-        """Return all devices. Takes about 0.3 ms for each."""
+        """Return all devices. Takes some 20 us for each, in a thread."""
         return await self._reader.links()
 
     async def marked(self) -> list[tuple[Mark, Link]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -25,10 +26,13 @@ class FdKeeper(Protocol):
         """
 
     def take(self, ident: str) -> int | None:
-        """Hand over the duplicate that an earlier run left, once; the caller owns it then.
+        """Return a duplicate of what an earlier run left, for the caller to own.
 
-        It stays kept until `drop`.
+        It stays kept until `drop`, so that who failed halfway can take it again.
         """
+
+    def drop_rest(self, known: Collection[str]) -> list[str]:
+        """Drop what an earlier run left and no cable of `known` needs; return the ids."""
 
 
 class NoKeeper:
@@ -43,3 +47,7 @@ class NoKeeper:
     def take(self, ident: str) -> int | None:  # noqa: ARG002 - the protocol's name
         """See `FdKeeper.take`."""
         return None
+
+    def drop_rest(self, known: Collection[str]) -> list[str]:  # noqa: ARG002 - the same
+        """See `FdKeeper.drop_rest`."""
+        return []

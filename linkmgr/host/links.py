@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self
-
-from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 
 
 class PortState(IntEnum):
@@ -53,36 +50,3 @@ class Link:
     promisc: bool
     allmulti: bool
     port_state: PortState | None = None
-
-    @classmethod
-    def from_message(cls, message: Any) -> Self:
-        """Read a message of pyroute2."""
-        get = message.get_attr
-        info = get("IFLA_LINKINFO")
-        kind = info.get_attr("IFLA_INFO_KIND") if info else None
-        state = None
-        if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
-            state = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_STATE")
-        mode = None
-        if kind in {"macvtap", "macvlan"}:
-            mode = message.get_nested(
-                "IFLA_LINKINFO", "IFLA_INFO_DATA", f"IFLA_{kind.upper()}_MODE"
-            )
-        elsewhere = get("IFLA_LINK_NETNSID") is not None
-        return cls(
-            index=message["index"],
-            name=get("IFLA_IFNAME"),
-            kind=kind,
-            mac=get("IFLA_ADDRESS") or "",
-            mtu=get("IFLA_MTU") or 0,
-            up=bool(message["flags"] & IFF_UP),
-            operstate=str(get("IFLA_OPERSTATE") or "unknown").lower(),
-            carrier=bool(get("IFLA_CARRIER")),
-            master=get("IFLA_MASTER") or None,
-            parent=None if elsewhere else get("IFLA_LINK") or None,
-            alias=get("IFLA_IFALIAS") or None,
-            mode=mode,
-            promisc=bool(message["flags"] & IFF_PROMISC),
-            allmulti=bool(message["flags"] & IFF_ALLMULTI),
-            port_state=None if state is None else PortState(state),
-        )

@@ -1,10 +1,9 @@
 """Routing netlink (rtnetlink(7)): changes as synchronous steps, in pyroute2's messages.
 
-Reading goes through pyroute2's `AsyncIPRoute`. Changing does not, for two reasons. The kernel
-carries out a request inside ``send()``, so a change is atomic against cancellation only if nothing
-is awaited between it and the note of how to undo it. And some changes sleep in the kernel for 8 to
-40 ms (a MAC of a macvtap that is up, any delete): these belong in a thread, the others need not
-wait for the event loop to hear their answer.
+The kernel carries out a request inside ``send()``, so a change is atomic against cancellation only
+if nothing is awaited between it and the note of how to undo it. And some changes sleep in the
+kernel for 8 to 40 ms (a MAC of a macvtap that is up, any delete): these belong in a thread, the
+others need not wait for the event loop to hear their answer. Reading: `linkmgr.host.rtnl_read`.
 """
 
 from __future__ import annotations

@@ -59,6 +59,16 @@ class Access:
         """Whether it is root or the service's own user."""
         return peer.uid in self._masters
 
+    def may_use_sockets_of(self, peer: Peer, owner: int) -> bool:
+        """Whether a monitor socket may be named to the service, which opens it with its own rights.
+
+        Everybody's for root; for a user with rules his own, for he could give any other VM a name
+        that they allow; for a member of the group those of root and of the service too.
+        """
+        if self.is_master(peer) or owner == peer.uid:
+            return True
+        return owner in self._masters and peer.uid not in self._rules
+
     def check(
         self, peer: Peer, verb: Verb, *, nic: NicRef | str | None = None, network: str | None = None
     ) -> None:

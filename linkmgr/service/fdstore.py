@@ -95,7 +95,7 @@ class SystemdKeeper:
 
     @property
     def left(self) -> list[str]:
-        """The ids of what an earlier run left and nobody has taken or dropped yet."""
+        """The ids of what an earlier run left and nobody has dropped yet."""
         return [name.removeprefix(_PREFIX) for name in self._left]
 
     def keep(self, ident: str, fd: int) -> None:
@@ -114,15 +114,19 @@ class SystemdKeeper:
 
     def take(self, ident: str) -> int | None:
         """See `FdKeeper.take`."""
-        fd = self._left.pop(_PREFIX + ident, None)
-        return None if fd is None else fd.take()
+        fd = self._left.get(_PREFIX + ident)
+        if fd is None:
+            return None
+        try:
+            return fd.dup().take()
+        except OSError as error:
+            log.warning("the fd of cable %s cannot be duplicated: %s", ident, error)
+            return None
 
-    def drop_rest(self, known: Collection[str] = ()) -> list[str]:
-        """Drop what an earlier run left and no cable has claimed; return the ids.
+    def drop_rest(self, known: Collection[str]) -> list[str]:
+        """See `FdKeeper.drop_rest`.
 
-        To be called when the recovery has ended.
-
-        :param known: ids of recorded cables whose guest could not be asked yet; these stay.
+        :param known: ids of all cables, those whose guest could not be asked yet too.
         """
         rest = [ident for ident in self.left if ident not in known]
         for ident in rest:
@@ -130,7 +134,7 @@ class SystemdKeeper:
         return rest
 
     def close(self) -> None:
-        """Close our duplicates of what nobody has taken; they stay in the store."""
+        """Close our duplicates of what an earlier run left; they stay in the store."""
         while self._left:
             self._left.popitem()[1].close()
 

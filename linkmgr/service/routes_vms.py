@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import stat
+import asyncio
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from linkmgr.errors import BadRequest
 from linkmgr.jsonform import to_json
 from linkmgr.model import check_name
-from linkmgr.service import models
+from linkmgr.service import models, qmp_path
 from linkmgr.service.call import CallIn
 from linkmgr.service.config import Verb
 from linkmgr.service.problems import JsonResponse
@@ -31,10 +30,12 @@ async def vms(call: CallIn) -> Response:
 async def add_vm(call: CallIn, body: models.AddVm) -> Response:
     """Take charge of a running QEMU's NICs: every unplugged one goes down at once."""
     name = check_name("VM", body.name)
-    path = monitor_path(body.qmp)
+    path = qmp_path.absolute(body.qmp)
+    may_use = partial(call.core.access.may_use_sockets_of, call.peer)
 
-    async def work() -> Mapping[str, Any]:
-        return {"nics": to_json(await call.links.add_vm(name, path))}
+    async def work() -> Mapping[str, Any]:  # only now is it known that the caller may ask
+        settled = await asyncio.to_thread(qmp_path.settled, path, may_use)
+        return {"nics": to_json(await call.links.add_vm(name, settled))}
 
     return await call.change(Verb.ADD_VM, name, work, nic=name)
 
@@ -48,30 +49,3 @@ async def remove_vm(call: CallIn, vm: models.PathName) -> Response:
         return {"changed": await call.links.remove_vm(name)}
 
     return await call.change(Verb.REMOVE_VM, name, work, nic=name)
-
-
-def monitor_path(text: str) -> Path:
-    """Return the path of a monitor socket as it will be used from now on.
-
-    Links in its directories are followed now, and not again at each reconnection; the socket
-    itself must not be one, for whoever can exchange it would choose what root speaks to.
-
-    :raise BadRequest: when it is not absolute, or is there and is not a socket.
-    """
-    given = Path(text)
-    if not given.is_absolute() or "\0" in text or given.name in ("", ".."):
-        raise BadRequest(
-            f"{ascii(text)[:60]} is not the absolute path of a socket",
-            hint="give the path that QEMU has in -qmp unix:PATH,server=on,wait=off",
-        )
-    try:
-        path = given.parent.resolve(strict=True) / given.name
-        mode = path.lstat().st_mode
-    except (OSError, RuntimeError, UnicodeError):
-        return given  # whoever connects says what is wrong with it
-    if not stat.S_ISSOCK(mode):
-        what = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-        raise BadRequest(
-            f"{ascii(text)[1:-1]} is not a socket but {what}", hint="give the socket's own path"
-        )
-    return path

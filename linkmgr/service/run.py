@@ -48,6 +48,8 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
     :raise LinkmgrError: when it cannot start for another reason.
     """
     log_to_stderr()
+    # Until it is obeyed: a reload that comes early must not end the service.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = _load(config)
     _allow_many_files()
     async with contextlib.AsyncExitStack() as stack:
@@ -62,8 +64,6 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         links = await stack.enter_async_context(
             LinkManager(state=state, keeper=keeper, timeout=settings.limits.monitor_seconds)
         )
-        if keeper is not None and (rest := keeper.drop_rest(links.cables())):
-            log.info("fds that no cable needs any more: %s", ", ".join(rest))
         core = Core(links, settings, record=state / RECORD if state else None)
         await core.configured.use(settings.networks)
         fd_path = socket.with_name(FD_SOCKET)

@@ -218,9 +218,13 @@ class HubWiring(Wiring):
         stay = {prefix + ident for ident in known for prefix in (_PORT, _BACKEND)}
         left = [name for name in info.netdevs if name.startswith((_PORT, _BACKEND))]
         for name in sorted(set(left) - stay, key=lambda name: not name.startswith(_PORT)):
-            fd = self._fd_again(name.removeprefix(_BACKEND), info.netdevs[name])
+            if name.startswith(_PORT):
+                await self._qemu.execute("netdev_del", {"id": name})
+                continue
+            ident = name.removeprefix(_BACKEND)
+            fd = self._fd_again(ident, info.netdevs[name])
             await self._qemu.execute("netdev_del", {"id": name})
-            self._host.keeper.drop(name.removeprefix(_BACKEND))
+            self._host.keeper.drop(ident)
             if fd is not None:
                 await fd.close_in_thread()
 
@@ -361,6 +365,7 @@ class HubWiring(Wiring):
         """See `Wiring.release`. A foreign cable stays in QEMU, unplugged."""
         if cable.endpoint is None:
             return
+        ours = cable.in_qemu or cable.fd is not None  # else another cable has all of it now
         if not self.keep_fds and cable.fd is not None:
             cable.fd.close()
         if cable.in_qemu and self._qemu.alive:
@@ -374,8 +379,9 @@ class HubWiring(Wiring):
                 if ident in info.netdevs:
                     await self._qemu.execute("netdev_del", {"id": ident})
         cable.in_qemu = False
-        if cable.fd is not None:
+        if ours:
             self._host.keeper.drop(cable.id)
+        if cable.fd is not None:
             await cable.fd.close_in_thread()
             cable.fd = None
         if cable.device is not None:

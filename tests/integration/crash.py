@@ -1,6 +1,7 @@
 """A linkmgr of its own process, that kills itself: ``python -m tests.integration.crash STATE ...``.
 
-It does one verb and ends by SIGKILL before the step that it was told, or after the verb.
+It does one verb and ends by SIGKILL where it was told, and writes down where that was. A number
+instead of a step is a place inside the steps: after so many answers of QEMU to the verb.
 """
 
 from __future__ import annotations
@@ -9,22 +10,69 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from linkmgr import LinkManager
+from linkmgr.errors import CommandFailed
+from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp.connection import Connection
 from linkmgr.swap import Step
 
 DIE = "die"  #: as a step: after the verb
-STAY = 0  #: how it ends when the step was not reached
+STAY = 0  #: how it ends when there was no such place
 
 
-async def _main(state: str, step: str, vm: str, qmp: str, verb: str, *words: str) -> None:
+def kill_after(answers: int, note: Path) -> None:
+    """Kill this process after so many answers of QEMU."""
+    left = answers
+    ask = Connection.ask
+
+    async def counted(self: Connection, name: str, arguments: Mapping[str, object]) -> Any:
+        nonlocal left
+        try:
+            return await ask(self, name, arguments)
+        finally:
+            left -= 1
+            if left == 0:
+                die(note, f"{answers} {name}")
+
+    async def one_by_one(
+        self: Monitor, commands: Sequence[Command], *, timeout: float | None = None
+    ) -> list[object | CommandFailed]:
+        """So that it can be killed between two commands of the switch."""
+        answers: list[object | CommandFailed] = []
+        for each in commands:
+            try:
+                answers.append(await self.execute(each.name, each.arguments, timeout=timeout))
+            except CommandFailed as error:
+                answers.append(error)
+        return answers
+
+    Connection.ask = counted  # type: ignore[method-assign]
+    Monitor.batch = one_by_one  # type: ignore[method-assign]
+
+
+def die(note: Path, where: str) -> None:
+    """End at once, as kill -9 does it."""
+    note.write_text(where)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _main(state: str, where: str, vm: str, qmp: str, verb: str, *words: str) -> None:
+    note = Path(state).with_name("killed-at")
+    note.unlink(missing_ok=True)
+
     async def probe(begun: Step) -> None:
-        if begun.value == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if begun.value == where:
+            die(note, where)
 
     async with LinkManager(state=state, probe=probe) as links:
         if vm not in {known.name for known in await links.vms()}:
             await links.add_vm(vm, qmp)
+        if where.isdecimal():
+            kill_after(int(where), note)
         match verb:
             case "plug":
                 await links.plug(words[0], words[1])
@@ -32,8 +80,9 @@ async def _main(state: str, step: str, vm: str, qmp: str, verb: str, *words: str
                 await links.unplug(words[0])
             case "none":
                 pass
-        if step == DIE:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if where == DIE:
+            die(note, where)
+        os._exit(STAY)  # closing would talk to QEMU
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from tests.integration.test_failures_watch import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PLUG = [Step.OFFER, Step.INIT, Step.REALISE, Step.STAGE, Step.SWITCH, Step.ACTIVATE, Step.NOTIFY]
+PLUG = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAGE, Step.SWITCH, Step.ACTIVATE,
+        Step.NOTIFY, Step.RECORD]  # fmt: skip
 TAKE_DOWN = [Step.RELEASE, Step.TERMINATE]
-UNPLUG = [Step.LINK_DOWN, Step.SWITCH, *TAKE_DOWN]
+UNPLUG = [Step.INTEND, Step.LINK_DOWN, Step.SWITCH, Step.RECORD, *TAKE_DOWN]
 #: What fails at or before these is undone; after them there is no way back, and no need for one.
 LAST_BEFORE = {"plug": Step.ACTIVATE, "unplug": Step.SWITCH}
 

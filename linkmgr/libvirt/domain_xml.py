@@ -1,0 +1,271 @@
+"""A domain's XML as text that can be edited in places: what is not touched stays byte for byte.
+
+Serialising a parsed document anew would change quoting, white space and the place of namespace
+declarations of everything in it. So the document stays what it is, a sequence of bytes; the parser
+only says where each element begins and ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+from xml.parsers import expat
+
+from linkmgr.errors import CannotPrepare
+
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"  #: of qemu:commandline and qemu:override
+
+MAX_BYTES = 4 << 20  # libvirt takes no longer strings
+MAX_DEPTH = 256  # as libxml2 has it
+
+#: An element to be written: lines, each with its depth below the element that it goes into.
+Lines = Sequence[tuple[int, str]]
+
+_TAG_END = re.compile(rb"""(?:[^>'"]++|'[^']*'|"[^"]*")*+>""")
+_TAG_NAME = re.compile(rb"<[^\s/>]+")
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*('[^']*'|"[^"]*")""")
+_COMMENT_BEHIND = re.compile(rb"[ \t]*<!--[^\r\n]*?-->")  # on the same line
+_LINE_BEFORE = re.compile(rb"\r?\n[ \t]*\Z")
+
+
+@dataclass(eq=False)
+class Element:
+    """An element, and where it lies in the document, in bytes.
+
+    :param name: ``local``, or ``{namespace}local``.
+    :param prefix: as it is written, with its colon: ``qemu:``.
+    :param start: of its start tag.
+    :param inner: the end of its start tag.
+    :param outer: the start of its end tag; `inner` when it has none.
+    :param end: of all of it.
+    :param text: character data directly in it.
+    """
+
+    name: str
+    prefix: str
+    attributes: dict[str, str]
+    start: int
+    inner: int
+    outer: int = -1
+    end: int = -1
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def find(self, name: str) -> Element | None:
+        """The first child of that name."""
+        return next((child for child in self.children if child.name == name), None)
+
+    def get(self, path: str, attribute: str) -> str:
+        """An attribute of the first element under a path such as ``target/host``; else empty."""
+        here: Element | None = self
+        for name in path.split("/"):
+            here = here.find(name) if here else None
+        return here.attributes.get(attribute, "") if here else ""
+
+    def walk(self) -> Iterator[Element]:
+        """This element and all below, in the document's order."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def meaning(self) -> object:
+        """What it says, however it is written: comparable."""
+        return (
+            self.name,
+            sorted(self.attributes.items()),
+            self.text.strip(),
+            [child.meaning() for child in self.children],
+        )
+
+
+class Document:
+    """A document. It does not change: each edit returns another one.
+
+    :param source: UTF-8.
+    :raise CannotPrepare: not well-formed, too large or too deep, in another encoding, or with a
+        document type, which is where entities and references to other files come from.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        self.source = source
+        self.newline = b"\r\n" if b"\r\n" in source else b"\n"
+        self.prefixes: dict[str, str] = {}  # namespace -> prefix, as the root declares them
+        self.root = self._parse()
+
+    # --- edits ------------------------------------------------------------------------------------
+    def replace(self, element: Element, new: bytes) -> Document:
+        """Put `new` in an element's place."""
+        return self._edit(element.start, element.end, new)
+
+    def remove(self, element: Element) -> Document:
+        """Remove an element, and its line if it begins one."""
+        line = _LINE_BEFORE.search(self.source, 0, element.start)
+        return self._edit(line.start() if line else element.start, element.end, b"")
+
+    def append(self, parent: Element, lines: Lines) -> Document:
+        """Add an element behind everything in `parent`, in the document's own way to indent."""
+        before = self._indent(parent)
+        made = b"".join(self._line(before, depth + 1, text) for depth, text in lines)
+        if parent.inner == parent.end:  # <parent/>: give it an end tag
+            tag = re.sub(rb"\s*/>\Z", b">", self.text(parent))
+            name = _TAG_NAME.match(tag)
+            assert name is not None
+            close = self._line(before, 0, f"</{name[0][1:].decode()}>")
+            return self.replace(parent, tag + made + close)
+        held = self.source[parent.inner : parent.outer].rstrip(b" \t\r\n")
+        at = parent.inner + len(held)
+        if at == parent.outer:  # <parent></parent>, or the end tag right behind the last child
+            made += self._line(before, 0, "") if not held else b""
+        return self._edit(at, at, made)
+
+    def insert_after(self, element: Element, lines: Lines) -> Document:
+        """Add an element behind one of the root's children, and what is said of that one."""
+        before = self._indent(self.root)
+        made = b"".join(self._line(before, depth + 1, text) for depth, text in lines)
+        comment = _COMMENT_BEHIND.match(self.source, element.end)
+        at = comment.end() if comment else element.end
+        return self._edit(at, at, made)
+
+    def set_attribute(self, element: Element, name: str, value: str) -> Document:
+        """Change or add an attribute. The quotes stay as they are."""
+        place = self._attribute(element, name)
+        if isinstance(place, int):
+            return self._edit(place, place, f" {name}={quoted(value)}".encode())
+        quote = place[2][:1]
+        return self._edit(place.start(2), place.end(2), quote + _escaped(value).encode() + quote)
+
+    def drop_attribute(self, element: Element, name: str) -> Document:
+        """Remove an attribute, if it is there."""
+        place = self._attribute(element, name)
+        return self if isinstance(place, int) else self._edit(place.start(), place.end(), b"")
+
+    def _attribute(self, element: Element, name: str) -> re.Match[bytes] | int:
+        """Where an attribute is written, with the space before it, or else where it could be."""
+        tag = _TAG_NAME.match(self.source, element.start)
+        assert tag is not None
+        at = tag.end()
+        while found := _ATTRIBUTE.match(self.source, at, element.inner):
+            if found[1] == name.encode():
+                return found
+            at = found.end()
+        return at
+
+    def text(self, element: Element) -> bytes:
+        """An element as it is written."""
+        return self.source[element.start : element.end]
+
+    def _edit(self, start: int, end: int, new: bytes) -> Document:
+        return Document(self.source[:start] + new + self.source[end:])
+
+    # --- white space ------------------------------------------------------------------------------
+    def _unit(self) -> bytes | None:
+        """How a level is indented; ``None`` when all is on one line."""
+        first = self.root.children[0] if self.root.children else None
+        line = _LINE_BEFORE.search(self.source, self.root.inner, first.start) if first else None
+        return line[0].lstrip(b"\r\n").removeprefix(self._indent(self.root)) if line else None
+
+    def _indent(self, element: Element) -> bytes:
+        line = _LINE_BEFORE.search(self.source, 0, element.start)
+        return line[0].lstrip(b"\r\n") if line else b""
+
+    def _line(self, before: bytes, depth: int, text: str) -> bytes:
+        unit = self._unit()
+        space = b"" if unit is None else self.newline + before + unit * depth
+        return space + text.encode()
+
+    # --- reading ----------------------------------------------------------------------------------
+    def _parse(self) -> Element:
+        if len(self.source) > MAX_BYTES:
+            _refuse(f"the XML is longer than {MAX_BYTES} bytes, and libvirt takes no more")
+        parser = expat.ParserCreate("UTF-8", namespace_separator=" ")
+        parser.namespace_prefixes = True
+        parser.ordered_attributes = False
+        parser.buffer_text = True
+        open_elements: list[Element] = []
+        done: list[Element] = []
+
+        def begin(name: str, attributes: dict[str, str]) -> None:
+            if len(open_elements) >= MAX_DEPTH:
+                _refuse(f"the XML is nested more than {MAX_DEPTH} levels deep")
+            start = parser.CurrentByteIndex
+            tag = _TAG_END.match(self.source, start)
+            assert tag is not None
+            full, prefix = _name(name)
+            named = {_name(key)[0]: value for key, value in attributes.items()}
+            element = Element(full, prefix, named, start, tag.end())
+            if open_elements:
+                open_elements[-1].children.append(element)
+            open_elements.append(element)
+
+        def finish(_: str) -> None:
+            element = open_elements.pop()
+            if self.source[element.inner - 2 : element.inner] == b"/>":
+                element.outer = element.end = element.inner
+            else:
+                element.outer = parser.CurrentByteIndex
+                element.end = self.source.index(b">", element.outer) + 1
+            done.append(element)
+
+        def declare(prefix: str | None, uri: str | None) -> None:
+            if not open_elements and not done and prefix and uri:
+                self.prefixes.setdefault(uri, f"{prefix}:")
+
+        def characters(data: str) -> None:
+            if open_elements:
+                open_elements[-1].text += data
+
+        def declared(_version: str, encoding: str | None, _standalone: int) -> None:
+            if encoding and encoding.upper() not in ("UTF-8", "US-ASCII", "ASCII"):
+                _refuse(f"the XML is in {encoding}, and only UTF-8 is read", "convert it: iconv(1)")
+
+        def doctype(*_: object) -> None:
+            _refuse(
+                "the XML has a document type (<!DOCTYPE>), which no domain needs and which could "
+                "bring entities in",
+                "remove it",
+            )
+
+        parser.StartElementHandler = begin
+        parser.EndElementHandler = finish
+        parser.StartNamespaceDeclHandler = declare
+        parser.CharacterDataHandler = characters
+        parser.XmlDeclHandler = declared
+        parser.StartDoctypeDeclHandler = doctype
+        try:
+            parser.Parse(self.source, True)
+        except expat.ExpatError as error:
+            _refuse(f"this is not XML: {error}", "look at it with xmllint")
+        return done[-1]
+
+
+def quoted(value: str) -> str:
+    """A value of an attribute, in the quotes that libvirt uses."""
+    return f"'{_escaped(value)}'"
+
+
+def cdata(text: str) -> str:
+    """Text as a CDATA section, which keeps it legible."""
+    return f"<![CDATA[{text.replace(']]>', ']]]]><![CDATA[>')}]]>"
+
+
+def _escaped(value: str) -> str:
+    for plain, entity in (("&", "&amp;"), ("<", "&lt;"), ("'", "&apos;"), ('"', "&quot;")):
+        value = value.replace(plain, entity)
+    return value
+
+
+def _name(name: str) -> tuple[str, str]:
+    """Read expat's ``URI LOCAL PREFIX``: the name, and the prefix as it is written."""
+    match name.split(" "):
+        case [uri, local, prefix]:
+            return f"{{{uri}}}{local}", f"{prefix}:"
+        case [uri, local]:
+            return f"{{{uri}}}{local}", ""
+        case _:
+            return name, ""
+
+
+def _refuse(what: str, hint: str = "give the XML of one libvirt domain") -> NoReturn:
+    raise CannotPrepare(what, hint=hint)

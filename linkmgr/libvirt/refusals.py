@@ -1,0 +1,136 @@
+"""What cannot boot on a hub: each refusal says which NIC, why, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from linkmgr.errors import CannotPrepare
+from linkmgr.libvirt import qemu_xml
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
+
+#: Kinds of libvirt whose NIC is QEMU's own, so that it can be held by a hub.
+KINDS = frozenset(
+    {"bridge", "network", "direct", "ethernet", "user", "internal", "mcast", "server", "client",
+     "udp"}
+)  # fmt: skip
+
+_NOT_QEMUS = "leave this NIC as it is, and name the others with --nic"
+_REFUSED: Mapping[str, tuple[str, str]] = {
+    "hostdev": ("is a device of the host that is passed through: QEMU has no cable of it",
+                _NOT_QEMUS),
+    "vdpa": ("is vDPA: its queues are in hardware, and no hub of QEMU can stand in between",
+             _NOT_QEMUS),
+    "vhostuser": ("is vhost-user: another process has the guest's queues, and no hub of QEMU can "
+                  "stand in between", _NOT_QEMUS),
+    "null": ("is of type 'null', which crashes libvirtd 9.0", "give it another type, such as user"),
+}  # fmt: skip
+
+_SET = re.compile(r"device\.(net\d+)\.")
+_HUB = re.compile(r"hubport,(?:.*,)?hubid=(\d+)(?:,|\Z)")
+_ID = re.compile(r"(?:.*,)?id=([^,]+)")
+
+
+def check_domain(document: Document) -> None:
+    """Refuse what is no domain of QEMU, or one without NICs.
+
+    :raise CannotPrepare: with what it is instead.
+    """
+    root = document.root
+    if root.name != "domain":
+        raise CannotPrepare(
+            f"this is the XML of a {ascii(root.name)[:43]}, not of a domain",
+            hint="give what 'virsh dumpxml --inactive DOMAIN' prints",
+        )
+    kind = root.attributes.get("type", "")
+    if kind not in ("kvm", "qemu", "hvf"):
+        raise CannotPrepare(
+            f"domain {domain_name(document)} is of type {ascii(kind)[:43]}, and only QEMU has hubs",
+            hint="prepare domains of the types kvm and qemu",
+        )
+    if not root.find("name"):
+        raise CannotPrepare("the domain has no name", hint="add a <name>")
+    if not nics_of(document):
+        raise CannotPrepare(
+            f"domain {domain_name(document)} has no NIC",
+            hint="add an <interface>, of type user if it need not be connected at first",
+        )
+
+
+def check_nic(nic: DomainNic) -> None:
+    """Refuse a NIC that cannot be held by a hub.
+
+    :raise CannotPrepare: why not.
+    """
+    if nic.kind not in KINDS:
+        what, hint = _REFUSED.get(
+            nic.kind, (f"is of type {ascii(nic.kind)[:43]}, which is not known", _NOT_QEMUS)
+        )
+        raise CannotPrepare(f"the NIC {what}", hint=hint).about(str(nic))
+    element = nic.element
+    queues = element.get("driver", "queues")
+    if queues not in ("", "1"):
+        raise CannotPrepare(
+            f"the NIC has {ascii(queues)[:43]} queues, and a hub has one",
+            hint="remove queues= from its <driver>",
+        ).about(str(nic))
+    if nic.kind == "direct" and element.get("source", "mode") == "passthrough":
+        raise CannotPrepare(
+            "the NIC has a device of the host to itself (mode passthrough), as SR-IOV needs it: "
+            "its address and VLAN are set in that device",
+            hint="give it mode='bridge', and plug it into a network of the driver direct with "
+            "mode=passthru later",
+        ).about(str(nic))
+    if (rules := element.find("filterref")) is not None:
+        name = rules.attributes.get("filter", "?")
+        raise CannotPrepare(
+            f"the NIC is filtered by libvirt ({ascii(name)[:43]}), and libvirt filters no cable of "
+            "linkmgr: the guest would be without its filter",
+            hint="remove <filterref>, and see that its networks filter",
+        ).about(str(nic))
+
+
+def check_clashes(document: Document, nic: DomainNic) -> None:
+    """Refuse a NIC whose new alias would turn what the domain says by alias into nothing.
+
+    libvirt ignores an override of an alias that does not exist, without a word.
+
+    :raise CannotPrepare: where it says so.
+    """
+    if nic.user_alias:
+        return
+    named = [alias for alias in qemu_xml.overridden(document) if is_automatic(alias)]
+    for value in qemu_xml.arguments(document):
+        named += _SET.findall(value)
+    if named:
+        raise CannotPrepare(
+            f"the NIC has no alias that stays, and needs one; but the domain's own qemu:override "
+            f"or qemu:commandline speaks of {named[0]}, an alias that libvirt gives by the order "
+            "of the NICs without one",
+            hint=f"give that NIC <alias name='ua-{named[0]}'/>, and write ua-{named[0]} there too",
+        ).about(str(nic))
+
+
+def check_ids(document: Document, nic: DomainNic, alias: str, args: Sequence[str]) -> None:
+    """Refuse ids and hubs that the domain's own qemu:commandline uses already.
+
+    :param args: that the NIC needs.
+    :raise CannotPrepare: which it is.
+    """
+    if qemu_xml.override(document, alias, "netdev") is not None:
+        raise CannotPrepare(
+            "the domain's own qemu:override says already what the NIC is wired to",
+            hint=f"remove the property netdev of {alias} there, and what it needs in "
+            "qemu:commandline",
+        ).about(str(nic))
+    ids = {found[1] for value in args if (found := _ID.match(value))}
+    hubs = {found[1] for value in args if (found := _HUB.match(value))}
+    for value in qemu_xml.arguments(document):
+        an_id, hub = _ID.match(value), _HUB.match(value)
+        if (an_id and an_id[1] in ids) or (hub and hub[1] in hubs):
+            raise CannotPrepare(
+                f"the domain's own qemu:commandline has {ascii(value)[:103]}, which the NIC needs "
+                "for its hub",
+                hint="remove it there, or give the NIC another alias",
+            ).about(str(nic))

@@ -1,0 +1,152 @@
+"""libvirt through its own program: what ``linkmgr prepare`` reads and defines.
+
+virsh and not libvirt-python: this is done once for a domain, by a person, and on a host that has
+libvirt's guests virsh is there, whereas libvirt-python needs a compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from linkmgr.errors import CannotPrepare, Denied, LinkmgrError, NotFound, Unsupported
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.nics import chosen
+
+SECONDS = 30.0  #: that libvirt may take for one answer
+
+
+class Virsh:
+    """libvirt, at one connection.
+
+    :param uri: as for ``virsh --connect``; ``None`` leaves it to virsh.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self._connect = ["--connect", uri] if uri else []
+
+    def xml(self, domain: str, *, secrets: bool = False) -> bytes:
+        """The domain's stored XML, which holds for its next start.
+
+        :param secrets: with passwords, which a domain that is defined without them loses.
+        :raise NotFound: there is no such domain.
+        """
+        words = ["dumpxml", "--inactive", *(["--security-info"] if secrets else [])]
+        return self._run(*words, "--domain", domain)
+
+    def check(self, domain: str) -> bool:
+        """Refuse a domain that has state of another wiring, or no stored XML.
+
+        :return: whether it runs, and keeps its old wiring until it is started again.
+        :raise CannotPrepare: with what to do first.
+        """
+        said = self._run("dominfo", "--domain", domain).decode(errors="replace")
+        facts = {key.strip(): value.strip() for key, _, value in
+                 (line.partition(":") for line in said.splitlines())}  # fmt: skip
+        if facts.get("Persistent") == "no":
+            raise CannotPrepare(
+                f"domain {domain} is transient: libvirt keeps no XML of it for a next start",
+                hint="prepare the file that it is created from: linkmgr prepare --xml FILE.xml",
+            )
+        if facts.get("Managed save") == "yes":
+            raise CannotPrepare(
+                f"domain {domain} has saved state (managedsave), which only a QEMU with the same "
+                "wiring can load",
+                hint=f"'virsh start {domain}' and shut it down inside, or drop the state: "
+                f"'virsh managedsave-remove {domain}'",
+            )
+        return facts.get("State") not in ("shut off", "crashed", None)
+
+    def check_networks(self, document: Document, which: str | None) -> None:
+        """Refuse a NIC whose network of libvirt passes a device of the host through.
+
+        :param which: of the domain's NICs; see `chosen`.
+        :raise CannotPrepare: which NIC.
+        """
+        for nic in chosen(document, which):
+            name = nic.element.get("source", "network")
+            if nic.kind != "network" or not name:
+                continue
+            try:
+                forward = Document(self._run("net-dumpxml", "--network", name)).root.find("forward")
+            except LinkmgrError:
+                continue  # it does not exist now: libvirt will say so, if it is still wanted
+            if forward and forward.attributes.get("mode") == "hostdev":
+                raise CannotPrepare(
+                    f"the NIC's network {name} passes a device of the host through",
+                    hint="leave this NIC as it is, and name the others with --nic",
+                ).about(str(nic))
+
+    def exists(self, domain: str) -> bool:
+        """Whether there is a domain of that name."""
+        try:
+            self._run("domid", "--domain", domain)
+        except NotFound:
+            return False
+        return True
+
+    def define(self, xml: bytes) -> None:
+        """Store a domain's XML, if libvirt's schema allows it.
+
+        :raise CannotPrepare: libvirt refused it.
+        """
+        try:
+            self._run("define", "--validate", "--file", "/dev/stdin", xml=xml)
+        except (Denied, NotFound, Unsupported):
+            raise
+        except LinkmgrError as error:
+            raise CannotPrepare(
+                error.what, hint="the domain is as it was; see libvirt's own log"
+            ) from error
+
+    def _run(self, *words: str, xml: bytes | None = None) -> bytes:
+        argv = ["virsh", "--quiet", *self._connect, *words]
+        try:
+            done = subprocess.run(
+                argv, input=xml or b"", capture_output=True, check=False, timeout=SECONDS,
+                env=os.environ | {"LC_ALL": "C"},
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise Unsupported(
+                "virsh is not installed here, and a domain is asked for by name",
+                hint="'apt install libvirt-clients', or give the domain's XML in a file",
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise LinkmgrError(
+                f"libvirt did not answer 'virsh {words[0]}' within {SECONDS:g} s",
+                hint="look at libvirtd; nothing was changed unless it was 'define'",
+            ) from None
+        if done.returncode == 0:
+            return done.stdout
+        said = " ".join(done.stderr.decode(errors="replace").replace("error:", "").split())
+        if "failed to get domain" in said or "Domain not found" in said:
+            raise NotFound(
+                f"libvirt has no domain {words[-1]}",
+                hint="see 'virsh list --all'; a file is written with a slash or ends with .xml",
+            )
+        if "authentication" in said or "Permission denied" in said:
+            raise Denied(f"libvirt refuses: {said}", hint="call as root")
+        raise LinkmgrError(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")
+
+
+def validate(xml: bytes, what: str) -> bool:
+    """Check a domain's XML against libvirt's own schema, where ``virt-xml-validate`` is installed.
+
+    :param what: that is checked, for the error.
+    :return: whether it could be checked.
+    :raise CannotPrepare: it is not valid.
+    """
+    if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
+        return False
+    argv: Sequence[str] = ["virt-xml-validate", "-", "domain"]
+    done = subprocess.run(argv, input=xml, capture_output=True, check=False, timeout=SECONDS)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").splitlines()
+        first = next((line for line in said if "error" in line), said[0] if said else "no reason")
+        raise CannotPrepare(
+            f"{what} does not agree with libvirt's schema: {first[:300]}",
+            hint="see all of it with virt-xml-validate(1)",
+        )
+    return True

@@ -1,0 +1,88 @@
+"""Which monitor socket a caller may name.
+
+The service connects as root, again whenever the connection breaks, and hands taps to whoever
+answers. So nobody may name a socket that he could not use himself, and nobody else may choose later
+what the path leads to.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from linkmgr.errors import BadRequest, Forbidden
+
+_MOST_LINKS = 40  # as many as the kernel follows in a path
+_HINT = "give the path that QEMU has in -qmp unix:PATH,server=on,wait=off"
+
+
+def absolute(text: str) -> Path:
+    """Read the path of a socket. Looks at no file.
+
+    :raise BadRequest: when it is not absolute, or names no file.
+    """
+    path = Path(text)
+    if not path.is_absolute() or "\0" in text or path.name in ("", ".."):
+        raise BadRequest(f"{ascii(text)[:60]} is not the absolute path of a socket", hint=_HINT)
+    return path
+
+
+def settled(path: Path, may_use: Callable[[int], bool]) -> Path:
+    """Return the path with the symbolic links in it followed, which it must not change any more.
+
+    Links of root or of the service's own user in directories of theirs are followed, such as
+    /var/run; any other link is refused, and a socket that is one. What does not exist is returned
+    as it is: connecting to it says so. Waits for the file system.
+
+    :param may_use: says of the owner of a socket whether the caller may use his.
+    :raise BadRequest: when a link must not be followed, or the end is not a socket.
+    :raise Forbidden: when the socket is somebody's whose sockets the caller may not use.
+    """
+    here, links = Path("/"), 0
+    rest = deque(path.parts[1:])
+    try:
+        while rest:
+            name = rest.popleft()
+            if name == "..":
+                here = here.parent
+                continue
+            step = here / name
+            found = step.lstat()
+            if not stat.S_ISLNK(found.st_mode):
+                here = step
+                continue
+            links += 1
+            if not rest or links > _MOST_LINKS or not (_ours(found) and _is_safe(here)):
+                raise BadRequest(
+                    f"{ascii(str(step))[1:-1]} is a symbolic link, which could be changed to lead "
+                    "to another VM",
+                    hint="give the path without it; realpath shows it",
+                )
+            target = step.readlink()
+            if target.is_absolute():
+                here = Path("/")
+            rest.extendleft(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+    except (OSError, UnicodeError):
+        return here.joinpath(name, *rest)
+    if not stat.S_ISSOCK(found.st_mode):
+        raise BadRequest(f"{ascii(str(here))[1:-1]} is not a socket", hint=_HINT)
+    if not may_use(found.st_uid):
+        raise Forbidden(
+            f"the monitor {ascii(str(here))[1:-1]} belongs to uid {found.st_uid}, whose VMs the "
+            "caller may not add",
+            hint="add it as root or as its owner",
+        )
+    return here
+
+
+def _ours(found: os.stat_result) -> bool:
+    return found.st_uid in {0, os.geteuid()}
+
+
+def _is_safe(folder: Path) -> bool:
+    """Whether nobody else can exchange what root has put there."""
+    found = folder.stat()
+    return _ours(found) and (not found.st_mode & 0o022 or bool(found.st_mode & stat.S_ISVTX))
