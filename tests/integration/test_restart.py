@@ -432,7 +432,9 @@ async def test_a_nic_that_cannot_be_brought_back_hurts_no_other(bed: Bed) -> Non
         await links.plug("web4/net1", "blue:two")
     path = bed.state / "vms" / "web4.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"driver": "bridge"', '"driver": "nosuch"', 1))
+    document = json.loads(whole)
+    document["nics"]["net0"]["cable"]["port"]["network"]["driver"] = "nosuch"
+    path.write_text(json.dumps(document))
     async with bed.links() as links:
         states = {str(nic.ref): nic.state for nic in await links.nics()}
         assert states["web4/net0"] is NicState.FOREIGN

@@ -177,7 +177,7 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
     monkeypatch.setattr("aiofiles.os.rename", rename)
     journal = Journal(folder)
     assert await journal.load() == ([], [], [])
-    with pytest.raises(StateError, match=r"web1\.json is damaged and could not be set aside"):
+    with pytest.raises(StateError, match=r"web1\.json could not be read when"):
         await journal.save_vm(RECORD)
     assert path.read_text() == "{"
 
@@ -268,3 +268,41 @@ async def test_a_process_is_known_by_its_start() -> None:
     assert not replace(me, started=1).process_lives()
     assert not replace(me, pid=None).process_lives()
     assert not replace(me, pid=2**22 + 1).process_lives()
+
+
+async def test_a_file_that_cannot_be_read_now_is_left_where_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole, and readable at the next start."""
+    journal = Journal(folder)
+    await journal.load()
+    await journal.save_vm(RECORD)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    journal = Journal(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("aiofiles.open", broken)
+        assert await journal.load() == ([], [], [])
+    assert "Input/output error" in journal.damaged["web1"]
+    with pytest.raises(StateError, match="not overwritten"):
+        await journal.save_vm(RECORD)
+    assert await loaded(folder) == [RECORD]
+
+
+async def test_a_vm_may_be_called_as_if_it_were_damaged(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    odd = replace(RECORD, vm="db.damaged")
+    await journal.save_vm(odd)
+    assert await loaded(folder) == [odd]
+
+
+async def test_what_was_set_aside_of_the_networks_is_still_told_of(folder: Path) -> None:
+    journal = Journal(folder)
+    await journal.load()
+    (folder / "networks.json.damaged2").write_text("{")
+    journal = Journal(folder)
+    await journal.load()
+    assert "networks" in journal.damaged

@@ -117,8 +117,25 @@ def test_a_port_belongs_to_one_nic_at_a_time(networks: Networks) -> None:
         networks.claim(port, NET1)
     with pytest.raises(PortInUse, match="web1/net0"):
         networks.delete_port("blue", "p1")
-    networks.free(port)
+    networks.free(port, NET1)
+    with pytest.raises(PortInUse):
+        networks.claim(port, NET1)
+    networks.free(port, NET0)
     networks.claim(port, NET1)
+
+
+async def test_a_claim_is_ended_once(networks: Networks) -> None:
+    """What ends it may be called again, by a clean-up that failed halfway, when others have it."""
+    port = networks.create_port("blue", "p1", {})
+    networks.claim(port, NET0)
+    end = networks.claimed(port, NET0)
+    await end()
+    for nic in (NET1, NET0):
+        networks.claim(port, nic)
+        await end()
+        with pytest.raises(PortInUse):
+            networks.delete_port("blue", "p1")
+        networks.free(port, nic)
 
 
 def test_a_network_in_use_cannot_be_deleted(networks: Networks) -> None:
@@ -126,7 +143,7 @@ def test_a_network_in_use_cannot_be_deleted(networks: Networks) -> None:
     networks.claim(implied, NET0)
     with pytest.raises(NetworkInUse, match="web1/net0"):
         networks.delete("blue")
-    networks.free(implied)
+    networks.free(implied, NET0)
     networks.create_port("blue", "p1", {})
     with pytest.raises(NetworkInUse, match="blue:p1"):
         networks.delete("blue")
