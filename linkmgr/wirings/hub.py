@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from linkmgr.errors import (
-    CannotAttach,
     CommandFailed,
     HostError,
-    HubCrowded,
     LinkBusy,
     LinkMissing,
-    NoSink,
     NotForwarding,
     NotOnHub,
     SwitchFailed,
-    UnknownNic,
 )
 from linkmgr.host import Fd, Host, device_name
 from linkmgr.model import (
@@ -41,10 +35,11 @@ from linkmgr.model import (
     Offer,
 )
 from linkmgr.qmp import Command
-from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo, parse_info_network
+from linkmgr.qmp.network import NetClient, parse_info_network
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
+from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
 
 log = logging.getLogger(__name__)
@@ -56,52 +51,6 @@ _HEAD_START = Command("query-status")
 _LOOK = Command("human-monitor-command", {"command-line": "info network"})
 #: A spanning tree with the default forward delay listens and learns for 30 s.
 FORWARDING_SECONDS = 35.0
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A NIC's hub as read from QEMU: its number, and the ports that carry a backend."""
-
-    number: int
-    cables: tuple[HubPort, ...]
-
-
-def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
-    """Find the NIC's hub and refuse one that would hurt the guest.
-
-    :raise UnknownNic: when QEMU has no such NIC.
-    :raise NotOnHub: when its backend is fixed.
-    :raise NoSink: when the hub has no sink port.
-    :raise HubCrowded: when there is another NIC or more than one cable.
-    """
-    client = info.nics.get(nic.alias)
-    if client is None:
-        raise UnknownNic(
-            "QEMU shows no such NIC, or one whose hub port was deleted",
-            hint="boot the guest again if somebody deleted the NIC's own hub port",
-        ).about(str(nic))
-    place = info.hub_of(nic.alias)
-    if place is None:
-        has = f"is wired to {client.peer}" if client.peer else "has no backend"
-        raise NotOnHub(
-            f"the NIC {has}, and QEMU can never exchange that",
-            hint="boot the guest with the arguments of hub_args()",
-        ).about(str(nic))
-    hub = info.hubs[place[0]]
-    if len(hub.nics) > 1:
-        crowd = ", ".join(str(port.peer) for port in hub.nics)
-        raise HubCrowded(
-            f"hub {hub.number} carries several NICs: {crowd}",
-            hint="give each NIC a hub of its own: boot with the arguments of hub_args()",
-        ).about(str(nic))
-    if not hub.free:
-        raise NoSink(
-            f"hub {hub.number} has no sink port: without a cable the guest's first frame would "
-            "wedge the NIC for good",
-            hint=f"boot the guest with, in addition: -netdev hubport,id=lm-sink-{nic.alias},"
-            f"hubid={hub.number}",
-        ).about(str(nic))
-    return Hub(hub.number, hub.backends)
 
 
 class HubWiring(Wiring):
@@ -129,7 +78,7 @@ class HubWiring(Wiring):
         """See `Wiring.offer`."""
         hub = await self._hub(nic)
         if len(hub.cables) > 1:
-            raise _crowded(nic, hub)
+            raise crowded(nic, hub)
         return Offer(
             nic=nic,
             kinds=self.kinds,
@@ -279,7 +228,7 @@ class HubWiring(Wiring):
                 hint="look whether somebody else uses QEMU's monitors, and try again",
             )
         if {port.id for port in hub.cables} != ({replacing.port} if replacing else set()):
-            raise _crowded(nic, hub)
+            raise crowded(nic, hub)
         cable.hub = hub.number
 
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
@@ -329,7 +278,7 @@ class HubWiring(Wiring):
             await self._take_back(old)
             return
         if hub.cables:
-            raise _crowded(nic, hub)
+            raise crowded(nic, hub)
         old.hub = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
@@ -536,20 +485,6 @@ def _plug(cable: Cable) -> Command:
         "netdev_add",
         {"type": "hubport", "id": cable.port, "hubid": cable.hub, "netdev": cable.backend},
     )
-
-
-def tap_fd(backend: NetClient) -> int | None:
-    """The number that a tap's fd has inside QEMU."""
-    found = re.search(r"\bfd=(\d+)", backend.info)
-    return int(found[1]) if found else None
-
-
-def _crowded(nic: NicRef, hub: Hub) -> CannotAttach:
-    found = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables) or "nothing"
-    return HubCrowded(
-        f"hub {hub.number} carries {found}, which is not what linkmgr left there",
-        hint="take with netdev_del what does not belong there, or run check()",
-    ).about(str(nic))
 
 
 def _same_bridge(one: Cable, other: Cable) -> bool:

@@ -1,0 +1,71 @@
+"""What QEMU shows of a NIC's hub, and what of it would hurt the guest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from linkmgr.errors import CannotAttach, HubCrowded, NoSink, NotOnHub, UnknownNic
+from linkmgr.model import NicRef
+from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A NIC's hub as read from QEMU: its number, and the ports that carry a backend."""
+
+    number: int
+    cables: tuple[HubPort, ...]
+
+
+def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
+    """Find the NIC's hub and refuse one that would hurt the guest.
+
+    :raise UnknownNic: when QEMU has no such NIC.
+    :raise NotOnHub: when its backend is fixed.
+    :raise NoSink: when the hub has no sink port.
+    :raise HubCrowded: when there is another NIC or more than one cable.
+    """
+    client = info.nics.get(nic.alias)
+    if client is None:
+        raise UnknownNic(
+            "QEMU shows no such NIC, or one whose hub port was deleted",
+            hint="boot the guest again if somebody deleted the NIC's own hub port",
+        ).about(str(nic))
+    place = info.hub_of(nic.alias)
+    if place is None:
+        has = f"is wired to {client.peer}" if client.peer else "has no backend"
+        raise NotOnHub(
+            f"the NIC {has}, and QEMU can never exchange that",
+            hint="boot the guest with the arguments of hub_args()",
+        ).about(str(nic))
+    hub = info.hubs[place[0]]
+    if len(hub.nics) > 1:
+        crowd = ", ".join(str(port.peer) for port in hub.nics)
+        raise HubCrowded(
+            f"hub {hub.number} carries several NICs: {crowd}",
+            hint="give each NIC a hub of its own: boot with the arguments of hub_args()",
+        ).about(str(nic))
+    if not hub.free:
+        raise NoSink(
+            f"hub {hub.number} has no sink port: without a cable the guest's first frame would "
+            "wedge the NIC for good",
+            hint=f"boot the guest with, in addition: -netdev hubport,id=lm-sink-{nic.alias},"
+            f"hubid={hub.number}",
+        ).about(str(nic))
+    return Hub(hub.number, hub.backends)
+
+
+def crowded(nic: NicRef, hub: Hub) -> CannotAttach:
+    """Make the error for a hub that carries what it must not carry."""
+    found = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables) or "nothing"
+    return HubCrowded(
+        f"hub {hub.number} carries {found}, which is not what linkmgr left there",
+        hint="take with netdev_del what does not belong there, or run check()",
+    ).about(str(nic))
+
+
+def tap_fd(backend: NetClient) -> int | None:
+    """The number that a tap's fd has inside QEMU."""
+    found = re.search(r"\bfd=(\d+)", backend.info)
+    return int(found[1]) if found else None
