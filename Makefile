@@ -85,7 +85,11 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 	@$(ROOT_PY) examples/demo.py
 
 .PHONY: test
-test: lint test-unit test-integration test-next ## Run every check and test
+test: lint test-unit test-both ## Run every check and test
+
+.PHONY: test-both
+test-both: setup images bookworm deb qemu-next # test-integration and test-next, two files at a time
+	@$(ROOT_PY) scripts/test-files.py --next $(abspath $(NEXT_QEMU))
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need no root
@@ -93,7 +97,7 @@ test-unit: setup ## Run the tests that need no root
 
 .PHONY: test-integration
 test-integration: setup images bookworm deb ## Run the tests against real QEMU and kernel
-	$(ROOT_PY) -m pytest -q tests/integration
+	@$(ROOT_PY) scripts/test-files.py
 
 .PHONY: test-next
 test-next: setup images qemu-next ## Run the marked subset on the newer QEMU
@@ -114,6 +118,10 @@ format: setup ## Format the code
 .PHONY: bench
 bench: setup images ## Measure; exits 1 when a budget is missed
 	@$(ROOT_PY) -m bench
+
+.PHONY: soak
+soak: setup images ## Swap 10,000 times; exits 1 when something has grown
+	@$(ROOT_PY) -m bench.soak
 
 .PHONY: clean
 clean: ## Remove what was built and the virtual environment

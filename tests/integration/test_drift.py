@@ -134,3 +134,17 @@ async def test_verbs_and_repairs_do_not_disturb_each_other(watched: Lab) -> None
     await links.plug(NIC, "blue")
     await answers(watched, 1)
     await links.unplug(NIC)
+
+
+async def test_a_cable_that_is_whole_by_now_is_not_plugged_again(watched: Lab) -> None:
+    """Between the look and the repair a verb may have had the NIC."""
+    links = watched.links
+    await watched.network("blue")
+    await watched.guest(boot=False)
+    await links.plug(NIC, "blue")
+    before = await device(links)
+    slot = links._vms["web1"].slots["net0"]
+    assert not await links._repair(slot)
+    assert await device(links) == before
+    await links.unplug(NIC)
+    assert not await links._repair(slot)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from linkmgr import EventKind, LinkManager, NicState, hub_args
-from linkmgr.errors import MonitorError, SwitchFailed, UnknownVm
+from linkmgr.drivers import Attachment
+from linkmgr.drivers.bridge import BridgeDriver
+from linkmgr.errors import HostError, MonitorError, SwitchFailed, UnknownVm
 from linkmgr.host import Host
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
@@ -253,3 +255,39 @@ async def test_an_odd_nic_keeps_no_other_from_being_managed(lab: Lab) -> None:
     assert states["net0"] is NicState.UNPLUGGED
     assert states["net2"] is NicState.FOREIGN
     assert (await lab.links.plug(NIC, "blue")).changed
+
+
+async def test_what_a_dead_guest_held_is_freed_later_if_it_cannot_be_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the VM can be removed."""
+    await lab.network("blue")
+    await lab.links.create_port("blue", "one")
+    guest = await lab.guest(boot=False)
+    await lab.links.plug(NIC, "blue:one")
+    terminate, failures = BridgeDriver.terminate_attachment, [1, 2]
+
+    async def fails_twice(self: BridgeDriver, attachment: Attachment) -> None:
+        if failures:
+            failures.pop()
+            raise HostError("not now")
+        await terminate(self, attachment)
+
+    monkeypatch.setattr(BridgeDriver, "terminate_attachment", fails_twice)
+    monkeypatch.setattr("linkmgr.care.RETRY", 0.1)
+    events = lab.links.events()
+    await guest.stop()
+    async for event in events:
+        if event.kind is EventKind.VM_GONE:
+            break
+    events.close()
+
+    async def removed() -> bool:
+        try:
+            return await lab.links.remove_vm("web1")
+        except MonitorError:
+            return False
+
+    await until(removed, timeout=5, what="the VM is removed")
+    assert failures == []
+    assert await lab.links.delete_port("blue", "one")

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Run the integration tests file by file, two at a time: most of their time is waiting.
+
+    test-files.py [--jobs N] [--next QEMU] [FILE...]
+
+Each file is a pytest process with network namespaces of its own. What a file says is printed when
+it has ended, all of it if something failed. With ``--next`` the marked tests run once more, on that
+QEMU. The slowest files go first, as far as an earlier run noted them in build/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTES = ROOT / "build" / "test-seconds.json"
+NOTHING_COLLECTED = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file on one QEMU."""
+
+    file: Path
+    qemu: str | None = None
+
+    def __str__(self) -> str:
+        on = " (next QEMU)" if self.qemu else ""
+        return f"{self.file.relative_to(ROOT)}{on}"
+
+    def run(self) -> tuple[int, str, float]:
+        """Run it; return its status, what it said, and how many seconds it took."""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.file)]
+        environment = dict(os.environ)
+        if self.qemu:
+            command += ["-m", "next_qemu"]
+            environment["LINKMGR_QEMU"] = self.qemu
+        start = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, text=True, errors="replace", check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return done.returncode, done.stdout, time.monotonic() - start
+
+
+def main() -> int:
+    """Run what the command line says; return the exit status."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--jobs", type=int, default=2)
+    options.add_argument("--next")
+    options.add_argument("files", nargs="*", type=Path)
+    given = options.parse_args()
+    files = [file.resolve() for file in given.files]
+    files = files or sorted((ROOT / "tests" / "integration").glob("test_*.py"))
+    jobs = [Job(file) for file in files]
+    if given.next:
+        jobs += [Job(file, given.next) for file in files if "next_qemu" in file.read_text()]
+    noted: dict[str, float] = json.loads(NOTES.read_text()) if NOTES.exists() else {}
+    jobs.sort(key=lambda job: -noted.get(str(job), 1e9))
+    bad, kept = [], []
+    with ThreadPoolExecutor(given.jobs) as pool:
+        running = {pool.submit(job.run): job for job in jobs}
+        for future in as_completed(running):
+            job, (status, said, seconds) = running[future], future.result()
+            noted[str(job)] = seconds
+            if status not in (0, NOTHING_COLLECTED):
+                bad.append(str(job))
+                print(f"\n=== {job} ===\n{said}", flush=True)
+            last = said.strip().rpartition("\n")[2]
+            kept += [f"{job}: {line}" for line in re.findall(r"^SKIPPED .*$", said, re.MULTILINE)]
+            print(f"{'FAILED' if str(job) in bad else 'ok':6} {job}: {last}", flush=True)
+    NOTES.parent.mkdir(exist_ok=True)
+    NOTES.write_text(json.dumps(noted, indent=1, sort_keys=True))
+    print("\n".join([*kept, f"{len(jobs)} files, failed: {', '.join(sorted(bad)) or 'none'}"]))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
