@@ -77,15 +77,16 @@ class DriftWatch:
 
         :return: seconds until it has to be looked at again whether something changes or not.
         """
+        before = [(slot, slot.plugged) for slot in self._slots()]
         links = {link.name: link for link in await self._host.links()}
         later: list[float] = []
         broken: list[Slot] = []
-        for slot in list(self._slots()):
+        for slot, plugged in before:
             ref = str(slot.ref)
             if slot.plugged is None:
                 self._told.pop(ref, None)
                 continue
-            if slot.lock.locked():
+            if slot.lock.locked() or slot.plugged is not plugged:
                 later.append(BUSY)
                 continue
             faults = device_faults(slot, links)

@@ -28,13 +28,16 @@ class Call(Generic[S]):
         any time after it began, or not at all.
     :param after: the state that it leaves behind from a state; ``None`` when what was answered
         cannot have been answered there.
-    :param looks: that it can only ever leave the state as it was, such as a read.
+    :param too_late: that it fits in no state that can come after a state, nor in that one. Only
+        makes the search shorter.
+    :param looks: that it changes nothing, such as a read. It may still say more of the state.
     """
 
     what: str
     called: float
     returned: float
     after: Callable[[S], S | None]
+    too_late: Callable[[S], bool] = lambda _: False
     looks: bool = False
 
 
@@ -69,13 +72,14 @@ def find_order(history: Sequence[Call[S]], start: S, *, most: int = MOST) -> lis
     path = [_Place(0, start)]
     path[0].left = _next(calls, path[0])
     seen: set[tuple[int, S]] = {(0, start)}
-    farthest = path[0], 0
+    farthest = path[0], -NEVER
     while path:
         here = path[-1]
         if here.done & needed == needed:
             return [calls[place.by] for place in path if place.by is not None]
-        if here.done.bit_count() > farthest[1]:
-            farthest = here, here.done.bit_count()
+        open_since = min(c.returned for n, c in enumerate(calls) if not here.done >> n & 1)
+        if open_since > farthest[1]:
+            farthest = here, open_since
         for number, state in here.left:
             place = _Place(here.done | 1 << number, state, by=number)
             if (place.done, state) not in seen:
@@ -85,14 +89,14 @@ def find_order(history: Sequence[Call[S]], start: S, *, most: int = MOST) -> lis
             continue
         seen.add((place.done, state))
         if len(seen) > most:
-            raise Undecided(f"no order found in {most} places: {_told(calls, farthest)}")
+            raise Undecided(f"no order found in {most} places: {_told(calls, farthest[0])}")
         place.left = _next(calls, place)
         path.append(place)
-    raise NotLinearizable(_told(calls, farthest))
+    raise NotLinearizable(_told(calls, farthest[0]))
 
 
-def _told(calls: Sequence[Call[S]], farthest: tuple[_Place[S], int]) -> str:
-    place, length = farthest
+def _told(calls: Sequence[Call[S]], place: _Place[S]) -> str:
+    length = place.done.bit_count()
     stuck = "\n".join(f"  {calls[n].what}" for n in _may_follow(calls, place.done))
     return f"after {length} of {len(calls)} calls, in {place.state}, none of these fits:\n{stuck}"
 
@@ -113,11 +117,14 @@ def _may_follow(calls: Sequence[Call[S]], done: int) -> list[int]:
 
 def _next(calls: Sequence[Call[S]], place: _Place[S]) -> Iterator[tuple[int, S]]:
     steps: list[tuple[int, S]] = []
-    for number in _may_follow(calls, place.done):
+    open_calls = _may_follow(calls, place.done)
+    if any(calls[number].too_late(place.state) for number in open_calls):
+        return iter(steps)
+    for number in open_calls:
         after = calls[number].after(place.state)
         if after is None:
             continue
-        if calls[number].looks and calls[number].returned < NEVER:
+        if calls[number].looks and after == place.state and calls[number].returned < NEVER:
             # It fits here, and no other call misses it later: no other choice need be tried.
             return iter([(number, after)])
         steps.append((number, after))

@@ -58,6 +58,14 @@ async def test_all_devices_are_listed(host: Host) -> None:
         assert links[one] == await host.link(one)
 
 
+async def test_lists_can_be_asked_for_at_once(host: Host) -> None:
+    with bridge() as name, veth() as (one, _):
+        ip(f"link set {one} master {name}")
+        lists = await asyncio.gather(*(host.links() for _ in range(60)))
+        assert all(len(links) == len(lists[0]) for links in lists)
+        await asyncio.gather(*(host.forwarding(name, one) for _ in range(60)))
+
+
 async def test_a_list_of_very_many_devices_is_complete(host: Host) -> None:
     names = [f"many{number}" for number in range(100)]
     async with discarding(host, *names):

@@ -73,7 +73,7 @@ def test_a_call_without_an_outcome_may_have_had_its_effect_or_not_but_not_before
 
 def test_a_search_that_is_too_large_is_given_up() -> None:
     calls = [add(n, 0, 100 - n) for n in range(12)] + [read(99, 200, 201)]
-    with pytest.raises(Undecided, match="no order found in 8 places: after 7 of 13"):
+    with pytest.raises(Undecided, match="no order found in 8 places: after "):
         order(*calls, most=8)
     with pytest.raises(NotLinearizable):
         order(*calls)

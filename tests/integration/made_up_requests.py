@@ -1,0 +1,146 @@
+"""Requests made up from the OpenAPI document, over the real socket.
+
+A program, so that it can be run as any user. It prints how often each status was answered to each
+route, or fails with what was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [
+    not_a_server_error,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+ACCEPTED = 202
+#: What a request may name that exists: most names that are made up name nothing.
+REAL = {"vm": "web1", "alias": "net0", "network": "blue", "name": "blue", "target": "red:p1"}
+METHODS = ["get", "post", "put", "delete"]  #: in this order: what exists is deleted last
+LOOKS = ("/v1/vms", "/v1/networks", "/v1/ports", "/v1/nics", "/v1/connections")
+
+
+class Fuzz:
+    """Tries every route.
+
+    :param may_change: whether this user may change anything.
+    :param qmp: the monitor of ``web1``.
+    :param examples: requests for each route, and as many malformed ones for those with a body.
+    """
+
+    def __init__(self, client: httpx.Client, *, may_change: bool, examples: int, qmp: str) -> None:
+        self._client = client
+        self._may_change = may_change
+        self._real = {**REAL, "qmp": qmp}
+        self._settings = settings(
+            max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate], database=None, derandomize=True,
+        )  # fmt: skip
+        self.statuses: dict[str, Counter[str]] = {}
+
+    def run(self) -> None:
+        document = self._client.get("/openapi.json").json()
+        operations = []
+        for found in schemathesis.openapi.from_dict(document).get_all_operations():
+            assert isinstance(found, Ok), found
+            operations.append(found.ok())
+        operations.sort(key=lambda each: (METHODS.index(each.method), each.path))
+        for operation in operations:
+            if operation.path == "/v1/events":
+                continue  # it has no end
+            modes = [GenerationMode.POSITIVE]
+            if operation.body:
+                modes.append(GenerationMode.NEGATIVE)
+            for mode in modes:
+                self._try(operation, mode)
+
+    def _try(self, operation: Any, mode: GenerationMode) -> None:
+        route = f"{operation.method.upper()} {operation.path}"
+        counted = self.statuses.setdefault(route, Counter())
+
+        @given(case=operation.as_strategy(generation_mode=mode), real=st.data())
+        @self._settings
+        def try_one(case: Any, real: Any) -> None:
+            if mode is GenerationMode.POSITIVE and real.draw(st.booleans()):
+                self._name_what_exists(case)
+            before = self._state()
+            answer = self._send(case)
+            counted[str(answer.status_code)] += 1
+            if case.method != "GET" and not self._may_change:
+                assert answer.status_code >= 400, f"a stranger's {route} was accepted"
+            if answer.status_code >= 400 or not self._may_change:
+                after = self._state()
+                assert after == before, f"a rejected {route} changed {before} to {after}"
+            case.validate_response(answer, checks=CHECKS)
+
+        try_one()
+
+    def _send(self, case: Any) -> httpx.Response:
+        made = case.as_transport_kwargs(base_url="http://linkmgr")
+        if isinstance(made.get("data"), bytes | str):
+            made["content"] = made.pop("data")  # httpx has another word for it
+        wanted = ("method", "url", "headers", "params", "json", "data", "content")
+        answer = self._client.request(**{key: made[key] for key in wanted if key in made})
+        if answer.status_code == ACCEPTED:
+            while (begun := self._client.get(answer.headers["location"]).json())["ended"] is None:
+                time.sleep(0.01)
+            assert (begun["problem"] or {"status": 0})["status"] < 500, begun
+        return answer
+
+    def _name_what_exists(self, case: Any) -> None:
+        for place in (case.path_parameters, case.body):
+            if isinstance(place, dict):
+                place.update({key: value for key, value in self._real.items() if key in place})
+        if "/ports/" in case.path:
+            case.path_parameters["name"] = "p1"
+        if case.path == "/v1/vms" and isinstance(case.body, dict):
+            case.body["name"] = self._real["vm"]
+        if case.path == "/v1/networks" and isinstance(case.body, dict):
+            case.body = {"name": "blue", "driver": "bridge", "options": {"bridge": "br-blue"}}
+
+    def _state(self) -> object:
+        """All that anybody can see: what the service says, and the devices of the kernel."""
+        devices = sorted(path.name for path in Path("/sys/class/net").iterdir())
+        return [self._client.get(path).json() for path in LOOKS], devices
+
+
+def main() -> int:
+    """Try everything."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket")
+    parser.add_argument("qmp")
+    parser.add_argument("--stranger", action="store_true", help="this user may change nothing")
+    parser.add_argument("--examples", type=int, default=20)
+    words = parser.parse_args()
+    transport = httpx.HTTPTransport(uds=words.socket)
+    with httpx.Client(transport=transport, base_url="http://linkmgr", timeout=20) as client:
+        fuzz = Fuzz(client, may_change=not words.stranger, examples=words.examples, qmp=words.qmp)
+        fuzz.run()
+    sys.stdout.write(json.dumps(fuzz.statuses) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

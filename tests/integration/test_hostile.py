@@ -1,0 +1,459 @@
+"""Callers that send too much, too slowly, do not read, or are not who they should be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr import Client, NicState
+from linkmgr.errors import BadName, BadRequest, Forbidden, UnknownPort
+from linkmgr.host import Fd
+from linkmgr.testing.process import execute, until
+from tests.integration.lab import Lab
+from tests.integration.test_cli import Host, make_host
+from tests.integration.test_fd import open_tap
+from tests.unit.service_lab import read_answer, request
+from tests.unit.test_service_access import CHANGES, CLIENT
+
+STRANGER = 65534
+NIC = "web1/net0"
+STREAMS = 200
+#: Bytes that an idle stream may cost: its protocol, its task and its socket; measured are 20 KiB.
+PER_STREAM = 48 << 10
+#: Seconds in which others are answered, whatever goes on; a swap takes a tenth of that.
+SOON = 2.0
+
+# Becomes another user, who leaves an fd; prints the answer.
+LEAVE = """
+import json, os, socket, sys
+path, uid, name, fd = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    sock.connect(path)
+    socket.send_fds(sock, [json.dumps({"name": name}).encode()], [fd])
+    print(sock.recv(65536).decode())
+"""
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, config: str = "", command: str = "linkmgr serve"
+) -> AsyncIterator[Host]:
+    """The service, reachable by everybody."""
+    for each in (folder, *folder.parents[:2]):  # pytest's own are for root only
+        each.chmod(0o755)
+    (folder / "linkmgr.toml").write_text(config)
+    async with make_host(folder, f"{command} --config {folder}/linkmgr.toml") as host:
+        yield host
+        assert "Traceback" not in host.said()
+
+
+@pytest.fixture
+async def host(tmp_path: Path, lab: Lab) -> AsyncIterator[Host]:
+    async with serving(tmp_path, "[limits]\nrequest_seconds = 1.5\n") as made:
+        yield made
+
+
+def resident(host: Host) -> int:
+    """Bytes of memory that the service has."""
+    assert host.child
+    status = Path(f"/proc/{host.child.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) << 10
+
+
+def open_files(host: Host) -> int:
+    assert host.child
+    return len(list(Path(f"/proc/{host.child.pid}/fd").iterdir()))
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connections(host: Host, number: int) -> AsyncIterator[list[Connection]]:
+    made: list[Connection] = []
+    try:
+        for _ in range(number):
+            made.append(await asyncio.open_unix_connection(host.socket))
+        yield made
+    finally:
+        for _, writer in made:
+            writer.close()
+        for _, writer in made:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def ready(host: Host, lab: Lab) -> None:
+    """Have a NIC and two networks."""
+    guest = await lab.guest(boot=False, add=False)
+    async with Client(host.socket) as links:
+        await links.add_vm("web1", guest.qmp_path)
+        for name in ("blue", "red"):
+            await lab.network(name)
+            await links.create_network(name, "bridge", bridge=f"br-{name}")
+        await links.plug(NIC, "blue", notify="silent")
+
+
+async def slowest_of(host: Host, times: int) -> float:
+    """Seconds that the slowest of some swaps and looks took, as another caller sees it."""
+    slowest = 0.0
+    async with Client(host.socket) as links:
+        for number in range(times):
+            began = time.monotonic()
+            done = await links.plug(NIC, ("red", "blue")[number % 2], notify="silent")
+            assert done.changed
+            await links.nics()
+            slowest = max(slowest, time.monotonic() - began)
+    return slowest
+
+
+# --- too much, too slowly -------------------------------------------------------------------------
+async def test_bodies_that_are_too_large_cost_no_memory_and_no_time_of_others(
+    host: Host, lab: Lab
+) -> None:
+    await ready(host, lab)
+    await slowest_of(host, 4)
+    before = resident(host)
+    size = 8 << 20
+
+    async def send(number: int, connection: Connection) -> int:
+        reader, writer = connection
+        if number % 2:
+            writer.write(request("POST", "/v1/networks", headers={"Content-Length": str(size)}))
+        else:
+            chunked = {"Content-Length": "", "Transfer-Encoding": "chunked"}
+            writer.write(request("POST", "/v1/networks", headers=chunked))
+        answer = asyncio.create_task(read_answer(reader))
+        with contextlib.suppress(OSError):
+            for _ in range(size >> 16):
+                if answer.done():
+                    break  # it has said that it takes no more
+                data = b"x" * (1 << 16)
+                writer.write(data if number % 2 else b"10000\r\n" + data + b"\r\n")
+                await writer.drain()
+        return (await answer).status
+
+    async with connections(host, 40) as made:
+        sending = asyncio.gather(*(send(n, each) for n, each in enumerate(made)))
+        slowest = await slowest_of(host, 6)
+        assert set(await sending) == {413}
+    assert slowest < SOON
+    assert resident(host) - before < 16 << 20, "40 bodies of 8 MiB"
+
+
+async def test_clients_that_send_a_byte_a_second_are_given_up_and_hold_nobody_up(
+    host: Host, lab: Lab
+) -> None:
+    await ready(host, lab)
+    body = json.dumps({"name": "green", "driver": "bridge", "options": {"bridge": "br7"}})
+    whole = request("POST", "/v1/networks", raw=body.encode())
+    head = whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+    async def send(number: int, connection: Connection) -> int:
+        reader, writer = connection
+        rest = whole
+        if number % 2:  # the head at once, the body slowly
+            writer.write(head)
+            rest = whole[len(head) :]
+        answer = asyncio.create_task(read_answer(reader))
+        for byte in rest:
+            with contextlib.suppress(OSError):
+                writer.write(bytes([byte]))
+            done, _ = await asyncio.wait([answer], timeout=1)
+            if done:
+                break
+        return (await answer).status
+
+    async with connections(host, 40) as made:
+        began = time.monotonic()
+        sending = asyncio.gather(*(send(n, each) for n, each in enumerate(made)))
+        slowest = await slowest_of(host, 6)
+        assert set(await sending) == {408}
+        assert 1 < time.monotonic() - began < 6, "the limit of this service is 1.5 s"
+    assert slowest < SOON
+    async with Client(host.socket) as links:
+        assert {network.name for network in await links.networks()} == {"blue", "red"}
+
+
+async def test_connections_that_are_half_closed_are_answered_and_let_go(
+    host: Host, lab: Lab
+) -> None:
+    await ready(host, lab)
+    before = open_files(host)
+    asked: list[Callable[[], bytes]] = [
+        lambda: request("GET", "/v1/nics"),
+        lambda: request("GET", "/v1/nics")[:20],
+        lambda: request("POST", "/v1/networks", headers={"Content-Length": "100"}) + b"{",
+        lambda: b"",
+    ]
+    async with connections(host, 40) as made:
+        for number, (_, writer) in enumerate(made):
+            writer.write(asked[number % len(asked)]())
+            writer.write_eof()
+        assert await slowest_of(host, 6) < SOON
+        async with asyncio.timeout(10):
+            said = [await reader.read() for reader, _ in made]
+        assert all(text == b"" or text.startswith(b"HTTP/1.1 ") for text in said)
+
+        async def let_go() -> bool:
+            return open_files(host) <= before
+
+        await until(let_go, timeout=10, what="the service closes them")
+
+
+# --- event streams --------------------------------------------------------------------------------
+async def listening(connection: Connection) -> None:
+    reader, writer = connection
+    writer.write(request("GET", "/v1/events"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_two_hundred_idle_event_streams_cost_little_and_give_it_back(
+    host: Host, lab: Lab
+) -> None:
+    await ready(host, lab)
+    await slowest_of(host, 6)
+    before, files = resident(host), open_files(host)
+    grown = []
+    for _ in range(3):
+        async with connections(host, STREAMS) as made:
+            for each in made:
+                await listening(each)
+            grown.append(resident(host) - before)
+            assert await slowest_of(host, 6) < SOON
+
+            async def hear(connection: Connection) -> None:
+                while b"event: replugged" not in await connection[0].readline():
+                    pass
+
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(hear(each) for each in made))
+
+        async def let_go() -> bool:
+            return open_files(host) <= files
+
+        await until(let_go, timeout=10, what="the service closes them")
+    assert max(grown) < STREAMS * PER_STREAM
+    assert grown[2] - grown[0] < STREAMS * PER_STREAM / 3, f"each time it takes more: {grown}"
+
+
+async def test_a_client_that_never_reads_its_events_costs_little_and_is_told_that_it_missed_some(
+    tmp_path: Path, lab: Lab
+) -> None:
+    async with serving(tmp_path, "[limits]\nevents = 20\n") as host:
+        await ready(host, lab)
+        before = resident(host)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.connect(str(host.socket))
+            deaf.send(request("GET", "/v1/events"))
+            async with connections(host, 1) as made:
+                ((reader, writer),) = made
+                for _ in range(2000):  # each is an event of half a kilobyte
+                    writer.write(request("PUT", f"/v1/connections/{NIC}", {"target": "nowhere"}))
+                    assert (await read_answer(reader)).status == 404
+            assert await slowest_of(host, 6) < SOON
+            assert resident(host) - before < 8 << 20
+            deaf.setblocking(False)
+            said = b""
+            async with asyncio.timeout(10):
+                while b"event: reset" not in said:
+                    said += await loop.sock_recv(deaf, 1 << 20)
+                await slowest_of(host, 1)
+                while b"event: replugged" not in said:  # it hears again what happens
+                    said += await loop.sock_recv(deaf, 1 << 20)
+        assert said.count(b"event: failed") < 1500
+
+
+# --- who is not allowed ---------------------------------------------------------------------------
+async def as_stranger(host: Host, requests: list[tuple[str, str, object]]) -> list[Any]:
+    """Ask as a user outside the group; status and document of each answer."""
+    given = json.dumps([str(host.socket), STRANGER, STRANGER, [], requests])
+    return list(json.loads((await execute([sys.executable, "-c", CLIENT, given])).output))
+
+
+async def everything(host: Host) -> list[object]:
+    """All that a caller can see, and what the kernel has."""
+    async with Client(host.socket) as links:
+        ports = [port for net in await links.networks() for port in await links.ports(net.name)]
+        seen = [await links.vms(), await links.nics(), await links.networks(), ports]
+    return [*seen, {path.name: (path / "ifindex").read_text() for path in devices()}]
+
+
+def devices() -> list[Path]:
+    return sorted(Path("/sys/class/net").iterdir())
+
+
+async def test_a_user_outside_the_group_can_change_nothing(host: Host, lab: Lab) -> None:
+    await ready(host, lab)
+    async with Client(host.socket) as links:
+        await links.create_port("blue", "p7")
+        document = json.loads(await _text(host, "/openapi.json"))
+    changing = {
+        (method.upper(), path)
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method != "get"
+    }
+    assert len(changing) == len(CHANGES), "a changing route is not tried"
+    before = await everything(host)
+    for status, problem in await as_stranger(host, CHANGES):
+        assert (status, problem["code"]) == (403, "forbidden"), problem
+    assert await everything(host) == before
+    looked = await as_stranger(host, [("GET", "/v1/nics", None), ("GET", "/healthz", None)])
+    assert [status for status, _ in looked] == [200, 200]
+
+
+async def test_a_user_outside_the_group_learns_nothing_of_files(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir(mode=0o700)
+    (tmp_path / "secret" / "there").touch()
+    asked: list[tuple[str, str, object]] = [
+        ("POST", "/v1/vms", {"name": "web2", "qmp": f"{tmp_path}/secret/{name}"})
+        for name in ("there", "nothere")
+    ]
+    there, nothere = await as_stranger(host, asked)
+    assert there == nothere
+    assert there[0] == 403
+
+
+async def test_an_fd_of_another_uid_cannot_be_used(tmp_path: Path, lab: Lab) -> None:
+    rule = f'[[access.rules]]\nuser = {STRANGER}\nnics = ["web1/*"]\n'
+    async with serving(tmp_path, rule) as host:
+        await ready(host, lab)
+        left: dict[int, Fd] = {}
+        for uid, name in ((0, "roots"), (STRANGER, "strangers")):
+            fd = open_tap(f"tap{uid}")
+            left[uid] = fd
+            with fd:
+                answer = await leave(tmp_path / "fd.sock", uid, name, fd)
+            assert answer["ok"] is True, answer
+        plugs: list[tuple[str, str, object]] = [
+            ("PUT", f"/v1/connections/{NIC}", {"target": target})
+            for target in ("fd:roots", "fd:0.roots")
+        ]
+        for status, problem in await as_stranger(host, plugs):
+            assert (status, problem["code"]) == (404, "unknown-port"), problem
+        async with Client(host.socket) as links:
+            with pytest.raises(UnknownPort):
+                await links.plug(NIC, "fd:strangers")
+            assert str((await links.connections())[0].port) == "blue"
+            own: list[tuple[str, str, object]] = [
+                ("PUT", f"/v1/connections/{NIC}", {"target": "fd:strangers", "notify": "silent"})
+            ]
+            ((status, outcome),) = await as_stranger(host, own)
+            assert (status, outcome["nic"]["state"]) == (200, "plugged"), outcome
+            await links.plug(NIC, "fd:roots", notify="silent")
+            await links.unplug(NIC)
+
+
+async def leave(path: Path, uid: int, name: str, fd: Fd) -> Any:
+    os.set_inheritable(fd.number, True)
+    command = [sys.executable, "-c", LEAVE, str(path), str(uid), name, str(fd.number)]
+    process = await asyncio.create_subprocess_exec(
+        *command, pass_fds=[fd.number], stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    return json.loads(said)
+
+
+async def test_a_user_with_rules_cannot_give_anothers_vm_a_name_of_his(
+    tmp_path: Path, lab: Lab
+) -> None:
+    rule = f'[[access.rules]]\nuser = {STRANGER}\nnics = ["mine/*"]\n'
+    async with serving(tmp_path, rule) as host:
+        guest = await lab.guest("mine", boot=False, add=False)
+        add: tuple[str, str, object] = (
+            "POST", "/v1/vms", {"name": "mine", "qmp": str(guest.qmp_path)},
+        )  # fmt: skip
+        ((status, problem),) = await as_stranger(host, [add])
+        assert (status, problem["code"]) == (403, "forbidden"), problem
+        assert "belongs to uid 0" in problem["what"]
+        os.chown(guest.qmp_path, STRANGER, STRANGER)
+        ((status, added),) = await as_stranger(host, [add])
+        assert (status, added["nics"][0]["ref"]) == (200, "mine/net0")
+
+
+# --- names and paths ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "/etc/passwd", "a\0b", "a\nb", "%2e%2e"])
+async def test_a_vm_name_that_leads_elsewhere_is_refused(
+    host: Host, lab: Lab, tmp_path: Path, name: str
+) -> None:
+    guest = await lab.guest(boot=False, add=False)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    reader, writer = await asyncio.open_unix_connection(host.socket)
+    body = {"name": name, "qmp": str(guest.qmp_path)}
+    writer.write(request("POST", "/v1/vms", body))
+    answer = await read_answer(reader)
+    assert (answer.status, answer.json["code"]) == (400, "bad-name")
+    quoted = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00").replace("\n", "%0A")
+    writer.write(request("DELETE", f"/v1/vms/{quoted}"))
+    answer = await read_answer(reader)
+    assert answer.status in (400, 404)
+    writer.close()
+    await writer.wait_closed()
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    async with Client(host.socket) as links:
+        assert await links.vms() == []
+
+
+@pytest.mark.parametrize("device", ["a/b", "../lo", "/dev/null", "lo\0", "x" * 16])
+async def test_an_interface_name_that_leads_elsewhere_is_refused(host: Host, device: str) -> None:
+    async with Client(host.socket) as links:
+        for driver, option in (("bridge", "bridge"), ("direct", "parent")):
+            with pytest.raises(BadName, match="cannot be the name of a network device"):
+                await links.create_network("pink", driver, **{option: device})
+        assert await links.networks() == []
+
+
+async def test_a_monitor_that_is_a_link_to_another_vms_is_refused(
+    host: Host, lab: Lab, tmp_path: Path
+) -> None:
+    guest = await lab.guest(boot=False, add=False)
+    link, folder = tmp_path / "web2.qmp", tmp_path / "shared"
+    link.symlink_to(guest.qmp_path)
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "vms").symlink_to(tmp_path)
+    async with Client(host.socket) as links:
+        for path in (link, folder / "vms" / guest.qmp_path.name):
+            with pytest.raises(BadRequest, match="is a symbolic link"):
+                await links.add_vm("web2", path)
+        assert await links.vms() == []
+        os.chown(guest.qmp_path, STRANGER, STRANGER)  # root may name anybody's
+        (nic,) = await links.add_vm("web1", guest.qmp_path)
+        assert nic.state is NicState.UNPLUGGED
+
+
+async def test_who_is_refused_once_may_ask_again(host: Host) -> None:
+    os.seteuid(STRANGER)
+    try:
+        async with Client(host.socket) as links:
+            for _ in range(20):
+                with pytest.raises(Forbidden):
+                    await links.delete_network("blue")
+            assert await links.networks() == []
+    finally:
+        os.seteuid(0)
+
+
+async def _text(host: Host, path: str) -> str:
+    reader, writer = await asyncio.open_unix_connection(host.socket)
+    writer.write(request("GET", path))
+    answer = await read_answer(reader)
+    writer.close()
+    await writer.wait_closed()
+    return answer.raw.decode()
