@@ -88,7 +88,7 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 test: lint test-unit test-both ## Run every check and test
 
 .PHONY: test-both
-test-both: setup images bookworm deb qemu-next # test-integration and test-next, two files at a time
+test-both: setup images bookworm deb qemu-next ## Run both of these, two files at a time
 	@$(ROOT_PY) scripts/test-files.py --next $(abspath $(NEXT_QEMU))
 
 .PHONY: test-unit

@@ -7,6 +7,8 @@ import asyncio
 import json
 import os
 import platform
+import re
+import shlex
 import sys
 import tempfile
 import time
@@ -22,14 +24,17 @@ from bench.budgets import judge
 from bench.lab import BRIDGE, DIRECT, Lab, make_lab
 from bench.loss import IN, OUT, count_loss
 from bench.report import Results, show
+from bench.service import ServiceEffort, measure_service
 from bench.stall import measure_stall
 from bench.swaps import time_swaps
 from bench.throughput import PATHS, measure_throughput
 from linkmgr.testing import enter_sandbox
+from linkmgr.testing.process import execute
 from linkmgr.wirings import HubWiring
 
 REPORT = Path("build/bench.json")
-PHASES = ("swaps", "loss", "stall", "throughput")
+GUEST_PHASES = ("swaps", "loss", "stall", "throughput")
+PHASES = (*GUEST_PHASES, "service")
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,11 @@ class Effort:
     shared_stall_pairs: int
     rounds: int
     seconds: int  # of a TCP stream, after a first one that does not count
+    service: ServiceEffort
 
 
-FULL = Effort(100, 20, 25, 6, 200, 60, 4, 2)
-QUICK = Effort(10, 3, 3, 1, 20, 10, 1, 1)
+FULL = Effort(100, 20, 25, 6, 200, 60, 4, 2, ServiceEffort(5, 2, 10.0, 50))
+QUICK = Effort(10, 3, 3, 1, 20, 10, 1, 1, ServiceEffort(1, 1, 3.0, 10))
 
 
 class Bars:
@@ -68,9 +74,23 @@ class Bars:
         return tick
 
 
-async def measure(lab: Lab, effort: Effort, phases: Collection[str], bars: Bars) -> Results:
-    """Run the phases, in the order of `PHASES`."""
+async def measure(effort: Effort, phases: Collection[str], bars: Bars) -> Results:
+    """Run the phases, in the order of `PHASES`; the guest is gone before the service has its."""
     results = Results()
+    with tempfile.TemporaryDirectory(prefix="linkmgr-bench-") as folder:
+        if not set(phases).isdisjoint(GUEST_PHASES):
+            async with make_lab(Path(folder)) as lab:
+                await measure_guest(lab, effort, phases, bars, results)
+        if "service" in phases:
+            tick = bars.add("the service with 200 VMs", effort.service.ticks)
+            results.service = await measure_service(Path(folder), effort.service, tick)
+    return results
+
+
+async def measure_guest(
+    lab: Lab, effort: Effort, phases: Collection[str], bars: Bars, results: Results
+) -> None:
+    """Run the phases that need a guest."""
     if "swaps" in phases:
         tick = bars.add("time of a swap", effort.swaps + 3 * effort.others)
         results.times = await time_swaps(lab, effort.swaps, effort.others, tick)
@@ -86,14 +106,15 @@ async def measure(lab: Lab, effort: Effort, phases: Collection[str], bars: Bars)
     if "throughput" in phases:
         tick = bars.add("throughput", effort.rounds * 2 * len(PATHS))
         results.throughput = await measure_throughput(lab, effort.rounds, effort.seconds, tick)
-    return results
 
 
-async def host(lab: Lab) -> dict[str, Any]:
+async def host() -> dict[str, Any]:
     """Return what the figures depend on."""
-    version = await lab.guest.qmp("query-version")
+    qemu = shlex.split(os.environ.get("LINKMGR_QEMU") or "qemu-system-x86_64")
+    said = (await execute([*qemu, "--version"])).output
+    version = re.search(r"version ([\d.]+)", said)
     return {
-        "qemu": ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro")),
+        "qemu": version[1] if version else said,
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
@@ -105,15 +126,13 @@ async def main(options: argparse.Namespace) -> int:
     console, start = Console(), time.monotonic()
     HubWiring.keep_fds = not options.no_kept_fd
     bars = Bars(console)
-    with tempfile.TemporaryDirectory(prefix="linkmgr-bench-") as folder:
-        async with make_lab(Path(folder)) as lab:
-            facts = await host(lab)
-            with bars.progress:
-                effort = QUICK if options.quick else FULL
-                results = await measure(lab, effort, options.only, bars)
-            facts["load_after"] = [round(load, 2) for load in os.getloadavg()]
-    figures = results.hub_swap()
-    measured = [verdict for verdict in judge(figures) if verdict.budget.phase in options.only]
+    facts = await host()
+    with bars.progress:
+        effort = QUICK if options.quick else FULL
+        results = await measure(effort, options.only, bars)
+    facts["load_after"] = [round(load, 2) for load in os.getloadavg()]
+    verdicts = judge(results.figures())
+    measured = [verdict for verdict in verdicts if verdict.budget.phase in options.only]
     report = {
         "ok": all(verdict.ok for verdict in measured),
         "budgets": [verdict.report() for verdict in measured],

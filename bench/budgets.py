@@ -1,4 +1,4 @@
-"""What a swap may cost, and whether it does."""
+"""What a swap and the service may cost, and whether they do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BUDGETS", "Budget", "Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit for one figure of ``hub_swap``.
+    """A limit for one figure of ``hub_swap`` or ``service``.
 
     :param phase: which phase measures it.
     :param reached: whether the limit itself is still good ("at most", not "under").
@@ -61,6 +61,9 @@ BUDGETS = (
     ),
     Budget("stall", "stall_over_baseline_ms_median", "stall of QEMU, median, under (ms)", 1.5),
     Budget("stall", "stall_over_baseline_ms_p99", "stall of QEMU, p99, under (ms)", 5.0),
+    Budget("service", "start_200_s", "start with 200 VMs, median, under (s)", 3.0),
+    Budget("service", "idle_cpu_percent", "idle CPU with 200 VMs, under (%)", 0.5),
+    Budget("service", "rss_mb", "resident memory with 200 VMs, under (MB)", 100.0),
 )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -37,7 +38,7 @@ class Fleet:
                 some = self.names[first : first + _AT_ONCE]
                 for number, name in enumerate(some, first):
                     self._start(name, number)
-                await until(lambda some=some: self._listen(some), timeout=60, what="monitors")
+                await until(partial(self._listen, some), timeout=60, what="the monitors")
         except BaseException:
             await finish(self._end())
             raise
@@ -59,6 +60,10 @@ class Fleet:
         """Its process id."""
         return self._children[name].pid
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a QEMU a signal."""
+        self._children[name].signal(number)
+
     async def kill(self, name: str) -> None:
         """End a QEMU, and wait until it has ended."""
         await self._children[name].end(0)
@@ -66,10 +71,15 @@ class Fleet:
     def _start(self, name: str, number: int) -> None:
         mac = f"52:54:00:f1:{number >> 8:02x}:{number & 255:02x}"
         qemu = shlex.split(os.environ.get("LINKMGR_QEMU") or "qemu-system-x86_64")
-        rest = "-machine pc,accel=tcg -m 8 -S -nodefaults -no-user-config -display none -qmp".split()
+        bare = ["-m", "8", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
         monitor = f"unix:{self.monitor(name)},server=on,wait=off"
-        argv = [*qemu, "-name", name, *hub_args("net0", mac=mac), *rest, monitor]
-        self._children[name] = Child(argv, output=self._output)
+        self._children[name] = Child(
+            [
+                *(*qemu, "-name", name, "-machine", "pc,accel=tcg", *bare, "-qmp", monitor),
+                *hub_args("net0", mac=mac),
+            ],
+            output=self._output,
+        )
 
     async def _listen(self, names: list[str]) -> bool:
         for name in names:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = ["Memory", "cpu_seconds", "open_files", "read_memory", "threads"]
 
+
 @dataclass(frozen=True)
 class Memory:
     """Resident memory in KiB.
@@ -16,7 +17,7 @@ class Memory:
     :param rss: all that is mapped and there, what other processes map as well included.
     :param pss: a page that n processes map counts as an nth of one.
     :param anon: the part of `pss` that is in no file: heap, stacks, a guest's RAM unless shared.
-    :param shmem: the part of `pss` that is shared memory, such as a guest's RAM in a memfd.
+    :param shmem: the part of `pss` that is shared memory: a guest's RAM, if it is in a memfd.
     """
 
     rss: int
@@ -26,14 +27,16 @@ class Memory:
 
     @property
     def own(self) -> int:
-        """All of `pss` but shared memory."""
-        return self.pss - self.shmem
+        """All of `rss` but shared memory. Others who map the same files do not change it."""
+        return self.rss - self.shmem
 
 
 def read_memory(pid: int) -> Memory:
     """Read smaps_rollup."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = {key: int(number) for key, number in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
+    found = {
+        key: int(number) for key, number in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)
+    }
     return Memory(found["Rss"], found["Pss"], found["Pss_Anon"], found["Pss_Shmem"])
 
 
@@ -55,7 +58,8 @@ def open_files(pid: int) -> Counter[str]:
         except FileNotFoundError:  # closed meanwhile
             continue
         # Every macvtap has a device node of its own, every socket and pipe a number.
-        kinds[re.sub(r"^(socket|pipe):.*|^(/dev/tap)\d+$", r"\1\2", target)] += 1
+        kind = re.sub(r"^(socket|pipe):.*|^(/dev/tap)\d+$", r"\1\2", target)
+        kinds[kind if kind.startswith("/dev/") else kind.rpartition("/")[2]] += 1
     return kinds
 
 

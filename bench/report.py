@@ -4,8 +4,8 @@ Keys of bench.json: ``ok``, ``budgets`` (``[{name, what, limit, value, ok}]``), 
 figures that have budgets and some beside them: times in milliseconds, losses in frames),
 ``hub_vs_plain_tap`` and ``hub_vs_offload_tap`` (``tcp_out_ratio``, ``tcp_in_ratio``), ``timings``
 (by kind of swap and step), ``loss`` (by network and direction), ``stall``, ``throughput_mbit``,
-``host``, ``options``, ``seconds``. Phases that were left out have no keys. ``*_shared_cpus_*``: see
-`bench.stall`.
+``service`` (see `bench.service`), ``host``, ``options``, ``seconds``. Phases that were left out
+have no keys. ``*_shared_cpus_*``: see `bench.stall`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.table import Table
 from bench.budgets import Verdict
 from bench.lab import BRIDGE
 from bench.loss import IN, OUT, Loss
+from bench.service import CLIENTS, VMS, ServiceFigures
 from bench.stall import Stall
 from bench.stats import Spread, spread
 from bench.swaps import TOTAL, Times
@@ -37,6 +38,7 @@ class Results:
     losses: list[Loss] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
     throughput: Throughput | None = None
+    service: ServiceFigures | None = None
 
     def hub_swap(self) -> dict[str, Any]:
         """Return the figures of a swap between two ports of one bridge network."""
@@ -56,6 +58,10 @@ class Results:
             figures[f"{key}_median"] = round(swap.median - quiet.median, 3)
             figures[f"{key}_p99"] = round(swap.p99 - quiet.p99, 3)
         return figures
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures that may have budgets."""
+        return self.hub_swap() | (self.service.report() if self.service else {})
 
     def report(self) -> dict[str, Any]:
         """Return all of it for bench.json."""
@@ -84,6 +90,8 @@ class Results:
                 }
                 for stall in self.stalls
             ]
+        if self.service:
+            found["service"] = self.service.report()
         return found
 
 
@@ -94,6 +102,8 @@ def show(results: Results, verdicts: Sequence[Verdict], console: Console) -> Non
         _loss_table(results.losses),
         _stall_table(results.stalls),
         _throughput_table(results.throughput),
+        _service_table(results.service),
+        _latency_table(results.service),
         _verdict_table(verdicts),
     ):
         if table.row_count:
@@ -148,6 +158,29 @@ def _throughput_table(found: Throughput | None) -> Table:
             rates = (f"{_mbit(found, path, way) / 1000:.2f}" for way in (OUT, IN))
             ratios = found.ratios(path).values() if path != "hub" else ()
             table.add_row(path.replace("_", " "), *rates, *(f"{ratio:.0%}" for ratio in ratios))
+    return table
+
+
+def _service_table(found: ServiceFigures | None) -> Table:
+    table = _table(f"The service with {VMS} VMs", "", "")
+    if found:
+        of = found.report()
+        table.add_row("start after a kill, median", f"{of['start_200_s']:.2f} s")
+        table.add_row("of which CPU time", f"{of['start_200_cpu_s']:.2f} s")
+        table.add_row("adding a VM", f"{of['add_ms']:.1f} ms")
+        table.add_row("idle CPU, worst window", f"{of['idle_cpu_percent']:.3f} %")
+        for when, mb in of["memory_mb"].items():
+            table.add_row(f"RSS / PSS, {when}", f"{mb['rss']:.1f} / {mb['pss']:.1f} MB")
+        table.add_row("load", " ".join(f"{load:.2f}" for load in found.load))
+    return table
+
+
+def _latency_table(found: ServiceFigures | None) -> Table:
+    title = f"Latency with {CLIENTS} clients at once in ms"
+    table = _table(title, "request", "count", "median", "p99", "worst")
+    for op, ms in found.latencies.items() if found else ():
+        cell = spread(ms)
+        table.add_row(op, str(cell.count), _ms(cell.median), _ms(cell.p99), _ms(cell.worst))
     return table
 
 

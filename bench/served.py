@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,16 @@ class Served:
     """The service; ``async with`` starts it and ends it.
 
     :param folder: where its socket, its state and its log are.
+    :param config: text of its configuration file.
     :param before: words before the command, such as those of a profiler.
     """
 
-    def __init__(self, folder: Path, *, before: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, config: str = "", before: tuple[str, ...] = ()) -> None:
         self.socket = folder / "lm.sock"
         self.state = folder / "state"
         self._log_path = folder / "service.log"
+        self._config = folder / "linkmgr.toml"
+        self._config.write_text(config)
         self._before = before
         self._log: IO[bytes] | None = None
         self._child: Child | None = None
@@ -55,8 +58,13 @@ class Served:
         """Start it; return how many seconds it took until it answered."""
         assert self._log is not None
         begun = time.monotonic()
-        where = ["--socket", str(self.socket), "serve", "--state-dir", str(self.state)]
-        self._child = Child([*self._before, str(_PROGRAM), *where], output=self._log)
+        self._child = Child(
+            [
+                *(*self._before, str(_PROGRAM), "--socket", str(self.socket), "serve"),
+                *("--state-dir", str(self.state), "--config", str(self._config)),
+            ],
+            output=self._log,
+        )
         async with self.client() as links:
             await links.networks()  # asks no QEMU
         return time.monotonic() - begun
@@ -76,6 +84,17 @@ class Served:
     def client(self) -> Client:
         """One more client."""
         return Client(self.socket, patience=_PATIENCE)
+
+    async def get(self, path: str) -> str:
+        """Ask for what no verb tells, such as ``/metrics``; the answer, with its head."""
+        reader, writer = await asyncio.open_unix_connection(self.socket)
+        try:
+            request = f"GET {path} HTTP/1.1\r\nHost: linkmgr\r\nConnection: close\r\n\r\n"
+            writer.write(request.encode())
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     def said(self) -> str:
         """Its log so far."""

@@ -10,7 +10,9 @@ import pytest
 
 from bench.budgets import BUDGETS, Budget, judge
 from bench.loss import IN, OUT, Loss
+from bench.procfs import Memory
 from bench.report import Results
+from bench.service import OPS, ServiceFigures
 from bench.stall import RoundTrips, Stall
 from bench.stats import median_ratio, percentile, spread
 from bench.swaps import TOTAL, Times
@@ -95,6 +97,14 @@ def results() -> Results:
             Stall(first=False, swap=[9.0], quiet=[1.0]),
         ],
         throughput=throughput,
+        service=ServiceFigures(
+            starts=[1.0, 2.0, 9.0],
+            start_cpu=[1.0],
+            idle_percent=[0.1, 0.5],
+            memory={"idle": Memory(rss=80_000, pss=70_000, anon=60_000, shmem=0)},
+            latencies={op: [1.0, 3.0] for op in OPS},
+            load=[1.0],
+        ),
     )
 
 
@@ -111,10 +121,18 @@ def test_what_is_reported_is_the_difference_to_the_windows_without_a_swap() -> N
 
 
 def test_every_budget_has_its_figure() -> None:
-    assert {budget.key for budget in BUDGETS} <= set(results().hub_swap())
-    missed = [verdict.budget.key for verdict in judge(results().hub_swap()) if not verdict.ok]
+    assert {budget.key for budget in BUDGETS} <= set(results().figures())
+    missed = [verdict.budget.key for verdict in judge(results().figures()) if not verdict.ok]
     assert missed == ["lost_over_baseline_in", "stall_over_baseline_ms_median",
-                      "stall_over_baseline_ms_p99"]  # fmt: skip
+                      "stall_over_baseline_ms_p99", "idle_cpu_percent"]  # fmt: skip
+
+
+def test_the_service_is_judged_by_its_usual_start_and_its_busiest_idle_window() -> None:
+    report = results().report()["service"]
+    assert (report["start_200_s"], report["start_200_cpu_s"]) == (2.0, 1.0)
+    assert report["idle_cpu_percent"] == 0.5
+    assert (report["rss_mb"], report["pss_mb"]) == (81.9, 71.7)  # of 10^6 bytes, not 2^20
+    assert report["latency_ms"]["plug"] == {"count": 2, "median": 2.0, "p99": 3.0, "worst": 3.0}
 
 
 def test_the_report_has_the_ratios_of_throughput() -> None:
