@@ -131,7 +131,8 @@ class Inventory:
     async def _tidy(self) -> None:
         """Free what no cable needs any more, now that more is known of what there is."""
         await self._networks.tidy()
-        self._host.keeper.drop_rest(self.cables())
+        here, absent = self._cables()
+        self._host.keeper.settle(here, absent)
 
     def _is_back(self, vm: Vm | None) -> None:
         """A VM that an earlier run knew answers, or has ended."""
@@ -174,13 +175,13 @@ class Inventory:
         return self.seen()[1]
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
-        """All VMs and NICs as last known. Asks no QEMU."""
+        """All VMs and NICs as last known, by name. Asks no QEMU."""
         vms = [vm.info() for vm in self._vms.values()]
         nics = [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
         for absent in self._absent.vms.values():
             vms.append(absent.info())
             nics += absent.nics()
-        return vms, nics
+        return sorted(vms, key=lambda vm: vm.name), sorted(nics, key=lambda nic: nic.ref)
 
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now.
@@ -266,16 +267,12 @@ class Inventory:
         busy |= {f"network/{name}" for name in self._networks.in_use()}
         return known, busy
 
-    def cables(self) -> set[str]:
-        """Ids of all cables that there are, those of VMs that have not answered yet included."""
-        slots = self._all_slots()
-        absent = [nic for each in self._absent.vms.values() for nic in each.record.nics.values()]
-        return {slot.plugged.cable.id for slot in slots if slot.plugged} | {
-            ident
-            for nic in absent
-            for ident in (nic.cable and nic.cable.id, nic.intent and nic.intent.attachment)
-            if ident
-        }
+    def _cables(self) -> tuple[set[str], set[str]]:
+        """Ids of the cables that we have, and of those of VMs that have not answered yet."""
+        nics = [nic for each in self._absent.vms.values() for nic in each.record.nics.values()]
+        absent = {nic.cable.id for nic in nics if nic.cable}
+        absent |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
+        return {slot.plugged.cable.id for slot in self._all_slots() if slot.plugged}, absent
 
     def events(self) -> Events:
         """Listen from now on: an asynchronous iterator of events."""

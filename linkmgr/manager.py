@@ -101,7 +101,7 @@ class LinkManager(Inventory):
                     )
                 try:
                     await known.find_nics()
-                    return [known.nic(slot) for slot in known.slots.values()]
+                    return known.nics()
                 except MonitorGone:
                     if not await known.qemu.has_died():
                         raise
@@ -110,7 +110,7 @@ class LinkManager(Inventory):
             vm = await self._connect(VmJournal(self._journal, VmRecord(name, str(path))))
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
-            return [vm.nic(slot) for slot in vm.slots.values()]
+            return vm.nics()
 
     async def remove_vm(self, name: str) -> bool:
         """Unplug all NICs of a VM and forget it; false if it is not known.

@@ -86,6 +86,10 @@ class Vm:
             )
         return self.slots[alias]
 
+    def nics(self) -> list[Nic]:
+        """Its NICs as a caller sees them, by name."""
+        return sorted((self.nic(slot) for slot in self.slots.values()), key=lambda nic: nic.ref)
+
     def nic(self, slot: Slot) -> Nic:
         """The NIC as a caller sees it."""
         facts = self.facts[slot.ref.alias]
@@ -112,7 +116,7 @@ class Vm:
             qmp=str(self.path),
             state=state if self.qemu.alive else VmState.GONE,
             since=self.since,
-            nics=tuple(slot.ref for slot in self.slots.values()),
+            nics=tuple(sorted(slot.ref for slot in self.slots.values())),
         )
 
     async def check_managed(self, slot: Slot) -> None:

@@ -31,8 +31,12 @@ class FdKeeper(Protocol):
         It stays kept until `drop`, so that who failed halfway can take it again.
         """
 
-    def drop_rest(self, known: Collection[str]) -> list[str]:
-        """Drop what an earlier run left and no cable of `known` needs; return the ids."""
+    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
+        """Drop what an earlier run left and no cable needs.
+
+        :param here: ids of cables whose fds were taken for good.
+        :param absent: ids of those that may still be taken.
+        """
 
 
 class NoKeeper:
@@ -48,6 +52,5 @@ class NoKeeper:
         """See `FdKeeper.take`."""
         return None
 
-    def drop_rest(self, known: Collection[str]) -> list[str]:  # noqa: ARG002 - the same
-        """See `FdKeeper.drop_rest`."""
-        return []
+    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
+        """See `FdKeeper.settle`."""

@@ -123,15 +123,14 @@ class SystemdKeeper:
             log.warning("the fd of cable %s cannot be duplicated: %s", ident, error)
             return None
 
-    def drop_rest(self, known: Collection[str]) -> list[str]:
-        """See `FdKeeper.drop_rest`.
-
-        :param known: ids of all cables, those whose guest could not be asked yet too.
-        """
-        rest = [ident for ident in self.left if ident not in known]
-        for ident in rest:
-            self.drop(ident)
-        return rest
+    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
+        """See `FdKeeper.settle`."""
+        for ident in self.left:
+            if ident in here:  # the store keeps it
+                self._left.pop(_PREFIX + ident).close()
+            elif ident not in absent:
+                log.info("no cable needs the fd of %s any more", ident)
+                self.drop(ident)
 
     def close(self) -> None:
         """Close our duplicates of what an earlier run left; they stay in the store."""
