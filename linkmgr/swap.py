@@ -220,8 +220,7 @@ async def plug(
         nic.leftovers.append(lambda: notify_of(nic, cable, notify, changed=changed))
         raise
     finally:
-        await _record(nic, timings)
-        await _take_down(nic, old_cable, old, timings)
+        await _settle_old(nic, old_cable, old, timings)
     return timings
 
 
@@ -254,8 +253,7 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
         await _do_or_defer(nic, reversed(undo))
         raise
     nic.plugged, nic.foreign, nic.since, nic.refused = None, False, datetime.now(UTC), []
-    await _record(nic, timings)
-    await _take_down(nic, old_cable, old, timings)
+    await _settle_old(nic, old_cable, old, timings)
     return timings
 
 
@@ -340,6 +338,16 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
         await nic.apply_link(seen=notify is not Notify.SILENT)
     if nic.carrier.up and notify is Notify.ANNOUNCE:
         await nic.wiring.announce(nic.ref)
+
+
+async def _settle_old(
+    nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings
+) -> None:
+    """Write down the outcome, and only then free the old side: both, also when a probe raises."""
+    try:
+        await _record(nic, timings)
+    finally:
+        await _take_down(nic, cable, old, timings)
 
 
 async def _record(nic: Slot, timings: Timings) -> None:
