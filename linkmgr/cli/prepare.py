@@ -65,20 +65,22 @@ def prepare(
             notes.append(
                 f"{domain} runs, and keeps its wiring until it is shut down and started again"
             )
-    made, checked = _rewrite(xml, nic, undo, monitor, None if from_file else virsh)
+    asked = virsh if define or not from_file else None
+    made, checked = _rewrite(xml, nic, undo, monitor, asked)
     if not checked:
         notes.append(
             "virt-xml-validate is not installed, so libvirt's schema was not asked "
             "('apt install libvirt-clients libxml2-utils')"
         )
     changed = made.xml != xml
-    if define and (changed or from_file):
+    defined = define and (changed or from_file)
+    if defined:
         _define(virsh, domain, from_file, made, (nic, undo, monitor))
     notes += made.notes
     if not changed:
         notes.append("there is nothing to undo" if undo else "it is prepared already")
     diff = _diff(xml, made.xml, domain)
-    said = {"changed": changed, "defined": define, "nics": made.nics, "notes": notes, "diff": diff}
+    said = {"changed": changed, "defined": defined, "nics": made.nics, "notes": notes, "diff": diff}
     if printed_as_json(said | ({"xml": made.xml.decode()} if as_xml else {})):
         return
     for note in notes:

@@ -89,6 +89,10 @@ class Document:
     """
 
     def __init__(self, source: bytes) -> None:
+        if len(source) > MAX_BYTES:
+            _refuse(f"the XML is longer than {MAX_BYTES} bytes, and libvirt takes no more")
+        if b"\0" in source:  # the parser would take it for UTF-16, whatever it is told
+            _refuse("the XML is not in UTF-8, and nothing else is read", "convert it: iconv(1)")
         self.source = source
         self.newline = b"\r\n" if b"\r\n" in source else b"\n"
         self.prefixes: dict[str, str] = {}  # namespace -> prefix, as the root declares them
@@ -177,8 +181,6 @@ class Document:
 
     # --- reading ----------------------------------------------------------------------------------
     def _parse(self) -> Element:
-        if len(self.source) > MAX_BYTES:
-            _refuse(f"the XML is longer than {MAX_BYTES} bytes, and libvirt takes no more")
         parser = expat.ParserCreate("UTF-8", namespace_separator=" ")
         parser.namespace_prefixes = True
         parser.ordered_attributes = False

@@ -274,8 +274,10 @@ def _dialled(path: Path) -> str:
 
 def _with_monitor(document: Document, dial: str | None) -> Document:
     values = qemu_xml.arguments(document)
+    pairs = list(pairwise(values))
     there = [value for value in values if value.startswith(_CHARDEV)]
-    if len(there) == 1 and values.count(_MON) == 1 and dial in (None, there[0]):
+    whole = [pairs.count(("-chardev", value)) for value in there] + [pairs.count(("-mon", _MON))]
+    if whole == [1, 1] and dial in (None, there[0]):
         return document
     dial = dial or (there[0] if there else _dialled(MONITOR))
     document = _without_monitor(document)

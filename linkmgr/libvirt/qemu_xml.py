@@ -22,12 +22,20 @@ def add_arguments(document: Document, values: Sequence[str]) -> Document:
 
 
 def drop_arguments(document: Document, word: str, beginning: str) -> Document:
-    """Remove each pair of `word` and a value that begins so, then the element if it is empty."""
+    """Remove each pair of `word` and a value that begins so, then the element if it is empty.
+
+    What is left of a pair that was damaged goes too: such a value without its word, and a `word`
+    that another option or nothing follows, which QEMU would refuse.
+    """
     args = _args(document)
-    for first, second in zip(args[-2::-1], args[:0:-1], strict=True):
-        values = (first.attributes.get("value"), second.attributes.get("value", ""))
-        if values[0] == word and values[1].startswith(beginning):
-            document = document.remove(second).remove(first)
+    values = [arg.attributes.get("value", "") for arg in args]
+    gone = set()
+    for number, value in enumerate(values):
+        behind = values[number + 1] if number + 1 < len(values) else "-"
+        if value.startswith(beginning) or (value == word and behind.startswith((beginning, "-"))):
+            gone.add(number)
+    for number in sorted(gone, reverse=True):
+        document = document.remove(args[number])
     return _tidy(document, "commandline")
 
 

@@ -141,7 +141,12 @@ def validate(xml: bytes, what: str) -> bool:
     if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
         return False
     argv: Sequence[str] = ["virt-xml-validate", "-", "domain"]
-    done = subprocess.run(argv, input=xml, capture_output=True, check=False, timeout=SECONDS)
+    try:
+        done = subprocess.run(argv, input=xml, capture_output=True, check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise LinkmgrError(
+            f"virt-xml-validate did not end within {SECONDS:g} s", hint="try again"
+        ) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").splitlines()
         first = next((line for line in said if "error" in line), said[0] if said else "no reason")

@@ -1,0 +1,284 @@
+"""``linkmgr prepare`` under a real libvirtd: define, prepare, boot without a cable, undo, boot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr.qmp.network import parse_info_network
+from linkmgr.testing.process import CommandFailed, execute, until
+from linkmgr.wirings.args import hub_number
+from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
+
+MAC = "52:54:00:00:00:01"
+BRIDGE = f"""<interface type='bridge'>
+      <mac address='{MAC}'/>
+      <source bridge='br-blue'/>
+      <model type='virtio'/>
+    </interface>"""
+
+
+@pytest.fixture
+async def libvirtd() -> AsyncIterator[Libvirtd]:
+    async with private_libvirtd() as made:
+        yield made
+
+
+@pytest.fixture
+async def bridge() -> AsyncIterator[str]:
+    await execute(["ip", "link", "add", "br-blue", "type", "bridge"])
+    await execute(["ip", "link", "set", "br-blue", "up"])
+    yield "br-blue"
+    await execute(["ip", "link", "del", "br-blue"])
+
+
+async def prepare(
+    libvirtd: Libvirtd, *words: str, xml: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run ``linkmgr prepare`` as a person does."""
+    argv = [
+        str(Path(sys.executable).with_name("linkmgr")),
+        "prepare",
+        "--connect",
+        libvirtd.uri,
+        *words,
+    ]
+    return await asyncio.to_thread(
+        subprocess.run, argv, input=xml, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+class Dialled:
+    """A socket on which a QEMU that dials is greeted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._calls: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
+            asyncio.Queue()
+        )
+
+    async def __aenter__(self) -> Dialled:
+        self._server = await asyncio.start_unix_server(
+            lambda reader, writer: self._calls.put_nowait((reader, writer)), self.path
+        )
+        self.path.chmod(0o666)  # QEMU runs as libvirt-qemu
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        while not self._calls.empty():
+            self._calls.get_nowait()[1].close()
+        self.path.unlink(missing_ok=True)
+
+    async def ask(self, *commands: str) -> list[Any]:
+        """Take the next call, and ask each command."""
+        async with asyncio.timeout(20):
+            reader, writer = await self._calls.get()
+            said = [json.loads(await reader.readline())]
+            for command in ("qmp_capabilities", *commands):
+                writer.write(json.dumps({"execute": command}).encode() + b"\n")
+                while True:
+                    answer = json.loads(await reader.readline())
+                    if "event" not in answer:
+                        break
+                said.append(answer.get("return", answer))
+            writer.close()
+            await writer.wait_closed()
+            return said
+
+
+def devices() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_after_undo(
+    libvirtd: Libvirtd, bridge: str
+) -> None:
+    before = devices()
+    await libvirtd.define(tiny_domain(libvirtd, "web1", [BRIDGE]))
+    # libvirt itself sorts the controllers when it reads its own XML for the first time.
+    await libvirtd.define(await libvirtd.virsh("dumpxml", "--inactive", "web1"))
+    original = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+
+    only_looked = await prepare(libvirtd, "web1")
+    assert (only_looked.returncode, only_looked.stderr) == (0, "")
+    assert "-    <interface type='bridge'>" in only_looked.stdout
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web1") == original
+
+    defined = await prepare(libvirtd, "web1", "--define")
+    assert (defined.returncode, defined.stdout) == (0, only_looked.stdout), defined.stderr
+    again = await prepare(libvirtd, "web1", "--define")
+    assert (again.returncode, again.stdout) == (0, ""), again.stdout
+    assert "it is prepared already" in again.stderr
+
+    async with (
+        DomainGuest(libvirtd, "web1") as guest,
+        Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled,
+    ):
+        await libvirtd.virsh("start", "web1")
+        greeting, _, uuid, name = await dialled.ask("query-uuid", "query-name")
+        assert "QMP" in greeting
+        assert uuid == {"UUID": await libvirtd.virsh("domuuid", "web1")}
+        assert name == {"name": "web1"}
+        await guest.connect()
+        assert not await guest.carrier("eth0")
+        assert await guest.mac("eth0") == MAC
+
+        # A service that was restarted is dialled again.
+        uuid = (await dialled.ask("query-uuid"))[2]
+        assert uuid == {"UUID": await libvirtd.virsh("domuuid", "web1")}
+
+    info = parse_info_network(await libvirtd.hmp("web1", "info network"))
+    place = info.hub_of("ua-net0")
+    assert place is not None
+    hub = info.hubs[place[0]]
+    assert (hub.number, hub.backends) == (hub_number("ua-net0"), ())
+    assert [port.id for port in hub.free] == ["lm-sink-ua-net0"]
+    assert [str(port.peer) for port in hub.nics] == ["ua-net0"]
+    assert "52:54:00:00:00:01" in await libvirtd.virsh("domiflist", "web1")
+    assert not list(Path(f"/sys/class/net/{bridge}/brif").iterdir())
+
+    running = await prepare(libvirtd, "web1", "--undo", "--define")
+    assert running.returncode == 0, running.stderr
+    assert "web1 runs, and keeps its wiring until it is shut down and started again" in (
+        running.stderr
+    )
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web1") == original
+    await libvirtd.virsh("destroy", "web1")
+    await until(lambda: _same(devices(), before), timeout=5, what="devices are gone")
+
+    await libvirtd.virsh("start", "web1")
+    async with DomainGuest(libvirtd, "web1") as guest:
+        await guest.connect()
+        assert await guest.carrier("eth0")
+    assert len(list(Path(f"/sys/class/net/{bridge}/brif").iterdir())) == 1
+    assert "hub" not in await libvirtd.hmp("web1", "info network")
+    await libvirtd.virsh("destroy", "web1")
+    await libvirtd.virsh("undefine", "web1")
+    await until(lambda: _same(devices(), before), timeout=5, what="devices are gone")
+
+
+async def test_saved_state_is_refused_and_nothing_is_changed(libvirtd: Libvirtd) -> None:
+    nic = f"<interface type='user'><mac address='{MAC}'/></interface>"
+    await libvirtd.define(tiny_domain(libvirtd, "web1", [nic]))
+    await libvirtd.virsh("start", "web1")
+    await libvirtd.virsh("managedsave", "web1")
+    stored = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    for words in (["--define"], ["--undo"], []):
+        refused = await prepare(libvirtd, "web1", *words)
+        assert refused.returncode == 2
+        assert "domain web1 has saved state (managedsave)" in refused.stderr
+        assert "virsh managedsave-remove web1" in refused.stderr
+    as_file = await prepare(libvirtd, "-", "--define", xml=stored)
+    assert "saved state" in as_file.stderr
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web1") == stored
+
+    await libvirtd.virsh("managedsave-remove", "web1")
+    assert (await prepare(libvirtd, "web1", "--define")).returncode == 0
+
+
+async def test_a_transient_domain_and_one_that_is_not_there_are_refused(
+    libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    missing = await prepare(libvirtd, "web9")
+    assert missing.returncode == 3
+    assert "libvirt has no domain web9" in missing.stderr
+
+    path = tmp_path / "web1.xml"
+    path.write_text(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
+    await libvirtd.virsh("create", str(path))
+    transient = await prepare(libvirtd, "web1", "--define")
+    assert transient.returncode == 2
+    assert "domain web1 is transient" in transient.stderr
+    await libvirtd.virsh("destroy", "web1")
+
+
+async def test_a_nic_of_a_network_that_passes_devices_through_is_refused(
+    libvirtd: Libvirtd,
+) -> None:
+    network = """<network><name>vfs</name>
+        <forward mode='hostdev' managed='yes'><pf dev='eth9'/></forward></network>"""
+    path = libvirtd.root / "network.xml"
+    path.write_text(network)
+    await libvirtd.virsh("net-define", str(path))
+    nic = f"<interface type='network'><mac address='{MAC}'/><source network='vfs'/></interface>"
+    await libvirtd.define(tiny_domain(libvirtd, "web1", [nic]))
+    refused = await prepare(libvirtd, "web1")
+    assert refused.returncode == 2
+    assert f"web1/{MAC}: the NIC's network vfs passes a device of the host through" in (
+        refused.stderr
+    )
+
+
+async def test_passwords_survive_and_are_not_shown(libvirtd: Libvirtd) -> None:
+    vnc = "<graphics type='vnc' passwd='hunter2'/>"
+    nic = "<interface type='user'/>"
+    await libvirtd.define(tiny_domain(libvirtd, "web1", [nic], devices=vnc))
+    done = await prepare(libvirtd, "web1", "--define", "--xml")
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "hunter2" in await libvirtd.virsh("dumpxml", "--security-info", "web1")
+
+
+async def test_what_libvirt_refuses_leaves_the_domain_as_it_was(libvirtd: Libvirtd) -> None:
+    xml = tiny_domain(libvirtd, "web1", ["<interface type='user'/>"])
+    await libvirtd.define(xml)
+    stored = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    other = xml.replace("<uuid>", "<uuid>1", 1).replace("web1.shell", "x.shell")
+    broken = (
+        other[: other.index("<uuid>") + 6]
+        + "00000000-0000-0000-0000-000000000001"
+        + (other[other.index("</uuid>") :])
+    )
+    refused = await prepare(libvirtd, "-", "--define", xml=broken)
+    assert refused.returncode == 2
+    assert "already" in refused.stderr
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web1") == stored
+
+
+async def test_a_domain_copied_under_another_name_gets_a_device_of_its_own(
+    libvirtd: Libvirtd,
+) -> None:
+    await libvirtd.define(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
+    assert (await prepare(libvirtd, "web1", "--define")).returncode == 0
+    first = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    copy = first.replace("web1", "web2")
+    copy = copy[: copy.index("<uuid>")] + copy[copy.index("</uuid>") + 7 :]
+    done = await prepare(libvirtd, "-", "--define", xml=copy)
+    assert done.returncode == 0, done.stderr
+    for name in ("web1", "web2"):
+        await libvirtd.virsh("start", name)
+    taps = {name for name in devices() if name.startswith("lmn")}
+    assert len(taps) == 2
+
+
+async def test_guests_and_files_of_a_private_libvirtd_go_with_it() -> None:
+    before = devices()
+    async with private_libvirtd() as libvirtd:
+        await libvirtd.define(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
+        assert (await prepare(libvirtd, "web1", "--define")).returncode == 0
+        await libvirtd.virsh("start", "web1")
+        pid, root = DomainGuest(libvirtd, "web1").pid, libvirtd.root
+        await libvirtd.restart()
+        assert "running" in await libvirtd.virsh("domstate", "web1")
+        os.kill(pid, 0)
+    assert not root.exists()
+    assert not Path(f"/proc/{pid}").exists()
+    assert devices() == before
+
+
+async def test_a_program_that_libvirt_did_not_answer_raises(libvirtd: Libvirtd) -> None:
+    with pytest.raises(CommandFailed, match="web9"):
+        await libvirtd.virsh("start", "web9")
+
+
+async def _same(now: set[str], before: set[str]) -> bool:
+    return now == before

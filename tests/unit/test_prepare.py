@@ -1,0 +1,421 @@
+"""A domain's XML is prepared, and only what has to change does."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkmgr import hub_args
+from linkmgr.errors import BadOption, CannotPrepare, UnknownNic
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.nics import nics_of
+from linkmgr.libvirt.prepare import prepare, undo
+from linkmgr.libvirt.qemu_xml import arguments, override
+from linkmgr.libvirt.virsh import validate
+from tests.unit.cli_runner import run
+
+DATA = Path(__file__).parent / "data/domains"
+FILES = sorted(DATA.glob("*.xml"))
+PLAIN = (DATA / "plain.xml").read_bytes()
+BY_HAND = (DATA / "by_hand.xml").read_bytes()
+
+QEMU = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+
+
+def domain(*interfaces: str, more: str = "") -> bytes:
+    """A domain of NICs and little else."""
+    return f"""<domain type='qemu'>
+  <name>web1</name>
+  <devices>
+    {"".join(interfaces)}
+  </devices>
+  {more}
+</domain>""".encode()
+
+
+def lost_lines(before: bytes, after: bytes) -> list[bytes]:
+    """The lines that are not there any more."""
+    old, new = before.decode().split("\n"), after.decode().split("\n")
+    return [line[2:].encode() for line in difflib.ndiff(old, new) if line.startswith("- ")]
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def xml(request: pytest.FixtureRequest) -> bytes:
+    made: bytes = request.param.read_bytes()
+    return made
+
+
+def test_each_nic_is_on_a_hub_of_hub_args_and_dials(xml: bytes) -> None:
+    done = prepare(xml)
+    document = Document(done.xml)
+    nics = nics_of(document)
+    there = arguments(document)
+    assert [nic.alias for nic in nics] == list(done.nics)
+    for nic in nics:
+        assert nic.kind == "ethernet"
+        assert nic.element.get("link", "state") == "down"
+        assert nic.element.find("source") is None
+        assert 0 < len(nic.element.get("target", "dev")) <= 15
+        args = hub_args(nic.alias, mac="52:54:00:00:00:01")
+        assert " ".join(args[:4]) in " ".join(there)
+        assert f"netdev={override(document, nic.alias, 'netdev')}," in args[5]
+    dial = "socket,id=lm-qmp,path=/run/linkmgr/qmp.sock,server=off,reconnect=1"
+    assert there[-4:] == ["-chardev", dial, "-mon", "chardev=lm-qmp,mode=control"]
+
+
+def test_preparing_twice_changes_nothing(xml: bytes) -> None:
+    once = prepare(xml)
+    twice = prepare(once.xml)
+    assert (twice.xml, twice.nics, twice.notes) == (once.xml, (), ())
+
+
+def test_undo_gives_back_the_same_bytes(xml: bytes) -> None:
+    back = undo(prepare(xml).xml)
+    if b"<metadata/>" in xml:  # it is gone when nothing is in it
+        xml = xml.replace(b"  <metadata/>\n", b"")
+    assert back.xml == xml
+
+
+def test_undo_of_what_is_not_prepared_changes_nothing(xml: bytes) -> None:
+    assert undo(xml).xml == xml
+
+
+def test_what_is_valid_for_libvirt_stays_so(xml: bytes) -> None:
+    if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
+        pytest.skip("libvirt's schema is not here: apt install libvirt-clients libxml2-utils")
+    assert validate(xml, "before")
+    assert validate(prepare(xml).xml, "after")
+    with pytest.raises(CannotPrepare, match="does not agree with libvirt's schema"):
+        validate(xml.replace(b"<devices", b"<gadgets").replace(b"/devices", b"/gadgets"), "it")
+
+
+def test_nothing_but_the_nic_loses_a_line() -> None:
+    done = prepare(PLAIN, nic="52:54:00:00:00:01").xml
+    assert [line.strip() for line in lost_lines(PLAIN, done)] == [
+        b"<interface type='bridge'>",
+        b"<source bridge='br0'/>",
+    ]
+
+
+def test_what_a_person_wrote_stays_byte_for_byte() -> None:
+    done = prepare(BY_HAND).xml
+    for kept in (
+        "<!-- Zoë's guest; & < > and ]]> are only words here -->\n<domain xmlns:q=\"http://",
+        '       type="qemu" >\n\t<name>web 1 &amp; more</name><!-- no uuid -->\n\t<memory   unit =',
+        '<mine:note xmlns:mine="urn:mine" text="a > b">keep &#x41; <![CDATA[<me>]]></mine:note>\n',
+        '\t\t<interface\n\t\t           type="ethernet"  >\n\t\t\t<!-- a comment with <source/>',
+        "<mac address='52:54:00:AB:CD:01' />",
+        '<target dev="uplink0"/>\n\t\t\t<link   state = "down" />\n\t\t\t<alias name="ua-uplink"/>',
+        "<q:arg value=\"name=opt/x,string=y\"/>\n\t\t<q:arg value='-netdev'/>",
+        '<q:property name="x-txtimer" type="unsigned" value="1"/><',
+        "\t<!-- the end -->\n</domain>\n<!-- behind -->\n",
+    ):
+        assert kept in done.decode() or kept.rstrip("<") in done.decode(), kept
+
+
+def test_the_ends_of_lines_stay() -> None:
+    crlf = (DATA / "crlf.xml").read_bytes()
+    done = prepare(crlf).xml
+    assert re.search(rb"[^\r]\n", done) is None
+    one_line = (DATA / "one_line.xml").read_bytes()
+    assert b"\n" not in prepare(one_line).xml
+
+
+def test_what_libvirt_adds_after_the_preparation_stays_after_undo() -> None:
+    bare = domain("<interface type='bridge'><source bridge='br0'/><rom bar='off'/></interface>")
+    done = prepare(bare).xml
+    stored = done.replace(b"<rom bar='off'/>", b'<mac address="52:54:00:00:00:09"/><mtu size="9"/>')
+    back = nics_of(Document(undo(stored).xml))[0]
+    assert (back.kind, back.mac, back.alias) == ("bridge", "52:54:00:00:00:09", "")
+    assert back.element.get("source", "bridge") == "br0"
+    assert back.element.get("mtu", "size") == "9"
+    assert back.element.find("rom") is None
+    assert back.element.find("link") is None
+
+
+def test_one_nic_is_prepared_and_undone_alone() -> None:
+    first = prepare(PLAIN, nic="52:54:00:00:00:01")
+    assert first.nics == ("ua-net0",)
+    both = prepare(first.xml, nic="52:54:00:00:00:02")
+    assert both.nics == ("ua-net1",)
+    assert undo(both.xml, nic="ua-net1").xml == first.xml
+    assert undo(undo(both.xml, nic="ua-net0").xml).xml == PLAIN
+
+
+def test_the_alias_of_a_running_domain_becomes_one_that_stays() -> None:
+    live = domain(
+        "<interface type='user'><alias name='net3'/></interface>",
+        "<interface type='user'><alias name='ua-net1'/></interface>",
+        "<interface type='user'/>",
+        "<interface type='user'><target dev='vnet7'/></interface>",
+    )
+    done = prepare(live)
+    assert done.nics == ("ua-net3", "ua-net1", "ua-net2", "ua-net4")
+    devices = [nic.element.get("target", "dev") for nic in nics_of(Document(done.xml))]
+    assert len(set(devices)) == 4
+    assert all(re.fullmatch(r"lmn[0-9a-f]{10}", device) for device in devices)
+
+
+@pytest.mark.parametrize("beginning", [b"-netdev", b"hubport,id=lm-sink", b"socket,", b"chardev="])
+def test_a_preparation_that_lost_an_argument_is_mended(beginning: bytes) -> None:
+    done = prepare(PLAIN).xml
+    damaged = re.sub(rb"\n *<qemu:arg value='%b[^>]*/>" % beginning, b"", done, count=1)
+    assert damaged != done
+    mended = Document(prepare(damaged).xml)
+    for nic in nics_of(mended):
+        args = hub_args(nic.alias, mac="52:54:00:00:00:01")[:4]
+        assert " ".join(args) in " ".join(arguments(mended))
+    assert arguments(mended).count("-chardev") == arguments(mended).count("-mon") == 1
+    assert undo(mended.source).xml == PLAIN or beginning == b"-netdev"
+
+
+def test_a_preparation_that_lost_its_override_is_mended() -> None:
+    done = prepare(PLAIN).xml
+    wrong = done.replace(b"value='lm-hub-ua-net0'", b"value='lm-hub-net0'")
+    assert Document(prepare(wrong).xml).root.meaning() != Document(wrong).root.meaning()
+    assert override(Document(prepare(wrong).xml), "ua-net0", "netdev") == "lm-hub-ua-net0"
+    assert undo(prepare(wrong).xml).xml == PLAIN
+
+
+def test_a_link_that_was_set_with_virsh_stays_as_it_is() -> None:
+    done = prepare(PLAIN).xml.replace(b"<link state='down'/>", b"<link state='up'/>")
+    assert prepare(done).xml == done
+
+
+def test_the_monitor_is_what_is_asked_for_and_stays() -> None:
+    done = prepare(PLAIN, monitor="/run/a,b'&.sock")
+    assert "socket,id=lm-qmp,path=/run/a,,b'&.sock,server=off,reconnect=1" in (
+        arguments(Document(done.xml))
+    )
+    assert prepare(done.xml).xml == done.xml
+    moved = prepare(done.xml, monitor="/run/other.sock").xml
+    assert arguments(Document(moved)).count("-mon") == 1
+    assert b"a,,b" not in moved
+    assert undo(moved).xml == PLAIN
+
+
+@pytest.mark.parametrize("path", ["qmp.sock", "/" + "x" * 107, "/run/a\nb"])
+def test_a_socket_that_cannot_be_one_is_refused(path: str) -> None:
+    with pytest.raises(BadOption, match="cannot be the socket"):
+        prepare(PLAIN, monitor=path)
+
+
+def test_what_was_the_cables_is_said() -> None:
+    (note,) = prepare(BY_HAND).notes
+    assert note.startswith("web 1 & more/ua-uplink: its VLAN belonged to its cable")
+
+
+def test_the_original_can_hold_the_end_of_a_cdata_section() -> None:
+    xml = domain("<interface type='user'><!-- ]]> --><model type='a]]&gt;'/></interface>")
+    assert undo(prepare(xml).xml).xml == xml
+
+
+@pytest.mark.parametrize(
+    ("interface", "what", "hint"),
+    [
+        ("<interface type='hostdev'/>", "passed through", "--nic"),
+        ("<interface type='vdpa'/>", "vDPA", "--nic"),
+        ("<interface type='vhostuser'/>", "vhost-user", "--nic"),
+        ("<interface type='null'/>", "crashes libvirtd", "another type"),
+        ("<interface type='vds'/>", "'vds', which is not known", "--nic"),
+        ("<interface/>", "'', which is not known", "--nic"),
+        ("<interface type='user'><driver queues='4'/></interface>", "4.* queues", "queues="),
+        ("<interface type='user'><driver queues='x'/></interface>", "'x' queues", "queues="),
+        (
+            "<interface type='direct'><source dev='eth1' mode='passthrough'/></interface>",
+            "mode passthrough", "mode='bridge'",
+        ),
+        (
+            "<interface type='bridge'><filterref filter='clean-traffic'/></interface>",
+            "clean-traffic", "remove <filterref>",
+        ),
+    ],
+)  # fmt: skip
+def test_a_nic_that_cannot_work_is_refused(interface: str, what: str, hint: str) -> None:
+    good = "<interface type='user'><mac address='52:54:00:00:00:07'/></interface>"
+    xml = domain(good, interface)
+    with pytest.raises(CannotPrepare, match=what) as refused:
+        prepare(xml)
+    assert refused.value.code == "cannot-prepare"
+    assert refused.value.nic == "web1/NIC number 2"
+    assert hint in (refused.value.hint or "")
+    assert prepare(xml, nic="52:54:00:00:00:07").nics == ("ua-net0",)
+
+
+OWN_HUB = "hubport,hubid={},id=mine"
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (
+            f"<qemu:override {QEMU}><qemu:device alias='net1'/></qemu:override>",
+            "speaks of net1",
+        ),
+        (
+            f"<qemu:commandline {QEMU}><qemu:arg value='-set'/>"
+            "<qemu:arg value='device.net0.x-txtimer=1'/></qemu:commandline>",
+            "speaks of net0",
+        ),
+        (
+            f"<qemu:override {QEMU}><qemu:device alias='ua-net0'><qemu:frontend><qemu:property "
+            "name='netdev' type='string' value='x'/></qemu:frontend></qemu:device></qemu:override>",
+            "says already what the NIC is wired to",
+        ),
+        (
+            f"<qemu:commandline {QEMU}><qemu:arg value='-netdev'/>"
+            "<qemu:arg value='hubport,id=lm-hub-ua-net0,hubid=1'/></qemu:commandline>",
+            "'hubport,id=lm-hub-ua-net0,hubid=1', which the NIC needs",
+        ),
+        (
+            f"<qemu:commandline {QEMU}><qemu:arg value='-netdev'/><qemu:arg value='"
+            + hub_args("ua-net0", mac="52:54:00:00:00:01")[1].replace("lm-hub-ua-net0", "mine")
+            + "'/></qemu:commandline>",
+            "id=mine,.*which the NIC needs",
+        ),
+    ],
+)
+def test_what_the_domain_says_to_qemu_itself_is_not_broken(more: str, what: str) -> None:
+    with pytest.raises(CannotPrepare, match=what):
+        prepare(domain("<interface type='user'/>", more=more))
+
+
+@pytest.mark.parametrize(
+    ("xml", "what"),
+    [
+        (b"", "not XML"),
+        (b"<domain", "not XML"),
+        (b"<domain><a></domain>", "not XML"),
+        (b"<x:domain/>", "not XML"),
+        ("<domain>ä</domain>".encode("latin-1"), "not XML"),
+        ("<domain/>".encode("utf-16"), "not in UTF-8"),
+        (b'<?xml version="1.0" encoding="ISO-8859-1"?><domain/>', "ISO-8859-1"),
+        (b"<!DOCTYPE domain><domain type='qemu'/>", "document type"),
+        (b'<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><d>&x;</d>', "document type"),
+        (b"<domain>" + b"<a>" * 300 + b"</a>" * 300 + b"</domain>", "256 levels"),
+        (b"<domain>" + b" " * (4 << 20) + b"</domain>", "4194304 bytes"),
+        (b"<network/>", "'network', not of a domain"),
+        (b"<domain type='lxc'><name>a</name></domain>", "'lxc'"),
+        (b"<domain type='kvm'/>", "no name"),
+        (b"<domain type='kvm'><name>a</name></domain>", "has no NIC"),
+    ],
+)
+def test_what_is_no_domain_of_qemu_is_refused(xml: bytes, what: str) -> None:
+    with pytest.raises(CannotPrepare, match=what):
+        prepare(xml)
+
+
+def test_a_billion_laughs_are_refused_before_the_first_one() -> None:
+    entities = "".join(
+        f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' if n else '<!ENTITY l0 "ha">' for n in range(30)
+    )
+    xml = f"<!DOCTYPE domain [{entities}]><domain type='qemu'>&l29;</domain>".encode()
+    for rewrite in (prepare, undo):
+        with pytest.raises(CannotPrepare, match="document type"):
+            rewrite(xml)
+
+
+def test_a_nic_that_is_not_there_is_an_unknown_nic() -> None:
+    for rewrite in (prepare, undo):
+        with pytest.raises(UnknownNic, match=r"52:54:00:00:00:01, 52:54:00:00:00:02"):
+            rewrite(PLAIN, nic="net7")
+    twin = domain("<interface type='user'><mac address='52:54:00:00:00:07'/></interface>" * 2)
+    with pytest.raises(CannotPrepare, match="2 NICs that are called 52:54"):
+        prepare(twin, nic="52:54:00:00:00:07")
+
+
+def test_a_prepared_nic_whose_alias_was_changed_is_refused() -> None:
+    renamed = prepare(PLAIN).xml.replace(b"<alias name='ua-net1'/>", b"<alias name='ua-x'/>")
+    for rewrite in (prepare, undo):
+        with pytest.raises(CannotPrepare, match="was prepared as ua-net1, and is called ua-x"):
+            rewrite(renamed)
+
+
+def test_a_nic_that_was_removed_since_leaves_nothing_after_undo() -> None:
+    done = prepare(PLAIN)
+    gone = Document(done.xml)
+    back = undo(gone.remove(nics_of(gone)[1].element).source).xml
+    plain = Document(PLAIN)
+    assert back == plain.remove(nics_of(plain)[1].element).source
+
+
+@pytest.mark.parametrize("record", [b"<interface", b"<!DOCTYPE a><interface/>", b"<disk/>", b""])
+def test_a_record_that_cannot_be_read_is_not_put_into_the_domain(record: bytes) -> None:
+    done = prepare(domain("<interface type='user'/>")).xml
+    damaged = re.sub(rb"<!\[CDATA\[.*?\]\]>", b"<![CDATA[" + record + b"]]>", done)
+    assert damaged != done
+    with pytest.raises(CannotPrepare, match="recorded in <metadata>") as refused:
+        undo(damaged)
+    assert refused.value.nic == "web1/ua-net0"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
+SPACE = st.sampled_from(["", " ", "\n    ", "\n\t", "\n\n  "])
+PART = st.one_of(
+    TEXT.map(lambda text: f"<!--{text.replace('-', '')}-->"),
+    TEXT.map(lambda text: f"<?pi {text.replace('?', '')}?>"),
+    TEXT.map(lambda text: "<boot order=\"{}\"/>".format(re.sub('[&<"]', "'", text))),
+    st.sampled_from([
+        "<mac address='52:54:00:00:00:01'/>", "<source bridge='br0'/>", "<link state=\"up\"/>",
+        "<alias name='ua-x'/>", "<target dev='tap0'/>", "<vlan><tag id='>'/></vlan>",
+        "<!-- <source/> -->",
+    ]),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(SPACE, PART), max_size=6, unique_by=lambda part: part[1][:5]), SPACE)
+def test_any_interface_comes_back_as_it_was_written(parts: list[tuple[str, str]], end: str) -> None:
+    inside = "".join(space + part for space, part in parts) + end
+    xml = domain(f"<interface  type = 'bridge'>{inside}</interface>", more="<!-- end -->")
+    done = prepare(xml)
+    assert prepare(done.xml).xml == done.xml
+    assert undo(done.xml).xml == xml
+    assert done.xml.endswith(b"<!-- end -->\n</domain>") or b"<!-- end -->" in done.xml
+
+
+# --- the command ----------------------------------------------------------------------------------
+async def test_the_command_prints_what_would_change_and_leaves_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "web1.xml"
+    path.write_bytes(PLAIN)
+    shown = await run(tmp_path / "none", "prepare", str(path))
+    assert shown.exit_code == 0, shown.output
+    assert "-    <interface type='bridge'>\n+    <interface type='ethernet'>\n" in shown.stdout
+    assert path.read_bytes() == PLAIN
+
+    whole = await run(tmp_path / "none", "prepare", str(path), "--xml")
+    assert whole.stdout_bytes == prepare(PLAIN).xml
+    path.write_bytes(whole.stdout_bytes)
+    again = await run(tmp_path / "none", "prepare", str(path))
+    assert (again.stdout, "it is prepared already" in again.stderr) == ("", True)
+    back = await run(tmp_path / "none", "prepare", str(path), "--undo", "--xml")
+    assert back.stdout_bytes == PLAIN
+
+
+async def test_the_command_tells_a_program_too(tmp_path: Path) -> None:
+    words = ["prepare", str(DATA / "plain.xml"), "--json", "--nic", "52:54:00:00:00:02"]
+    said = json.loads((await run(tmp_path / "none", *words)).stdout)
+    assert (said["changed"], said["defined"], said["nics"]) == (True, False, ["ua-net1"])
+    assert said["diff"].startswith("---")
+
+
+async def test_the_commands_refusal_is_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "web1.xml"
+    xml = PLAIN.replace(b"<model type='virtio'/>", b"<model type='virtio'/><driver queues='4'/>")
+    path.write_bytes(xml)
+    refused = await run(tmp_path / "none", "prepare", str(path))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "linkmgr: web1/52:54:00:00:00:01: the NIC has '4' queues, and a hub has one. "
+        "To do: remove queues= from its <driver>.\n"
+    )
+    missing = await run(tmp_path / "none", "prepare", str(tmp_path / "none.xml"))
+    assert missing.exit_code == 2
+    both = await run(tmp_path / "none", "prepare", str(path), "--undo", "--monitor", "/run/q")
+    assert both.exit_code == 2
