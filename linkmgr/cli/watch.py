@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 def watch() -> None:
-    """Print events until interrupted.
+    """Print events until interrupted. Says on stderr when it has begun to listen.
 
     With --json they are objects, one per line.
     """
@@ -31,7 +31,10 @@ async def _watch(settings: Settings) -> None:
     from linkmgr.jsonform import to_json
 
     async with Client(settings.socket, patience=PATIENCE) as links:
-        async for event in links.events():
+        events = links.events()
+        await events.settled.wait()
+        click.echo("listening", err=True)  # what happens from now on is told
+        async for event in events:
             click.echo(json.dumps(to_json(event)) if settings.json else describe(event))
 
 

@@ -264,7 +264,7 @@ async def test_a_nic_that_is_wired_so_that_it_cannot_be_plugged(
                 case _:
                     await lab.links.set_link("odd/net0", "down")
         assert isinstance(caught[0], CannotAttach)
-        is_told(caught[0], nic="odd/net0", state="on a ")
+        is_told(caught[0], nic="odd/net0", state="wired so that its cable cannot change")
 
 
 @pytest.mark.parametrize("model", ["virtio-net-pci", "vmxnet3"])

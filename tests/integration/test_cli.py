@@ -170,7 +170,13 @@ async def test_a_guest_is_plugged_swapped_and_unplugged_from_the_shell(
     watching = Child(
         [*host.environment, "linkmgr", "watch", "--json"], output=(log := _log(host.folder))
     )
+
+    async def written(word: str) -> bool:
+        log.seek(0)
+        return word.encode() in log.read()
+
     try:
+        await until(lambda: written("listening"), timeout=20, what="watch to listen")
         assert await host.run(f"linkmgr vm add web1 {guest.qmp_path}") == "web1/net0  unplugged\n"
         await guest.cont()
         await guest.wait_boot()
@@ -202,12 +208,13 @@ async def test_a_guest_is_plugged_swapped_and_unplugged_from_the_shell(
         await host.run("linkmgr unplug web1/net0")
         assert await host.run("linkmgr vm remove web1") == "web1  removed\n"
         assert "No VM is known" in await host.run("linkmgr status")
+        await until(lambda: written("vm-removed"), timeout=20, what="the last event")
     finally:
         watching.signal(signal.SIGINT)
         ended = await watching.wait(10)
     assert ended == 130
     log.seek(0)
-    events = [json.loads(line) for line in log]
+    events = [json.loads(line) for line in log if line.startswith(b"{")]
     log.close()
     assert [each["kind"] for each in events] == [
         "vm-added", "plugged", "replugged", "link", "link", "unplugged", "vm-removed",

@@ -124,7 +124,7 @@ async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: Ser
         "2026-05-01 12:00:00  web3/net0  the service has started anew; "
         "look with 'linkmgr status'\n",
     ]
-    assert await process.stderr.read() == b""
+    assert await process.stderr.read() == b"listening\n"
 
 
 async def test_watch_with_json_prints_one_object_per_line(service: Service) -> None:
@@ -158,7 +158,7 @@ async def test_watch_ends_quietly_when_nobody_reads_any_more(service: Service) -
     os.close(reader)
     async with asyncio.timeout(20):
         _, said = await process.communicate()
-    assert (process.returncode, said) == (141, b"")
+    assert (process.returncode, said) == (141, b"listening\n")
 
 
 async def test_a_verb_that_is_interrupted_ends_with_130_and_no_traceback(service: Service) -> None:
