@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -45,10 +46,14 @@ class Job:
             command += ["-m", "next_qemu"]
             environment["LINKMGR_QEMU"] = self.qemu
         start = time.monotonic()
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, text=True, errors="replace", check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        # A folder of its own: each pytest shuts others out of the one that it would take.
+        with tempfile.TemporaryDirectory(prefix="lm-test-") as folder:
+            Path(folder).chmod(0o755)
+            done = subprocess.run(
+                [*command, f"--basetemp={folder}/t"],
+                cwd=ROOT, env=environment, text=True, errors="replace", check=False,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         return done.returncode, done.stdout, time.monotonic() - start
 
 
