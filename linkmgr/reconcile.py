@@ -83,6 +83,8 @@ async def recover_vm(
             if slot.trouble:
                 continue  # what is on disk may be of use to the next run
             try:
+                if slot.name is not None:
+                    await swap.name_device(slot)
                 await slot.remember()
             except LinkmgrError as error:
                 log.warning("%s: it cannot be written down yet: %s", slot.ref, error)
@@ -124,11 +126,11 @@ async def remove_devices(vm: str, host: Host, marked: Marked, *, but: Iterable[s
     for mark, link in marked:
         if mark.owner.partition("/")[0] != vm or "/" not in mark.owner or link.name in kept:
             continue
-        now = await host.find_link(link.name)
+        now = await host.find_link(link.index)
         if now is None or now.alias != str(mark):
             continue
         try:
-            await host.delete_link(link.name)
+            await host.delete_link(link.index)
             log.info("%s: removed %s, which an earlier run left", mark.owner, link.name)
         except LinkmgrError as error:
             log.warning("%s: what an earlier run left stays: %s", mark.owner, error)
@@ -151,6 +153,11 @@ class _Nic:
         """
         slot, old, intent = self._slot, self._known.cable, self._known.intent
         found = await slot.wiring.inspect(slot.ref)
+        if old and intent and {each.id for each in found} == {old.id, intent.attachment}:
+            # Cut off while the new cable was plugged in beside the old one: one of them is shut.
+            (new,) = (each for each in found if each.id == intent.attachment)
+            await slot.wiring.switch_back(slot.ref, new, None)
+            found.remove(new)
         here = found[0] if found else None
         if here is None:
             # An unplug that got this far is finished; any other cable is put back.

@@ -80,3 +80,9 @@ def join(
 def leave(device: int | str, name: str) -> Change:
     """Take a device off whatever bridge it is a port of."""
     return set_link(f"take {name} off its bridge", device, master=0)
+
+
+def take_off(device: int | str, name: str) -> None:
+    """As `leave`, whatever the kernel says to it."""
+    with Rtnl() as rtnl:
+        rtnl.attempt([leave(device, name)])

@@ -131,6 +131,16 @@ class Devices:
         """
         await self._set(name_or_index, "mark {}", ifalias=str(alias))
 
+    async def rename(self, link: Link, name: str) -> None:
+        """Give a device another name, also while it is up and in use. Takes some 20 ms.
+
+        :raise LinkMissing: when it is gone.
+        :raise NameTaken: when there is another device of that name.
+        :raise LinkBusy: when it is up and the kernel renames no such device: before Linux 6.2.
+        """
+        doing = f"rename {link.name} to {check_ifname(name)}"
+        await self._change_in_thread(name, set_link(doing, link.index, ifname=name))
+
     async def set_promiscuity(self, name_or_index: Device, on: bool) -> None:
         """Set whether a device receives everything. On a macvtap only passthru makes it true.
 

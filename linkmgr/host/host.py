@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-from collections.abc import Iterable
 from functools import partial
 
-from linkmgr.errors import LinkBusy, NotForwarding
+from linkmgr.errors import LinkBusy
 from linkmgr.host import names
-from linkmgr.host.bridge import join, leave, make_bridge
-from linkmgr.host.devices import Device, Devices, checked, speaking
+from linkmgr.host.bridge import make_bridge
+from linkmgr.host.devices import Device, checked, speaking
 from linkmgr.host.fds import Fd
-from linkmgr.host.links import Link, PortState
+from linkmgr.host.links import Link
 from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import (
@@ -20,13 +17,10 @@ from linkmgr.host.parents import (
     parent_of_macvtap,
     why_no_macvtap,
 )
+from linkmgr.host.ports import Ports
 from linkmgr.host.rtnl import (
-    Change,
     Rtnl,
     del_link,
-    forget,
-    forward,
-    index_of,
     set_kind_data,
 )
 from linkmgr.host.tap import Tap, make_tap
@@ -35,7 +29,7 @@ from linkmgr.host.trouble import Refused
 from linkmgr.model import DirectMode, Mark
 
 
-class Host(Devices):
+class Host(Ports):
     """The network devices of this host, in the network namespace of the process.
 
     An async context manager, to be used in the event loop that entered it. Whatever the kernel
@@ -165,164 +159,10 @@ class Host(Devices):
             await to_the_end(_remove, name)
             raise
 
-    async def attach_to_bridge(
-        self,
-        name: str,
-        bridge: str,
-        *,
-        isolated: bool,
-        hairpin: bool,
-        learning: bool,
-        timeout: float = 35.0,
-    ) -> None:
-        """Make a device a port of a bridge and wait until the bridge forwards to it.
-
-        A device that is down gets its options first and is brought up then, so they hold from the
-        first frame on. A device that is up forwards with default options for some 10 us. A device
-        that is a port of this bridge already gets the options.
-
-        :param timeout: seconds. A spanning tree takes twice its forward delay, 30 s by default.
-        :raise LinkMissing: when one of them does not exist.
-        :raise LinkBusy: when `bridge` is no bridge, or the device is a port of another.
-        :raise NotForwarding: when the bridge is down or the time is over; the device is off the
-            bridge then, if it was before.
-        """
-        port, over = await self.link(name), await self._bridge(bridge)
-        if port.master not in {None, over.index}:
-            raise LinkBusy(
-                f"{name} is a port of {await self._reader.name_of(port.master)} already",
-                hint=f"take it off: 'ip link set {name} nomaster'",
-            )
-        if not over.up:
-            raise NotForwarding(
-                f"bridge {bridge} is down, so it forwards nothing to {name}",
-                hint=f"bring it up: 'ip link set {bridge} up'",
-            )
-        joining = port.master is None
-        put = partial(
-            join,
-            port.index,
-            name,
-            over.index if joining else None,
-            isolated=isolated,
-            hairpin=hairpin,
-            learning=learning,
-            bring_up=not port.up,
-        )
-        take_off = partial(_attempt, leave(port.index, name))
-        with speaking(name):
-            if not joining:
-                await to_the_end(put)
-            else:
-                await made_in_thread(put, lambda _: take_off())
-        try:
-            await self._wait_until_forwarding(name, bridge, timeout)
-        except BaseException:
-            if joining:
-                await to_the_end(take_off)
-            raise
-
-    async def detach_from_bridge(self, name: str) -> None:
-        """Take a device off the bridge that it is a port of; nothing happens if it is of none.
-
-        :raise LinkMissing: when there is no such device.
-        """
-        await self._change_in_thread(name, leave(check_ifname(name), name))
-
-    async def forwarding(self, bridge: str, device: str) -> set[str]:
-        """Return the addresses that a bridge forwards to this port: learned and static ones.
-
-        :raise LinkMissing: when one of them does not exist.
-        """
-        with speaking(bridge):
-            over = index_of(check_ifname(bridge))
-        with speaking(device):
-            port = index_of(check_ifname(device))
-        return await self._reader.forwarding(over, port)
-
-    async def move_forwarding(
-        self, macs: Iterable[str], device: str, *, bridge: str, static: bool = False
-    ) -> None:
-        """Make a bridge deliver frames for `macs` to its port `device` from now on.
-
-        Takes about 0.1 ms for one, without giving the event loop a turn. With several VLANs the
-        kernel does it in each VLAN of the port.
-
-        :param bridge: the bridge that `device` is a port of, for the errors.
-        :param static: whether the entry does not age; for a port that does not learn.
-        :raise LinkMissing: when there is no such device.
-        :raise NotForwarding: when it is no port of a bridge, or one that does not forward yet.
-        """
-        with speaking(device):
-            port = index_of(check_ifname(device))
-            try:
-                self._opened[1].change(*(forward(mac, port, static=static) for mac in macs))
-            except Refused as refused:
-                link = await self.find_link(device)
-                # EPERM is the answer for a port that listens, and for a missing capability.
-                is_port = link is not None and link.port_state is not None
-                answers = {errno.EPERM} if is_port else {errno.EOPNOTSUPP, errno.EINVAL}
-                if link and refused.code in answers and link.port_state != PortState.FORWARDING:
-                    raise NotForwarding(
-                        f"{device} is {_port_state(link, bridge)}, so it cannot have addresses",
-                        hint=f"look at 'bridge -d link show dev {device}'",
-                    ) from refused
-                raise
-
-    async def flood(self, macs: Iterable[str], device: str) -> None:
-        """Make a bridge forget that `macs` are behind its port `device`.
-
-        Until it learns or is told where they are it delivers to all its ports: nothing gets lost
-        while a NIC moves from one port to another.
-
-        :raise LinkMissing: when there is no such device.
-        """
-        with speaking(device):
-            port = index_of(check_ifname(device))
-            for refused in self._opened[1].attempt([forget(mac, port) for mac in macs]):
-                if refused is not None and refused.code != errno.ENOENT:
-                    raise refused
-
-    async def _bridge(self, name: str) -> Link:
-        link = await self._reader.link(name, "a bridge")
-        if link.kind != "bridge":
-            raise LinkBusy(
-                f"{name} is not a bridge but a {link.kind or 'plain'} device",
-                hint="name a bridge; 'ip link show type bridge' lists them",
-            )
-        return link
-
-    async def _wait_until_forwarding(self, name: str, bridge: str, timeout: float) -> None:
-        end = asyncio.get_running_loop().time() + timeout
-        pause = 0.001
-        while True:
-            link = await self.link(name)
-            if link.port_state is PortState.FORWARDING:
-                return
-            left = end - asyncio.get_running_loop().time()
-            if link.port_state is None or left <= 0:
-                raise NotForwarding(
-                    f"{name} is {_port_state(link, bridge)} after {timeout - left:.1f} s",
-                    hint=f"look at 'bridge -d link show dev {name}'; a spanning tree takes twice "
-                    f"its forward delay, see 'ip -d link show {bridge}'",
-                )
-            await asyncio.sleep(min(pause, left))
-            pause = min(pause * 2, 0.1)  # nothing to wait for without a spanning tree, 30 s with
-
-
-def _port_state(link: Link, bridge: str) -> str:
-    if link.port_state is None:
-        return f"no port of {bridge}"
-    return f"a port of {bridge} in the state {link.port_state.name.lower()}"
-
-
-def _attempt(change: Change) -> None:
-    with Rtnl() as rtnl:
-        rtnl.attempt([change])
-
 
 def _remove(name: str) -> None:
-    _attempt(del_link(name))
+    with Rtnl() as rtnl:
+        rtnl.attempt([del_link(name)])
 
 
 def _discard_macvtap(name: str, fd: Fd) -> None:

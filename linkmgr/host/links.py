@@ -33,6 +33,8 @@ class Link:
     :param mode: macvtap and macvlan only.
     :param promisc: whether somebody asked for promiscuity (not: whether a bridge did).
     :param port_state: ports of a bridge only.
+    :param spanning_tree: whether it is a bridge that has one, and so decides itself when it
+        forwards.
     """
 
     index: int
@@ -50,3 +52,4 @@ class Link:
     promisc: bool
     allmulti: bool
     port_state: PortState | None = None
+    spanning_tree: bool = False

@@ -36,7 +36,7 @@ _KIND_MASK = 0x3FFF  # without NLA_F_NESTED
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
 _LINKINFO, _IFALIAS, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 29, 33, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_MACVLAN_MODE, _BRPORT_STATE = 1, 1
+_MACVLAN_MODE, _BRPORT_STATE, _BR_STP_STATE = 1, 1, 5
 _AF_BRIDGE, _NDA_LLADDR = 7, 2
 _NUD_PERMANENT = 0x80  # of a bridge: local, frames go up into this host
 _NTF_SELF = 0x02  # of the device, not of the bridge
@@ -116,6 +116,7 @@ def read_link(message: memoryview) -> Link:
         state = _attrs(info.get(_INFO_SLAVE_DATA)).get(_BRPORT_STATE)
     if kind in {"macvtap", "macvlan"}:
         mode = _MODES.get(_number(_attrs(info.get(_INFO_DATA)).get(_MACVLAN_MODE)))
+    tree = kind == "bridge" and _number(_attrs(info.get(_INFO_DATA)).get(_BR_STP_STATE)) != 0
     operstate = _number(attrs.get(_OPERSTATE))
     elsewhere = _LINK_NETNSID in attrs
     return Link(
@@ -134,6 +135,7 @@ def read_link(message: memoryview) -> Link:
         promisc=bool(flags & IFF_PROMISC),
         allmulti=bool(flags & IFF_ALLMULTI),
         port_state=None if state is None else PortState(_number(state)),
+        spanning_tree=tree,
     )
 
 

@@ -33,6 +33,7 @@ class Cable:
     mac: str = ""
     macs: set[str] = field(default_factory=set)  #: all addresses that live behind the NIC
     device: str | None = None  #: the tap or macvtap on this host, once it exists
+    wish: str | None = None  #: what that is called from the start, if nothing has the name then
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
     #: inside QEMU stalls the guest for 20 ms.
     fd: Fd | None = field(default=None, repr=False)
@@ -40,6 +41,7 @@ class Cable:
     kept: bool = False  #: whether it is the NIC's present cable, put to a new use
     named: bool = False  #: whether QEMU may hold the fd under a name
     hub: int | None = None
+    waits: bool = False  #: whether it is plugged in beside the old one, its device down
 
 
 class Wiring(ABC):
@@ -112,6 +114,16 @@ class Wiring(ABC):
         """Take a cable down on which no NIC is. Repeats freely.
 
         :raise MonitorError: when QEMU is alive but does not answer: call again when it does.
+        """
+
+    @abstractmethod
+    async def name_device(self, cable: Cable, name: str | None) -> None:
+        """Give the host's device of the NIC's cable a name, live. Repeats freely.
+
+        Nothing happens to a cable whose device is its owner's, or gone.
+
+        :param name: ``None`` for the one that linkmgr makes itself.
+        :raise HostError: when it cannot have that name; it keeps the one that it has.
         """
 
     @abstractmethod

@@ -3,6 +3,9 @@
 A backend that is peered directly with a NIC can never be exchanged. A hub port between them can:
 the new backend is staged off the hub, where failures harm nobody, and then one hub port goes and
 another comes, back to back. The hub floods, so two cables on one hub would join two networks.
+Unless one of them leads nowhere: from one bridge port to another (of the same bridge or not) the
+new cable is plugged in early, with its device down, and the switch is the kernel's, which shuts the
+one port and opens the other in one go.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from linkmgr.errors import (
     CommandFailed,
@@ -21,7 +24,7 @@ from linkmgr.errors import (
     NotOnHub,
     SwitchFailed,
 )
-from linkmgr.host import Fd, Host, device_name
+from linkmgr.host import Fd, Host, PortState
 from linkmgr.model import (
     DEFAULT_MTU,
     BridgeEndpoint,
@@ -39,12 +42,18 @@ from linkmgr.qmp.network import NetClient, parse_info_network
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
+from linkmgr.wirings.device import (
+    delete_device,
+    find_device,
+    first_name,
+    mark_of,
+    name_device,
+)
 from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
 
 log = logging.getLogger(__name__)
 
-PREFIX = "lm"  # of host devices
 _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
 _PORT = "lmp-"  # ... and its hub port
 _HEAD_START = Command("query-status")
@@ -144,6 +153,9 @@ class HubWiring(Wiring):
             cable.fd = self._fd_again(cable.id, backend)
         if cable.device is None:
             return
+        # It may have been renamed and not written down: its mark says which it is.
+        if (link := await find_device(self._host, cable)) is not None:
+            cable.device = link.name
         try:
             match cable.endpoint:
                 case DirectEndpoint(mode=mode, mtu=mtu):
@@ -154,6 +166,7 @@ class HubWiring(Wiring):
                     if link.mode != mode:
                         await self._host.set_macvtap_mode(cable.device, mode)
                 case BridgeEndpoint():
+                    await self._open(cable)
                     await self._take_over(cable)
         except HostError as error:  # `check` says what is wrong with it
             log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
@@ -230,20 +243,26 @@ class HubWiring(Wiring):
         if {port.id for port in hub.cables} != ({replacing.port} if replacing else set()):
             raise crowded(nic, hub)
         cable.hub = hub.number
+        if cable.waits and replacing is not None:
+            reply, look = await self._qemu.batch([_plug(cable), _LOOK])
+            await self._must_carry(nic, (replacing, cable), [reply], look)
 
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
         if new is not None and new.kept and old is not None:
             await self._put_to_new_use(new, old)
-            await self._must_carry(nic, new, [])
+            await self._must_carry(nic, [new])
+            return
+        if new is not None and new.waits and old is not None:
+            await self._cross(nic, new, old)
             return
         commands = []
         if old is not None:
-            commands.append(Command("netdev_del", {"id": old.port}))
+            commands.append(_unplug(old))
         if old is not None and old.endpoint is None:
             # QEMU may keep a port that it did not make with netdev_add: look before anything comes.
             await self._qemu.batch(commands)
-            await self._must_carry(nic, None, [])
+            await self._must_carry(nic, [])
             commands = []
         if new is not None:
             commands.append(_plug(new))
@@ -258,7 +277,20 @@ class HubWiring(Wiring):
         _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _LOOK])
         if new and not isinstance(replies[-1], CommandFailed):
             await self._take_over(new)
-        await self._must_carry(nic, new, replies, seen)
+        await self._must_carry(nic, [new] if new else [], replies, seen)
+
+    async def _cross(self, nic: NicRef, new: Cable, old: Cable) -> None:
+        """Switch in the kernel, where both cables are plugged in and one of them is shut."""
+        assert isinstance(new.endpoint, BridgeEndpoint)
+        assert new.device is not None
+        assert old.device is not None
+        await self._host.cross(
+            new.macs, old.device, new.device,
+            bridge=new.endpoint.bridge, static=not new.endpoint.learning,
+        )  # fmt: skip
+        reply, seen = await self._qemu.batch([_unplug(old), _LOOK])
+        await self._must_carry(nic, [new], [reply], seen)
+        new.waits = False
 
     async def switch_back(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch_back`. One command at a time, so that never two cables are in."""
@@ -285,23 +317,36 @@ class HubWiring(Wiring):
         await self._take_back(old)
 
     async def _take_back(self, cable: Cable) -> None:
-        """As `_take_over`, for a cable whose network may be dead by now."""
+        """As `_take_over`, for a cable whose port may be shut and whose network dead by now."""
         with contextlib.suppress(LinkMissing, NotForwarding):
+            await self._open(cable)
             await self._take_over(cable)
 
+    async def _open(self, cable: Cable) -> None:
+        """Open the cable's bridge port, if `_cross` has shut it."""
+        if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
+            return
+        link = await self._host.link(cable.device)
+        if link.up and link.port_state is PortState.DISABLED:
+            await self._host.open_port(cable.device)
+
     async def _must_carry(
-        self, nic: NicRef, cable: Cable | None, replies: list[Any], seen: object = None
+        self,
+        nic: NicRef,
+        cables: Collection[Cable],
+        replies: Collection[object] = (),
+        seen: object = None,
     ) -> None:
         """Check what is plugged into the NIC, for QEMU's answers say little.
 
         :param seen: the answer to `_LOOK`, if it was asked.
-        :raise SwitchFailed: when it is not exactly the cable.
+        :raise SwitchFailed: when it is not exactly these cables.
         """
         if isinstance(seen, CommandFailed):
             raise seen
         info = await self._qemu.network() if seen is None else parse_info_network(str(seen))
         hub = find_hub(info, nic)
-        if {port.id for port in hub.cables} == ({cable.port} if cable else set()):
+        if {port.id for port in hub.cables} == {cable.port for cable in cables}:
             return
         refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
         has = ", ".join(port.id for port in hub.cables) or "nothing"
@@ -333,10 +378,12 @@ class HubWiring(Wiring):
         if cable.fd is not None:
             await cable.fd.close_in_thread()
             cable.fd = None
-        if cable.device is not None:
-            await self._host.delete_link(cable.device)
-            cable.device = None
+        await delete_device(self._host, cable)
         self._cables.discard(cable)
+
+    async def name_device(self, cable: Cable, name: str | None) -> None:
+        """See `Wiring.name_device`."""
+        await name_device(self._host, cable, name)
 
     def let_go(self) -> None:
         """See `Wiring.let_go`."""
@@ -369,9 +416,11 @@ class HubWiring(Wiring):
     async def _make_tap(
         self, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
     ) -> None:
-        device = device_name(PREFIX, cable.id)
+        if replacing is not None and replacing.device is not None:
+            cable.waits = await self._obey(cable, replacing)
+        device = await first_name(self._host, cable)
         # It comes up as a port of the bridge, so that the port's options hold from the first frame.
-        tap = await self._host.open_tap(device, _mark(cable), mtu=endpoint.mtu, up=False)
+        tap = await self._host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
         cable.device, cable.fd = device, tap.fd
         await self._host.attach_to_bridge(
             device,
@@ -379,16 +428,27 @@ class HubWiring(Wiring):
             isolated=endpoint.isolated,
             hairpin=endpoint.hairpin,
             learning=endpoint.learning,
+            up=not cable.waits,
             timeout=FORWARDING_SECONDS,
         )
         if replacing and replacing.device and _same_bridge(cable, replacing):
             with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
                 cable.macs |= await self._host.forwarding(endpoint.bridge, replacing.device)
 
+    async def _obey(self, *cables: Cable) -> bool:
+        """Whether all lead to bridges that forward when told, not when a spanning tree decides."""
+        for cable in cables:
+            if not isinstance(cable.endpoint, BridgeEndpoint):
+                return False
+            bridge = await self._host.find_link(cable.endpoint.bridge)
+            if bridge is None or bridge.spanning_tree:
+                return False
+        return True
+
     async def _make_macvtap(self, cable: Cable, endpoint: DirectEndpoint) -> None:
-        device = device_name(PREFIX, cable.id)
+        device = await first_name(self._host, cable)
         tap = await self._host.open_macvtap(
-            device, endpoint.parent, _mark(cable), mode=endpoint.mode, mac=cable.mac,
+            device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
             mtu=endpoint.mtu,
         )  # fmt: skip
         cable.device, cable.fd = device, tap.fd
@@ -404,9 +464,7 @@ class HubWiring(Wiring):
         before = replacing.endpoint
         if not isinstance(before, DirectEndpoint) or before.parent != endpoint.parent:
             return False
-        if replacing.device is None:
-            return False
-        if await self._host.find_link(replacing.device) is None:
+        if replacing.device is None or await find_device(self._host, replacing) is None:
             return False
         if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
             raise LinkBusy(
@@ -476,15 +534,15 @@ class HubWiring(Wiring):
         return mtu if isinstance(mtu, int) and mtu else DEFAULT_MTU
 
 
-def _mark(cable: Cable) -> Mark:
-    return Mark(str(cable.nic), cable.id)
-
-
 def _plug(cable: Cable) -> Command:
     return Command(
         "netdev_add",
         {"type": "hubport", "id": cable.port, "hubid": cable.hub, "netdev": cable.backend},
     )
+
+
+def _unplug(cable: Cable) -> Command:
+    return Command("netdev_del", {"id": cable.port})
 
 
 def _same_bridge(one: Cable, other: Cable) -> bool:

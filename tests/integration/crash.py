@@ -1,7 +1,8 @@
 """A linkmgr of its own process, that kills itself: ``python -m tests.integration.crash STATE ...``.
 
-It does one verb and ends by SIGKILL where it was told, and writes down where that was. A number
-instead of a step is a place inside the steps: after so many answers of QEMU to the verb.
+It does one verb and ends by SIGKILL where it was told, and writes down where that was. Instead of a
+step it can be a place inside the steps: a number means after so many answers of QEMU to the verb,
+`CROSSED` when the kernel has switched and QEMU not yet.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 from linkmgr import LinkManager
 from linkmgr.errors import CommandFailed
+from linkmgr.host import Host
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import Connection
 from linkmgr.swap import Step
 
 DIE = "die"  #: as a step: after the verb
+CROSSED = "crossed"
 STAY = 0  #: how it ends when there was no such place
 
 
@@ -54,6 +57,17 @@ def kill_after(answers: int, note: Path) -> None:
     Monitor.batch = one_by_one  # type: ignore[method-assign]
 
 
+def kill_after_the_crossing(note: Path) -> None:
+    """Kill this process between the kernel's part of a switch and QEMU's."""
+    cross = Host.cross
+
+    async def last(self: Host, *args: Any, **options: Any) -> None:
+        await cross(self, *args, **options)
+        die(note, CROSSED)
+
+    Host.cross = last  # type: ignore[method-assign]
+
+
 def die(note: Path, where: str) -> None:
     """End at once, as kill -9 does it."""
     note.write_text(where)
@@ -73,6 +87,8 @@ async def _main(state: str, where: str, vm: str, qmp: str, verb: str, *words: st
             await links.add_vm(vm, qmp)
         if where.isdecimal():
             kill_after(int(where), note)
+        if where == CROSSED:
+            kill_after_the_crossing(note)
         match verb:
             case "plug":
                 await links.plug(words[0], words[1])

@@ -93,7 +93,7 @@ async def test_a_new_cable_that_cannot_be_plugged(
     before = await traces(scene.lab)
     known_ids(monkeypatch)
     in_the_switch(scene, "netdev_del", id=STAGED)
-    with pytest.raises(SwitchFailed, match=r"nothing is plugged in .*netdev_add") as caught:
+    with pytest.raises(SwitchFailed, match="nothing is plugged in") as caught:
         await scene.lab.links.plug(NIC, target)
     network = start.partition(":")[0]
     is_told(caught.value, state=f"plugged into {start}, link up")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +13,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from linkmgr.errors import LinkMissing, NotForwarding
-from linkmgr.host import Host, Tap, device_name, new_id
+from linkmgr.host import Host, PortState, Tap, device_name, new_id
 from tests.integration.test_host_kit import (
     MARK,
     NIC,
@@ -123,6 +125,59 @@ async def test_the_taps_own_address_is_not_forwarded(
 ) -> None:
     over, old, _ = two_taps
     assert await host.forwarding(over, old.link.name) == set()
+
+
+async def waiting(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
+    """A tap that is a port of the bridge, but down."""
+    stack = AsyncExitStack()
+    tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=False)
+    stack.push_async_callback(tap.fd.close_in_thread)
+    await host.attach_to_bridge(tap.link.name, over, **OPTIONS, up=False)
+    return stack, tap
+
+
+async def test_what_waits_carries_nothing_until_the_crossing_and_then_all(
+    host: Host, two_taps: tuple[str, Tap, Tap], cable: tuple[str, str]
+) -> None:
+    over, old, _ = two_taps
+    stack, new = await waiting(host, over)
+    async with stack:
+        with Wire(cable[1]) as wire:
+            os.write(old.fd.number, frame(PEER, NIC, "before"))
+            assert texts(wire.frames()) == ["before"]
+            for old_, new_ in ((True, False), (False, True)):
+                with contextlib.suppress(OSError):  # EIO, of a tap that is down
+                    os.write(new.fd.number, frame(PEER, NIC, "of the new one"))
+                os.write(old.fd.number, frame(PEER, NIC, "of the old one"))
+                heard = texts(wire.frames())
+                assert heard == ["of the old one"] * old_ + ["of the new one"] * new_
+                wire.send(frame(NIC, PEER, "to the NIC"))
+                await asyncio.sleep(0.05)
+                assert texts(read_all(old.fd)) == ["to the NIC"] * old_
+                assert texts(read_all(new.fd)) == ["to the NIC"] * new_
+                if old_:
+                    await host.cross([NIC], old.link.name, new.link.name, bridge=over)
+            # What happens to other ports does not open it, nor what happens to the device itself.
+            ip(f"link set {old.link.name} mtu 1400")
+            with veth() as (other, _):
+                ip(f"link set {other} master {over}")
+                await asyncio.sleep(1.1)  # the kernel looks at carriers once a second
+            link = await host.link(old.link.name)
+            assert link.port_state is PortState.DISABLED
+            await host.open_port(old.link.name)
+            assert (await host.link(old.link.name)).port_state is PortState.FORWARDING
+
+
+async def test_an_old_port_that_is_gone_hinders_no_crossing(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, old, _ = two_taps
+    for spoil in ("link set {} nomaster", "link set {} down", "link del {}"):
+        stack, new = await waiting(host, over)
+        async with stack:
+            ip(spoil.format(old.link.name))
+            await host.cross([NIC], old.link.name, new.link.name, bridge=over)
+            assert await host.forwarding(over, new.link.name) == {NIC}
 
 
 async def test_in_every_vlan_of_the_port_the_entry_moves(

@@ -20,7 +20,7 @@ from linkmgr.errors import MonitorUnreachable, NetworkInUse, PortInUse
 from linkmgr.model import VmState
 from linkmgr.swap import Step
 from linkmgr.testing.process import until
-from tests.integration.crash import DIE, STAY
+from tests.integration.crash import CROSSED, DIE, STAY
 from tests.integration.lab import Lab, make_lab
 from tests.integration.test_failures_watch import NIC, no_frame_lost, nothing_left, traces
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parents[2]
 REPLUG = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAGE, Step.SWITCH, Step.ACTIVATE,
-          Step.NOTIFY, Step.RECORD, Step.RELEASE, Step.TERMINATE]  # fmt: skip
+          Step.NOTIFY, Step.RECORD, Step.RELEASE, Step.TERMINATE, Step.NAME]  # fmt: skip
 PLUG = [step for step in REPLUG if step not in (Step.RELEASE, Step.TERMINATE)]
 UNPLUG = [Step.INTEND, Step.LINK_DOWN, Step.SWITCH, Step.RECORD, Step.RELEASE, Step.TERMINATE]
 #: Before these the NIC is still on its old cable; from the next one on it is on the new one.
@@ -36,6 +36,7 @@ BEFORE_THE_SWITCH = [Step.OFFER, Step.INIT, Step.INTEND, Step.REALISE, Step.STAG
                      Step.SWITCH]  # fmt: skip
 
 
+NAME = "lmtap0"  #: of the NIC's device, whatever it is on
 RESTART = [Step.RECOVER, Step.SWEEP, Step.REMEMBER]
 # A new step cannot be forgotten.
 assert set(PLUG) | set(REPLUG) | set(UNPLUG) | set(RESTART) == set(Step)
@@ -87,7 +88,7 @@ class Bed:
         assert document["intent"] is None
         assert (document["cable"] is not None) == (nic.connection is not None)
         if nic.connection:
-            assert document["cable"]["device"] == nic.connection.device
+            assert document["cable"]["device"] == nic.connection.device == NAME
         await self.reaches(nic)
         return nic
 
@@ -127,6 +128,7 @@ async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
                     for port in ("one", "two"):
                         await links.create_port(network, port)
                 await lab.guest()
+                await links.name_device(NIC, NAME)
             yield bed
             async with bed.links() as links:
                 assert await links.remove_vm("web1")
@@ -214,6 +216,26 @@ async def test_killed_after_any_answer_of_qemu_the_guest_is_on_one_whole_cable(
         pytest.fail("it never got to its end")
     if target and start != "green:one":
         assert {"getfd", "netdev_add"} <= set(places)
+
+
+@pytest.mark.parametrize("target", ["red", "blue:two"])
+async def test_killed_between_the_kernels_switch_and_qemus_it_is_on_the_old_cable(
+    bed: Bed, target: str
+) -> None:
+    """Both cables are plugged in then, and the old one is shut."""
+    async with bed.links() as links:
+        await links.unplug(NIC)
+        nothing = await traces(bed.lab)
+    await bed.start_from("blue:one")
+    await bed.killed(CROSSED, "plug", NIC, target)
+    async with bed.links() as links:
+        nic = await bed.recovered()
+        assert nic.connection
+        assert str(nic.connection.port) == "blue:one"
+        async with no_frame_lost(bed.lab.guests["web1"], bed.lab.peers["blue"]):
+            pass
+        await links.unplug(NIC)
+        await nothing_left(bed.lab, nothing)
 
 
 @pytest.mark.parametrize("again", RESTART)
@@ -371,6 +393,7 @@ async def test_a_foreign_cable_survives_restarts(bed: Bed) -> None:
         async with bed.links() as links:
             (nic,) = await links.add_vm("web1", guest.qmp_path)
             assert nic.state is NicState.FOREIGN
+            await links.name_device(NIC, NAME)
         for _ in range(2):
             async with bed.links() as links:
                 assert (await links.nic(NIC)).state is NicState.FOREIGN
@@ -446,5 +469,10 @@ async def test_a_nic_that_cannot_be_brought_back_hurts_no_other(bed: Bed) -> Non
     async with bed.links() as links:
         assert await links.check() == []
         assert (await links.nic("web4/net0")).state is NicState.PLUGGED
+    path.write_text(json.dumps(document))
+    async with bed.links() as links:
+        assert [found.code for found in await links.check()] == ["not-recovered"]
+        await links.plug("web4/net0", "blue:one")
+        assert await links.check() == []  # on a cable that is known
         assert await links.remove_vm("web4")
     await bed.lab.guests["web4"].stop()

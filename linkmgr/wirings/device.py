@@ -1,0 +1,64 @@
+"""The host's device of a cable: which one it is, what it is called, and its end.
+
+It is made under a name of its own (`device_name`), and may be called something else later, or by
+another process. So a name does not say whose a device is: its mark does.
+"""
+
+from __future__ import annotations
+
+from linkmgr.host import Host, Link, device_name
+from linkmgr.model import Mark
+from linkmgr.wirings.base import Cable
+
+PREFIX = "lm"  #: of the names that linkmgr makes
+
+
+def mark_of(cable: Cable) -> Mark:
+    """The interface alias of a cable's device."""
+    return Mark(str(cable.nic), cable.id)
+
+
+async def find_device(host: Host, cable: Cable) -> Link | None:
+    """The cable's device, whatever it is called now; ``None`` when it is gone, or not ours."""
+    mark, own = str(mark_of(cable)), device_name(PREFIX, cable.id)
+    link = None if cable.device is None else await host.find_link(cable.device)
+    if link is not None and (link.alias == mark or link.name == own):
+        return link
+    return next((link for link in await host.links() if link.alias == mark), None)
+
+
+async def first_name(host: Host, cable: Cable) -> str:
+    """What a cable's device is made as: what is wished if that is free, else a name of our own.
+
+    Before Linux 6.2 no device that is up can be renamed: this is the only chance.
+    """
+    if cable.wish is not None and await host.find_link(cable.wish) is None:
+        return cable.wish
+    return device_name(PREFIX, cable.id)
+
+
+async def name_device(host: Host, cable: Cable, name: str | None) -> None:
+    """See `Wiring.name_device`."""
+    if cable.device is None:
+        return
+    link = await find_device(host, cable)
+    if link is None:
+        return
+    wanted = device_name(PREFIX, cable.id) if name is None else name
+    if link.name != wanted:
+        await host.rename(link, wanted)
+    cable.device = wanted
+
+
+async def delete_device(host: Host, cable: Cable) -> None:
+    """Remove the cable's device, and never another one that has its name by now. Repeats freely.
+
+    A guest that starts again may have a tap of libvirt under the same name before ours is gone.
+
+    :raise HostError: when the kernel refuses.
+    """
+    if cable.device is None:
+        return
+    if (link := await find_device(host, cable)) is not None:
+        await host.delete_link(link.index)
+    cable.device = None

@@ -1,0 +1,89 @@
+"""The stub: what stands where libvirt's own backend of a NIC was, once the NIC is on a hub.
+
+libvirt makes a tap for each NIC and gives it to QEMU as the backend ``hostALIAS``. The NIC of a
+prepared domain is wired to its hub instead, so that this backend hangs loose: nothing goes through
+it, but its tap has the name in ``<target dev=>``, by which libvirt looks for the NIC on the host.
+A hub port under the same id, on a hub of its own, takes its place. The tap goes with the backend,
+its name is free for the cable's device, and when libvirt removes the NIC (``virsh detach-device``)
+it finds the backend that it asks QEMU to remove. QEMU starts with libvirt's backend each time, so
+this is done again after each start, restore and revert.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from linkmgr.host import Fd
+from linkmgr.qmp.network import NetClient, NetworkInfo
+from linkmgr.qmp.qemu import Qemu
+from linkmgr.wirings.hub_view import tap_fd
+
+log = logging.getLogger(__name__)
+
+FIRST_HUB = 1001  #: where the search for a hub that nobody has begins
+
+
+def backend_of(alias: str) -> str:
+    """What libvirt calls the backend of a NIC."""
+    return f"host{alias}"
+
+
+def free_hub(info: NetworkInfo) -> int:
+    """The number of a hub that QEMU has not got."""
+    number = FIRST_HUB
+    while number in info.hubs:
+        number += 1
+    return number
+
+
+def loose(info: NetworkInfo, alias: str) -> NetClient | None:
+    """The backend that libvirt made for a NIC if it hangs loose, and is no stub; else ``None``.
+
+    A NIC's own backend is never taken away: it would be orphaned for good.
+    """
+    backend = info.netdevs.get(backend_of(alias))
+    if backend is None or backend.type == "hubport" or backend.peer is not None:
+        return None
+    on_hub = info.hub_of(alias) is not None
+    return backend if on_hub and all(nic.peer != backend.id for nic in info.nics.values()) else None
+
+
+async def place_stubs(qemu: Qemu, aliases: Iterable[str]) -> list[str]:
+    """Put a stub in place of libvirt's backend of each of these NICs that is on a hub.
+
+    Call it when the guest runs: libvirt opens and configures its taps while it starts a domain.
+    Looks before each NIC, so it repeats freely, also after it was cut off in the middle.
+
+    :return: the aliases of those that have one only now.
+    :raise MonitorError: when QEMU does not answer, or refuses.
+    """
+    placed = []
+    for alias in aliases:
+        info = await qemu.network()
+        ident = backend_of(alias)
+        missing = ident not in info.netdevs and info.hub_of(alias) is not None
+        if (backend := loose(info, alias)) is not None:
+            await _remove(qemu, backend)
+        elif not missing:
+            continue
+        stub = {"type": "hubport", "id": ident, "hubid": free_hub(info)}
+        await qemu.execute("netdev_add", stub)
+        log.info("%s: a stub stands for libvirt's backend %s", qemu.name, ident)
+        placed.append(alias)
+    return placed
+
+
+async def _remove(qemu: Qemu, backend: NetClient) -> None:
+    """Remove a backend. The last close of its tap is ours: inside QEMU it would stall the guest.
+
+    Without the right to have a duplicate of its fd the guest is held up for 20 ms, this once.
+    """
+    number = tap_fd(backend)
+    copy = None if number is None else qemu.copy_fd(number)
+    fd = None if copy is None else Fd(copy)
+    try:
+        await qemu.execute("netdev_del", {"id": backend.id})
+    finally:
+        if fd is not None:
+            await fd.close_in_thread()
