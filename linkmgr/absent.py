@@ -11,8 +11,9 @@ from linkmgr.errors import LinkmgrError, MonitorUnreachable
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.host import Host
 from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
-from linkmgr.model import Connection, Nic, NicRef, NicState, VmInfo, VmState
+from linkmgr.model import Connection, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.networks import Networks
+from linkmgr.qmp.dialer import Dialers, transport_of
 from linkmgr.reconcile import Marked, claim_ports, free_ports, recover_vm, remove_devices
 from linkmgr.swap import Probe
 from linkmgr.vm import Vm
@@ -45,7 +46,17 @@ class Absent:
     def info(self) -> VmInfo:
         """The VM as a caller sees it."""
         refs = tuple(NicRef(self.record.vm, alias) for alias in self.record.nics)
-        return VmInfo(self.record.vm, self.record.qmp, VmState.UNKNOWN, self.since, refs)
+        transport = transport_of(self.record.qmp)
+        return VmInfo(self.record.vm, self.record.qmp, VmState.UNKNOWN, self.since, refs, transport)
+
+    def has_ended(self) -> bool:
+        """Whether it is known without asking that QEMU has ended.
+
+        Of a socket only who made it is known, and that need not be QEMU.
+        """
+        if transport_of(self.record.qmp) is Transport.SOCKET or self.record.pid is None:
+            return False
+        return not self.record.process_lives()
 
     def nics(self) -> list[Nic]:
         """Its NICs, as they are on disk."""
@@ -93,6 +104,7 @@ class Absentees:
     """All of them; brings each back as soon as its QEMU answers.
 
     :param connect: makes the `Vm` of a journal's record.
+    :param dialers: knows which errors say that nobody is there.
     :param back: takes a VM that is here again, or ``None`` for one that has ended.
     """
 
@@ -104,6 +116,7 @@ class Absentees:
         host: Host,
         board: Switchboard,
         connect: Connect,
+        dialers: Dialers,
         back: Callable[[Vm | None], None],
         probe: Probe,
     ) -> None:
@@ -112,6 +125,7 @@ class Absentees:
         self._host = host
         self._board = board
         self._connect = connect
+        self._dialers = dialers
         self._back = back
         self._probe = probe
         self.vms: dict[str, Absent] = {}
@@ -126,9 +140,7 @@ class Absentees:
         marked = await self._host.marked()
         for record in records:
             absent = self.vms[record.vm] = Absent(record)
-            absent.task = asyncio.create_task(
-                self._await(absent, marked), name=f"look for VM {record.vm}"
-            )
+            self._look_for(absent, marked)
         if records:
             await asyncio.wait([absent.task for absent in self.vms.values()], timeout=patience)
 
@@ -139,15 +151,22 @@ class Absentees:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _look_for(self, absent: Absent, marked: Marked) -> None:
+        work = self._await(absent, marked)
+        absent.task = asyncio.create_task(work, name=f"look for VM {absent.record.vm}")
+
     async def _await(self, absent: Absent, marked: Marked) -> None:
         name = absent.record.vm
         told = False
         refusals = 0
         while True:
+            if absent.has_ended():
+                await self._forget(absent, marked)
+                return
             try:
                 vm = await self._reach(absent, marked)
             except LinkmgrError as error:
-                refusals = refusals + 1 if _nobody_listens(error) else 0
+                refusals = refusals + 1 if self._forsaken(absent, error) else 0
                 # Without a pid to look at, one refusal says little.
                 enough = 1 if absent.record.pid is not None else REFUSALS
                 if refusals >= enough and not absent.record.process_lives():
@@ -177,6 +196,12 @@ class Absentees:
             raise
         return vm
 
+    def _forsaken(self, absent: Absent, error: LinkmgrError) -> bool:
+        try:
+            return self._dialers(absent.record.qmp).forsaken(error)
+        except LinkmgrError:  # it cannot be reached from here at all
+            return False
+
     async def _forget(self, absent: Absent, marked: Marked) -> None:
         """Its QEMU has ended while nobody looked: free what its NICs held."""
         name = absent.record.vm
@@ -191,20 +216,22 @@ class Absentees:
         self._board.tell(EventKind.VM_GONE, name)
         self._back(None)
 
-    async def forget(self, name: str) -> None:
+    async def forget(self, name: str) -> bool:
         """Forget a VM without asking its QEMU: its NICs stay on their cables.
 
+        :return: false if it is not absent any more.
         :raise StateError: when its document is still there; it is not forgotten then.
         """
         absent = self.vms[name]
-        await self._journal.drop_vm(name)
-        absent.task.cancel()
+        absent.task.cancel()  # first: what brings a VM back writes its document
         await asyncio.gather(absent.task, return_exceptions=True)
+        if self.vms.get(name) is not absent:
+            return False
+        try:
+            await self._journal.drop_vm(name)
+        except LinkmgrError:
+            self._look_for(absent, await self._host.marked())
+            raise
         free_ports(absent.record, self._networks)
-        self.vms.pop(name, None)
-
-
-def _nobody_listens(error: LinkmgrError) -> bool:
-    return isinstance(error, MonitorUnreachable) and isinstance(
-        error.__cause__, ConnectionRefusedError | FileNotFoundError
-    )
+        del self.vms[name]
+        return True

@@ -61,32 +61,40 @@ class DriftWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        async with LinkChanges() as changes:
-            pause: float | None = 0.0
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changes.wait(), pause)
-                try:
-                    pause = await self.look()
-                except Exception:
-                    log.exception("looking for drift failed")
-                    pause = PATIENCE[1]
+        while True:
+            try:
+                async with LinkChanges() as changes:
+                    await self._watch(changes)
+            except OSError:  # no fd was left for the socket, say
+                log.exception("changes of the host's devices cannot be heard; trying again")
+            await asyncio.sleep(PATIENCE[1])
+
+    async def _watch(self, changes: LinkChanges) -> None:
+        pause: float | None = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changes.wait(), pause)
+            try:
+                pause = await self.look()
+            except Exception:
+                log.exception("looking for drift failed")
+                pause = PATIENCE[1]
 
     async def look(self) -> float | None:
         """Look once at every cable.
 
         :return: seconds until it has to be looked at again whether something changes or not.
         """
-        before = [(slot, slot.plugged) for slot in self._slots()]
+        before = [(slot, slot.plugged, _device(slot)) for slot in self._slots()]
         links = {link.name: link for link in await self._host.links()}
         later: list[float] = []
         broken: list[Slot] = []
-        for slot, plugged in before:
+        for slot, plugged, device in before:
             ref = str(slot.ref)
             if slot.plugged is None:
                 self._told.pop(ref, None)
                 continue
-            if slot.lock.locked() or slot.plugged is not plugged:
+            if slot.lock.locked() or slot.plugged is not plugged or _device(slot) != device:
                 later.append(BUSY)
                 continue
             faults = device_faults(slot, links)
@@ -130,3 +138,8 @@ class DriftWatch:
         log.warning("%s: repaired", ref)
         self._board.tell(EventKind.REPAIRED, ref)
         return BUSY
+
+
+def _device(slot: Slot) -> str | None:
+    """What its device is called now: a verb may rename it."""
+    return slot.plugged.cable.device if slot.plugged else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linkmgr import swap
+from linkmgr.beside import Beside
 from linkmgr.drift import may_repair
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
@@ -19,11 +20,12 @@ from linkmgr.errors import (
     MonitorError,
     MonitorGone,
     MonitorTimeout,
+    NetworkInUse,
+    PortInUse,
     StateError,
     UnknownVm,
 )
 from linkmgr.events import EventKind
-from linkmgr.inventory import Inventory
 from linkmgr.journal import VmJournal, VmRecord
 from linkmgr.model import (
     Drift,
@@ -36,6 +38,7 @@ from linkmgr.model import (
     Port,
     check_name,
 )
+from linkmgr.qmp.dialer import address_of
 from linkmgr.swap import Slot, Timings, no_probe
 from linkmgr.vm import Vm
 
@@ -43,7 +46,7 @@ T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
 
 
-class LinkManager(Inventory):
+class LinkManager(Beside):
     """Plugs the NICs of running guests into networks. An asynchronous context manager.
 
     ::
@@ -65,6 +68,7 @@ class LinkManager(Inventory):
     :param keeper: keeps duplicates of the cables' fds for the next run.
     :param timeout: seconds that QEMU may take for one command.
     :param probe: called before each step of a swap, for tests and for showing progress.
+    :param dialers: how monitors are reached; by default over sockets only.
     """
 
     # ------------------------------------------------------------------ VMs
@@ -74,29 +78,31 @@ class LinkManager(Inventory):
 
         Start QEMU with ``-S``, add the VM, then send ``cont``: the guest boots with no carrier.
 
-        :param qmp: path of its monitor socket.
+        :param qmp: path of its monitor socket, or what else `dialers` can reach.
         :return: its NICs.
         :raise BadName: when `name` cannot be a name.
         :raise AlreadyExists: when a living VM of that name has another monitor.
         :raise MonitorError: when QEMU is not there, does not answer or is too old.
         """
         check_name("VM", name)
-        return await asyncio.shield(self._start(self._add(name, Path(qmp))))
+        self._check_open()
+        return await asyncio.shield(self._start(self._add(name, address_of(qmp))))
 
-    async def _add(self, name: str, path: Path) -> list[Nic]:
+    async def _add(self, name: str, address: str) -> list[Nic]:
         async with self._adding.setdefault(name, asyncio.Lock()):
             known = self._vms.get(name)
             if absent := self._absent.vms.get(name):
-                if absent.record.qmp != str(path):
+                if absent.record.qmp != address:
                     raise AlreadyExists(
                         f"VM {name} exists with another monitor, {absent.record.qmp}",
                         hint="remove it first, or choose another name",
                     )
                 raise absent.refusal()
-            if known and known.qemu.alive:
-                if known.path != path:
+            other = known and known.address != address
+            if known and known.qemu.alive and not (other and await known.qemu.has_died()):
+                if other:
                     raise AlreadyExists(
-                        f"VM {name} exists with another monitor, {known.path}",
+                        f"VM {name} exists with another monitor, {known.address}",
                         hint="remove it first, or choose another name",
                     )
                 try:
@@ -107,7 +113,7 @@ class LinkManager(Inventory):
                         raise
             if known:  # its document goes before the new one is written
                 await self._leave(known)
-            vm = await self._connect(VmJournal(self._journal, VmRecord(name, str(path))))
+            vm = await self._connect(VmJournal(self._journal, VmRecord(name, address)))
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
             return vm.nics()
@@ -129,11 +135,10 @@ class LinkManager(Inventory):
             self._adding.setdefault(name, asyncio.Lock()),
             contextlib.AsyncExitStack() as all_nics,
         ):
-            vm = self._vms.get(name)
-            if name in self._absent.vms:
-                await self._absent.forget(name)
+            if name in self._absent.vms and await self._absent.forget(name):
                 self._board.tell(EventKind.VM_REMOVED, name)
                 return True
+            vm = self._vms.get(name)
             if vm is None:
                 return False
             for slot in list(vm.slots.values()):
@@ -152,6 +157,26 @@ class LinkManager(Inventory):
         self._board.tell(EventKind.VM_REMOVED, name)
         return True
 
+    async def forget_ended(self, name: str) -> bool:
+        """Forget a VM whose QEMU has ended; false if it has not, or is there anew, or not known.
+
+        What its NICs held is freed first. Never touches a guest that runs.
+        """
+        return await asyncio.shield(self._start(self._forget_ended(check_name("VM", name))))
+
+    async def _forget_ended(self, name: str) -> bool:
+        async with self._adding.setdefault(name, asyncio.Lock()):
+            vm = self._vms.get(name)
+            if vm is None or (vm.qemu.alive and not await vm.qemu.has_died()):
+                return False
+            if vm.buried and any(slot.leftovers for slot in vm.slots.values()):
+                return False  # they are still to be done; it stays known, as gone
+            await self._leave(vm)
+            if self._vms.get(name) is vm:
+                del self._vms[name]
+        self._board.tell(EventKind.VM_REMOVED, name)
+        return True
+
     # ------------------------------------------------------------------ networks and ports
 
     async def create_network(
@@ -162,6 +187,7 @@ class LinkManager(Inventory):
         network = self._networks.create(name, driver, options, _choice(Drift, drift))
         if known is None:
             await self._saved(lambda: self._networks.delete(name))
+            self._board.tell(EventKind.NETWORK_ADDED, network)
         return network
 
     async def delete_network(self, name: str) -> bool:
@@ -183,6 +209,7 @@ class LinkManager(Inventory):
         port = self._networks.create_port(network, name, options)
         if not known:
             await self._saved(lambda: self._networks.delete_port(network, name))
+            self._board.tell(EventKind.PORT_ADDED, port)
         return port
 
     async def delete_port(self, network: str, name: str) -> bool:
@@ -198,7 +225,9 @@ class LinkManager(Inventory):
         try:
             await asyncio.shield(self._start(self._save_networks()))
         except StateError:
-            undo()
+            # It may be in use by now: then it stays, and is written with the next change.
+            with contextlib.suppress(NetworkInUse, PortInUse):
+                undo()
             raise
 
     async def _save_networks(self) -> None:
@@ -235,14 +264,23 @@ class LinkManager(Inventory):
             if here and (here == port or (port.implied and here.network == port.network)):
                 return Outcome(vm.nic(slot), changed=False)
             driver = self._networks.driver(port.network.driver)
+            self._networks.refuse_same_address(port, ref, vm.nic(slot).mac, self._mac_of)
             self._networks.claim(port, ref)
             free_port = self._networks.claimed(port, ref)
             before, timings = slot.plugged, Timings(no_probe)
+            told = _told(how, port)
+            if arrives := ref in self.reservations:
+                slot.carrier.forget()  # it is what the guest saw on the other host
+                told = Notify.ANNOUNCE if told is Notify.AUTO else told
             try:
                 timings = await swap.plug(
-                    slot, driver, port, free_port, notify=_told(how, port), probe=self._probe
+                    slot, driver, port, free_port, notify=told, probe=self._probe
                 )
             finally:
+                if arrives:
+                    keeps = slot.plugged.attachment.port if slot.plugged else None
+                    await self.reservations.end(ref, keeps=keeps)
+                    slot.leftovers += [] if slot.plugged else [slot.apply_link]
                 if slot.plugged is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
                     self._board.tell(kind, ref, port=str(port), **_was(here), timings=dict(timings))
@@ -260,6 +298,7 @@ class LinkManager(Inventory):
 
     async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
         here = slot.plugged.attachment.port if slot.plugged else None
+        await self.reservations.end(slot.ref)
         if vm.qemu.alive:
             await vm.check_managed(slot)
         if here is None and not slot.foreign:
@@ -309,9 +348,12 @@ class LinkManager(Inventory):
 
     async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
+        self._check_open()
+        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
+
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this LinkManager is closed")
-        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
 
     async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
         async with slot.lock:
@@ -339,7 +381,9 @@ class LinkManager(Inventory):
 
     async def _repair(self, slot: Slot) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""
-        vm = self._vms[slot.ref.vm]
+        vm = self._vms.get(slot.ref.vm)
+        if vm is None:  # removed since it was looked at
+            return False
 
         async def work() -> Outcome:
             # A verb may have had the NIC since it was looked at.

@@ -18,9 +18,9 @@ from enum import StrEnum
 
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
-from linkmgr.errors import HubCrowded, MonitorGone, MonitorTimeout
+from linkmgr.errors import HostError, HubCrowded, MonitorGone, MonitorTimeout
 from linkmgr.journal import CableRecord, Intent, VmJournal
-from linkmgr.model import Connection, LinkState, NicRef, Notify, Port
+from linkmgr.model import Connection, Endpoint, LinkState, NicRef, Notify, Offer, Port
 from linkmgr.wirings import Cable, Wiring
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Step(StrEnum):
     RECORD = "record"  #: write down what was done
     RELEASE = "release"  #: take the old cable down
     TERMINATE = "terminate"  #: free the old attachment
+    NAME = "name"  #: give the new device the name that was asked for, now that it is free
     RECOVER = "recover"  #: after a restart: finish or undo what was in flight
     SWEEP = "sweep"  #: after a restart: remove what belongs to no cable
     REMEMBER = "remember"  #: after a restart: write down what is
@@ -105,6 +106,8 @@ class Slot:
 
     :param leftovers: what could not be done when it was due, in order. See `settle`.
     :param refused: what the guest's receive filter asked for and does not get.
+    :param name: that the host's device is to have; ``None`` for one of our own.
+    :param unnamed: why the device could not have it the last time.
     """
 
     ref: NicRef
@@ -112,6 +115,8 @@ class Slot:
     carrier: Carrier
     journal: VmJournal
     wanted: LinkState = LinkState.UP
+    name: str | None = None
+    unnamed: HostError | None = None
     plugged: Plugged | None = None
     foreign: bool = False  #: on a cable that somebody else plugged
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -193,7 +198,7 @@ async def plug(
         await timings.begin(Step.REALISE)
         with timings.of(Step.REALISE):
             endpoint = await attachment.realise()
-        cable = nic.wiring.new_cable(attachment.id, offer, endpoint)
+        cable = _new_cable(nic, attachment.id, offer, endpoint)
         undo.append(lambda: nic.wiring.release(cable))
         await timings.begin(Step.STAGE)
         with timings.of(Step.STAGE):
@@ -211,6 +216,7 @@ async def plug(
         await _do_or_defer(nic, reversed(undo))
         raise
     nic.plugged, nic.foreign = Plugged(driver, attachment, cable, free_port), False
+    nic.trouble = None
     changed = old is None or old.attachment.port.network.name != port.network.name
     try:
         await timings.begin(Step.NOTIFY)
@@ -253,6 +259,7 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
         await _do_or_defer(nic, reversed(undo))
         raise
     nic.plugged, nic.foreign, nic.since, nic.refused = None, False, datetime.now(UTC), []
+    nic.trouble = None
     await _settle_old(nic, old_cable, old, timings)
     return timings
 
@@ -285,6 +292,34 @@ async def settle(nic: Slot) -> None:
             log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400 - above
             nic.leftovers.append(works[0])
         works.pop(0)
+
+
+async def name_device(nic: Slot) -> None:
+    """Give the device of the NIC's cable the name that was asked for, if it can have it.
+
+    Two devices cannot share a name, so this comes when the old one is gone. A device that cannot
+    have it keeps its own: what depends on names is told less, and no cable suffers.
+
+    :raise StateError: when the name that it has now could not be written down.
+    """
+    if nic.lost or nic.plugged is None:
+        return
+    try:
+        await nic.wiring.name_device(nic.plugged.cable, nic.name)
+    except HostError as error:
+        if nic.unnamed is None or nic.unnamed.code != error.code:
+            log.warning("%s: its device keeps the name %s: %s", nic.ref, nic.plugged.cable.device,
+                        error)  # fmt: skip
+        nic.unnamed = error
+    else:
+        nic.unnamed = None
+    await nic.remember()
+
+
+def _new_cable(nic: Slot, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
+    cable = nic.wiring.new_cable(ident, offer, endpoint)
+    cable.wish = nic.name
+    return cable
 
 
 async def _present(nic: Slot) -> Cable | None:
@@ -362,13 +397,15 @@ async def _record(nic: Slot, timings: Timings) -> None:
 async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings) -> None:
     """Free the old side. It has nothing to do with the guest any more, so it never fails a verb.
 
-    All of it is freed, also when the probe raises, and always in this order.
+    All of it is freed, also when the probe raises, and always in this order. Its name is free then.
     """
     works: list[tuple[Step, Work]] = []
     if cable:
         works.append((Step.RELEASE, lambda: nic.wiring.release(cable)))
     if old:
         works.append((Step.TERMINATE, old.terminate))
+    if nic.plugged and nic.name is not None:
+        works.append((Step.NAME, lambda: name_device(nic)))
 
     async def take(step: Step, work: Work, *later: tuple[Step, Work]) -> None:
         try:
