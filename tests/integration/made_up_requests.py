@@ -15,26 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.core.result import Ok
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
-CHECKS = [
-    not_a_server_error,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-]
+from tests.made_up import CHECKS, examples, operations, send
+
 ACCEPTED = 202
 #: What a request may name that exists: most names that are made up name nothing.
 REAL = {"vm": "web1", "alias": "net0", "network": "blue", "name": "blue", "target": "red:p1"}
@@ -47,34 +33,22 @@ class Fuzz:
 
     :param may_change: whether this user may change anything.
     :param qmp: the monitor of ``web1``.
-    :param examples: requests for each route, and as many malformed ones for those with a body.
+    :param count: requests for each route, and as many malformed ones for those with a body.
     """
 
-    def __init__(self, client: httpx.Client, *, may_change: bool, examples: int, qmp: str) -> None:
+    def __init__(self, client: httpx.Client, *, may_change: bool, count: int, qmp: str) -> None:
         self._client = client
         self._may_change = may_change
         self._real = {**REAL, "qmp": qmp}
-        self._settings = settings(
-            max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate], database=None, derandomize=True,
-        )  # fmt: skip
+        self._settings = examples(count, derandomize=True)
         self.statuses: dict[str, Counter[str]] = {}
 
     def run(self) -> None:
         document = self._client.get("/openapi.json").json()
-        operations = []
-        for found in schemathesis.openapi.from_dict(document).get_all_operations():
-            assert isinstance(found, Ok), found
-            operations.append(found.ok())
-        operations.sort(key=lambda each: (METHODS.index(each.method), each.path))
-        for operation in operations:
-            if operation.path == "/v1/events":
-                continue  # it has no end
-            modes = [GenerationMode.POSITIVE]
-            if operation.body:
-                modes.append(GenerationMode.NEGATIVE)
-            for mode in modes:
-                self._try(operation, mode)
+        for operation, mode in operations(
+            document, lambda each: (METHODS.index(each.method), each.path)
+        ):
+            self._try(operation, mode)
 
     def _try(self, operation: Any, mode: GenerationMode) -> None:
         route = f"{operation.method.upper()} {operation.path}"
@@ -98,11 +72,7 @@ class Fuzz:
         try_one()
 
     def _send(self, case: Any) -> httpx.Response:
-        made = case.as_transport_kwargs(base_url="http://linkmgr")
-        if isinstance(made.get("data"), bytes | str):
-            made["content"] = made.pop("data")  # httpx has another word for it
-        wanted = ("method", "url", "headers", "params", "json", "data", "content")
-        answer = self._client.request(**{key: made[key] for key in wanted if key in made})
+        answer = send(self._client, case)
         if answer.status_code == ACCEPTED:
             while (begun := self._client.get(answer.headers["location"]).json())["ended"] is None:
                 time.sleep(0.01)
@@ -136,7 +106,7 @@ def main() -> int:
     words = parser.parse_args()
     transport = httpx.HTTPTransport(uds=words.socket)
     with httpx.Client(transport=transport, base_url="http://linkmgr", timeout=20) as client:
-        fuzz = Fuzz(client, may_change=not words.stranger, examples=words.examples, qmp=words.qmp)
+        fuzz = Fuzz(client, may_change=not words.stranger, count=words.examples, qmp=words.qmp)
         fuzz.run()
     sys.stdout.write(json.dumps(fuzz.statuses) + "\n")
     return 0

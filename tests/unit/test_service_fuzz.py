@@ -10,33 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.core.result import Ok
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
+from hypothesis import given
 
 from linkmgr.service import wire
 from linkmgr.service.peers import Peer
+from tests.made_up import CHECKS, examples, operations, send
 from tests.unit.service_lab import Lab, running
-
-CHECKS = [
-    not_a_server_error,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-]
-EXAMPLES = settings(
-    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate], database=None,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -57,33 +36,21 @@ def try_everything(lab: Lab, document: dict[str, Any], *, may_change: bool) -> d
     statuses: dict[int, int] = {}
     transport = httpx.HTTPTransport(uds=str(lab.socket))
     with httpx.Client(transport=transport, base_url="http://x", timeout=20) as client:
-        for found in schemathesis.openapi.from_dict(document).get_all_operations():
-            assert isinstance(found, Ok), found
-            operation = found.ok()
-            if operation.path == "/v1/events":
-                continue  # it has no end
-            modes = [GenerationMode.POSITIVE]
-            if operation.body:
-                modes.append(GenerationMode.NEGATIVE)
-            for mode in modes:
+        for operation, mode in operations(document):
 
-                @given(case=operation.as_strategy(generation_mode=mode))
-                @EXAMPLES
-                def try_one(case: Any) -> None:
-                    made = case.as_transport_kwargs(base_url="http://x")
-                    if isinstance(made.get("data"), bytes | str):
-                        made["content"] = made.pop("data")  # httpx has another word for it
-                    wanted = ("method", "url", "headers", "params", "json", "data", "content")
-                    before = state_of(lab)
-                    answer = client.request(**{key: made[key] for key in wanted if key in made})
-                    statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-                    if answer.status_code >= 400 or not may_change:
-                        assert state_of(lab) == before, "a rejected request has changed something"
-                    if not may_change and case.method != "GET":
-                        assert answer.status_code >= 400
-                    case.validate_response(answer, checks=CHECKS)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @examples(12)
+            def try_one(case: Any) -> None:
+                before = state_of(lab)
+                answer = send(client, case)
+                statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+                if answer.status_code >= 400 or not may_change:
+                    assert state_of(lab) == before, "a rejected request has changed something"
+                if not may_change and case.method != "GET":
+                    assert answer.status_code >= 400
+                case.validate_response(answer, checks=CHECKS)
 
-                try_one()
+            try_one()
     return statuses
 
 
