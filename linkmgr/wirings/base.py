@@ -41,6 +41,7 @@ class Cable:
     kept: bool = False  #: whether it is the NIC's present cable, put to a new use
     named: bool = False  #: whether QEMU may hold the fd under a name
     hub: int | None = None
+    recognised: bool = False  #: of an earlier run, but in no journal
     waits: bool = False  #: whether it is plugged in beside the old one, its device down
 
 
@@ -120,7 +121,7 @@ class Wiring(ABC):
     async def name_device(self, cable: Cable, name: str | None) -> None:
         """Give the host's device of the NIC's cable a name, live. Repeats freely.
 
-        Nothing happens to a cable whose device is its owner's, or gone.
+        Nothing happens to a cable whose device is its owner's, or gone, or does not go with QEMU.
 
         :param name: ``None`` for the one that linkmgr makes itself.
         :raise HostError: when it cannot have that name; it keeps the one that it has.

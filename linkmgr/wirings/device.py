@@ -2,12 +2,16 @@
 
 It is made under a name of its own (`device_name`), and may be called something else later, or by
 another process. So a name does not say whose a device is: its mark does.
+
+Only a tap takes a name that is asked for. A macvtap does not go with QEMU: while linkmgr is away it
+would keep the name, and libvirt would not start the guest again ("interface already exists"). And
+what it receives is what the guest receives, where libvirt expects a tap, whose sides are swapped.
 """
 
 from __future__ import annotations
 
 from linkmgr.host import Host, Link, device_name
-from linkmgr.model import Mark
+from linkmgr.model import BridgeEndpoint, Mark
 from linkmgr.wirings.base import Cable
 
 PREFIX = "lm"  #: of the names that linkmgr makes
@@ -32,14 +36,15 @@ async def first_name(host: Host, cable: Cable) -> str:
 
     Before Linux 6.2 no device that is up can be renamed: this is the only chance.
     """
-    if cable.wish is not None and await host.find_link(cable.wish) is None:
+    free = cable.wish is not None and await host.find_link(cable.wish) is None
+    if cable.wish is not None and free and isinstance(cable.endpoint, BridgeEndpoint):
         return cable.wish
     return device_name(PREFIX, cable.id)
 
 
 async def name_device(host: Host, cable: Cable, name: str | None) -> None:
     """See `Wiring.name_device`."""
-    if cable.device is None:
+    if cable.device is None or not isinstance(cable.endpoint, BridgeEndpoint):
         return
     link = await find_device(host, cable)
     if link is None:

@@ -123,6 +123,7 @@ class HubWiring(Wiring):
         )
         where = upper.name if upper else "?"
         cable.id, cable.device, cable.mac, cable.in_qemu = ident, link.name, link.mac, True
+        cable.recognised = True
         if link.kind == "macvtap":
             mode = DirectMode(link.mode or DirectMode.BRIDGE)
             cable.endpoint = DirectEndpoint(where, mode, link.mtu)
@@ -148,6 +149,7 @@ class HubWiring(Wiring):
         cable.hub = find_hub(info, cable.nic).number
         backend = info.netdevs.get(cable.backend)
         cable.in_qemu = backend is not None
+        cable.recognised = False
         self._cables.add(cable)
         if cable.fd is None:
             cable.fd = self._fd_again(cable.id, backend)
@@ -416,7 +418,8 @@ class HubWiring(Wiring):
     async def _make_tap(
         self, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
     ) -> None:
-        if replacing is not None and replacing.device is not None:
+        # What no journal knows could not be told from the new one after a crash.
+        if replacing is not None and replacing.device is not None and not replacing.recognised:
             cable.waits = await self._obey(cable, replacing)
         device = await first_name(self._host, cable)
         # It comes up as a port of the bridge, so that the port's options hold from the first frame.
