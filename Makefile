@@ -45,7 +45,7 @@ lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 		--no-emit-index-url --no-header -c requirements.lock -o packaging/build-requirements.lock -
 
 # What goes into an installation: everything but the compiled remains of a run.
-PRODUCT := $(shell find linkmgr packaging -type f -not -path '*/__pycache__/*') \
+PRODUCT := $(shell find linkmgr packaging hooks -type f -not -path '*/__pycache__/*') \
 	pyproject.toml README.md LICENSE
 
 .PHONY: install

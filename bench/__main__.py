@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from bench.budgets import judge
+from bench.hook import HookEffort, measure_hook
 from bench.lab import BRIDGE, DIRECT, Lab, make_lab
 from bench.loss import IN, OUT, count_loss
 from bench.report import Results, show
@@ -34,7 +35,7 @@ from linkmgr.wirings import HubWiring
 
 REPORT = Path("build/bench.json")
 GUEST_PHASES = ("swaps", "loss", "stall", "throughput")
-PHASES = (*GUEST_PHASES, "service")
+PHASES = (*GUEST_PHASES, "service", "hook")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Effort:
     rounds: int
     seconds: int  # of a TCP stream, after a first one that does not count
     service: ServiceEffort
+    hook: HookEffort
 
 
-FULL = Effort(100, 20, 25, 6, 200, 60, 4, 2, ServiceEffort(5, 2, 10.0, 50))
-QUICK = Effort(10, 3, 3, 1, 20, 10, 1, 1, ServiceEffort(1, 1, 3.0, 10))
+FULL = Effort(100, 20, 25, 6, 200, 60, 4, 2, ServiceEffort(5, 2, 10.0, 50), HookEffort(25, 50, 5))
+QUICK = Effort(10, 3, 3, 1, 20, 10, 1, 1, ServiceEffort(1, 1, 3.0, 10), HookEffort(3, 5, 1))
 
 
 class Bars:
@@ -84,6 +86,10 @@ async def measure(effort: Effort, phases: Collection[str], bars: Bars) -> Result
         if "service" in phases:
             tick = bars.add("the service with 200 VMs", effort.service.ticks)
             results.service = await measure_service(Path(folder), effort.service, tick)
+        if "hook" in phases:
+            (own := Path(folder, "hook")).mkdir()
+            tick = bars.add("libvirt's hook", effort.hook.ticks)
+            results.hook = await measure_hook(own, effort.hook, tick)
     return results
 
 

@@ -1,4 +1,4 @@
-"""What a swap and the service may cost, and whether they do."""
+"""What a swap, the service and the hook may cost, and whether they do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BUDGETS", "Budget", "Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit for one figure of ``hub_swap`` or ``service``.
+    """A limit for one figure of ``hub_swap``, ``service`` or ``hook``.
 
     :param phase: which phase measures it.
     :param reached: whether the limit itself is still good ("at most", not "under").
@@ -64,6 +64,15 @@ BUDGETS = (
     Budget("service", "start_200_s", "start with 200 VMs, median, under (s)", 3.0),
     Budget("service", "idle_cpu_percent", "idle CPU with 200 VMs, under (%)", 0.5),
     Budget("service", "rss_mb", "resident memory with 200 VMs, under (MB)", 100.0),
+    Budget(
+        "hook",
+        "hook_start_over_ms_median",
+        "virsh start, more with the hook, at most (ms)",
+        60.0,
+        reached=True,
+    ),
+    Budget("hook", "hook_down_ms_worst", "hook, service down, worst, under (ms)", 250.0),
+    Budget("hook", "hook_hangs_s_worst", "hook, service hangs, worst, under (s)", 2.5),
 )
 
 

@@ -4,8 +4,8 @@ Keys of bench.json: ``ok``, ``budgets`` (``[{name, what, limit, value, ok}]``), 
 figures that have budgets and some beside them: times in milliseconds, losses in frames),
 ``hub_vs_plain_tap`` and ``hub_vs_offload_tap`` (``tcp_out_ratio``, ``tcp_in_ratio``), ``timings``
 (by kind of swap and step), ``loss`` (by network and direction), ``stall``, ``throughput_mbit``,
-``service`` (see `bench.service`), ``host``, ``options``, ``seconds``. Phases that were left out
-have no keys. ``*_shared_cpus_*``: see `bench.stall`.
+``service`` (see `bench.service`), ``hook`` (see `bench.hook`), ``host``, ``options``,
+``seconds``. Phases that were left out have no keys. ``*_shared_cpus_*``: see `bench.stall`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.budgets import Verdict
+from bench.hook import ALONE, HookFigures
 from bench.lab import BRIDGE
 from bench.loss import IN, OUT, Loss
 from bench.service import CLIENTS, VMS, ServiceFigures
@@ -39,6 +40,7 @@ class Results:
     stalls: list[Stall] = field(default_factory=list)
     throughput: Throughput | None = None
     service: ServiceFigures | None = None
+    hook: HookFigures | None = None
 
     def hub_swap(self) -> dict[str, Any]:
         """Return the figures of a swap between two ports of one bridge network."""
@@ -61,7 +63,8 @@ class Results:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures that may have budgets."""
-        return self.hub_swap() | (self.service.report() if self.service else {})
+        figures = self.hub_swap() | (self.service.report() if self.service else {})
+        return figures | (self.hook.report() if self.hook else {})
 
     def report(self) -> dict[str, Any]:
         """Return all of it for bench.json."""
@@ -92,6 +95,8 @@ class Results:
             ]
         if self.service:
             found["service"] = self.service.report()
+        if self.hook:
+            found["hook"] = self.hook.report()
         return found
 
 
@@ -104,6 +109,7 @@ def show(results: Results, verdicts: Sequence[Verdict], console: Console) -> Non
         _throughput_table(results.throughput),
         _service_table(results.service),
         _latency_table(results.service),
+        _hook_table(results.hook),
         _verdict_table(verdicts),
     ):
         if table.row_count:
@@ -181,6 +187,18 @@ def _latency_table(found: ServiceFigures | None) -> Table:
     for op, ms in found.latencies.items() if found else ():
         cell = spread(ms)
         table.add_row(op, str(cell.count), _ms(cell.median), _ms(cell.p99), _ms(cell.worst))
+    return table
+
+
+def _hook_table(found: HookFigures | None) -> Table:
+    table = _table("libvirt's hook in ms", "", "count", "median", "p99", "worst")
+    for name in ALONE if found else ():
+        assert found is not None
+        for what, ms in (("virsh start", found.starts.get(name)), ("alone", found.alone[name])):
+            if ms:
+                cell = spread(ms)
+                row = (str(cell.count), _ms(cell.median), _ms(cell.p99), _ms(cell.worst))
+                table.add_row(f"{name}: {what}", *row)
     return table
 
 

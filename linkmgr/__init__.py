@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from linkmgr.events import Event, EventKind, Events
     from linkmgr.manager import LinkManager
     from linkmgr.model import (
+        Affects,
         Connection,
+        DomainInfo,
+        DomainNicInfo,
         Finding,
         LinkState,
         Network,
@@ -22,15 +25,17 @@ if TYPE_CHECKING:
         Outcome,
         Port,
         Stray,
+        Transport,
         VmInfo,
     )
-    from linkmgr.protocol import Links
+    from linkmgr.protocol import GuestLinks, Links
     from linkmgr.wirings import hub_args
 
 __all__ = [  # noqa: RUF022 - the most important first
     "LinkManager",
     "Client",
     "Links",
+    "GuestLinks",
     "hub_args",
     "Outcome",
     "Nic",
@@ -38,10 +43,14 @@ __all__ = [  # noqa: RUF022 - the most important first
     "NicState",
     "LinkState",
     "Notify",
+    "Affects",
     "Network",
     "Port",
     "Connection",
     "VmInfo",
+    "Transport",
+    "DomainInfo",
+    "DomainNicInfo",
     "Event",
     "EventKind",
     "Events",
@@ -55,6 +64,7 @@ _HOMES = {
     "LinkManager": "manager",
     "Client": "client",
     "Links": "protocol",
+    "GuestLinks": "protocol",
     "hub_args": "wirings.args",
     "LinkmgrError": "errors",
     "Event": "events",

@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from linkmgr import swap
-from linkmgr.errors import LinkmgrError, MonitorError
+from linkmgr.errors import LinkmgrError, MonitorError, MonitorGone, MonitorTimeout
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.qmp import MonitorEvent
+from linkmgr.reservations import Reservations
 from linkmgr.swap import Slot
-from linkmgr.vm import Vm
+from linkmgr.vm import RUNS, Vm
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,10 @@ class Caretaker:
     :param start: runs a coroutine as a task that the manager waits for when it closes.
     """
 
-    def __init__(self, board: Switchboard, start: Start) -> None:
+    def __init__(self, board: Switchboard, start: Start, reservations: Reservations) -> None:
         self._board = board
         self._start = start
+        self._reservations = reservations
 
     async def ping(self, vm: Vm) -> None:
         """Ask QEMU for a sign of life."""
@@ -57,7 +60,14 @@ class Caretaker:
         match event.name:
             case "DISCONNECTED":
                 self.lost(vm)
+            case "RESUME" | "STOP":
+                vm.set_running(RUNS[event.name])
+                self._tell_whether_it_runs(vm)
+                if vm.running:
+                    self._show_links(vm)
             case "RECONNECTED":  # events may have been missed
+                self._start(self._look_whether_it_runs(vm))
+                self._show_links(vm)
                 for each in vm.slots.values():
                     self._start(self._follow(vm, each))
             case "DEAD":
@@ -78,6 +88,7 @@ class Caretaker:
             return
         vm.buried = True
         vm.since = datetime.now(UTC)
+        await self._reservations.end_all(vm.name)
         for slot in list(vm.slots.values()):
             async with slot.lock:
                 await swap.abandon(slot)
@@ -88,6 +99,45 @@ class Caretaker:
         except LinkmgrError as error:
             log.warning("VM %s: %s", vm.name, error)
         self._board.tell(EventKind.VM_GONE, vm.name)
+
+    async def _look_whether_it_runs(self, vm: Vm) -> None:
+        try:
+            if await vm.look_whether_it_runs():
+                self._tell_whether_it_runs(vm)
+        except MonitorError:
+            self.lost(vm)
+
+    def _tell_whether_it_runs(self, vm: Vm) -> None:
+        if vm.running is not None:
+            self._board.tell(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
+
+    def _show_links(self, vm: Vm) -> None:
+        for slot in vm.slots.values():
+            self._start(self._show_link(vm, slot))
+
+    async def _show_link(self, vm: Vm, slot: Slot) -> None:
+        """Show the guest its link state, whatever it was shown last.
+
+        libvirt sets links through a monitor of its own, and a state that is loaded (a restore, a
+        snapshot, a migration) brings the carrier of its time.
+        """
+        async with slot.lock:
+            facts = vm.facts.get(slot.ref.alias)
+            if slot.lost or facts is None or not facts.managed:
+                return
+            if slot.foreign and slot.carrier.up is None:
+                return  # whoever plugged it has set its link, too
+            if slot.plugged is None and slot.ref in self._reservations:
+                return  # it came from another host with its carrier, and is about to be plugged
+            slot.carrier.forget()
+            try:
+                await slot.apply_link(seen=False)
+            except LinkmgrError as error:
+                log.warning("%s: its link state may not be what it should be: %s", slot.ref, error)
+                self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+                if isinstance(error, MonitorGone | MonitorTimeout):
+                    slot.leftovers.append(partial(slot.apply_link, seen=False))
+                    self.lost(vm)
 
     async def _mend(self, vm: Vm) -> None:
         while True:

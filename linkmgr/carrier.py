@@ -72,6 +72,11 @@ class Carrier:
             self._seen_at = self._watch.seen_at(self._nic)
         self._watch.changed(self._nic)
 
+    def forget(self) -> None:
+        """Believe no more what was last set: somebody else may have set it, or loaded a state."""
+        self.up = None
+        self._seen_at = float("-inf")
+
     async def flap(self) -> None:
         """Take the carrier down and up again so that the guest notices; up to 1.1 s.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from linkmgr.errors import CannotAttach, MonitorError
+from linkmgr.errors import CannotAttach, MonitorError, NameTaken
 from linkmgr.host import Link
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, FdEndpoint, Finding, Mark, Nic, NicState
 from linkmgr.swap import Slot
@@ -42,6 +42,9 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
     found += [("refused", what, "see the port's trust_guest") for what in slot.refused]
     if slot.plugged:
         found += device_faults(slot, links)
+    if slot.plugged and slot.name and isinstance(slot.unnamed, NameTaken):
+        what = f"its device is called {slot.plugged.cable.device}, not {slot.name}"
+        found.append(("name-taken", f"{what}: {slot.unnamed.what}", slot.unnamed.hint or again))
     return [Finding(code, subject, what, hint) for code, what, hint in found]
 
 

@@ -8,7 +8,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── BadOption                  an option that is unknown or has a wrong value
     │   ├── BadConfig                  the configuration file; says on which line
     │   ├── BadFd                      an fd that is no tap or macvtap which a NIC can use
-    │   └── CannotPrepare              a domain of libvirt whose NICs cannot be put on hubs
+    │   ├── CannotPrepare              a domain of libvirt whose NICs cannot be put on hubs
+    │   └── BadMetadata                the cables that a domain's XML asks for cannot be read
     ├── Forbidden                  the caller may not do this; nothing was tried
     ├── NotFound                   what was named does not exist
     │   ├── UnknownVm
@@ -19,6 +20,7 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── AlreadyExists              the same name with other properties
     │   ├── NetworkInUse
     │   ├── PortInUse
+    │   ├── MacInUse                   two NICs with one address on one network
     │   └── ReadOnly                   it is described by the configuration file
     ├── CannotAttach               this NIC and this network do not go together
     │   ├── NoCommonEndpoint           no endpoint kind that both sides know
@@ -41,6 +43,9 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── MonitorTimeout             no answer in time: it may or may not have been done
     │   ├── CommandFailed              QEMU answered with an error
     │   └── SwitchFailed               the switch went wrong and was undone
+    ├── LibvirtError               libvirt's daemon
+    │   ├── LibvirtUnreachable         no connection to it now, or no answer in time
+    │   └── LibvirtRefused             it answered with an error
     ├── ServiceUnreachable         no connection to the service could be made; nothing was done
     └── ServiceGone                the service went away before it answered: it may be done
 
@@ -130,6 +135,12 @@ class CannotPrepare(BadRequest):
     code = "cannot-prepare"
 
 
+class BadMetadata(BadRequest):
+    """The cables that a libvirt domain's XML asks for cannot be read, or cannot be asked for."""
+
+    code = "bad-metadata"
+
+
 class NotFound(LinkmgrError):
     """What was named does not exist."""
 
@@ -182,6 +193,12 @@ class PortInUse(Conflict):
     """Another NIC is plugged into the port."""
 
     code = "port-in-use"
+
+
+class MacInUse(Conflict):
+    """Another NIC with the same address is plugged into the network."""
+
+    code = "mac-in-use"
 
 
 class ReadOnly(Conflict):
@@ -340,6 +357,45 @@ class SwitchFailed(MonitorError):
     """The hub did not end up with exactly the new cable; the old one was put back."""
 
     code = "switch-failed"
+
+
+class LibvirtError(LinkmgrError):
+    """libvirt, as seen through its daemon. Guests and their cables do not depend on it."""
+
+    code = "libvirt-error"
+
+
+class LibvirtUnreachable(LibvirtError):
+    """There is no connection to libvirt now, or it did not answer in time.
+
+    Whether libvirt does what it was asked is unknown unless `sent` is false.
+    """
+
+    code = "libvirt-unreachable"
+
+    def __init__(self, what: str, *, hint: str | None = None, sent: bool = False) -> None:
+        super().__init__(what, hint=hint)
+        self.sent = sent
+
+
+class LibvirtRefused(LibvirtError):
+    """libvirt answered with an error.
+
+    :param number: libvirt's own (``virErrorNumber``); 0 when it is not known, as over HTTP.
+    """
+
+    code = "libvirt-refused"
+
+    NO_DOMAIN: ClassVar[int] = 42  #: VIR_ERR_NO_DOMAIN
+
+    def __init__(self, what: str, *, number: int = 0, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.number = number
+
+    @property
+    def no_domain(self) -> bool:
+        """Whether libvirt has no such domain."""
+        return self.number == self.NO_DOMAIN
 
 
 class ServiceUnreachable(LinkmgrError):

@@ -21,9 +21,14 @@ class EventKind(StrEnum):
     VM_GONE = "vm-gone"  #: QEMU has ended
     VM_UNKNOWN = "vm-unknown"  #: QEMU does not answer
     VM_ANSWERS = "vm-answers"  #: QEMU answers again, and what was left undone is done
+    VM_RESUMED = "vm-resumed"  #: its processors run
+    VM_PAUSED = "vm-paused"  #: its processors stand still
     PLUGGED = "plugged"
     REPLUGGED = "replugged"
     UNPLUGGED = "unplugged"
+    NETWORK_ADDED = "network-added"
+    PORT_ADDED = "port-added"
+    NOT_APPLIED = "not-applied"  #: what a domain's XML asks for is not so; the details say why
     FAILED = "failed"  #: a verb failed; the details have its code
     LINK = "link"
     REFUSED = "refused"  #: the guest asked for frames that its port does not give it
@@ -38,7 +43,7 @@ class EventKind(StrEnum):
 class Event:
     """One thing that happened.
 
-    :param subject: a VM, or a NIC as ``VM/ALIAS``.
+    :param subject: a VM, a NIC as ``VM/ALIAS``, a network, or a port as ``NETWORK:PORT``.
     """
 
     kind: EventKind

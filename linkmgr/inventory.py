@@ -14,7 +14,7 @@ from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import LinkmgrError, UnknownVm
-from linkmgr.events import Events, Switchboard
+from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
@@ -32,6 +32,8 @@ from linkmgr.model import (
 )
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.qmp.dialer import Dialers, only_sockets
+from linkmgr.reservations import Reservations
 from linkmgr.strays import Strays
 from linkmgr.swap import Probe, Slot, no_probe
 from linkmgr.vm import Vm
@@ -55,8 +57,10 @@ class Inventory:
         watch: bool | None = None,
         timeout: float = 5.0,
         probe: Probe = no_probe,
+        dialers: Dialers = only_sockets,
     ) -> None:
         self.timeout = timeout
+        self._dialers = dialers
         self._probe = probe
         self._stack = contextlib.AsyncExitStack()
         self._host = Host(keeper)
@@ -67,13 +71,18 @@ class Inventory:
         self._adding: dict[str, asyncio.Lock] = {}
         self._board = Switchboard()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._care = Caretaker(self._board, self._start)
+        #: Places on networks for guests that are on their way here.
+        self.reservations = Reservations(
+            self._networks, mac_of=self._mac_of, is_here=self._is_here, start=self._start
+        )
+        self._care = Caretaker(self._board, self._start, self.reservations)
         self._absent = Absentees(
             journal=self._journal,
             networks=self._networks,
             host=self._host,
             board=self._board,
             connect=self._connect,
+            dialers=dialers,
             back=self._is_back,
             probe=probe,
         )
@@ -121,7 +130,7 @@ class Inventory:
         record = journal.record
         return await Vm.connect(
             record.vm,
-            Path(record.qmp),
+            self._dialers(record.qmp),
             self._host,
             timeout=self.timeout,
             handler=self._care.on_event,
@@ -153,6 +162,7 @@ class Inventory:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._absent.close()
+        await self.reservations.end_all()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
@@ -278,6 +288,21 @@ class Inventory:
         """Listen from now on: an asynchronous iterator of events."""
         return self._board.listen()
 
+    def tell(self, kind: EventKind, subject: object, **details: object) -> None:
+        """Tell all who listen, for what is built upon the verbs."""
+        self._board.tell(kind, subject, **details)
+
+    def process_of(self, vm: str) -> tuple[int | None, int | None] | None:
+        """Which process a VM is: its pid, and when it began; ``None`` for a VM that is not known.
+
+        Both are ``None`` for one of another pid namespace. When it began is in clock ticks since
+        boot, as in proc(5).
+        """
+        if absent := self._absent.vms.get(vm):
+            return absent.record.pid, absent.record.started
+        known = self._vms.get(vm)
+        return (known.journal.record.pid, known.journal.record.started) if known else None
+
     # ------------------------------------------------------------------ inside
 
     def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
@@ -288,6 +313,18 @@ class Inventory:
             raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
         vm = self._vms[ref.vm]
         return vm, vm.slot(ref.alias)
+
+    def _mac_of(self, ref: NicRef) -> str | None:
+        """The address of a NIC, ``None`` for one that is gone."""
+        if absent := self._absent.vms.get(ref.vm):
+            known = absent.record.nics.get(ref.alias)
+            return known.facts.mac if known else None
+        vm = self._vms.get(ref.vm)
+        facts = vm.facts.get(ref.alias) if vm and vm.qemu.alive else None
+        return facts.mac if facts else None
+
+    def _is_here(self, vm: str) -> bool:
+        return vm in self._absent.vms or (vm in self._vms and self._vms[vm].qemu.alive)
 
     def _all_slots(self) -> list[Slot]:
         return [slot for vm in self._vms.values() for slot in vm.slots.values()]

@@ -90,12 +90,14 @@ class NicRecord:
     """What is known of one NIC.
 
     :param intent: ``None`` while nothing is in flight.
+    :param name: that the host's devices of its cables are to have; ``None`` for one of our own.
     """
 
     facts: Facts
     wanted: LinkState = LinkState.UP
     cable: CableRecord | None = None
     intent: Intent | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,10 @@ class Journal:
 
         :raise StateError: when its document is still there afterwards.
         """
-        if self._folder is None:
-            return
-        path = self._vms / f"{check_name('VM', name)}.json"
+        if self._folder is not None:
+            await self._remove(self._vms / f"{check_name('VM', name)}.json")
+
+    async def _remove(self, path: Path) -> None:
         async with self._lock(path):
             try:
                 with contextlib.suppress(FileNotFoundError):
@@ -204,6 +207,27 @@ class Journal:
         """
         if self._folder is not None:
             await self._write(self._networks, {"networks": networks, "ports": ports})
+
+    async def read(self, name: str, read: Callable[[Form], T]) -> T | None:
+        """Read another document, ``NAME.json``; ``None`` if there is none that can be read."""
+        return None if self._folder is None else await self._read(self._other(name), read)
+
+    async def write(self, name: str, what: Mapping[str, object] | None) -> None:
+        """Write another document, ``NAME.json``; ``None`` removes it.
+
+        :raise StateError: when it is not so on disk afterwards.
+        """
+        if self._folder is None:
+            return
+        path = self._other(name)
+        if what is not None:
+            await self._write(path, what)
+        else:
+            await self._remove(path)
+
+    def _other(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{check_name('document', name)}.json"
 
     @property
     def _vms(self) -> Path:
@@ -381,6 +405,7 @@ def _read_nic(form: Form) -> NicRecord:
         wanted=form.choice("wanted", LinkState),
         cable=form.child_or_none("cable", _read_cable),
         intent=form.child_or_none("intent", _read_intent),
+        name=form.text_or_none("name"),
     )
 
 

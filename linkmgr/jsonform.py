@@ -18,6 +18,8 @@ from linkmgr.model import (
     Connection,
     DirectEndpoint,
     DirectMode,
+    DomainInfo,
+    DomainNicInfo,
     Drift,
     Endpoint,
     EndpointKind,
@@ -31,6 +33,7 @@ from linkmgr.model import (
     Outcome,
     Port,
     Stray,
+    Transport,
     VmInfo,
     VmState,
 )
@@ -152,6 +155,13 @@ class Form:
         values = self._typed(key, list)
         return [read(Form(v, f"{self.at(key)}[{n}]")) for n, v in enumerate(values)]
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A member that is a list of texts or missing."""
+        values = self._typed(key, list) if key in self else []
+        if not all(isinstance(each, str) for each in values):
+            raise FormError(self.at(key), "should be a list of texts")
+        return tuple(values)
+
     def _typed(self, key: str, kind: type[T]) -> T:
         value = self._value.get(key)
         if not isinstance(value, kind):
@@ -255,6 +265,7 @@ def read_outcome(form: Form) -> Outcome:
         nic=form.child("nic", read_nic),
         changed=form.flag("changed"),
         timings=form.mapping("timings"),
+        notes=form.texts("notes"),
     )
 
 
@@ -267,6 +278,37 @@ def read_vm(form: Form) -> VmInfo:
         state=form.choice("state", VmState),
         since=form.time("since"),
         nics=tuple(NicRef.parse(str(each)) for each in names) if isinstance(names, list) else (),
+        # An older service does not say either.
+        transport=form.choice("transport", Transport) if "transport" in form else Transport.SOCKET,
+        running=form.flag("running") if "running" in form else None,
+    )
+
+
+def read_domain(form: Form) -> DomainInfo:
+    """Read a `DomainInfo`."""
+    return DomainInfo(
+        name=form.text("name"),
+        uuid=form.text("uuid"),
+        state=form.text("state"),
+        transport=form.choice_or_none("transport", Transport),
+        prepared=form.flag("prepared"),
+        command=form.text_or_none("command"),
+        nics=tuple(form.items("nics", _read_domain_nic)),
+    )
+
+
+def _read_domain_nic(form: Form) -> DomainNicInfo:
+    return DomainNicInfo(
+        alias=form.text("alias"),
+        mac=form.text("mac"),
+        model=form.text("model"),
+        prepared=form.flag("prepared"),
+        wiring=form.text_or_none("wiring"),
+        state=form.choice_or_none("state", NicState),
+        network=form.text_or_none("network"),
+        link=form.choice_or_none("link", LinkState),
+        device=form.text_or_none("device"),
+        wanted=form.text_or_none("wanted"),
     )
 
 

@@ -301,12 +301,21 @@ class VmState(StrEnum):
     GONE = "gone"  #: it has ended
 
 
+class Transport(StrEnum):
+    """How a VM's QEMU is spoken to."""
+
+    SOCKET = "socket"  #: QEMU listens on a socket of its own
+    DIALS = "dials"  #: QEMU dials the socket on which linkmgr listens
+    LIBVIRT = "libvirt"  #: through libvirt's own connection
+
+
 @dataclass(frozen=True)
 class VmInfo:
     """A VM as linkmgr sees it now.
 
-    :param qmp: path of its monitor socket.
+    :param qmp: address of its monitor: a path, ``dials:UUID`` or ``libvirt:UUID``.
     :param since: when `state` began.
+    :param running: whether its processors run; ``None`` while that is not known.
     """
 
     name: str
@@ -314,6 +323,16 @@ class VmInfo:
     state: VmState
     since: datetime
     nics: tuple[NicRef, ...] = ()
+    transport: Transport = Transport.SOCKET
+    running: bool | None = None
+
+
+class Affects(StrEnum):
+    """What of a libvirt guest a verb changes, in virsh's words."""
+
+    LIVE = "live"  #: the guest that runs, until its next start
+    CONFIG = "config"  #: what holds from its next start on
+    PERSISTENT = "persistent"  #: both; of a guest that does not run, its next start
 
 
 @dataclass(frozen=True)
@@ -323,11 +342,56 @@ class Outcome:
     :param nic: the NIC afterwards.
     :param changed: false when it was so already.
     :param timings: milliseconds per step, in the order in which they were taken.
+    :param notes: what a person should know, as sentences without a full stop.
     """
 
     nic: Nic
     changed: bool
     timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainNicInfo:
+    """A NIC of a libvirt domain, whether the domain runs or not.
+
+    :param prepared: whether it boots so that its cable can change.
+    :param wiring: as `Nic.wiring`; ``None`` too while it does not run.
+    :param state: as `Nic.state`; ``None`` for one that linkmgr does not take care of.
+    :param network: what it is plugged into: a port of linkmgr, else libvirt's own source.
+    :param device: of the host; ``None`` while there is none.
+    :param wanted: what the domain's XML asks for; ``None`` when it asks for nothing.
+    """
+
+    alias: str
+    mac: str
+    model: str
+    prepared: bool
+    wiring: str | None = None
+    state: NicState | None = None
+    network: str | None = None
+    link: LinkState | None = None
+    device: str | None = None
+    wanted: str | None = None
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A guest of libvirt on this host.
+
+    :param state: in virsh's words: ``running``, ``shut off``.
+    :param transport: how its QEMU is spoken to; ``None`` when it is not.
+    :param prepared: whether all its NICs are.
+    :param command: what would prepare it; ``None`` if nothing need be done, or can be.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    transport: Transport | None
+    prepared: bool
+    command: str | None
+    nics: tuple[DomainNicInfo, ...] = ()
 
 
 @dataclass(frozen=True)

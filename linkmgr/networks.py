@@ -14,6 +14,7 @@ from linkmgr.errors import (
     AlreadyExists,
     BadName,
     LinkmgrError,
+    MacInUse,
     NetworkInUse,
     PortInUse,
     UnknownNetwork,
@@ -91,6 +92,10 @@ class Networks:
     def in_use(self) -> set[str]:
         """Names of the networks that NICs are plugged into."""
         return {network for network, _ in self._claims}
+
+    def nics_on(self, network: str) -> set[NicRef]:
+        """The NICs that are plugged into a network, or are on their way to it or from it."""
+        return {nic for (net, _), nic in self._claims.items() if net == network}
 
     async def tidy(self) -> None:
         """After a restart: free what drivers keep for networks that nobody is plugged into."""
@@ -199,6 +204,23 @@ class Networks:
                 hint=f"create it first, or plug into {name}; its ports are: {known}",
             )
         return self._ports[key]
+
+    def refuse_same_address(
+        self, port: Port, nic: NicRef, mac: str, mac_of: Callable[[NicRef], str | None]
+    ) -> None:
+        """Refuse a NIC whose address another one on the network has: both would hear half of it.
+
+        :raise MacInUse: names the other one.
+        """
+        if port.network == FD_NETWORK:
+            return  # its ports have nothing to do with each other
+        for other in sorted(self.nics_on(port.network.name) - {nic}):
+            if mac_of(other) == mac:
+                raise MacInUse(
+                    f"{other} has the same address, {mac}, and is on network {port.network} "
+                    "already",
+                    hint=f"unplug {other} first, or give one of them another address",
+                )
 
     def claim(self, port: Port, nic: NicRef) -> None:
         """Reserve a port for a NIC.

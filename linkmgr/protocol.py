@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from linkmgr.events import Event
 from linkmgr.model import (
+    Affects,
     Connection,
+    DomainInfo,
     Drift,
     Finding,
     LinkState,
@@ -98,3 +100,28 @@ class Links(Protocol):
 
     def events(self) -> EventStream:
         """Listen from now on."""
+
+
+class GuestLinks(Links, Protocol):
+    """The verbs of a service, which can change libvirt's guests for their next start too."""
+
+    async def plug(
+        self,
+        nic: str | NicRef,
+        target: str | Network | Port,
+        *,
+        notify: str | Notify = Notify.AUTO,
+        affects: str | Affects = Affects.LIVE,
+    ) -> Outcome:
+        """Plug a NIC; `affects` says whether now, from its next start on, or both."""
+
+    async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
+        """Take a NIC off its cable."""
+
+    async def set_link(
+        self, nic: str | NicRef, state: str | LinkState, *, affects: str | Affects = Affects.LIVE
+    ) -> Outcome:
+        """Set what the guest sees as carrier while the NIC is plugged."""
+
+    async def domains(self) -> list[DomainInfo]:
+        """All guests of libvirt on the host."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from types import MappingProxyType
 
 from linkmgr.carrier import Carrier, LinkWatch
 from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, UnknownNic
@@ -15,17 +15,20 @@ from linkmgr.host import Host
 from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
+from linkmgr.qmp.dialer import Dialer
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
+
+#: Events of QEMU that say whether the processors run.
+RUNS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
 
 
 class Vm:
     """A VM with its NICs. Made by `Vm.connect`."""
 
-    def __init__(self, name: str, path: Path, qemu: Qemu, host: Host, journal: VmJournal) -> None:
+    def __init__(self, name: str, qemu: Qemu, host: Host, journal: VmJournal) -> None:
         self.name = name
-        self.path = path
         self.qemu = qemu
         self.journal = journal
         self.wiring = HubWiring(qemu, host)
@@ -33,6 +36,7 @@ class Vm:
         self.slots: dict[str, Slot] = {}
         self.since = datetime.now(UTC)
         self.unknown = False
+        self.running: bool | None = None  #: what QEMU last said of its processors
         self.buried = False  #: QEMU has ended, and what it held was freed
         self.mender: asyncio.Task[None] | None = None
         self._watch = LinkWatch()
@@ -41,7 +45,7 @@ class Vm:
     async def connect(
         cls,
         name: str,
-        path: Path,
+        dialer: Dialer,
         host: Host,
         *,
         timeout: float,
@@ -58,16 +62,24 @@ class Vm:
         :raise StateError: when the NICs cannot be written down.
         """
         made: list[Vm] = []
+        early: list[MonitorEvent] = []
 
         def hand_on(event: MonitorEvent) -> None:
             if made:
                 handler(made[0], event)
+            elif event.name in RUNS:
+                early.append(event)
 
-        qemu = await Qemu.connect(path, name=f"VM {name}", timeout=timeout, handler=hand_on)
+        qemu = await Qemu.connect(dialer, name=f"VM {name}", timeout=timeout, handler=hand_on)
         try:
-            vm = cls(name, path, qemu, host, journal)
+            vm = cls(name, qemu, host, journal)
             _require(qemu)
             await vm.find_nics()
+            while True:
+                early.clear()
+                await vm.look_whether_it_runs()
+                if not early:  # else: was it before the answer, or after?
+                    break
             made.append(vm)
         except BaseException:
             await qemu.close()
@@ -111,13 +123,35 @@ class Vm:
     def info(self) -> VmInfo:
         """The VM as a caller sees it."""
         state = VmState.UNKNOWN if self.unknown else VmState.ANSWERS
+        state = state if self.qemu.alive else VmState.GONE
         return VmInfo(
             name=self.name,
-            qmp=str(self.path),
-            state=state if self.qemu.alive else VmState.GONE,
+            qmp=self.address,
+            state=state,
             since=self.since,
             nics=tuple(sorted(slot.ref for slot in self.slots.values())),
+            transport=self.qemu.transport,
+            running=self.running if state is VmState.ANSWERS else None,
         )
+
+    @property
+    def address(self) -> str:
+        """Of its monitor."""
+        return self.qemu.address
+
+    async def look_whether_it_runs(self) -> bool:
+        """Ask QEMU whether the processors run; true if that is news.
+
+        :raise MonitorError: when it does not answer.
+        """
+        said = await self.qemu.execute("query-status")
+        running = bool(said.get("running")) if isinstance(said, dict) else None
+        return self.set_running(running)
+
+    def set_running(self, running: bool | None) -> bool:
+        """Note whether the processors run; true if that is news."""
+        before, self.running = self.running, running
+        return before is not running
 
     async def check_managed(self, slot: Slot) -> None:
         """Refuse a NIC whose cable cannot change. Looks again: a sink may have been added since.
@@ -163,7 +197,7 @@ class Vm:
             slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
             known = self.journal.record.nics.get(alias)
             if known is not None:
-                slot.wanted = known.wanted
+                slot.wanted, slot.name = known.wanted, known.name
             try:
                 cables = await self.wiring.inspect(ref)
                 slot.foreign = bool(cables)

@@ -19,6 +19,9 @@ mkdir "$work/root/DEBIAN"
 for script in postinst prerm postrm; do
 	install -m 755 "$here/debian/$script" "$work/root/DEBIAN/$script"
 done
+(cd "$work/root" && find etc -type f | sort | sed 's|^|/|') >"$work/root/DEBIAN/conffiles"
+# libvirt's profile of guests may come, or change, after linkmgr.
+echo 'interest-noawait /etc/apparmor.d/abstractions/libvirt-qemu' >"$work/root/DEBIAN/triggers"
 cat >"$work/root/DEBIAN/control" <<CONTROL
 Package: linkmgr
 Version: $version
@@ -26,6 +29,7 @@ Architecture: $architecture
 Maintainer: linkmgr <linkmgr@localhost>
 Installed-Size: $(du -sk --apparent-size "$work/root/usr" | cut -f 1)
 Depends: python3 (>= $python), python3 (<< $next~), libc6, systemd (>= 246)
+Recommends: python3-libvirt
 Suggests: qemu-system-x86 (>= 1:4.2), libvirt-daemon-system, openvswitch-switch
 Section: net
 Priority: optional

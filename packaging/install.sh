@@ -1,8 +1,9 @@
 #!/bin/sh
 # install.sh: put linkmgr under $DESTDIR$PREFIX: a virtual environment in PREFIX/lib/linkmgr on the
-# system's python3, the command, systemd units, completions and the man page. Enables and starts
-# nothing. Needs no root for a DESTDIR that can be written. What it needs of PyPI is kept in $WHEELS,
-# if that is given; with all of it there, no network is needed.
+# system's python3, the command, systemd units, completions and the man page; and libvirt's hook and
+# AppArmor's rules into $DESTDIR/etc. Enables and starts nothing. Needs no root for a DESTDIR that
+# can be written. What it needs of PyPI is kept in $WHEELS, if that is given; with all of it there,
+# no network is needed.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -66,8 +67,15 @@ unit() {
 unit linkmgr.service
 unit linkmgr.socket
 unit linkmgr-fd.socket
+unit linkmgr-qmp.socket
 install -D -m 644 "$here/linkmgr.sysusers" "$destdir$prefix/lib/sysusers.d/linkmgr.conf"
 install -D -m 644 "$here/linkmgr.tmpfiles" "$destdir$prefix/lib/tmpfiles.d/linkmgr.conf"
+
+# libvirt looks for hooks in /etc alone, AppArmor for rules too, whatever the prefix.
+sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$root/hooks/qemu" >"$work/hook"
+install -D -m 755 "$work/hook" "$into/hooks/qemu" # with which doctor compares
+install -D -m 755 "$work/hook" "$destdir/etc/libvirt/hooks/qemu.d/50-linkmgr"
+install -D -m 644 "$here/apparmor" "$destdir/etc/apparmor.d/abstractions/libvirt-qemu.d/linkmgr"
 
 share=$destdir$prefix/share
 if [ -e "$here/linkmgr.1" ]; then

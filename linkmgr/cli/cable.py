@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
-from linkmgr.cli.show import printed_as_json, where
+from linkmgr.cli.show import printable, printed_as_json, where
 from linkmgr.cli.words import NicType, TargetType
 
 if TYPE_CHECKING:
     from linkmgr.model import NicRef, Outcome
 
 NIC = click.argument("nic", type=NicType(), metavar="VM/NIC")
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+def _affecting(command: _Command) -> _Command:
+    """Give a command virsh's options for what of a guest of libvirt it is about."""
+    for name, text in (
+        ("--persistent", "Both; of a libvirt guest that does not run, its next start."),
+        ("--config", "What a libvirt guest has from its next start on."),
+        ("--live", "The guest as it runs. This is so without any of the three."),
+    ):
+        command = click.option(name, is_flag=True, help=text)(command)
+    return command
+
+
+def _affects(*, live: bool, config: bool, persistent: bool) -> str:
+    if persistent or (live and config):
+        return "persistent"
+    return "config" if config else "live"
 
 
 @click.command(cls=Verb)
@@ -28,34 +48,54 @@ NIC = click.argument("nic", type=NicType(), metavar="VM/NIC")
     help="How guest and network hear of it: the carrier drops (flap), the guest's address is "
     "announced, nothing, or what fits (auto).",
 )
-def plug(nic: NicRef, target: str, notify: str) -> None:
+@_affecting
+def plug(nic: NicRef, target: str, notify: str, **flags: bool) -> None:
     """Plug a NIC into a network or port, from wherever it is."""
-    _tell(ask(lambda links: links.plug(nic, target, notify=notify), f"plugging {nic}"))
+    affects = _affects(**flags)
+    work = f"plugging {nic}"
+    made = ask(lambda links: links.plug(nic, target, notify=notify, affects=affects), work)
+    _tell(made, affects)
 
 
 @click.command(cls=Verb)
 @NIC
-def unplug(nic: NicRef) -> None:
+@_affecting
+def unplug(nic: NicRef, **flags: bool) -> None:
     """Take a NIC off its cable."""
-    _tell(ask(lambda links: links.unplug(nic), f"unplugging {nic}"))
+    affects = _affects(**flags)
+    _tell(ask(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"), affects)
 
 
 @click.command(cls=Verb)
 @NIC
 @click.argument("state", type=click.Choice(["up", "down"]))
-def link(nic: NicRef, state: str) -> None:
+@_affecting
+def link(nic: NicRef, state: str, **flags: bool) -> None:
     """Set the carrier that the guest sees while the NIC is plugged."""
-    _tell(ask(lambda links: links.set_link(nic, state), f"setting the link of {nic} {state}"))
+    affects = _affects(**flags)
+    work = f"setting the link of {nic} {state}"
+    _tell(ask(lambda links: links.set_link(nic, state, affects=affects), work), affects)
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Outcome, affects: str) -> None:
     if printed_as_json(outcome):
         return
-    nic = outcome.nic
+    nic, unchanged = outcome.nic, "" if outcome.changed else " (it was so already)"
+    if affects == "config" or (affects == "persistent" and nic.state == "gone"):
+        first, *rest = outcome.notes or ("nothing is known of its next start",)
+        click.echo(f"{nic.ref}  {printable(first)}{unchanged}")
+        _note(rest)
+        return
+    _note(outcome.notes)
     if nic.connection:
         text = f"plugged into {where(nic)}, link {nic.link or 'unknown'}"
     else:
         text = nic.describe()
         if nic.wanted_link == "down":
             text += ", link stays down when it is plugged"
-    click.echo(f"{nic.ref}  {text}{'' if outcome.changed else ' (it was so already)'}")
+    click.echo(f"{nic.ref}  {text}{unchanged}")
+
+
+def _note(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(f"linkmgr: {printable(note)}.", err=True)

@@ -48,6 +48,8 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
             probes.kernel(),
             probes.qemu(),
             probes.libvirt(),
+            probes.hook(),
+            probes.apparmor(),
             probes.ovs(),
             probes.rights(),
             probes.service(socket),

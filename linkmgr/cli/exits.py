@@ -11,6 +11,7 @@ from linkmgr.errors import (
     Conflict,
     Forbidden,
     HostError,
+    LibvirtError,
     LinkmgrError,
     MonitorError,
     NotFound,
@@ -36,6 +37,7 @@ class Exit(IntEnum):
     GONE = 10  #: the service went away; it may or may not have been done
     STATE = 11
     OTHER = 12
+    LIBVIRT = 13  #: libvirt's daemon is not there, is too late or refused
     INTERRUPTED = 130  #: by Ctrl-C, as shells count
     BROKEN_PIPE = 141  #: nobody reads the output any more, as shells count
 
@@ -47,6 +49,7 @@ _FAMILIES: Mapping[type[LinkmgrError], Exit] = {
     CannotAttach: Exit.CANNOT_ATTACH,
     HostError: Exit.HOST,
     MonitorError: Exit.MONITOR,
+    LibvirtError: Exit.LIBVIRT,
     Forbidden: Exit.FORBIDDEN,
     ServiceUnreachable: Exit.UNREACHABLE,
     ServiceGone: Exit.GONE,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,26 +12,62 @@ from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import age, natural, printed_as_json, table
 
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.model import DomainInfo, Nic, VmInfo
+
 
 @click.command(cls=Verb)
 def nics() -> None:
-    """List all NICs."""
-    found = ask(lambda links: links.nics(), "asking every guest")
-    if printed_as_json({"nics": found}):
+    """List all NICs, those of libvirt's other guests too."""
+    found, vms, domains = ask(_look, "asking every guest")
+    if printed_as_json({"nics": found, "domains": domains}):
         return
-    now = datetime.now(UTC)
-    table(
-        ["NIC", "STATE", "LINK", "PORT", "DEVICE", "MAC", "MTU", "MODEL", "FOR"],
+    heads = ["NIC", "STATE", "LINK", "PORT", "DEVICE", "MAC", "MTU", "MODEL", "WIRING", "BY", "FOR"]
+    rows = rows_of(found, vms, domains, datetime.now(UTC))
+    if any(row[-1] for row in rows):
+        table([*heads, "TO DO"], rows)
+    else:
+        table(heads, [row[:-1] for row in rows])
+
+
+async def _look(links: Client) -> tuple[list[Nic], list[VmInfo], list[DomainInfo]]:
+    import asyncio
+
+    return await asyncio.gather(links.nics(), links.vms(), links.domains())
+
+
+def rows_of(
+    nics: Sequence[Nic], vms: Sequence[VmInfo], domains: Sequence[DomainInfo], now: datetime
+) -> list[list[str]]:
+    """A row for each NIC by name; the last column is what to do about it, or empty."""
+    ways = {vm.name: str(vm.transport) for vm in vms}
+    rows = [
         [
-            [
-                str(nic.ref), nic.state, nic.link or "?",
-                str(nic.connection.port) if nic.connection else "-",
-                nic.connection.device if nic.connection else "-",
-                nic.mac, str(nic.mtu), nic.model, age(nic.since, now),
-            ]
-            for nic in sorted(found, key=lambda nic: natural(str(nic.ref)))
-        ],
-    )  # fmt: skip
+            str(nic.ref), nic.state, nic.link or "?",
+            str(nic.connection.port) if nic.connection else "-",
+            nic.connection.device if nic.connection else "-",
+            nic.mac, str(nic.mtu), nic.model, nic.wiring or "fixed",
+            ways.get(nic.ref.vm, "?"), age(nic.since, now), "",
+        ]
+        for nic in nics
+    ]  # fmt: skip
+    known = {row[0]: row for row in rows}
+    for domain in domains:
+        for each in domain.nics:
+            name = f"{domain.name}/{each.alias or each.mac or '?'}"
+            todo = "" if each.prepared else domain.command or ""
+            if name in known:
+                known[name][-1] = todo
+                continue
+            rows.append(
+                [
+                    name, domain.state, each.link or "-", each.network or each.wanted or "-",
+                    each.device or "-", each.mac, "-", each.model,
+                    "hub" if each.prepared else "fixed", domain.transport or "-", "-", todo,
+                ]
+            )  # fmt: skip
+    return sorted(rows, key=lambda row: natural(row[0]))
 
 
 @click.command(cls=Verb)

@@ -11,6 +11,7 @@ import click
 
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import printable, printed_as_json
+from linkmgr.cli.words import DomainType
 
 if TYPE_CHECKING:
     from linkmgr.libvirt.prepare import Rewritten
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Verb)
-@click.argument("domain", metavar="DOMAIN.xml|DOMAIN")
+@click.argument("domain", type=DomainType(), metavar="DOMAIN.xml|DOMAIN")
 @click.option("--nic", metavar="ALIAS|MAC", help="One NIC only; by default all of the domain.")
 @click.option("--undo", is_flag=True, help="Make the NICs again what they were.")
 @click.option("--define", is_flag=True, help="Hand the result to libvirt, as virsh define does.")

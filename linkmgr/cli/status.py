@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -65,10 +65,11 @@ def lines(
     vms: Sequence[VmInfo], nics: Sequence[Nic], findings: Sequence[Finding], now: datetime
 ) -> list[Line]:
     """What is to be said: troubles first, then by name."""
-    said = [_of_nic(nic, now) for nic in nics]
+    ways = {vm.name: _way(vm) for vm in vms}
+    said = [_by_way_of(ways.get(nic.ref.vm, ""), _of_nic(nic, now)) for nic in nics]
     with_nics = {nic.ref.vm for nic in nics}
     said += [
-        Line(vm.name, f"a guest without NICs, for {age(vm.since, now)}")
+        _by_way_of(_way(vm), Line(vm.name, f"a guest without NICs, for {age(vm.since, now)}"))
         for vm in vms
         if vm.name not in with_nics
     ]
@@ -91,6 +92,23 @@ def report(said: Sequence[Line]) -> list[str]:
         else:
             texts += [click.style(f"! {text}", fg="red"), f"    to do: {printable(line.todo)}"]
     return texts
+
+
+def _way(vm: VmInfo) -> str:
+    """How its QEMU is spoken to, if not over a socket of its own."""
+    from linkmgr.model import Transport
+
+    match vm.transport:
+        case Transport.SOCKET:
+            return ""
+        case Transport.DIALS:
+            return " (QEMU dials)"
+        case Transport.LIBVIRT:
+            return " (through libvirt)"
+
+
+def _by_way_of(way: str, line: Line) -> Line:
+    return replace(line, text=line.text + way)
 
 
 def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each state

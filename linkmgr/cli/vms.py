@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
@@ -20,11 +19,13 @@ def vm() -> None:
 
 @vm.command()
 @click.argument("name")
-@click.argument("qmp", type=click.Path(path_type=Path), metavar="QMP-SOCKET")
-def add(name: str, qmp: Path) -> None:
+@click.argument("qmp", type=click.Path(), metavar="QMP-SOCKET")
+def add(name: str, qmp: str) -> None:
     """Take charge of a running guest's NICs. Unplugged ones lose their carrier at once.
 
     QMP-SOCKET is what QEMU was started with: -qmp unix:QMP-SOCKET,server=on,wait=off
+    For a domain of libvirt that has no such socket it is libvirt:DOMAIN. A guest that was
+    prepared is there by itself.
     """
     nics = ask(lambda links: links.add_vm(name, qmp), f"adding {name}")
     if printed_as_json({"nics": nics}):
@@ -52,9 +53,17 @@ def list_() -> None:
         return
     now = datetime.now(UTC)
     table(
-        ["VM", "STATE", "FOR", "NICS", "QMP-SOCKET"],
+        ["VM", "STATE", "FOR", "NICS", "RUNS", "BY", "MONITOR"],
         [
-            [each.name, each.state, age(each.since, now), str(len(each.nics)), each.qmp]
+            [
+                each.name,
+                each.state,
+                age(each.since, now),
+                str(len(each.nics)),
+                {True: "yes", False: "no", None: "?"}[each.running],
+                each.transport,
+                each.qmp,
+            ]
             for each in sorted(found, key=lambda each: natural(each.name))
         ],
     )

@@ -13,7 +13,7 @@ from linkmgr.errors import BadName
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
-    from linkmgr.model import NicRef
+    from linkmgr.model import DomainInfo, NicRef
 
     _Type = click.ParamType[Any]
 else:
@@ -44,7 +44,24 @@ class _Named(_Type):
 
 
 async def _nic_names(links: Client) -> list[str]:
-    return sorted(str(nic.ref) for nic in await links.nics())
+    import asyncio
+
+    nics, domains = await asyncio.gather(links.nics(), _domains(links))
+    stored = (f"{each.name}/{nic.alias}" for each in domains for nic in each.nics if nic.alias)
+    return sorted({*(str(nic.ref) for nic in nics), *stored})
+
+
+async def _domain_names(links: Client) -> list[str]:
+    return [domain.name for domain in await links.domains()]
+
+
+async def _domains(links: Client) -> list[DomainInfo]:
+    from linkmgr.errors import LinkmgrError
+
+    try:
+        return await links.domains()
+    except LinkmgrError:  # libvirt is away, or the service is an older one
+        return []
 
 
 async def _vm_names(links: Client) -> list[str]:
@@ -79,6 +96,22 @@ class NicType(_Named):
             return NicRef.parse(value)
         except BadName as error:
             self.fail(f"{error}.", param, ctx)
+
+
+class DomainType(_Named):
+    """A domain of libvirt, or a file with its XML."""
+
+    name = "domain"
+    names = staticmethod(_domain_names)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The domains that the service knows of, else those of virsh; files when there are none."""
+        found = super().shell_complete(ctx, param, incomplete)
+        if not found and "/" not in incomplete:
+            found = [CompletionItem(n) for n in _of_virsh() if n.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 class VmType(_Named):
@@ -156,3 +189,16 @@ def _known(socket: str | None, names: Names) -> list[str]:
         return asyncio.run(ask())
     except Exception:  # noqa: BLE001 - a shell that completes has no place for errors
         return []
+
+
+def _of_virsh() -> list[str]:
+    import subprocess
+
+    argv = ["virsh", "--quiet", "list", "--all", "--name"]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=True, timeout=COMPLETION_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split()

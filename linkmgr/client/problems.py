@@ -11,6 +11,8 @@ from linkmgr.errors import (
     BadRequest,
     CommandFailed,
     Conflict,
+    LibvirtRefused,
+    LibvirtUnreachable,
     LinkmgrError,
     MonitorGone,
     MonitorTimeout,
@@ -57,7 +59,10 @@ def _make(code: str, status: int, what: str, problem: Mapping[str, Any]) -> Link
             error_class=_text(problem, "error_class") or "GenericError",
             hint=hint,
         )
-    if issubclass(kind, MonitorGone | MonitorTimeout):
+    if issubclass(kind, LibvirtRefused):
+        number = problem.get("number")
+        return kind(what, hint=hint, number=number if isinstance(number, int) else 0)
+    if issubclass(kind, MonitorGone | MonitorTimeout | LibvirtUnreachable):
         return kind(what, hint=hint, sent=problem.get("sent") is not False)
     return kind(what, hint=hint)
 

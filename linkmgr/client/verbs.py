@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 from linkmgr.client.listening import HEARTBEAT, RemoteEvents
 from linkmgr.client.transport import Transport
@@ -14,6 +15,7 @@ from linkmgr.errors import ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import (
     Form,
     read_connection,
+    read_domain,
     read_finding,
     read_network,
     read_nic,
@@ -23,7 +25,9 @@ from linkmgr.jsonform import (
     read_vm,
 )
 from linkmgr.model import (
+    Affects,
     Connection,
+    DomainInfo,
     Drift,
     Finding,
     LinkState,
@@ -37,6 +41,7 @@ from linkmgr.model import (
     VmInfo,
     check_name,
 )
+from linkmgr.model import Transport as VmTransport
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.where import find_socket
 
@@ -97,9 +102,11 @@ class Client:
     async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
         """Take charge of a running guest's NICs; see `LinkManager.add_vm`.
 
-        :param qmp: path of its monitor socket, for the service; made absolute here.
+        :param qmp: path of its monitor socket, for the service, made absolute here; or
+            ``libvirt:`` with the name or uuid of a domain.
         """
-        body = {"name": name, "qmp": str(Path(qmp).absolute())}
+        libvirt = isinstance(qmp, str) and qmp.startswith(f"{VmTransport.LIBVIRT}:")
+        body = {"name": name, "qmp": qmp if libvirt else str(Path(qmp).absolute())}
         return await self._change("POST", "/v1/vms", body, lambda f: f.items("nics", read_nic))
 
     async def remove_vm(self, name: str) -> bool:
@@ -155,20 +162,32 @@ class Client:
         target: str | Network | Port,
         *,
         notify: str | Notify = Notify.AUTO,
+        affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
-        """Plug a NIC into a network or port, from wherever it is; see `LinkManager.plug`."""
-        body = {"target": str(target), "notify": str(notify)}
+        """Plug a NIC into a network or port, from wherever it is; see `LinkManager.plug`.
+
+        :param affects: of a guest of libvirt: what runs, its next start, or both.
+        """
+        body = {"target": str(target), "notify": str(notify), **_affects(affects)}
         return await self._verb("PUT", "/v1/connections/{}", nic, body)
 
-    async def unplug(self, nic: str | NicRef) -> Outcome:
-        """Take a NIC off its cable, its carrier first; see `LinkManager.unplug`."""
-        return await self._verb("DELETE", "/v1/connections/{}", nic, None)
+    async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
+        """Take a NIC off its cable, its carrier first; see `LinkManager.unplug` and `plug`."""
+        query = "".join(f"?{name}={quote(value)}" for name, value in _affects(affects).items())
+        return await self._verb("DELETE", f"/v1/connections/{{}}{query}", nic, None)
 
-    async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
-        """Set what the guest sees as carrier; see `LinkManager.set_link`."""
-        return await self._verb("PUT", "/v1/nics/{}/link", nic, {"state": str(state)})
+    async def set_link(
+        self, nic: str | NicRef, state: str | LinkState, *, affects: str | Affects = Affects.LIVE
+    ) -> Outcome:
+        """Set what the guest sees as carrier; see `LinkManager.set_link` and `plug`."""
+        body = {"state": str(state), **_affects(affects)}
+        return await self._verb("PUT", "/v1/nics/{}/link", nic, body)
 
     # ------------------------------------------------------------------ looking
+
+    async def domains(self) -> list[DomainInfo]:
+        """All guests of libvirt on the service's host, prepared or not, running or not."""
+        return await self._transport.get("/v1/domains", lambda f: f.items("domains", read_domain))
 
     async def nics(self) -> list[Nic]:
         """All NICs as they are now."""
@@ -235,11 +254,16 @@ class Client:
         return await self._transport.change(method, path, body, read)
 
 
+def _affects(affects: str | Affects) -> dict[str, str]:
+    """What to send: nothing for the usual, which an older service takes too."""
+    return {} if affects == Affects.LIVE else {"affects": str(affects)}
+
+
 def _changed(form: Form) -> bool:
     return form.flag("changed")
 
 
 if TYPE_CHECKING:
-    from linkmgr.protocol import Links
+    from linkmgr.protocol import GuestLinks
 
-    _: Links = Client()
+    _: GuestLinks = Client()

@@ -27,6 +27,7 @@ from typing import Any, Self, TypeVar
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorGone, MonitorTimeout
 from linkmgr.qmp.connection import CLOSE_LIMIT, RETRY_INTERVAL, Connection, SendBusyError, dial
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventHub, EventStream, MonitorEvent
+from linkmgr.qmp.session import MakeSession, Session
 
 __all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most important first
 
@@ -71,7 +72,7 @@ class Monitor:
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
         self.timeout = timeout  #: seconds, for calls that do not say
-        self._connection: Connection
+        self._connection: Session
         self._hub = EventHub()
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -89,7 +90,7 @@ class Monitor:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         sock = await dial(path, name or str(path), timeout)
-        return await cls._open(sock, name or str(path), timeout, deadline)
+        return await cls._over(sock, name or str(path), timeout, deadline)
 
     @classmethod
     async def over(
@@ -102,21 +103,40 @@ class Monitor:
         :raise MonitorUnreachable: no greeting in time, it hung up, or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        return await cls._open(sock, name or f"on descriptor {sock.fileno()}", timeout, deadline)
+        return await cls._over(sock, name or f"on descriptor {sock.fileno()}", timeout, deadline)
 
     @classmethod
-    async def _open(
+    async def using(
+        cls, make: MakeSession, *, name: str, timeout: float = DEFAULT_TIMEOUT
+    ) -> Monitor:
+        """Work over a session of another kind, such as libvirt's passthrough.
+
+        :param timeout: as in `connect`.
+        :raise MonitorUnreachable: QEMU cannot be reached this way.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        return await cls._open(make, name, timeout, deadline)
+
+    @classmethod
+    async def _over(
         cls, sock: socket.socket, name: str, timeout: float, deadline: float
     ) -> Monitor:
+        def make(on_event: Callable[[MonitorEvent], None], on_gone: Callable[[], None]) -> Session:
+            return Connection(sock, name, on_event, on_gone)
+
+        return await cls._open(make, name, timeout, deadline)
+
+    @classmethod
+    async def _open(cls, make: MakeSession, name: str, timeout: float, deadline: float) -> Monitor:
         monitor = cls(name, timeout)
-        connection = Connection(sock, name, monitor._hub.put, monitor._hub.end)
-        await connection.open(timeout, deadline)
-        monitor._connection = connection
+        session = make(monitor._hub.put, monitor._hub.end)
+        await session.open(timeout, deadline)
+        monitor._connection = session
         return monitor
 
     @property
     def pid(self) -> int | None:
-        """Process at the other end (SO_PEERCRED), ``None`` if of another pid namespace.
+        """Process at the other end, ``None`` if it cannot be told: of another pid namespace.
 
         For a socket that QEMU inherited as a listener it is the process that made the socket.
         """
@@ -191,6 +211,9 @@ class Monitor:
                 *(self._connection.ask(each.name, each.arguments) for each in checked),
                 return_exceptions=True,
             )
+            gone = [each for each in answers if isinstance(each, MonitorGone)]
+            if gone:  # what holds for one of them holds for all
+                gone[0].sent = len(gone) < len(answers) or any(each.sent for each in gone)
             for answer in answers:
                 if isinstance(answer, BaseException) and not isinstance(answer, CommandFailed):
                     raise answer

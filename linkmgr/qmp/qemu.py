@@ -9,10 +9,11 @@ import logging
 import os
 import select
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
+from linkmgr.model import Transport
+from linkmgr.qmp.dialer import Dialer
 from linkmgr.qmp.features import Features, probe
 from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
@@ -21,25 +22,25 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.2
 _PIDFD_GETFD = 438  # the same number on all architectures
-#: Without a pid to watch, a socket that refuses this often in a row belongs to nobody any more.
+#: Without a pid to watch, an address that is forsaken this often in a row is nobody's any more.
 REFUSALS = 5
 
 Handler = Callable[[MonitorEvent], None]
 
 
 class Qemu:
-    """A QEMU process behind a monitor socket.
+    """A QEMU process behind a monitor.
 
     A lost connection is not a lost guest: the process is watched by pidfd, and while it lives the
     monitor is connected again. The handler gets QEMU's events and, in between, ``DISCONNECTED``,
     ``RECONNECTED`` and, once and last, ``DEAD``.
 
-    :param path: of the monitor socket (``-qmp unix:PATH,server=on,wait=off``).
+    :param dialer: makes the connections.
     :param timeout: seconds that a command may take.
     """
 
-    def __init__(self, path: str | Path, *, name: str, timeout: float, handler: Handler) -> None:
-        self.path = Path(path)
+    def __init__(self, dialer: Dialer, *, name: str, timeout: float, handler: Handler) -> None:
+        self._dialer = dialer
         self.name = name
         self.timeout = timeout
         self._handler = handler
@@ -49,19 +50,18 @@ class Qemu:
         self._pid: int | None = None
         self._pidfd: int | None = None
         self._process_gone = asyncio.Event()
+        self._redialling: asyncio.Timeout | None = None
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
         self.features: Features
 
     @classmethod
-    async def connect(
-        cls, path: str | Path, *, name: str, timeout: float, handler: Handler
-    ) -> Self:
+    async def connect(cls, dialer: Dialer, *, name: str, timeout: float, handler: Handler) -> Self:
         """Connect and begin to hand events to `handler`.
 
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
-        qemu = cls(path, name=name, timeout=timeout, handler=handler)
+        qemu = cls(dialer, name=name, timeout=timeout, handler=handler)
         try:
             monitor = qemu._use(await qemu._dial())
             qemu._watch_process(monitor.pid)
@@ -73,13 +73,23 @@ class Qemu:
         return qemu
 
     @property
+    def address(self) -> str:
+        """Of the monitor; see `linkmgr.qmp.dialer`."""
+        return self._dialer.address
+
+    @property
+    def transport(self) -> Transport:
+        """How the monitor is reached."""
+        return self._dialer.transport
+
+    @property
     def alive(self) -> bool:
         """Whether QEMU may still run. A dead one holds no fd and no backend."""
         return not self._dead.is_set()
 
     @property
     def pid(self) -> int | None:
-        """The process that made the socket, ``None`` if it is of another pid namespace."""
+        """QEMU, or who made the socket for it; ``None`` if it is of another pid namespace."""
         return self._pid
 
     @property
@@ -191,7 +201,7 @@ class Qemu:
         return self._monitor
 
     async def _dial(self) -> Monitor:
-        return await Monitor.connect(self.path, name=self.name, timeout=self.timeout)
+        return await self._dialer.dial(self.name, self.timeout)
 
     def _use(self, monitor: Monitor) -> Monitor:
         self._monitor = monitor
@@ -229,24 +239,24 @@ class Qemu:
     async def _redial(self) -> Monitor | None:
         """Connect again; ``None`` once QEMU is dead.
 
-        It is dead when nobody listens on its socket and its process has ended. The process alone
-        does not tell: it is the one that made the socket, which need not be QEMU. And it is dead
-        when another process has made the socket anew.
+        It is dead when its process has ended. For a socket that alone does not tell, for the
+        process is the one that made the socket, which need not be QEMU: it is dead when nobody
+        listens there either. And it is dead when another process is there in its place.
         """
         refusals = 0
-        while True:
+        while not self._has_ended:
             try:
-                # A limit of our own: to dial twice is better than to lose the monitor for good.
-                async with asyncio.timeout(self.timeout + 1):
-                    monitor = await self._dial()
+                monitor = await self._dial_again()
                 if monitor.pid == self._pid:
                     return self._use(monitor)
                 await monitor.close()
                 return None
             except Exception as error:  # whatever it is: nobody else would dial again
+                if self._has_ended:
+                    break
                 if not isinstance(error, MonitorError):
                     log.exception("%s: cannot connect to the monitor again", self.name)
-                if isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError):
+                if self._dialer.forsaken(error):
                     refusals += 1
                     watched = self._pidfd is not None
                     if self._process_gone.is_set() or (not watched and refusals >= REFUSALS):
@@ -254,6 +264,23 @@ class Qemu:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process_gone.wait(), RECONNECT_SECONDS)
                 await asyncio.sleep(RECONNECT_SECONDS / 10)
+        return None
+
+    async def _dial_again(self) -> Monitor:
+        try:
+            # A limit of our own: to dial twice is better than to lose the monitor for good.
+            async with asyncio.timeout(self.timeout + 1) as self._redialling:
+                return await self._dial()
+        finally:
+            self._redialling = None
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._process_is_qemu and self._process_gone.is_set()
+
+    @property
+    def _process_is_qemu(self) -> bool:
+        return self._dialer.transport is not Transport.SOCKET
 
     def _watch_process(self, pid: int | None) -> None:
         """Learn when the process ends. A pidfd cannot be fooled by a pid used again."""
@@ -262,13 +289,18 @@ class Qemu:
             return
         try:
             self._pidfd = os.pidfd_open(pid)
-        except OSError:  # already gone, or of another pid namespace
+        except OSError as error:  # already gone, or of another pid namespace
+            if isinstance(error, ProcessLookupError) and self._process_is_qemu:
+                self._process_gone.set()
             return
         asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
 
     def _process_ended(self) -> None:
         self._forget_process()
         self._process_gone.set()
+        dialling = self._redialling
+        if self._process_is_qemu and dialling is not None and not dialling.expired():
+            dialling.reschedule(0)  # nobody is there to be waited for
 
     def _forget_process(self) -> None:
         if self._pidfd is not None:

@@ -9,7 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from linkmgr.errors import LinkmgrError
-from linkmgr.service import routes_networks, routes_nics, routes_service, routes_vms
+from linkmgr.service import (
+    routes_libvirt,
+    routes_networks,
+    routes_nics,
+    routes_service,
+    routes_vms,
+)
 from linkmgr.service.body import BodyLimit
 from linkmgr.service.core import Core
 from linkmgr.service.metrics import version
@@ -34,12 +40,16 @@ def make_app(core: Core) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.core = core
-    for module in (routes_vms, routes_networks, routes_nics, routes_service):
+    for module in (routes_vms, routes_networks, routes_nics, routes_libvirt, routes_service):
         app.include_router(module.router)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     for kind in (LinkmgrError, Refused, Exception):
         app.add_exception_handler(kind, on_error)
-    app.add_middleware(BodyLimit, seconds=lambda: core.limits().request_seconds)
+    app.add_middleware(
+        BodyLimit,
+        seconds=lambda: core.limits().request_seconds,
+        most=partial(routes_libvirt.most_bytes, core),
+    )
     return app

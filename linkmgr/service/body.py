@@ -9,18 +9,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linkmgr.service.problems import ProblemResponse, Refused, problem
 
-MOST = 64 << 10  #: bytes of a body
+MOST = 64 << 10  #: bytes of a body, where nothing else is said
 
 
 class BodyLimit:
     """An ASGI middleware that refuses what is too large or too slow.
 
     :param seconds: says how long a body may take.
+    :param most: says how many bytes it may have.
     """
 
-    def __init__(self, app: ASGIApp, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        seconds: Callable[[], float],
+        most: Callable[[Scope], int] = lambda _: MOST,
+    ) -> None:
         self._app = app
         self._seconds = seconds
+        self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -30,9 +37,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            if not size.isdigit() or len(size) > 12 or int(size) > MOST:
-                raise _too_large()
-            body = await self._take(receive)
+            most = self._most(scope)
+            if not size.isdigit() or len(size) > 12 or int(size) > most:
+                raise _too_large(most)
+            body = await self._take(receive, most)
         except Refused as refused:
             await ProblemResponse(problem(refused))(scope, receive, send)
             return
@@ -49,7 +57,7 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _take(self, receive: Receive) -> bytes | None:
+    async def _take(self, receive: Receive, most: int) -> bytes | None:
         body = bytearray()
         seconds = self._seconds()
         try:
@@ -59,8 +67,8 @@ class BodyLimit:
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > MOST:
-                        raise _too_large()
+                    if len(body) > most:
+                        raise _too_large(most)
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
@@ -69,5 +77,5 @@ class BodyLimit:
             ) from None
 
 
-def _too_large() -> Refused:
-    return Refused("too-large", f"the request is larger than {MOST} bytes", "send less")
+def _too_large(most: int) -> Refused:
+    return Refused("too-large", f"the request is larger than {most} bytes", "send less")

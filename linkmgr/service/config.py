@@ -23,6 +23,7 @@ from linkmgr.service.toml_lines import key_lines, line_of
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
 _MOST_TOLD = 10  # mistakes in one error
 _MOST_BYTES = 4 << 20
+_FOLDER = r"^(/[^\x00]*)?$"  # absolute, or none
 
 
 class Verb(StrEnum):
@@ -106,12 +107,39 @@ class Limits(_Section):
     connections: Annotated[int, Field(ge=1, le=100_000)] = 256
 
 
+class HookSection(_Section):
+    """``[hook]``: for libvirt's hook, which reads it itself (hooks/qemu).
+
+    :param seconds: how long libvirt may wait for the service, in all, at one call of the hook.
+    :param fail_closed: a domain is started only if the service agrees to it.
+    """
+
+    seconds: Annotated[float, Field(ge=0.1, le=30)] = 2.0
+    fail_closed: bool = False
+
+
+class LibvirtSection(_Section):
+    """``[libvirt]``. Read at start only.
+
+    :param uri: as for virsh; empty for no libvirt.
+    :param run_dir: where libvirt keeps ``NAME.pid`` and ``NAME.xml`` of the domains that run. Empty
+        for no socket that QEMUs dial.
+    :param config_dir: where it keeps ``NAME.xml`` of those that are defined.
+    """
+
+    uri: str = "qemu:///system"
+    run_dir: Annotated[str, Field(pattern=_FOLDER)] = "/run/libvirt/qemu"
+    config_dir: Annotated[str, Field(pattern=_FOLDER)] = "/etc/libvirt/qemu"
+
+
 class Config(_Section):
     """A whole file."""
 
     networks: dict[str, NetworkSection] = {}
     access: AccessSection = AccessSection()
     limits: Limits = Limits()
+    hook: HookSection = HookSection()
+    libvirt: LibvirtSection = LibvirtSection()
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -119,6 +147,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "rules": Rule,
     "access": AccessSection,
     "limits": Limits,
+    "hook": HookSection,
+    "libvirt": LibvirtSection,
 }
 _Mistake = tuple[tuple[str | int, ...], str]
 

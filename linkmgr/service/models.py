@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
-from linkmgr.model import Drift, LinkState, NicState, Notify, VmState
+from linkmgr.model import Affects, Drift, LinkState, NicState, Notify, Transport, VmState
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.service.config import Verb
 from linkmgr.service.operations import Phase
@@ -23,6 +23,8 @@ _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _FORM: dict[str, Any] = {"pattern": f"^{_NAME}$"}
 Name = Annotated[str, Field(max_length=200, json_schema_extra=_FORM)]
 PathName = Annotated[str, Path(json_schema_extra=_FORM)]
+_AFFECTS = "of a guest of libvirt: what runs, what holds from its next start on, or both"
+AffectsQuery = Annotated[Affects, Query(description=_AFFECTS)]
 _NIC = "web1/net0"
 _SINCE = "2026-01-31T12:00:00+00:00"
 
@@ -48,8 +50,9 @@ class AddVm(_Form):
         str,
         Field(
             max_length=107,
-            description="absolute path of its monitor socket",
-            json_schema_extra={"pattern": "^/."},
+            description="absolute path of its monitor socket, or libvirt: with the name or uuid "
+            "of a domain",
+            json_schema_extra={"pattern": "^(/|libvirt:)."},
         ),
     ]
 
@@ -78,7 +81,10 @@ class CreatePort(_Form):
 class Plug(_Form):
     """Where a NIC is to be plugged into."""
 
-    model_config = _examples({"target": "blue"}, {"target": "blue:p7", "notify": "announce"})
+    model_config = _examples(
+        {"target": "blue"},
+        {"target": "blue:p7", "notify": "announce", "affects": "live"},
+    )
 
     target: Annotated[
         str,
@@ -89,6 +95,7 @@ class Plug(_Form):
         ),
     ]
     notify: Notify = Notify.AUTO
+    affects: Annotated[Affects, Field(description=_AFFECTS)] = Affects.LIVE
 
 
 class SetLink(_Form):
@@ -97,6 +104,7 @@ class SetLink(_Form):
     model_config = _examples({"state": "down"})
 
     state: LinkState
+    affects: Annotated[Affects, Field(description=_AFFECTS)] = Affects.LIVE
 
 
 class Collect(_Form):
@@ -106,6 +114,21 @@ class Collect(_Form):
 
     older_than: Annotated[float, Field(ge=0, allow_inf_nan=False)] = STRAY_SECONDS
     dry_run: bool = False
+
+
+class HookCall(_Form):
+    """What libvirt's hook was called with; see libvirt's own documentation of hooks."""
+
+    model_config = _examples(
+        {"operation": "prepare", "sub_operation": "begin", "extra": "-", "name": "web1",
+         "xml": "<domain type='kvm'><name>web1</name></domain>"}
+    )  # fmt: skip
+
+    operation: Annotated[str, Field(max_length=64)]
+    sub_operation: Annotated[str, Field(max_length=64)] = ""
+    extra: Annotated[str, Field(max_length=4096)] = ""
+    name: Annotated[str, Field(max_length=4096)] = ""
+    xml: str = ""
 
 
 # ---------------------------------------------------------------------- answers
@@ -180,7 +203,7 @@ class VmForm(_Form):
 
     model_config = _examples(
         {"name": "web1", "qmp": "/run/web1.qmp", "state": "answers", "since": _SINCE,
-         "nics": [_NIC]}
+         "nics": [_NIC], "transport": "socket", "running": True}
     )  # fmt: skip
 
     name: str
@@ -188,14 +211,58 @@ class VmForm(_Form):
     state: VmState
     since: datetime
     nics: list[str]
+    transport: Transport
+    running: bool | None
 
 
 class OutcomeForm(_Form):
-    """What a verb did; the timings are milliseconds per step."""
+    """What a verb did; the timings are milliseconds per step, the notes sentences for a person."""
 
     nic: NicForm
     changed: bool
     timings: dict[str, float]
+    notes: list[str]
+
+
+class DomainNicForm(_Form):
+    """A NIC of a guest of libvirt; state and wiring are of one that linkmgr takes care of."""
+
+    alias: str
+    mac: str
+    model: str
+    prepared: bool
+    wiring: str | None
+    state: NicState | None
+    network: str | None
+    link: LinkState | None
+    device: str | None
+    wanted: str | None
+
+
+class DomainForm(_Form):
+    """A guest of libvirt on this host, and the command that would prepare it."""
+
+    model_config = _examples(
+        {
+            "name": "web1", "uuid": "c0ffee00-1111-2222-3333-444455556666", "state": "running",
+            "transport": "dials", "prepared": True, "command": None,
+            "nics": [
+                {
+                    "alias": "ua-net0", "mac": "52:54:00:12:34:56", "model": "virtio-net-pci",
+                    "prepared": True, "wiring": "hub", "state": "plugged", "network": "blue",
+                    "link": "up", "device": "web1-net0", "wanted": "plugged into blue, link up",
+                }
+            ],
+        }
+    )  # fmt: skip
+
+    name: str
+    uuid: str
+    state: str
+    transport: Transport | None
+    prepared: bool
+    command: str | None
+    nics: list[DomainNicForm]
 
 
 class FindingForm(_Form):
@@ -303,6 +370,12 @@ class Nics(_Form):
     nics: list[NicForm]
 
 
+class Domains(_Form):
+    """All guests of libvirt on this host."""
+
+    domains: list[DomainForm]
+
+
 class Networks(_Form):
     """All networks."""
 
@@ -337,6 +410,15 @@ class OperationList(_Form):
     """Operations, the oldest first."""
 
     operations: list[OperationForm]
+
+
+class HookAnswered(_Form):
+    """Whether libvirt should go on, and what was done or why not."""
+
+    model_config = _examples({"ok": True, "said": "web1/ua-net0 is on blue"})
+
+    ok: bool
+    said: str
 
 
 class Health(_Form):

@@ -34,6 +34,10 @@ _PREFER = {
 }
 
 
+#: Not changes, though not GET either: answered at once whatever the caller prefers.
+_NO_CHANGE = {"/v1/libvirt/hook"}
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """Make the document, once."""
     if app.openapi_schema is None:
@@ -47,20 +51,20 @@ def document(app: FastAPI) -> dict[str, Any]:
             schemas[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        for path in made["paths"].values():
+        for name, path in made["paths"].items():
             for method, operation in path.items():
-                _complete(method, operation)
+                _complete(method, operation, change=method != "get" and name not in _NO_CHANGE)
         app.openapi_schema = made
     return app.openapi_schema
 
 
-def _complete(method: str, operation: dict[str, Any]) -> None:
+def _complete(method: str, operation: dict[str, Any], *, change: bool) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # FastAPI's own form of it
     for status, description in (_READ if method == "get" else _CHANGE).items():
         responses[str(status)] = _problem(description)
     responses["default"] = _problem("Any other problem")
-    if method != "get":
+    if change:
         responses["202"] = {
             "description": "Under way; the Location is its operation",
             "headers": {"Location": {"schema": {"type": "string"}}},

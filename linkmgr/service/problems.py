@@ -24,6 +24,7 @@ from linkmgr.errors import (
     Conflict,
     Forbidden,
     HostError,
+    LibvirtError,
     LinkmgrError,
     MonitorError,
     NotFound,
@@ -43,6 +44,7 @@ STATUS: Mapping[type[LinkmgrError], int] = {
     CannotAttach: 422,
     HostError: 424,
     MonitorError: 424,
+    LibvirtError: 424,
     StateError: 507,
     LinkmgrError: 500,
 }
@@ -57,7 +59,7 @@ OWN: Mapping[str, tuple[int, str]] = {
     "stopping": (503, "The service is stopping"),
 }
 
-_EXTRA = ("sent", "command", "error_class")  # what some errors know besides
+_EXTRA = ("sent", "command", "error_class", "number")  # what some errors know besides
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""Which monitor socket a caller may name.
+"""Which monitor a caller may name.
 
 The service connects as root, again whenever the connection breaks, and hands taps to whoever
 answers. So nobody may name a socket that he could not use himself, and nobody else may choose later
@@ -14,9 +14,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 from linkmgr.errors import BadRequest, Forbidden
+from linkmgr.model import Transport
+from linkmgr.qmp.dialer import transport_of
 
 _MOST_LINKS = 40  # as many as the kernel follows in a path
 _HINT = "give the path that QEMU has in -qmp unix:PATH,server=on,wait=off"
+
+
+def named(text: str) -> Path | str:
+    """Read what a caller gives: the path of a socket, or a domain of libvirt. Looks at no file.
+
+    :return: a `Path`, or ``libvirt:`` with the domain's name or uuid.
+    :raise BadRequest: when it is neither. A QEMU that dials is never named: it comes by itself.
+    """
+    if transport_of(text) is not Transport.LIBVIRT:
+        return absolute(text)
+    domain = text.partition(":")[2]
+    if not domain.strip() or not domain.isprintable():
+        raise BadRequest(
+            f"{ascii(text)[:60]} names no domain", hint="give libvirt: and its name or uuid"
+        )
+    return text
+
+
+def allowed(asked: Path | str, may_use: Callable[[int], bool]) -> Path | str:
+    """Return what `named` has read, if the caller may use it; see `settled`.
+
+    libvirt is asked with the service's own rights, so a domain counts as root's.
+
+    :raise BadRequest: as `settled`.
+    :raise Forbidden: when it is another user's.
+    """
+    if isinstance(asked, Path):
+        return settled(asked, may_use)
+    if not may_use(0):
+        raise Forbidden(
+            f"the monitor {ascii(asked)[1:-1][:60]} is root's, whose VMs the caller may not add",
+            hint="add it as root",
+        )
+    return asked
 
 
 def absolute(text: str) -> Path:

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from linkmgr.jsonform import to_json
-from linkmgr.model import NicRef
+from linkmgr.model import Affects, NicRef
 from linkmgr.service import models
 from linkmgr.service.call import CallIn
 from linkmgr.service.config import Verb
@@ -42,9 +42,11 @@ async def set_link(
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        return dict(to_json(await call.links.set_link(ref, body.state)))
+        made = await call.core.verbs.set_link(ref, body.state, affects=body.affects)
+        return dict(to_json(made))
 
-    return await call.change(Verb.SET_LINK, f"{ref} {body.state}", work, nic=ref)
+    about = _about(f"{ref} {body.state}", body.affects)
+    return await call.change(Verb.SET_LINK, about, work, nic=ref)
 
 
 @router.get(
@@ -67,12 +69,15 @@ async def plug(
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        made = await call.links.plug(ref, body.target, notify=body.notify, uid=call.peer.uid)
+        made = await call.core.verbs.plug(
+            ref, body.target, notify=body.notify, uid=call.peer.uid, affects=body.affects
+        )
         return dict(to_json(made))
 
     target = ascii(body.target)[1:-1]
     network = body.target.partition(":")[0]
-    return await call.change(Verb.PLUG, f"{ref} {target}", work, nic=ref, network=network)
+    about = _about(f"{ref} {target}", body.affects)
+    return await call.change(Verb.PLUG, about, work, nic=ref, network=network)
 
 
 @router.delete(
@@ -80,14 +85,23 @@ async def plug(
     responses={200: {"model": models.OutcomeForm}},
     summary="Unplug",
 )
-async def unplug(call: CallIn, vm: models.PathName, alias: models.PathName) -> Response:
+async def unplug(
+    call: CallIn,
+    vm: models.PathName,
+    alias: models.PathName,
+    affects: models.AffectsQuery = Affects.LIVE,
+) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        return dict(to_json(await call.links.unplug(ref)))
+        return dict(to_json(await call.core.verbs.unplug(ref, affects=affects)))
 
-    return await call.change(Verb.UNPLUG, str(ref), work, nic=ref)
+    return await call.change(Verb.UNPLUG, _about(str(ref), affects), work, nic=ref)
+
+
+def _about(what: str, affects: Affects) -> str:
+    return what if affects is Affects.LIVE else f"{what} ({affects})"
 
 
 def _ref(vm: str, alias: str) -> NicRef:

@@ -30,12 +30,12 @@ async def vms(call: CallIn) -> Response:
 async def add_vm(call: CallIn, body: models.AddVm) -> Response:
     """Take charge of a running QEMU's NICs: every unplugged one goes down at once."""
     name = check_name("VM", body.name)
-    path = qmp_path.absolute(body.qmp)
+    asked = qmp_path.named(body.qmp)
     may_use = partial(call.core.access.may_use_sockets_of, call.peer)
 
     async def work() -> Mapping[str, Any]:  # only now is it known that the caller may ask
-        settled = await asyncio.to_thread(qmp_path.settled, path, may_use)
-        return {"nics": to_json(await call.links.add_vm(name, settled))}
+        qmp = await asyncio.to_thread(qmp_path.allowed, asked, may_use)
+        return {"nics": to_json(await call.links.add_vm(name, qmp))}
 
     return await call.change(Verb.ADD_VM, name, work, nic=name)
 

@@ -13,17 +13,26 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import BadConfig
+from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.connection import Libvirt
+from linkmgr.libvirt.identity import DomainFiles
+from linkmgr.libvirt.listener import Dialled, MonitorListener, OnNew
+from linkmgr.libvirt.passthrough import LibvirtDialer
 from linkmgr.manager import LinkManager
-from linkmgr.service import fdsock
+from linkmgr.model import Transport, VmState
+from linkmgr.qmp.dialer import Dialer, Dialers, dials, only_sockets, transport_of
+from linkmgr.service import fdsock, guests
 from linkmgr.service.app import make_app
 from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config
 from linkmgr.service.core import Core
-from linkmgr.service.fdstore import API, HANDOVER, PassedFds, SystemdKeeper, passed_fds
+from linkmgr.service.fdstore import API, HANDOVER, MONITORS, PassedFds, SystemdKeeper, passed_fds
 from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, watchdog_seconds
 from linkmgr.service.peers import Peer
@@ -34,6 +43,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "configuration.json"  #: in the state directory; see `Configured`
 FD_SOCKET = "fd.sock"  #: beside the API's socket
+QMP_SOCKET = "qmp.sock"  #: where QEMUs dial, beside it too
 
 
 async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
@@ -61,11 +71,23 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         keeper = SystemdKeeper(notifier, passed) if notifier.connected else None
         if keeper is not None:
             stack.callback(keeper.close)
+        ready: asyncio.Future[DomainCare] = asyncio.get_running_loop().create_future()
+        stack.callback(ready.cancel)
+        qmp_path = socket.with_name(QMP_SOCKET)
+        libvirt = await stack.enter_async_context(guests.connection(settings.libvirt))
+        # Before the verbs: their recovery waits for the guests that dial.
+        dialers = await stack.enter_async_context(
+            _monitors(passed, qmp_path, settings, libvirt, partial(_discovered, ready))
+        )
+        timeout = settings.limits.monitor_seconds
         links = await stack.enter_async_context(
-            LinkManager(state=state, keeper=keeper, timeout=settings.limits.monitor_seconds)
+            LinkManager(state=state, keeper=keeper, timeout=timeout, dialers=dialers)
         )
         core = Core(links, settings, record=state / RECORD if state else None)
         await core.configured.use(settings.networks)
+        care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt, state))
+        core.look_after(care)
+        ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))
         await Service(core, notifier, config).run(api)
@@ -195,6 +217,48 @@ async def _fd_socket(
 
     async with fdsock.FdSocket(links.fds, sock, path=path if fd is None else None, allow=allow):
         yield
+
+
+@contextlib.asynccontextmanager
+async def _monitors(
+    passed: PassedFds, path: Path, settings: Config, libvirt: Libvirt | None, on_new: OnNew
+) -> AsyncIterator[Dialers]:
+    """The ways to reach a monitor; takes the calls of QEMUs, if the configuration says so."""
+    async with contextlib.AsyncExitStack() as stack:
+        listener = None
+        if settings.libvirt.run_dir:
+            fd = passed.take(MONITORS)
+            if fd is None:
+                sock = await stack.enter_async_context(listening(path))
+            else:
+                sock = stack.enter_context(socket.socket(fileno=fd.take()))
+            files = DomainFiles(Path(settings.libvirt.run_dir), Path(settings.libvirt.config_dir))
+            timeout = settings.limits.monitor_seconds
+            listener = await stack.enter_async_context(
+                MonitorListener(sock, files.identify, on_new, timeout=timeout)
+            )
+
+        def dialer(address: str) -> Dialer:
+            if listener is not None and transport_of(address) is Transport.DIALS:
+                return listener.dialer(address)
+            if libvirt is not None and transport_of(address) is Transport.LIBVIRT:
+                return LibvirtDialer(libvirt, address.partition(":")[2])
+            return only_sockets(address)
+
+        yield dialer
+
+
+async def _discovered(ready: Awaitable[DomainCare], guest: Dialled) -> None:
+    """Add a guest that has dialled and that nobody waits for.
+
+    :param ready: who looks after it, once what was known before is recovered.
+    """
+    care, address = await asyncio.shield(ready), dials(guest.uuid)
+    for vm in care.links.seen()[0]:
+        if (vm.name, vm.qmp) == (guest.name, address) and vm.state is not VmState.GONE:
+            return  # it takes the connection itself, in a moment
+    await care.on_new(guest)
+    log.info("VM %s dialled (uuid %s, pid %d) and was added", *astuple(guest))
 
 
 def _allow_many_files() -> None:

@@ -156,7 +156,7 @@ async def test_the_program_of_the_clients_documentation_works(host: Host, lab: L
     )
     program = program.replace("/run/web1.qmp", str(guest.qmp_path))
     said = await host.run(shlex.join([sys.executable, "-c", program]))
-    assert said == "vm-added web1\nplugged web1/net0\n"
+    assert said == "vm-added web1\nnetwork-added blue\nplugged web1/net0\n"
 
 
 @pytest.mark.timeout(180)
@@ -217,7 +217,8 @@ async def test_a_guest_is_plugged_swapped_and_unplugged_from_the_shell(
     events = [json.loads(line) for line in log if line.startswith(b"{")]
     log.close()
     assert [each["kind"] for each in events] == [
-        "vm-added", "plugged", "replugged", "link", "link", "unplugged", "vm-removed",
+        "vm-added", "vm-resumed", "network-added", "network-added", "plugged", "replugged",
+        "link", "link", "unplugged", "vm-removed",
     ]  # fmt: skip
 
 
@@ -314,7 +315,8 @@ async def test_client_and_guest_outlive_a_restart_of_the_service(host: Host, lab
                 kinds.append(event.kind)
                 if event.kind is EventKind.UNPLUGGED:
                     break
-        assert kinds[:2] == [EventKind.VM_ADDED, EventKind.PLUGGED]
+        first = [EventKind.VM_ADDED, EventKind.VM_RESUMED, EventKind.PLUGGED]
+        assert [kind for kind in kinds if kind is not EventKind.NETWORK_ADDED][:3] == first
         assert EventKind.RESET in kinds
         await links.remove_vm("web1")
 

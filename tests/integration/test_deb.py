@@ -39,9 +39,10 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     before = await machine.says(EVERYTHING)
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
     assert "linkmgr" in await machine.says("getent group linkmgr")
-    assert await machine.says("systemctl is-active linkmgr linkmgr.socket linkmgr-fd.socket") == (
-        "active\nactive\nactive"
-    )
+    units = "linkmgr linkmgr.socket linkmgr-fd.socket linkmgr-qmp.socket"
+    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 4
+    # QEMU dials as the user that libvirt runs it as.
+    assert await machine.says("stat -c %a /run/linkmgr /run/linkmgr/qmp.sock") == "755\n666"
     health = await machine.says('python3 -c "' + _GET.replace('"', '\\"') + '"')
     assert " 200 " in health.splitlines()[0]
     assert json.loads(await machine.says("linkmgr vm list --json")) == {"vms": []}
@@ -60,6 +61,24 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     assert (await machine.run("ls /var/lib/linkmgr", check=False)).status == 0
     await machine.run("dpkg -P linkmgr", timeout=60)
     assert new(before, await machine.says(EVERYTHING)) == []
+
+
+def test_its_python_finds_the_libvirt_python_of_debian_and_nothing_else_there(
+    tmp_path: Path, package: Path
+) -> None:
+    said = subprocess.run(
+        ["dpkg-deb", "-f", str(package), "Recommends"], check=True, capture_output=True, text=True
+    )
+    assert said.stdout.split() == ["python3-libvirt"]
+    subprocess.run(["dpkg-deb", "-x", str(package), str(tmp_path)], check=True)
+    look = (
+        "import importlib.util; from linkmgr.libvirt.binding import load; found = load();"
+        "print(found.libvirt.__file__, hasattr(found.qemu, 'qemuMonitorCommandWithFiles'),"
+        "importlib.util.find_spec('libvirt_lxc'))"
+    )
+    python = tmp_path / "usr/lib/linkmgr/bin/python3"
+    done = subprocess.run([python, "-I", "-c", look], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["/usr/lib/python3/dist-packages/libvirt.py", "True", "None"]
 
 
 async def test_an_unprivileged_user_may_look_but_not_change(machine: Machine) -> None:
@@ -86,11 +105,53 @@ async def test_it_installs_in_a_chroot_where_no_systemd_runs(tmp_path: Path, pac
         assert new(before, await machine.says(EVERYTHING)) == []
 
 
+async def test_the_hook_stays_silent_when_only_the_package_is_removed(machine: Machine) -> None:
+    before = await machine.says(EVERYTHING)
+    abstraction = "/etc/apparmor.d/abstractions/libvirt-qemu"
+    site = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
+    hook = "/etc/libvirt/hooks/qemu.d/50-linkmgr"
+    rules = "/etc/apparmor.d/abstractions/libvirt-qemu.d/linkmgr"
+    include = "include if exists <abstractions/libvirt-qemu.d/linkmgr>"
+    await machine.run(f"mkdir -p {Path(site).parent} /etc/linkmgr && echo '# mine' >{site}")
+    await machine.run("printf '[hook]\\nfail_closed = true\\n' >/etc/linkmgr/linkmgr.toml")
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    prepare = f"echo '<domain/>' | {hook} web1 prepare begin - 2>&1"
+    assert await machine.says(f"stat -c %a {hook}") == "755"
+    assert await machine.says(f"cmp {hook} /usr/lib/linkmgr/hooks/qemu && cat {site}") == "# mine"
+    await machine.run(_PACKAGE.format(file=abstraction))  # as libvirt, which comes later
+    assert await machine.says(f"cat {site}") == f"# mine\n{include}"
+    await machine.run("systemctl stop linkmgr.service linkmgr.socket")
+    refused = await machine.run(prepare, check=False)
+    assert refused.status == 1
+    assert "domain web1 is not started" in refused.output
+    assert "'systemctl start linkmgr'" in refused.output
+    said = await machine.says("mkdir -p /run/libvirt; touch /run/libvirt/libvirt-sock;"
+                              " linkmgr doctor 2>&1 || true")  # fmt: skip
+    assert f"{hook}, as in this version" in said
+
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)  # as an upgrade does
+    assert await machine.says(f"cat {site}") == f"# mine\n{include}"
+    await machine.run("dpkg -r linkmgr", timeout=60)
+    removed = await machine.run(prepare, check=False)
+    assert (removed.status, removed.output) == (0, "")
+    assert await machine.says(f"cat {site}; ls {rules}") == f"# mine\n{rules}"
+    await machine.run("dpkg -P linkmgr", timeout=60)
+    left = new(before, await machine.says(EVERYTHING))
+    assert [path for path in left if "hooks" in path or "qemu.d" in path] == []
+
+
 def new(before: str, after: str) -> list[str]:
     """What is there now and was not there before; a group stays, as Debian wants it."""
     return sorted(set(after.splitlines()) - set(before.splitlines()))
 
 
+_PACKAGE = """
+mkdir -p /shared/p/DEBIAN "/shared/p$(dirname {file})"
+echo '  /dev/kvm rw,' >/shared/p{file}
+printf '%s\\n' 'Package: stand-in' 'Version: 1' 'Architecture: all' 'Maintainer: x' \
+    'Description: brings the profile of guests' >/shared/p/DEBIAN/control
+dpkg-deb -b /shared/p /shared/p.deb && dpkg -i /shared/p.deb
+"""
 _GET = """
 import socket
 s = socket.socket(socket.AF_UNIX)

@@ -15,6 +15,7 @@ import pytest_asyncio
 from linkmgr import LinkState, NicState
 from linkmgr.errors import MonitorError, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.qmp import Monitor
+from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.testing.process import until
 from tests.integration.monitor_proxy import Cut, MonitorProxy
@@ -310,7 +311,7 @@ async def test_a_monitor_that_is_just_gone_is_waited_for_and_not_asked_again_and
                 raise AssertionError("it never lets go of the event loop")
             raise MonitorGone("gone")
 
-    qemu = Qemu(wired.proxy.path, name="web1", timeout=1, handler=lambda _: None)
+    qemu = Qemu(SocketDialer(wired.proxy.path), name="web1", timeout=1, handler=lambda _: None)
     qemu._monitor = cast("Monitor", Gone())
     qemu._connected.set()
     waiting = asyncio.create_task(qemu.answering())

@@ -7,6 +7,8 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
+    DomainInfo,
+    DomainNicInfo,
     LinkState,
     Network,
     Nic,
@@ -59,6 +61,15 @@ def vm(name: str = "web1", state: VmState = VmState.ANSWERS, nics: int = 1) -> V
     """A VM with NICs net0, net1, ..."""
     refs = tuple(NicRef(name, f"net{number}") for number in range(nics))
     return VmInfo(name, f"/run/{name}.qmp", state, NOW - timedelta(hours=3), refs)
+
+
+def domain(name: str = "web3", **nic: Any) -> DomainInfo:
+    """A guest of libvirt that is shut off; its one NIC was never prepared."""
+    facts: dict[str, Any] = {"alias": "ua-net0", "mac": "52:54:00:00:00:03", "model": "virtio", "prepared": False}
+    uuid = "11111111-2222-3333-4444-555555555555"
+    command = f"linkmgr prepare {name} --define"
+    nics = (DomainNicInfo(**(facts | {"network": "bridge br7"} | nic)),)
+    return DomainInfo(name, uuid, "shut off", None, nics[0].prepared, command, nics)
 
 
 def outcome(**words: Any) -> Any:

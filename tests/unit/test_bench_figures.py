@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.budgets import BUDGETS, Budget, judge
+from bench.hook import DOWN, EXIT_0, HANGS, OURS, HookFigures
 from bench.loss import IN, OUT, Loss
 from bench.procfs import Memory
 from bench.report import Results
@@ -105,6 +106,10 @@ def results() -> Results:
             latencies={op: [1.0, 3.0] for op in OPS},
             load=[1.0],
         ),
+        hook=HookFigures(
+            starts={EXIT_0: [500.0, 900.0, 400.0], OURS: [530.0, 910.0, 600.0]},
+            alone={EXIT_0: [1.0], OURS: [12.0], DOWN: [10.0, 11.0], HANGS: [2020.0, 2600.0]},
+        ),
     )
 
 
@@ -123,8 +128,10 @@ def test_what_is_reported_is_the_difference_to_the_windows_without_a_swap() -> N
 def test_every_budget_has_its_figure() -> None:
     assert {budget.key for budget in BUDGETS} <= set(results().figures())
     missed = [verdict.budget.key for verdict in judge(results().figures()) if not verdict.ok]
-    assert missed == ["lost_over_baseline_in", "stall_over_baseline_ms_median",
-                      "stall_over_baseline_ms_p99", "idle_cpu_percent"]  # fmt: skip
+    assert missed == [
+        "lost_over_baseline_in", "stall_over_baseline_ms_median", "stall_over_baseline_ms_p99",
+        "idle_cpu_percent", "hook_hangs_s_worst",
+    ]  # fmt: skip
 
 
 def test_the_service_is_judged_by_its_usual_start_and_its_busiest_idle_window() -> None:
@@ -133,6 +140,13 @@ def test_the_service_is_judged_by_its_usual_start_and_its_busiest_idle_window() 
     assert report["idle_cpu_percent"] == 0.5
     assert (report["rss_mb"], report["pss_mb"]) == (81.9, 71.7)  # of 10^6 bytes, not 2^20
     assert report["latency_ms"]["plug"] == {"count": 2, "median": 2.0, "p99": 3.0, "worst": 3.0}
+
+
+def test_the_hook_is_judged_by_its_rounds_and_by_its_worst() -> None:
+    report = results().report()["hook"]
+    assert report["hook_start_over_ms_median"] == 30.0  # of 30, 10 and 200; of the medians 100
+    assert (report["hook_down_ms_worst"], report["hook_hangs_s_worst"]) == (11.0, 2.6)
+    assert report["alone_ms"]["linkmgr"]["median"] == 12.0
 
 
 def test_the_report_has_the_ratios_of_throughput() -> None:

@@ -111,10 +111,6 @@ async def test_a_change_is_asked_for_and_told(
     ("line", "answer", "heads", "row"),
     [
         (
-            "nics", {"nics": [NIC]}, "NIC        STATE    LINK  PORT  DEVICE",
-            "web1/net0  plugged  up    blue  lm3f9a1c2e  52:54:00:12:34:56  1500",
-        ),
-        (
             "connections", {"connections": [NIC["connection"]]}, "NIC        PORT  ENDPOINT",
             "web1/net0  blue  bridge br0  lm3f9a1c2e",
         ),
@@ -158,14 +154,16 @@ async def test_ports_are_listed_on_all_networks(service: Service) -> None:
 async def test_the_socket_may_be_named_before_the_command_after_it_or_in_the_environment(
     service: Service, tmp_path: Path
 ) -> None:
-    service.answers({"nics": []})
+    service.answers({"connections": []})
     nobody, here = tmp_path / "none.sock", str(service.path)
-    assert (await run(service.path, "nics")).exit_code == 0
-    assert (await run(nobody, "nics", "--socket", here)).exit_code == 0
-    assert (await run(nobody, "--socket", here, "nics")).exit_code == 0
-    assert (await run(nobody, "--socket", str(nobody), "nics", "--socket", here)).exit_code == 0
+    assert (await run(service.path, "connections")).exit_code == 0
+    assert (await run(nobody, "connections", "--socket", here)).exit_code == 0
+    assert (await run(nobody, "--socket", here, "connections")).exit_code == 0
+    assert (
+        await run(nobody, "--socket", str(nobody), "connections", "--socket", here)
+    ).exit_code == 0
     assert len(service.seen) == 4
-    assert (await run(service.path, "--socket", str(nobody), "nics")).exit_code == 9
+    assert (await run(service.path, "--socket", str(nobody), "connections")).exit_code == 9
 
 
 async def test_args_prints_what_a_shell_gives_to_qemu_and_needs_no_service(tmp_path: Path) -> None:

@@ -255,12 +255,15 @@ async def test_the_shell_completes_commands_nics_networks_and_ports(service: Ser
     answers = {
         "/v1/nics": {"nics": [to_json(samples.nic(f"web{n}/net0")) for n in (1, 2)]},
         "/v1/vms": {"vms": [to_json(samples.vm("web1")), to_json(samples.vm("db"))]},
+        "/v1/domains": {"domains": [to_json(samples.domain("web3"))]},
         "/v1/networks": {"networks": [to_json(samples.BLUE)]},
         "/v1/ports?network=blue": {"ports": [to_json(Port(samples.BLUE, "p1"))]},
     }
     service.script = lambda exchange: exchange.answer(answers[exchange.request.target])
     assert await complete(service, "linkmgr un") == {"unplug"}
-    assert await complete(service, "linkmgr plug web") == {"web1/net0", "web2/net0"}
+    nics = {"web1/net0", "web2/net0", "web3/ua-net0"}
+    assert await complete(service, "linkmgr plug web") == nics
+    assert await complete(service, "linkmgr prepare w") == {"web3"}
     assert await complete(service, "linkmgr plug web1/net0 b") == {"blue", "blue:p1"}
     assert await complete(service, "linkmgr vm remove ") == {"web1", "db"}
     assert await complete(service, "linkmgr port list ") == {"blue"}

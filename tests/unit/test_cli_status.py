@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from linkmgr.cli.show import age, aligned, natural, printable
 from linkmgr.cli.status import lines, report
 from linkmgr.jsonform import Form, read_nic, read_vm, to_json
-from linkmgr.model import Finding, LinkState, NicState
+from linkmgr.model import Finding, LinkState, NicState, Transport
 from tests.unit import samples
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, Service, serving
@@ -89,6 +90,23 @@ def test_a_finding_of_the_check_is_a_trouble_unless_it_is_said_already() -> None
 def test_a_guest_without_nics_is_not_forgotten() -> None:
     (line,) = lines([vm("bare", nics=0)], [], [], NOW)
     assert (line.subject, line.text) == ("bare", "a guest without NICs, for 3 h")
+
+
+@pytest.mark.parametrize(
+    ("transport", "end"),
+    [
+        (Transport.SOCKET, "link up"),
+        (Transport.DIALS, "link up (QEMU dials)"),
+        (Transport.LIBVIRT, "link up (through libvirt)"),
+    ],
+)
+def test_how_a_guest_is_reached_is_said_if_not_over_its_own_socket(
+    transport: Transport, end: str
+) -> None:
+    (line,) = lines([replace(vm(), transport=transport)], [nic()], [], NOW)
+    assert line.text.endswith(end)
+    (bare,) = lines([replace(vm(nics=0), transport=transport)], [], [], NOW)
+    assert bare.text.endswith(end.removeprefix("link up"))
 
 
 def test_what_to_do_stands_under_its_trouble() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from linkmgr import Client, Links, errors
+from linkmgr import Client, errors
 from linkmgr.client.problems import error_from
 from linkmgr.errors import (
     BadName,
     BadOption,
     CommandFailed,
+    LibvirtRefused,
     LinkmgrError,
     MonitorGone,
     NotFound,
@@ -34,6 +35,7 @@ from linkmgr.model import (
     Port,
     Stray,
 )
+from linkmgr.protocol import GuestLinks
 from linkmgr.where import DEFAULT_SOCKET, find_socket
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, Service, serving
@@ -57,7 +59,7 @@ def sent(service: Service) -> tuple[str, Any]:
 
 
 def test_the_client_has_every_verb_with_the_parameters_of_the_protocol() -> None:
-    for name, verb in inspect.getmembers(Links, inspect.isfunction):
+    for name, verb in inspect.getmembers(GuestLinks, inspect.isfunction):
         if not name.startswith("_"):
             of_client = inspect.signature(getattr(Client, name))
             assert of_client.parameters == inspect.signature(verb).parameters, name
@@ -169,6 +171,20 @@ async def test_a_relative_monitor_path_means_the_callers_directory(
     assert sent(service)[1]["qmp"] == str(tmp_path / "web1.qmp")
 
 
+async def test_a_domain_of_libvirt_is_no_path(links: Client, service: Service) -> None:
+    service.answers({"nics": []})
+    await links.add_vm("web1", "libvirt:web1")
+    assert sent(service)[1]["qmp"] == "libvirt:web1"
+
+
+async def test_an_older_service_says_nothing_of_transport_and_running(
+    links: Client, service: Service
+) -> None:
+    old = {k: v for k, v in to_json(samples.vm()).items() if k not in ("transport", "running")}
+    service.answers({"vms": [old]})
+    assert await links.vms() == [samples.vm()]
+
+
 async def test_a_name_that_cannot_be_one_is_not_even_sent(links: Client, service: Service) -> None:
     for call in (
         links.plug("web1", "blue"),
@@ -240,6 +256,9 @@ def test_what_only_some_errors_have_is_kept() -> None:
     failed = error_from(500, b'{"code": "command-failed", "what": "x", "command": "netdev_add"}')
     assert isinstance(failed, CommandFailed)
     assert failed.command == "netdev_add"
+    refused = error_from(424, b'{"code": "libvirt-refused", "what": "x", "number": 42}')
+    assert isinstance(refused, LibvirtRefused)
+    assert refused.no_domain
 
 
 def test_a_code_that_only_a_newer_service_knows_is_an_error_of_the_same_family() -> None:

@@ -13,7 +13,7 @@ from linkmgr.errors import BadRequest, Forbidden
 from linkmgr.service.access import Access
 from linkmgr.service.config import AccessSection, Rule
 from linkmgr.service.peers import Peer
-from linkmgr.service.qmp_path import absolute, settled
+from linkmgr.service.qmp_path import absolute, allowed, named, settled
 
 GROUP = 54321
 
@@ -133,3 +133,22 @@ def test_who_asks_decides_whose_monitors_may_be_named(
     assert {owner for owner in (0, 1000, 1001, 1002) if access.may_use_sockets_of(peer, owner)} == (
         owners
     )
+
+
+def test_a_domain_of_libvirt_may_be_named_instead_of_a_path() -> None:
+    assert named("/run/web1.qmp") == Path("/run/web1.qmp")
+    assert named("libvirt:web1") == "libvirt:web1"
+    assert allowed("libvirt:web1", everybody) == "libvirt:web1"
+    for text in ("libvirt:", "libvirt: ", "libvirt:a\nb"):
+        with pytest.raises(BadRequest, match="names no domain"):
+            named(text)
+
+
+def test_a_domain_of_libvirt_is_as_root_s_own_socket_would_be() -> None:
+    with pytest.raises(Forbidden, match="libvirt:web1 is root's"):
+        allowed("libvirt:web1", lambda owner: owner != 0)
+
+
+def test_a_guest_that_dials_is_named_by_nobody() -> None:
+    with pytest.raises(BadRequest, match="is not the absolute path of a socket"):
+        named("dials:e4575ab2-7cba-58df-aac2-669e6faac4ef")

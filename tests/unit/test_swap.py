@@ -16,6 +16,7 @@ from linkmgr.errors import (
     HubCrowded,
     MonitorGone,
     MonitorTimeout,
+    NameTaken,
     NoSink,
     SwitchFailed,
 )
@@ -90,6 +91,10 @@ class FakeWiring(Wiring):
 
     async def recognise(self, cable: Cable) -> None:
         self.log.note("recognise")
+
+    async def name_device(self, cable: Cable, name: str | None) -> None:
+        self.log.note(f"name {cable.id} {name}")
+        cable.device = name or f"lm{cable.id}"
 
     def let_go(self) -> None:
         raise AssertionError("nobody closes in these tests")
@@ -474,3 +479,48 @@ class TestNotify:
         bench.log.clear()
         await bench.plug("red", notify)
         assert not {"link up", "link down", "announce"} & set(bench.calls)
+
+
+class TestAName:
+    """One that was asked for, for the host's device."""
+
+    @pytest.fixture
+    def bench(self) -> Bench:
+        bench = Bench()
+        bench.slot.name = "lmtap0"
+        return bench
+
+    async def test_is_given_when_the_old_device_is_gone(self, bench: Bench) -> None:
+        await bench.plug("blue")
+        assert bench.log[-2:] == ["[name]", "name blue lmtap0"]
+        bench.log.clear()
+        await bench.plug("red")
+        assert bench.log[-7:] == [
+            *("[release]", "release blue"),
+            *("[terminate]", "terminate blue", "free blue"),
+            *("[name]", "name red lmtap0"),
+        ]
+        bench.log.clear()
+        await bench.unplug()
+        assert "[name]" not in bench.log
+
+    async def test_waits_for_an_old_device_that_cannot_be_freed_yet(self, bench: Bench) -> None:
+        await bench.on_blue()
+        bench.log.fail("release blue", MonitorTimeout("no"))
+        await bench.plug("red")
+        assert "name red lmtap0" not in bench.log
+        await swap.settle(bench.slot)
+        assert bench.log[-1] == "name red lmtap0"
+
+    async def test_that_is_taken_fails_no_plug_and_is_told_once(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.log.fail("name blue lmtap0", NameTaken("it is taken"))
+        bench.log.fail("name red lmtap0", NameTaken("it is taken"))
+        await bench.plug("blue")
+        await bench.plug("red")
+        assert bench.where == "red"
+        assert isinstance(bench.slot.unnamed, NameTaken)
+        assert caplog.text.count("it is taken") == 1
+        await bench.plug("blue")
+        assert bench.slot.unnamed is None

@@ -6,6 +6,7 @@ None changes the host. Nothing here is loaded by any other command.
 from __future__ import annotations
 
 from linkmgr.cli.probes.abilities import kernel
+from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
 from linkmgr.cli.probes.standing import configuration, rights, service
@@ -13,7 +14,9 @@ from linkmgr.cli.probes.standing import configuration, rights, service
 __all__ = [
     "Line",
     "Verdict",
+    "apparmor",
     "configuration",
+    "hook",
     "kernel",
     "libvirt",
     "ovs",

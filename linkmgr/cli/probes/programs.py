@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 from pathlib import Path
 
 from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.errors import LibvirtUnreachable
+from linkmgr.libvirt.binding import load
 
 OLDEST_QEMU = (4, 2)
 _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
@@ -62,13 +63,16 @@ async def libvirt(folder: Path = Path("/run/libvirt")) -> list[Line]:
     else:
         said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
         first = Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {at}")
-    if importlib.util.find_spec("libvirt") is None:
-        todo = "install libvirt-python for linkmgr's Python"
-        return [
-            first,
-            Line("libvirt", "Python module", Verdict.MISSING, "cannot be imported", todo),
-        ]
-    return [first, Line("libvirt", "Python module", Verdict.WORKS, "can be imported")]
+    return [first, _libvirt_python()]
+
+
+def _libvirt_python() -> Line:
+    try:
+        version = load().libvirt.getVersion()
+    except LibvirtUnreachable as error:
+        return Line("libvirt", "Python module", Verdict.MISSING, error.what, error.hint)
+    number = f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"
+    return Line("libvirt", "Python module", Verdict.WORKS, f"with libvirt {number}")
 
 
 async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[Line]:

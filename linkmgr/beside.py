@@ -1,0 +1,88 @@
+"""Verbs for whoever works beside libvirt on the same guests: what libvirt goes by stays true."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from linkmgr import swap
+from linkmgr.host.names import check_ifname
+from linkmgr.inventory import Inventory
+from linkmgr.model import NicRef, Outcome
+from linkmgr.swap import Slot
+from linkmgr.vm import Vm
+from linkmgr.wirings.stub import place_stubs
+
+
+class Beside(Inventory):
+    """The verbs of `LinkManager` that are not about a cable; see there."""
+
+    async def name_device(self, nic: str | NicRef, name: str | None) -> Outcome:
+        """Have the host's device of a NIC's cable called `name`, now and after each later plug.
+
+        Two devices cannot share a name: a new one has its own until the old one is gone. One that
+        cannot have the name, because somebody else's device has it or the kernel renames no device
+        that is up (before Linux 6.2), keeps its own; `check` tells of the former. Only taps that
+        linkmgr made are named: an fd that was handed over is its owner's, and a macvtap would keep
+        the name from the guest's next start (see `linkmgr.wirings.device`).
+
+        libvirt looks a NIC up on the host by the name in ``<target dev=>``: call it when a domain's
+        NICs were found, after `place_stub`, for until then libvirt's own tap has that name.
+
+        :param name: ``None`` for names that linkmgr makes.
+        :raise BadName: when no device can be called that.
+        :raise StateError: when it cannot be written down; nothing was changed.
+        """
+        ref = NicRef.parse(nic)
+        if name is not None:
+            check_ifname(name)
+        vm, slot = self._find(ref)
+
+        async def work() -> Outcome:
+            before = (slot.name, slot.plugged and slot.plugged.cable.device)
+            await slot.journal.change(ref.alias, name=name)
+            slot.name = name
+            await swap.name_device(slot)
+            now = (slot.name, slot.plugged and slot.plugged.cable.device)
+            return Outcome(vm.nic(slot), changed=now != before)
+
+        return await self._verb(vm, slot, work)
+
+    async def place_stub(self, nic: str | NicRef) -> Outcome:
+        """Put a stub in the place of the backend that libvirt made for a NIC on a hub.
+
+        Call it for each NIC of a libvirt domain after every start, restore and revert, when the
+        domain's processors run; see `linkmgr.wirings.stub`. Repeats freely.
+
+        :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
+        :raise MonitorError: when QEMU does not answer, or refuses.
+        """
+        vm, slot = self._find(NicRef.parse(nic))
+
+        async def work() -> Outcome:
+            await vm.check_managed(slot)
+            placed = await place_stubs(vm.qemu, [slot.ref.alias])
+            if placed and slot.name is not None:
+                await swap.name_device(slot)
+            return Outcome(vm.nic(slot), changed=bool(placed))
+
+        return await self._verb(vm, slot, work)
+
+    async def show_link(self, nic: str | NicRef) -> Outcome:
+        """Show the guest its link state again, for somebody else may have set another one.
+
+        :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
+        :raise MonitorError: when QEMU did not confirm it.
+        """
+        vm, slot = self._find(NicRef.parse(nic))
+
+        async def work() -> Outcome:
+            await vm.check_managed(slot)
+            slot.carrier.forget()
+            await slot.apply_link(seen=False)
+            return Outcome(vm.nic(slot), changed=False)
+
+        return await self._verb(vm, slot, work)
+
+    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
+        raise NotImplementedError

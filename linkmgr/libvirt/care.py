@@ -1,0 +1,327 @@
+"""Brings libvirt's domains and their cables together.
+
+Who tells what: the listener that a QEMU has dialled (`on_new`), QEMU that it runs (the events of
+`LinkManager`), libvirt that somebody changed the metadata (its events), libvirt's hook what is
+about to happen (`on_hook`). Each of them may be missing, late or twice: what is done depends only
+on what is there. docs/metadata.md has the table of what wins when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from linkmgr.errors import BadRequest, LibvirtError, LinkmgrError
+from linkmgr.events import Event, EventKind, Events
+from linkmgr.journal import Journal, started_at
+from linkmgr.libvirt.apply import Applier
+from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
+from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble
+from linkmgr.libvirt.hooks import HookAnswer, Hooks
+from linkmgr.libvirt.listing import Listing
+from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
+from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.side import Asking, LibvirtSide
+from linkmgr.libvirt.verbs import DomainVerbs
+from linkmgr.manager import LinkManager
+from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two tries of what could not be done; the last one again and again.
+PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+_LOOK = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
+_MORE = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
+_FREEING = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
+
+
+class Dialled(Protocol):
+    """A QEMU that dialled, and who it is; the listener has checked that."""
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+
+    @property
+    def uuid(self) -> str:
+        """The domain's uuid."""
+
+
+class DomainCare:
+    """Looks after libvirt's domains. An asynchronous context manager.
+
+    :param links: the verbs; entered already, and closed later.
+    :param libvirt: ``None`` does without: then only hooks tell what a domain asks for.
+    :param state: the state directory; ``None`` forgets at the end what was applied.
+    :param pauses: seconds between two tries.
+    """
+
+    def __init__(
+        self,
+        links: LinkManager,
+        libvirt: LibvirtSide | None,
+        *,
+        state: Path | None = None,
+        pauses: tuple[float, ...] = PAUSES,
+    ) -> None:
+        self.links = links
+        self.known = Domains(Journal(state))
+        self.asking = Asking(libvirt)
+        self._libvirt = libvirt
+        self._raw = RawPorts(links)
+        self.applier = Applier(links, self._raw)
+        self._hooks = Hooks(self.known, links, self._raw)
+        self.verbs = DomainVerbs(links, self.known, self.asking)
+        self._pauses = pauses
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening: list[Events | DomainEvents] = []
+
+    async def __aenter__(self) -> Self:
+        """Begin: look at what is there, and listen."""
+        await self.known.load()
+        events = self.links.events()
+        self._listening.append(events)
+        self._spawn(self._hear(events), "listen for VMs")
+        if self._libvirt is not None:
+            told = self._libvirt.events()
+            self._listening.append(told)
+            self._spawn(self._hear_libvirt(told), "listen to libvirt")
+        for vm in self.links.seen()[0]:
+            self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+        await self._raw.tidy()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop. Guests stay on the cables that they have."""
+        for listening in self._listening:
+            listening.close()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------------ what others call
+
+    async def on_new(self, dialled: Dialled) -> None:
+        """A QEMU that nobody waited for has dialled: take charge of its NICs.
+
+        :raise LinkmgrError: when that cannot be; it is told in the log and in `findings` too.
+        """
+        domain = self.known.get(dialled.uuid, dialled.name)
+        try:
+            await self.links.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
+        except LinkmgrError as error:
+            self.applier.trouble(domain, "", Trouble.of(error))
+            raise
+
+    async def on_hook(
+        self, operation: str, sub_operation: str, extra: str, domain_xml: str
+    ) -> HookAnswer:
+        """What libvirt's hook was called with. libvirt waits: never calls libvirt, never raises.
+
+        At ``started`` it waits until the cables are in; the caller bounds it.
+        """
+        return await self._hooks.on_hook(operation, sub_operation, extra, domain_xml)
+
+    async def domains(self) -> list[DomainInfo]:
+        """All guests of libvirt on this host, prepared or not, running or not.
+
+        Without a connection to libvirt those that linkmgr has to do with.
+        """
+        return await Listing(self.links, self.known, self._libvirt).all()
+
+    def findings(self) -> list[Finding]:
+        """What domains ask for and is not so."""
+        return [
+            Finding(each.code, domain.subject(alias, each), each.what, each.hint)
+            for domain in self.known
+            for alias, each in domain.troubles.items()
+        ]
+
+    # ------------------------------------------------------------------ what is heard
+
+    async def _hear(self, events: Events) -> None:
+        async for event in events:
+            try:
+                self._on_event(event)
+            except Exception:
+                log.exception("the event %s of %s was not handled", event.kind, event.subject)
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind in _LOOK:
+            self._spawn(self._look(event.subject), f"look at domain {event.subject}")
+        elif event.kind is EventKind.VM_GONE:
+            self._spawn(self._gone(event.subject), f"forget domain {event.subject}")
+        elif event.kind is EventKind.OVERFLOW:
+            for vm in self.links.seen()[0]:
+                self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+        if event.kind in _MORE:
+            self._try_again({"unknown-network", "unknown-port"})
+        elif event.kind in _FREEING:
+            self._try_again({"port-in-use", "mac-in-use"})
+            self._spawn(self._raw.tidy(), "tidy raw ports")
+
+    async def _hear_libvirt(self, events: DomainEvents) -> None:
+        async for event in events:
+            try:
+                await self._on_libvirt(event)
+            except LinkmgrError as error:
+                log.warning("libvirt: %s", error)
+            except Exception:
+                log.exception("the event %s of domain %s was not handled", event.kind, event.name)
+
+    async def _on_libvirt(self, event: DomainEvent) -> None:
+        match event.kind:
+            case DomainEventKind.CONNECTED:
+                for vm in self.links.seen()[0]:
+                    self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+            case DomainEventKind.METADATA if event.detail == CABLES:
+                self._spawn(self._look(event.name), f"look at domain {event.name}")
+            case DomainEventKind.STOPPED:
+                # Of one whose process linkmgr cannot watch nobody else tells.
+                self._spawn(self._gone(event.name), f"forget domain {event.name}")
+            case _:
+                pass
+
+    def _try_again(self, codes: set[str]) -> None:
+        for domain in self.known:
+            if any(each.code in codes for each in domain.troubles.values()):
+                self._spawn(self._look(domain.name), f"look at domain {domain.name}")
+
+    # ------------------------------------------------------------------ what is done
+
+    async def _look(self, name: str) -> None:
+        """Bring about what the domain of a VM asks for, if it is one and its process runs."""
+        vm = self._vm(name)
+        if vm is None or vm.state is not VmState.ANSWERS:
+            return
+        found = await self._identify(vm)
+        if found is None or found[0].queued:
+            return  # whoever waits already will see what there is to be seen
+        domain, process = found
+        domain.queued = True
+        async with domain.lock:
+            domain.queued = False
+            if self.known.get(domain.uuid, domain.name) is not domain:  # it ended meanwhile
+                self._spawn(self._look(name), f"look at domain {name}")
+                return
+            vm = self._vm(name)
+            if vm is None or vm.state is not VmState.ANSWERS:
+                return
+            try:
+                await self._bring_about(domain, vm, process)
+            except LinkmgrError as error:
+                waits = not isinstance(error, BadRequest)  # somebody has to write it anew
+                self.applier.trouble(domain, "", Trouble.of(error, waits=waits))
+                if waits:
+                    self._later(domain)
+            await self.known.save()
+
+    async def _bring_about(self, domain: Domain, vm: VmInfo, process: Process) -> None:
+        """As `_look`. The domain's lock is held.
+
+        :raise LinkmgrError: what it asks for is not known, or cannot be read.
+        """
+        new = domain.record is None or domain.record.process != process
+        if new and vm.running is False:
+            return  # libvirt sets links itself until it runs; and a guest on its way in has no net
+        try:
+            xml = await self.asking.live_xml(domain)
+        except LibvirtError:
+            if new and self._libvirt is None:
+                return  # without libvirt only a hook says what is asked for
+            if not new:
+                await self._carry_out(domain)  # that much is known
+            if new or (self._libvirt is not None and self._libvirt.connected):
+                raise
+            return  # while it is away nobody need ask: all is compared when it is back
+        try:
+            domain.bring(None)
+            if new:
+                domain.troubles.clear()
+                domain.record = Record(process)
+            assert domain.record is not None
+            document = read_document(xml, domain.name)
+            if domain.wired != process:
+                self.applier.look(domain, document)
+            try:
+                domain.record = domain.record.follow(cables_of(document))
+                self.applier.trouble(domain, "", None)
+                await self.known.save()  # before: what a crash cuts off is done after the restart
+                await self._carry_out(domain)
+            finally:  # also when its metadata cannot be read
+                if domain.wired != process:
+                    await self.applier.wire(domain, document)
+                    domain.wired = process
+        finally:
+            domain.applied.set()
+
+    async def _carry_out(self, domain: Domain) -> None:
+        if not await self.applier.carry_out(domain):
+            self._later(domain)
+
+    async def _gone(self, name: str) -> None:
+        """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
+        await self.links.forget_ended(name)
+        domain = self.known.find(name)
+        if domain is None:
+            return
+        async with domain.lock:
+            process = domain.record.process if domain.record else None
+            unseen = process is not None and process.pid is None and self._vm(name) is None
+            if process is None or unseen or not process.lives():
+                await self.known.ended(domain)
+
+    def _later(self, domain: Domain) -> None:
+        if domain.retry is None or domain.retry.done():
+            domain.retry = self._spawn(self._retry(domain), f"try again {domain.name}")
+
+    async def _retry(self, domain: Domain) -> None:
+        number = 0
+        while any(trouble.waits for trouble in domain.troubles.values()):
+            await asyncio.sleep(self._pauses[min(number, len(self._pauses) - 1)])
+            number += 1
+            await self._look(domain.name)
+
+    async def _identify(self, vm: VmInfo) -> tuple[Domain, Process] | None:
+        """Which domain a VM is, and which process; ``None`` if libvirt knows nothing of it."""
+        known = self.links.process_of(vm.name)
+        if known is None:
+            return None
+        process = Process(*known)
+        _, _, uuid = vm.qmp.partition(":")
+        if vm.transport is Transport.DIALS:
+            return self.known.get(uuid, vm.name), process
+        if self._libvirt is None or not self._libvirt.connected:
+            return None
+        through_libvirt = vm.transport is Transport.LIBVIRT
+        try:
+            view = await self._libvirt.domain(uuid if through_libvirt else vm.name)
+        except LinkmgrError as error:
+            log.debug("VM %s is no domain: %s", vm.name, error)
+            return None
+        seen = Process(view.pid, None if view.pid is None else started_at(view.pid))
+        if not through_libvirt and (view.pid is None or seen != process):
+            return None  # of the same name, no more
+        return self.known.get(view.uuid, vm.name), seen
+
+    def _vm(self, name: str) -> VmInfo | None:
+        return next((vm for vm in self.links.seen()[0] if vm.name == name), None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guarded(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        try:
+            await work
+        except LinkmgrError as error:
+            log.warning("%s: %s", name, error)
+        except Exception:
+            log.exception("%s: a fault", name)

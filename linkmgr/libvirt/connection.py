@@ -1,0 +1,291 @@
+"""libvirt, for asyncio: what happens to its domains, and what can be asked of them.
+
+Nothing here is needed for a cable: what libvirt is asked can fail, and be late, without harm. Read
+`Libvirt` first; `handle` is one connection, `worker` its thread, `calls` what runs in it, `lanes`
+what happens when one is held up.
+
+**One thread makes the calls**, in the order in which they were asked; two calls of this process are
+in libvirt at once only when one of them is held up. libvirt can hold a call: while a hook of that
+domain runs, and any call that lists domains with it, or while its QEMU does not answer. The call's
+own caller leaves after its `timeout`; those behind it go on, over a connection and in a thread of
+their own, after half a second. See `linkmgr.libvirt.lanes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from linkmgr.errors import LibvirtError, LibvirtUnreachable
+from linkmgr.libvirt import calls
+from linkmgr.libvirt.calls import DomainView
+from linkmgr.libvirt.domain_events import (
+    DomainEvent,
+    DomainEventKind,
+    DomainEvents,
+    DomainHub,
+    lifecycle,
+)
+from linkmgr.libvirt.handle import Handle
+from linkmgr.libvirt.lanes import Lanes
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds that a call waits when nobody says otherwise.
+TIMEOUT = 10.0
+#: Seconds between two attempts to connect: at first, and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+#: Where the daemons of ``qemu:///system`` listen.
+SOCKETS = Path("/run/libvirt")
+
+
+class Libvirt:
+    """libvirt at one URI, for as long as `run` runs.
+
+    The connection is made again whenever it is lost. While there is none, each call raises
+    `LibvirtUnreachable` at once. Every call that has a `timeout` raises it also when libvirt did
+    not answer within that many seconds, with `sent` saying whether it was asked; and
+    `LibvirtRefused` when libvirt answered with an error. A domain is named by its uuid or its name.
+
+    :param uri: as for virsh: ``qemu:///system``, ``qemu:///session``. Whether libvirtd answers or
+        virtqemud makes no difference.
+    :param run_dir: where libvirt keeps its QEMUs' pid files, by default that of the URI.
+    """
+
+    def __init__(self, uri: str, *, run_dir: Path | None = None) -> None:
+        self.uri = uri
+        self.run_dir = run_dir or default_run_dir(uri)
+        self.problem: str | None = "it has not been tried yet"  #: why there is no connection
+        self._hub = DomainHub()
+        self._handle: Handle | None = None
+        self._lanes: Lanes | None = None
+        self._up = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._handle is not None and self._handle.alive
+
+    def events(self) -> DomainEvents:
+        """Listen from now on: an async iterator, with `close`.
+
+        Its first event is `CONNECTED` once there is a connection. After each `CONNECTED` whatever
+        libvirt says has to be compared: what happened meanwhile was told to nobody. It is told
+        after the events are subscribed, so nothing is missed between the two.
+        """
+        return self._hub.listen(connected=self.connected)
+
+    async def run(self) -> None:
+        """Keep a connection, for ever; to be cancelled. Then listeners' iterations end."""
+        pause = FIRST_PAUSE
+        try:
+            while True:
+                try:
+                    _look_for_daemon(self.uri)
+                    # For as long as it takes: a libvirtd that is stopped answers when it goes on,
+                    # and each further attempt would only add to what waits for it.
+                    handle = await Handle.open(self.uri, self._subscribe)
+                except Exception as error:  # noqa: BLE001 - nobody else would connect again
+                    self._note(error)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
+                    continue
+                pause = FIRST_PAUSE
+                await self._while_connected(handle)
+        finally:
+            self._hub.close()
+
+    async def wait_connected(self, *, timeout: float = TIMEOUT) -> None:
+        """Wait until there is a connection.
+
+        :raise LibvirtUnreachable: there is none within `timeout` seconds.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._up.wait(), timeout)
+        if not self.connected:
+            raise self._unreachable("waiting for libvirt")
+
+    async def domains(self, *, timeout: float = TIMEOUT) -> list[DomainView]:
+        """All domains, by name, running or not."""
+        return await self._call(
+            "the list of domains", lambda api, made: calls.domains(api, made, self.run_dir), timeout
+        )
+
+    async def domain(self, which: str, *, timeout: float = TIMEOUT) -> DomainView:
+        """One domain.
+
+        :raise LibvirtRefused: with `no_domain`, when there is none.
+        """
+        return await self._call(
+            f"domain {which}",
+            lambda _, made: calls.view(calls.find(made, which), self.run_dir),
+            timeout,
+        )
+
+    async def xml(self, which: str, *, live: bool, timeout: float = TIMEOUT) -> str:
+        """A domain's XML, without passwords.
+
+        :param live: what holds now; else what holds for the next start. Of a domain that does not
+            run both are the same.
+        """
+        return await self._call(
+            f"the XML of domain {which}",
+            lambda api, made: calls.xml(api, made, which, live=live),
+            timeout,
+        )
+
+    async def metadata(
+        self, which: str, uri: str, *, live: bool, timeout: float = TIMEOUT
+    ) -> str | None:
+        """The element of a namespace in a domain's metadata; ``None`` if there is none.
+
+        :param live: of the running domain; else of what holds for the next start.
+        :raise LibvirtRefused: also for `live` when the domain does not run, and for the other when
+            it is transient.
+        """
+        return await self._call(
+            f"the metadata of domain {which}",
+            lambda api, made: calls.metadata(api, made, which, uri, live=live),
+            timeout,
+        )
+
+    async def set_metadata(
+        self,
+        which: str,
+        uri: str,
+        key: str,
+        xml: str | None,
+        *,
+        live: bool,
+        config: bool,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Write the element of a namespace in a domain's metadata. A `METADATA` event follows.
+
+        :param key: the prefix that libvirt gives the namespace.
+        :param xml: the element, without a declaration of the namespace's prefix or with it;
+            ``None`` removes it, and succeeds also if there is none.
+        :param live: of the running domain.
+        :param config: of what holds for the next start.
+        """
+        await self._call(
+            f"writing the metadata of domain {which}",
+            lambda api, made: calls.set_metadata(
+                api, made, which, uri=uri, key=key, text=xml, live=live, config=config
+            ),
+            timeout,
+        )
+
+    async def set_link(self, which: str, mac: str, up: bool, *, timeout: float = TIMEOUT) -> None:
+        """Set the link of a running domain's NIC, as ``virsh domif-setlink`` does.
+
+        libvirt asks QEMU only if its own idea of the link changes by this.
+
+        :raise LibvirtRefused: also when not exactly one NIC has that address.
+        """
+        await self._call(
+            f"the link of {mac} in domain {which}",
+            lambda api, made: calls.set_link(api, made, which, mac, up=up),
+            timeout,
+        )
+
+    async def _call(self, what: str, work: Callable[[Any, Any], T], timeout: float) -> T:
+        lanes = self._lanes
+        if lanes is None:
+            raise self._unreachable(what)
+        return await lanes.call(what, work, timeout)
+
+    def _unreachable(self, what: str) -> LibvirtUnreachable:
+        return LibvirtUnreachable(
+            f"{what}: there is no connection to libvirt at {self.uri}: {self.problem}",
+            hint="it is connected by itself once libvirt is there; see 'linkmgr doctor'",
+        )
+
+    async def _while_connected(self, handle: Handle) -> None:
+        """Use a connection until it is lost."""
+        self._handle, self.problem = handle, None
+        self._lanes = Lanes(handle)
+        self._up.set()
+        log.info("connected to libvirt at %s", self.uri)
+        self._hub.tell(DomainEvent(DomainEventKind.CONNECTED))
+        try:
+            await handle.lost.wait()
+            self._note(LibvirtUnreachable("the connection was lost"))
+            self._hub.tell(DomainEvent(DomainEventKind.LOST))
+        finally:
+            self._lanes.close()
+            self._handle = self._lanes = None
+            self._up.clear()
+            self.problem = self.problem or "the service ends"
+            await asyncio.shield(asyncio.create_task(handle.close(), name=f"libvirt {self.uri}"))
+
+    def _note(self, error: Exception) -> None:
+        """Say once why there is no connection."""
+        said = str(error)
+        if said != self.problem:
+            known = isinstance(error, LibvirtError)
+            log.warning("no libvirt at %s: %s", self.uri, said, exc_info=None if known else error)
+        self.problem = said
+
+    # --- events -----------------------------------------------------------------------------------
+    def _subscribe(self, handle: Handle, api: Any, connection: Any) -> None:
+        """Ask for all events that there is a kind of; in the thread."""
+        lv = api.libvirt
+        wanted = (
+            (lv.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+            (lv.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+            (lv.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
+            (lv.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
+        )
+        for number, callback in wanted:
+            with contextlib.suppress(lv.libvirtError):  # the driver has no such event
+                made = connection.domainEventRegisterAny(None, number, callback, handle)
+                handle.undo(partial(connection.domainEventDeregisterAny, made))
+
+    def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, handle: Handle) -> None:
+        if said := lifecycle(event, detail):
+            self._tell(handle, said[0], domain, said[1])
+
+    def _on_reboot(self, _: Any, domain: Any, handle: Handle) -> None:
+        self._tell(handle, DomainEventKind.REBOOTED, domain, "")
+
+    def _on_device_removed(self, _: Any, domain: Any, alias: str, handle: Handle) -> None:
+        self._tell(handle, DomainEventKind.DEVICE_REMOVED, domain, alias)
+
+    def _on_metadata(self, _: Any, domain: Any, kind: int, uri: str | None, handle: Handle) -> None:
+        del kind
+        self._tell(handle, DomainEventKind.METADATA, domain, uri or "")
+
+    def _tell(self, handle: Handle, kind: DomainEventKind, domain: Any, detail: str) -> None:
+        if handle is self._handle:  # before CONNECTED nobody knows of what to compare
+            self._hub.tell(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
+
+
+def _look_for_daemon(uri: str) -> None:
+    """Spare a host without libvirt the loading of libvirt-python.
+
+    :raise LibvirtUnreachable: no daemon has made its socket here.
+    """
+    sockets = ("virtqemud-sock", "libvirt-sock")
+    if uri == "qemu:///system" and not any((SOCKETS / name).exists() for name in sockets):
+        raise LibvirtUnreachable(
+            f"no daemon of libvirt listens in {SOCKETS}",
+            hint="'systemctl start libvirtd.socket', or virtqemud.socket, if you use libvirt",
+        )
+
+
+def default_run_dir(uri: str) -> Path:
+    """Where the libvirt of a URI keeps its QEMUs' pid files."""
+    if uri.partition("?")[0].endswith("/session"):
+        base = os.environ.get("XDG_RUNTIME_DIR")
+        place = Path(base) if base else Path.home() / ".cache"
+        return place / "libvirt/qemu/run"
+    return Path("/run/libvirt/qemu")

@@ -1,0 +1,229 @@
+"""What is known of each domain: its QEMU process, and what of its cables is done. Kept on disk.
+
+A domain's cables are applied once in the life of a QEMU process. So that a restart of linkmgr does
+not apply them again over what an operator has done since, ``domains.json`` in the state directory
+says of each process what was last asked for, NIC by NIC, and whether it was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from linkmgr.errors import LinkmgrError
+from linkmgr.journal import Journal, started_at
+from linkmgr.jsonform import Form
+from linkmgr.libvirt.metadata import Cable, Cables, parse, render
+
+log = logging.getLogger(__name__)
+
+DOCUMENT = "domains"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A QEMU: a pid is used again, so it also takes when it began (proc(5)).
+
+    Both are ``None`` for one of another pid namespace.
+    """
+
+    pid: int | None
+    started: int | None
+
+    def lives(self) -> bool:
+        """Whether it is still there, or nobody can know."""
+        return self.pid is None or started_at(self.pid) == self.started
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was last asked for one NIC.
+
+    :param done: whether it was done, or an operator has done something else since.
+    """
+
+    cable: Cable
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was asked for the NICs of one process."""
+
+    process: Process
+    wishes: Mapping[str, Wish] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wishes", MappingProxyType(dict(self.wishes)))
+
+    @property
+    def pending(self) -> list[Wish]:
+        """What is still to be done."""
+        return [wish for wish in self.wishes.values() if not wish.done]
+
+    def asked(self, nic: str) -> Cable:
+        """What was last asked for a NIC, also if nothing was."""
+        wish = self.wishes.get(nic)
+        return wish.cable if wish else Cable(nic)
+
+    def put(self, *wishes: Wish) -> Record:
+        """Have these, instead of what there was of their NICs."""
+        return replace(self, wishes={**self.wishes, **{each.cable.nic: each for each in wishes}})
+
+    def follow(self, now: Cables) -> Record:
+        """Have what is asked for now; what is as before stays done, or to be done."""
+        names = dict.fromkeys([*self.wishes, *now.of])
+        changed = [Wish(now.get(nic)) for nic in names if now.get(nic) != self.asked(nic)]
+        return self.put(*changed)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why something that a domain asks for is not so.
+
+    :param state: of the NIC, as the end of "NIC is ...".
+    :param waits: whether it is tried again by itself.
+    :param about: the NIC, if it is not the one that it is noted for.
+    """
+
+    code: str
+    what: str
+    hint: str
+    state: str | None = None
+    waits: bool = True
+    about: str | None = None
+
+    @classmethod
+    def of(cls, error: LinkmgrError, *, waits: bool = True) -> Trouble:
+        """Make one of an error."""
+        return cls(
+            error.code, error.what, error.hint or "look at the log", error.state, waits, error.nic
+        )
+
+
+class Domain:
+    """A domain. Everything that changes its cables holds `lock`.
+
+    :param brought: the XML that the hook has brought of a process that is about to run.
+    """
+
+    def __init__(self, uuid: str, name: str) -> None:
+        self.uuid = uuid
+        self.name = name
+        self.lock = asyncio.Lock()
+        self.record: Record | None = None
+        self.troubles: dict[str, Trouble] = {}  #: by alias; of the whole domain without one
+        self.brought: str | None = None
+        self.bringing = asyncio.Event()  #: set while there is such XML
+        self.applied = asyncio.Event()  #: set when all is done for its process that can be now
+        self.wired: Process | None = None  #: of which process the wiring was looked at
+        self.queued = False  #: somebody waits for the lock to look at everything
+        self.hooks = 0  #: of it that libvirt waits for now
+        self.retry: asyncio.Task[None] | None = None
+
+    def bring(self, xml: str | None) -> None:
+        """Have the XML of a process that is about to run, or no more."""
+        self.brought = xml
+        if xml is None:
+            self.bringing.clear()
+        else:
+            self.bringing.set()
+
+    def subject(self, alias: str, trouble: Trouble | None = None) -> str:
+        """Whom a trouble is about that is noted for a NIC, or for all of the domain."""
+        if trouble and trouble.about:
+            return trouble.about
+        return f"{self.name}/{alias}" if alias else self.name
+
+
+class Domains:
+    """All domains that linkmgr has to do with, by uuid.
+
+    :param journal: of the state directory.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._known: dict[str, Domain] = {}
+        self._written: object = None
+
+    def __iter__(self) -> Iterator[Domain]:
+        return iter(list(self._known.values()))
+
+    def get(self, uuid: str, name: str) -> Domain:
+        """A domain, made if it is new. It may have been renamed."""
+        domain = self._known.setdefault(uuid.lower(), Domain(uuid.lower(), name))
+        domain.name = name
+        return domain
+
+    def find(self, name: str) -> Domain | None:
+        """The domain of that name that has a process, else any of that name."""
+        found = [each for each in self if each.name == name]
+        return next((each for each in found if each.record), found[0] if found else None)
+
+    async def load(self) -> None:
+        """Read what an earlier run knew; leave out what has ended since."""
+        found = await self._journal.read(DOCUMENT, _read)
+        for uuid, (name, record) in (found or {}).items():
+            if record.process.lives():
+                self.get(uuid, name).record = record
+        self._written = object()
+        await self.save()
+
+    async def save(self) -> None:
+        """Write it down, if it has changed. What cannot be written is told in the log.
+
+        That is no reason not to plug: after a restart it would be plugged again, which does nothing
+        unless somebody has plugged it elsewhere since.
+        """
+        known = {
+            each.uuid: {"name": each.name, **_form(each.record)} for each in self if each.record
+        }
+        if known == self._written:
+            return
+        try:
+            await self._journal.write(DOCUMENT, {"domains": known} if known else None)
+        except LinkmgrError as error:
+            log.error("what is done of the domains' cables: %s", error)  # noqa: TRY400
+        else:
+            self._written = known
+
+    async def ended(self, domain: Domain) -> None:
+        """The domain's process has ended: nothing of it is kept."""
+        domain.record = domain.wired = None
+        domain.troubles.clear()
+        domain.applied.clear()
+        if domain.hooks <= 1 and domain.brought is None:  # a hook that says so is one itself
+            self._known.pop(domain.uuid, None)
+        await self.save()
+
+
+def _form(record: Record) -> dict[str, object]:
+    return {
+        "pid": record.process.pid,
+        "started": record.process.started,
+        "cables": render(Cables({nic: wish.cable for nic, wish in record.wishes.items()})),
+        "undone": [wish.cable.nic for wish in record.pending],
+    }
+
+
+def _read(form: Form) -> dict[str, tuple[str, Record]]:
+    return form.children("domains", _read_domain)
+
+
+def _read_domain(form: Form) -> tuple[str, Record]:
+    process = Process(
+        form.integer("pid") if "pid" in form else None,
+        form.integer("started") if "started" in form else None,
+    )
+    undone = form.raw("undone")
+    waits = {str(each) for each in undone} if isinstance(undone, list) else set()
+    try:
+        cables = parse(form.text("cables"))
+    except LinkmgrError as error:
+        raise ValueError(str(error)) from None
+    wishes = {nic: Wish(cable, nic not in waits) for nic, cable in cables.of.items()}
+    return form.text("name"), Record(process, wishes)

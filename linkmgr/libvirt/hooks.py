@@ -1,0 +1,148 @@
+"""What libvirt's hook tells. libvirt waits for the answer: nothing here asks libvirt.
+
+The hook brings the domain's XML, so that what it asks for is known without libvirt, and it can
+wait until the cables are in. Without a hook all of this works a little later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from linkmgr.errors import BadMetadata, LinkmgrError
+from linkmgr.libvirt.apply import summary
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.domains import Domain, Domains
+from linkmgr.libvirt.metadata import Cables, cables_of, read_document
+from linkmgr.libvirt.migration import expect
+from linkmgr.libvirt.nics import domain_name
+from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.records import records_of
+from linkmgr.manager import LinkManager
+from linkmgr.model import VmState
+
+log = logging.getLogger(__name__)
+
+MOST = 3.0  #: seconds that libvirt may wait; the hook itself gives up sooner
+LOOK = 0.1  #: seconds between two looks whether there is anything to wait for
+
+#: Operations of libvirt's hook before a process runs; each brings what that process is to have.
+_COMING = {"prepare", "start", "restore", "migrate"}
+
+
+@dataclass(frozen=True)
+class HookAnswer:
+    """What the hook is answered.
+
+    :param ok: whether the domain may be started as it is.
+    :param said: what is wrong, or what was done.
+    """
+
+    ok: bool
+    said: str
+
+
+class Hooks:
+    """Answers the hook.
+
+    :param known: all domains.
+    :param links: the verbs.
+    :param raw: the networks of raw ports.
+    """
+
+    def __init__(self, known: Domains, links: LinkManager, raw: RawPorts) -> None:
+        self._known = known
+        self._links = links
+        self._raw = raw
+
+    async def on_hook(
+        self, operation: str, sub_operation: str, extra: str, domain_xml: str
+    ) -> HookAnswer:
+        """See `DomainCare.on_hook`."""
+        del extra
+        try:
+            document = read_document(domain_xml)
+            uuid = document.root.find("uuid")
+            if uuid is None:
+                raise BadMetadata("the XML has no <uuid>", hint="see which hook called")
+        except LinkmgrError as error:
+            return HookAnswer(False, str(error))
+        domain = self._known.get(uuid.text.strip(), domain_name(document))
+        domain.hooks += 1
+        try:
+            async with asyncio.timeout(MOST):
+                return await self._answer(domain, operation, sub_operation, document, domain_xml)
+        except TimeoutError:
+            return HookAnswer(False, f"not all is done within {MOST:g} s; it is done later")
+        except LinkmgrError as error:
+            return HookAnswer(False, str(error))
+        finally:
+            domain.hooks -= 1
+
+    async def _answer(
+        self, domain: Domain, operation: str, sub_operation: str, document: Document, xml: str
+    ) -> HookAnswer:
+        if operation in _COMING:
+            domain.applied.clear()
+            domain.bring(xml)
+            if operation == "migrate":
+                return await self._expected(domain, document)
+            cables_of(document)
+            return HookAnswer(True, "its cables are plugged when it runs")
+        if operation == "started":
+            return await self._started(domain, document, xml)
+        if operation in ("stopped", "release"):
+            domain.bring(None)
+            await self._links.reservations.end_all(domain.name)
+            await self._freed(domain)
+            return HookAnswer(True, "nothing of it is left")
+        return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
+
+    async def _expected(self, domain: Domain, document: Document) -> HookAnswer:
+        """It is about to come from another host: hold a place for each cable, or refuse it."""
+        try:
+            held = await expect(self._links.reservations, self._raw, document)
+        except LinkmgrError:
+            domain.bring(None)
+            raise
+        return HookAnswer(True, f"held for it: {', '.join(held) or 'nothing'}")
+
+    async def _started(self, domain: Domain, document: Document, xml: str) -> HookAnswer:
+        """Wait until the cables are in. `applied` is unset since the hook was called before."""
+        try:
+            wanted = cables_of(document)
+        except BadMetadata:
+            wanted = Cables()
+            raise
+        finally:
+            if not domain.applied.is_set():
+                domain.bring(xml)
+        if not wanted.of or not records_of(document):
+            return HookAnswer(True, "it asks for no cables")
+        while not domain.applied.is_set():
+            try:
+                await asyncio.wait_for(domain.applied.wait(), LOOK)
+            except TimeoutError:
+                if self._is_paused(domain):
+                    return HookAnswer(True, "its cables are plugged when it is resumed")
+        if domain.troubles:
+            return HookAnswer(False, summary(domain.troubles, domain.name))
+        said = "; ".join(f"{domain.name}/{each.nic}: {each}" for each in wanted.of.values())
+        return HookAnswer(True, said)
+
+    async def _freed(self, domain: Domain) -> None:
+        """Wait until what the process held is free. Another one may come after that."""
+        process = domain.record.process if domain.record else None
+        while process and domain.record and domain.record.process == process:
+            if process.lives():
+                return  # it has not ended after all
+            await asyncio.sleep(LOOK / 5)  # `DomainCare` does it as soon as it sees the end
+        if domain.record is None:
+            await self._known.ended(domain)
+
+    def _is_paused(self, domain: Domain) -> bool:
+        return any(
+            vm.name == domain.name and vm.state is VmState.ANSWERS and vm.running is False
+            for vm in self._links.seen()[0]
+        )

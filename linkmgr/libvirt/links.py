@@ -1,0 +1,305 @@
+"""Link state in two places that agree: what libvirt says of a NIC, and what linkmgr does.
+
+``virsh domif-setlink`` goes to QEMU through libvirt's own monitor and emits no event. But libvirt
+writes its record of the domain anew (`linkmgr.libvirt.status`): that is the doorbell. What libvirt
+says then is compared with what it said before. If it has changed, the operator wants it so. If
+not, and the NIC's link is another one, then linkmgr has changed it, and libvirt is told.
+
+libvirt is told what the guest sees: an unplugged NIC is down, so ``domif-getlink`` says down.
+``domif-setlink up`` on it is kept as a wish, shown at the next plug, and taken back in libvirt.
+
+Both directions are one comparison, made for one domain at a time, of what is then; so neither runs
+after the echo of the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asyncinotify import Inotify, Mask
+
+from linkmgr.errors import LinkmgrError
+from linkmgr.events import EventKind
+from linkmgr.journal import started_at
+from linkmgr.libvirt.status import BadStatus, Status, read_status
+from linkmgr.manager import LinkManager
+from linkmgr.model import LinkState, Nic, NicState
+
+log = logging.getLogger(__name__)
+
+PAUSE = 5.0  #: seconds until what failed, or was not there, is tried again
+
+#: Sets a link in libvirt: uuid of the domain, MAC of the NIC, whether it is up.
+SetLink = Callable[[str, str, bool], Awaitable[None]]
+
+_WRITTEN = Mask.MOVED_TO | Mask.CLOSE_WRITE
+_GONE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED | Mask.UNMOUNT
+#: After these a NIC's link may be another one, or it can be known what it is.
+_TELLING = {
+    EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED, EventKind.PLUGGED,
+    EventKind.REPLUGGED, EventKind.UNPLUGGED, EventKind.LINK, EventKind.VM_REMOVED,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be done about one NIC.
+
+    :param wish: what the operator asked for through libvirt.
+    :param show: whether the guest is to be shown its link again: libvirt has set another one.
+    :param tell: what libvirt is to be told.
+    """
+
+    wish: LinkState | None = None
+    show: bool = False
+    tell: LinkState | None = None
+
+
+def link_of(nic: Nic) -> LinkState | None:
+    """The link that a NIC is to show, without the flaps of a swap; ``None`` when that is nobody's.
+
+    Not `Nic.link`: in the middle of a swap it is down for a moment, and nobody asked for that.
+    """
+    match nic.state:
+        case NicState.PLUGGED:
+            return nic.wanted_link
+        case NicState.FOREIGN:  # whoever plugged it may have set its link, too
+            return nic.wanted_link if nic.link is not None else None
+        case NicState.UNPLUGGED:  # one that migrates here keeps its carrier until it is plugged
+            return LinkState.DOWN if nic.link is not None else None
+        case NicState.UNMANAGED | NicState.UNKNOWN | NicState.GONE:
+            return None
+
+
+def compare(before: LinkState | None, said: LinkState, nic: Nic) -> Verdict:
+    """Say what is to be done about a NIC.
+
+    :param before: what libvirt said the last time, or was told; ``None`` when that is not known:
+        then what it says is nobody's wish.
+    :param said: what libvirt says now.
+    """
+    shown = link_of(nic)
+    if shown is None or said is shown:
+        return Verdict()
+    if before is None or said is before:
+        return Verdict(tell=shown)
+    if nic.state is NicState.UNPLUGGED:  # so libvirt says up, and has made it so
+        return Verdict(wish=said, show=True, tell=shown)
+    return Verdict(wish=said)
+
+
+@dataclass
+class _Domain:
+    """What libvirt said of a running domain.
+
+    :param life: which QEMU process; what was said of another one says nothing of this one.
+    """
+
+    life: str
+    said: dict[str, LinkState] = field(default_factory=dict)
+
+
+class LinkFollower:
+    """Keeps link state in libvirt and in linkmgr the same. `run` is a task for its whole life.
+
+    :param run_dir: where libvirt keeps its status files; without it nothing happens, until it is
+        there. Domains are the VMs of the same name.
+    :param set_link: tells libvirt; ``None`` when there is no connection to it.
+    :param kept: a file in which is kept what libvirt said, so that what an operator does while
+        linkmgr is away is seen when it is back. ``None`` keeps nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        links: LinkManager,
+        *,
+        set_link: SetLink | None = None,
+        kept: Path | None = None,
+    ) -> None:
+        self._run_dir = run_dir
+        self._links = links
+        self._set_link = set_link
+        self._kept = kept
+        self._domains: dict[str, _Domain] = {}  # by name
+        self._bells: dict[str, asyncio.Event] = {}
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._trouble: dict[str, str] = {}
+        self._saving = asyncio.Lock()
+        self._saved = ""
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        await asyncio.to_thread(self.load)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._hear_libvirt())
+                tasks.create_task(self._hear_links())
+        finally:
+            serving = list(self._serving.values())
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+    def ring(self, vm: str) -> None:
+        """Look at a domain, soon; again if that is going on."""
+        bell = self._bells.setdefault(vm, asyncio.Event())
+        bell.set()
+        if vm not in self._serving:
+            task = asyncio.create_task(self._serve(vm, bell), name=f"links of {vm}")
+            self._serving[vm] = task
+            task.add_done_callback(lambda _: self._serving.pop(vm, None))
+
+    def ring_all(self) -> None:
+        """Look at all domains: something may have been missed."""
+        for vm in self._links.seen()[0]:
+            self.ring(vm.name)
+
+    async def look(self, vm: str) -> None:
+        """Compare one domain's NICs with what libvirt says of them, and make both agree.
+
+        Not for two callers at once with one domain; `ring` sees to that.
+
+        :raise LinkmgrError: when something cannot be done; look again.
+        :raise BadStatus: when libvirt's file cannot be understood.
+        """
+        if vm not in {each.name for each in self._links.seen()[0]}:
+            if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
+                async with self._saving:
+                    await asyncio.to_thread(self._save)
+            return
+        status = await asyncio.to_thread(read_status, self._run_dir / f"{vm}.xml")
+        if status is None or status.name != vm:
+            self._domains.pop(vm, None)
+            return
+        domain = self._domain(status)
+        try:
+            for nic in [nic for nic in self._links.seen()[1] if nic.ref.vm == vm]:
+                about = status.nics.get(nic.ref.alias)
+                if about is None or about.mac != nic.mac or link_of(nic) is None:
+                    continue
+                if nic.ref in self._links.reservations:
+                    continue  # it comes from another host, and what libvirt says came with it
+                before = domain.said.get(nic.ref.alias)
+                domain.said[nic.ref.alias] = about.link
+                await self._agree(domain, status, nic, compare(before, about.link, nic))
+        finally:
+            async with self._saving:
+                await asyncio.to_thread(self._save)
+
+    async def _agree(self, domain: _Domain, status: Status, nic: Nic, verdict: Verdict) -> None:
+        alias, ref = nic.ref.alias, nic.ref
+        if verdict.wish is not None:
+            log.info("%s: link %s, as libvirt was told", ref, verdict.wish)
+            try:
+                await self._links.set_link(ref, verdict.wish)
+            except LinkmgrError:
+                # It is still to be taken: libvirt says it, and is to be believed the next time.
+                domain.said[alias] = _other(verdict.wish)
+                raise
+        if verdict.show:
+            await self._links.show_link(ref)
+        if verdict.tell is not None and self._set_link is not None:
+            # Whether it came to pass is not known if this fails: then what is said is no wish.
+            del domain.said[alias]
+            up = verdict.tell is LinkState.UP
+            await self._set_link(status.uuid, status.nics[alias].mac, up)
+            domain.said[alias] = verdict.tell
+
+    def _domain(self, status: Status) -> _Domain:
+        began = started_at(status.pid) if status.pid else None
+        life = f"{status.uuid} {status.pid} {began}"
+        known = self._domains.get(status.name)
+        if known is None or known.life != life:
+            known = self._domains[status.name] = _Domain(life)
+        return known
+
+    async def _serve(self, vm: str, bell: asyncio.Event) -> None:
+        while bell.is_set():
+            bell.clear()
+            try:
+                await self.look(vm)
+                self._trouble.pop(vm, None)
+            except (LinkmgrError, BadStatus) as error:
+                if self._trouble.get(vm) != str(error):
+                    self._trouble[vm] = str(error)
+                    log.warning("VM %s: link state and libvirt do not agree yet: %s", vm, error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait(), PAUSE)
+                if vm in {each.name for each in self._links.seen()[0]}:
+                    bell.set()
+            except Exception:
+                log.exception("VM %s: link state cannot be compared with libvirt", vm)
+
+    async def _hear_libvirt(self) -> None:
+        while True:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                await self._hear_directory()
+            await asyncio.sleep(PAUSE)
+
+    async def _hear_directory(self) -> None:
+        with Inotify() as inotify:
+            inotify.add_watch(self._run_dir, _WRITTEN | Mask.DELETE_SELF | Mask.MOVE_SELF)
+            self.ring_all()
+            async for event in inotify:
+                if event.mask & _GONE:
+                    return
+                if event.mask & Mask.Q_OVERFLOW:
+                    self.ring_all()
+                elif event.name is not None and event.name.suffix == ".xml":
+                    self.ring(event.name.stem)
+
+    async def _hear_links(self) -> None:
+        events = self._links.events()
+        try:
+            async for event in events:
+                if event.kind in _TELLING:
+                    self.ring(event.subject.partition("/")[0])
+                elif event.kind is EventKind.OVERFLOW:
+                    self.ring_all()
+        finally:
+            events.close()
+
+    # --- what is kept over a restart ----------------------------------------------------------
+    def load(self) -> None:
+        """Read what an earlier run kept; `run` does it. Blocks."""
+        if self._kept is None:
+            return
+        try:
+            found = json.loads(self._kept.read_bytes())
+            self._domains = {
+                str(vm): _Domain(life, {alias: LinkState(each) for alias, each in said.items()})
+                for vm, (life, said) in found.items()
+            }
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.warning("%s cannot be read; what was set while linkmgr was away is not seen: %s",
+                        self._kept, error)  # fmt: skip
+
+    def _save(self) -> None:
+        if self._kept is None:
+            return
+        text = json.dumps({vm: [each.life, each.said] for vm, each in self._domains.items()})
+        if text == self._saved:
+            return
+        temporary = self._kept.with_name(f"{self._kept.name}.tmp")
+        try:
+            if self._domains:
+                temporary.write_text(text)
+                temporary.replace(self._kept)
+            else:
+                self._kept.unlink(missing_ok=True)
+            self._saved = text
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._kept, error)
+
+
+def _other(link: LinkState) -> LinkState:
+    return LinkState.DOWN if link is LinkState.UP else LinkState.UP

@@ -1,0 +1,347 @@
+"""The socket that QEMUs dial: one for all guests, which are known by who they are, not by a path.
+
+A prepared domain has a monitor that dials this socket, and again each second while nobody listens
+(``-chardev socket,server=off,reconnect=1``). So a guest boots and runs without the service, and is
+there by itself when the service is. What a QEMU says of itself is checked against what libvirt says
+of its process (`linkmgr.libvirt.identity`); who is no QEMU of libvirt's is hung up on, unheard.
+
+Each connection has a task of its own: a guest that is slow, or says nothing, keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
+from linkmgr.journal import started_at
+from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid
+from linkmgr.model import Transport
+from linkmgr.qmp import Monitor
+from linkmgr.qmp.dialer import dials
+
+__all__ = ["MonitorListener", "Dialled"]  # noqa: RUF022 - most important first
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0  #: seconds until a connection that nobody has taken is offered again
+PAUSE = 0.2  #: seconds in which a process that was refused is not looked at again
+GREETING = 2  #: connections of one process that may be in the negotiation at once
+LOOKING = 16  #: processes that are looked at at once; the others wait in the kernel
+_REMEMBERED = 1000  # refusals, so that each is told of once
+
+Identify = Callable[[socket.socket], Dialled]
+OnNew = Callable[[Dialled], Awaitable[None]]
+_Process = tuple[int, int | None]  # pid, and when it began
+
+
+@dataclass(eq=False)
+class _Offer:
+    """A connection that nobody has taken yet."""
+
+    who: Dialled
+    monitor: Monitor
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
+class _Guest:
+    """One uuid.
+
+    :param used: the connection that was last taken.
+    :param waiting: those who want the next one, in the order in which they came.
+    """
+
+    offer: _Offer | None = None
+    used: Monitor | None = None
+    waiting: deque[asyncio.Future[Monitor]] = field(default_factory=deque)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.offer or self.waiting or (self.used and not self.used.gone))
+
+
+class MonitorListener:
+    """Takes the calls of QEMUs. ``async with`` owns the socket and all that nobody has taken.
+
+    A connection goes to whoever waits for its uuid (a `Qemu` that dials again, a recovery). Else
+    `on_new` is told of it, and again each second for as long as nobody takes it; a connection that
+    is refused would only be made again by QEMU, each second. A `LinkmgrError` of it is logged.
+
+    :param sock: listening.
+    :param identify: says which domain's QEMU is at the other end; called in a thread.
+    :param on_new: has the guest added, as ``dials:UUID``.
+    :param timeout: seconds that a QEMU may take for its greeting, and for each answer.
+    """
+
+    def __init__(
+        self, sock: socket.socket, identify: Identify, on_new: OnNew, *, timeout: float = 5.0
+    ) -> None:
+        self._sock = sock
+        self._identify = identify
+        self._on_new = on_new
+        self._timeout = timeout
+        self._guests: dict[str, _Guest] = {}
+        self._greeting: Counter[int] = Counter()  # by pid
+        self._looking = asyncio.Semaphore(LOOKING)
+        self._refused: dict[_Process, float] = {}  # when
+        self._told: OrderedDict[tuple[_Process, str], None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._sock.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(), name="monitor listener")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, return_exceptions=True)
+        self._sock.close()
+        await asyncio.sleep(0)  # a task that has not begun would leave its socket open
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def dialer(self, address: str) -> ListenerDialer:
+        """Make the `Dialer` of ``dials:UUID``."""
+        return ListenerDialer(self, address.partition(":")[2])
+
+    async def wait_for(self, domain: str, who: str, timeout: float) -> Monitor:
+        """Take the connection that a QEMU has made, or the next one that it makes.
+
+        :param domain: its uuid.
+        :param timeout: seconds to wait.
+        :raise MonitorUnreachable: it has not dialled by then.
+        """
+        guest = self._guests.setdefault(domain, _Guest())
+        try:
+            if (offer := guest.offer) is not None and not offer.monitor.gone:
+                return self._take(guest, offer)
+            call: asyncio.Future[Monitor] = asyncio.get_running_loop().create_future()
+            guest.waiting.append(call)
+            try:
+                async with asyncio.timeout(timeout):
+                    return await call
+            except BaseException:
+                if call.done() and not call.cancelled():
+                    # Who waited has left in the very moment: QEMU dials again, for the next one.
+                    self._start(call.result().close(), "close a monitor")
+                raise
+            finally:
+                with contextlib.suppress(ValueError):
+                    guest.waiting.remove(call)
+        except TimeoutError as error:
+            raise MonitorUnreachable(
+                f"the QEMU of {who} has not dialled within {timeout:g} s",
+                hint="look whether it runs, and was prepared to dial this service: linkmgr prepare",
+            ) from error
+        finally:
+            self._tidy(domain)
+
+    # ------------------------------------------------------------------ one call
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._looking.acquire()
+            try:
+                sock, _ = await loop.sock_accept(self._sock)
+            except BaseException as error:
+                self._looking.release()
+                if not isinstance(error, OSError):
+                    raise
+                # No fd is free just now, or the peer has gone again.
+                log.warning("monitor listener: cannot take a connection: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            self._start(self._serve(sock), "monitor listener call")
+
+    async def _serve(self, sock: socket.socket) -> None:
+        who = None
+        try:
+            who = await self._who(sock)
+        finally:
+            self._looking.release()
+            if who is None:
+                sock.close()
+        if who is None:
+            return
+        self._greeting[who.pid] += 1
+        try:
+            monitor = await self._greeted(sock, who)
+        finally:
+            self._greeting -= Counter([who.pid])
+        if monitor is not None:
+            await self._hand_on(who, monitor)
+
+    async def _who(self, sock: socket.socket) -> Dialled | None:
+        try:
+            pid = peer_pid(sock)
+        except Stranger as error:
+            log.warning("monitor listener: a stranger was refused: %s", error)
+            return None
+        now = asyncio.get_running_loop().time()
+        process = (pid, started_at(pid))
+        self._refused = {p: at for p, at in self._refused.items() if now - at < PAUSE}
+        if process in self._refused:
+            return None
+        try:
+            who = await asyncio.to_thread(self._identify, sock)
+        except Stranger as error:
+            self._refuse(process, str(error))
+            return None
+        except Exception:
+            log.exception("monitor listener: pid %d cannot be looked at", pid)
+            return None
+        return who if self._greeting[pid] < GREETING else None
+
+    async def _greeted(self, sock: socket.socket, who: Dialled) -> Monitor | None:
+        """Negotiate, and compare what QEMU says of itself."""
+        process = (who.pid, started_at(who.pid))
+        try:
+            monitor = await Monitor.over(sock, name=f"VM {who.name}", timeout=self._timeout)
+        except MonitorError as error:
+            self._refuse(process, f"domain {who.name}: {error}")
+            return None
+        try:
+            said = [await monitor.execute(each) for each in ("query-uuid", "query-name")]
+            wrong = _what_is_wrong(who, *said)
+            if wrong is None:
+                return monitor
+        except MonitorError as error:
+            wrong = f"domain {who.name}: {error}"
+        except BaseException:
+            await monitor.close()
+            raise
+        self._refuse(process, wrong)
+        await monitor.close()
+        return None
+
+    def _refuse(self, process: _Process, why: str) -> None:
+        self._refused[process] = asyncio.get_running_loop().time()
+        self._tell(process, f"pid {process[0]} was refused: {why}")
+
+    def _tell(self, process: _Process, what: str) -> None:
+        """Say it once of each process: QEMU dials again each second."""
+        if (process, what) not in self._told:
+            log.warning("monitor listener: %s", what)
+        self._told[process, what] = None
+        self._told.move_to_end((process, what))
+        if len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+
+    # ------------------------------------------------------------------ whose it is
+
+    async def _hand_on(self, who: Dialled, monitor: Monitor) -> None:
+        """Give the connection to who waits for it, or keep it until somebody wants it."""
+        guest = self._guests.setdefault(who.uuid, _Guest())
+        offer = _Offer(who, monitor)
+        before, guest.offer = guest.offer, offer
+        for call in guest.waiting:
+            if not call.done():
+                call.set_result(self._take(guest, offer))
+                break
+        try:
+            if before is not None:  # QEMU has given that one up, or has two monitors that dial
+                await before.monitor.close()
+            await self._until_taken(guest, offer)
+            if offer.taken.is_set():
+                await monitor.wait_gone()
+        finally:
+            if guest.used is monitor:
+                guest.used = None
+            if guest.offer is offer:
+                guest.offer = None
+            self._tidy(who.uuid)
+            if not offer.taken.is_set():
+                await monitor.close()
+
+    async def _until_taken(self, guest: _Guest, offer: _Offer) -> None:
+        ends = asyncio.create_task(offer.monitor.wait_gone())
+        taken = asyncio.create_task(offer.taken.wait())
+        try:
+            while not (taken.done() or ends.done() or guest.offer is not offer):
+                used = guest.used
+                if used is None or used.gone or used.pid != offer.who.pid:
+                    await self._ask(offer.who)
+                await asyncio.wait(
+                    {ends, taken}, timeout=RETRY, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            for each in (ends, taken):
+                each.cancel()
+            await asyncio.gather(ends, taken, return_exceptions=True)
+
+    async def _ask(self, who: Dialled) -> None:
+        try:
+            await self._on_new(who)
+        except LinkmgrError as error:
+            process = (who.pid, started_at(who.pid))
+            self._tell(process, f"domain {who.name} dialled, and cannot be added: {error}")
+        except Exception:
+            log.exception("domain %s dialled: a fault while it was added", who.name)
+
+    def _take(self, guest: _Guest, offer: _Offer) -> Monitor:
+        guest.offer, guest.used = None, offer.monitor
+        offer.taken.set()
+        return offer.monitor
+
+    def _tidy(self, domain: str) -> None:
+        if (guest := self._guests.get(domain)) is not None and guest.idle:
+            del self._guests[domain]
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("monitor listener: a fault", exc_info=error)
+
+
+class ListenerDialer:
+    """The `Dialer` of one QEMU that dials: it waits."""
+
+    transport = Transport.DIALS
+
+    def __init__(self, listener: MonitorListener, domain: str) -> None:
+        self._listener = listener
+        self._domain = domain
+        self.address = dials(domain)
+
+    async def dial(self, who: str, timeout: float) -> Monitor:
+        """See `Dialer.dial`."""
+        return await self._listener.wait_for(self._domain, who, timeout)
+
+    def forsaken(self, error: Exception) -> bool:
+        """See `Dialer.forsaken`."""
+        return isinstance(error, MonitorUnreachable) and isinstance(error.__cause__, TimeoutError)
+
+
+def _what_is_wrong(who: Dialled, its_uuid: object, its_name: object) -> str | None:
+    """What QEMU says of itself and libvirt does not say of it."""
+    uuid = its_uuid.get("UUID") if isinstance(its_uuid, dict) else None
+    if not isinstance(uuid, str) or uuid.lower() != who.uuid:
+        return f"it is the QEMU of domain {who.name}, and says that its uuid is {ascii(uuid)[:60]}"
+    name = its_name.get("name") if isinstance(its_name, dict) else None
+    if name != who.name:
+        return f"it is the QEMU of domain {who.name}, and says that its name is {ascii(name)[:60]}"
+    return None

@@ -1,0 +1,120 @@
+"""All guests of libvirt on this host: what linkmgr knows of them, and what only libvirt does."""
+
+from __future__ import annotations
+
+from linkmgr.errors import LinkmgrError
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.domains import Domains
+from linkmgr.libvirt.metadata import Cables, cables_of, read_document
+from linkmgr.libvirt.nics import DomainNic, nics_of
+from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.refusals import KINDS
+from linkmgr.libvirt.side import LibvirtSide
+from linkmgr.manager import LinkManager
+from linkmgr.model import DomainInfo, DomainNicInfo, LinkState, Nic, VmInfo
+
+_SOURCES = ("bridge", "network", "dev", "path")  #: of ``<source>``, where libvirt's NIC leads
+
+
+class Listing:
+    """One look.
+
+    :param links: knows the VMs that it takes care of.
+    :param libvirt: ``None`` does without.
+    """
+
+    def __init__(self, links: LinkManager, known: Domains, libvirt: LibvirtSide | None) -> None:
+        self._known = known
+        self._libvirt = libvirt
+        vms, nics = links.seen()
+        self._vms = {vm.name: vm for vm in vms}
+        self._nics = {(nic.ref.vm, nic.ref.alias): nic for nic in nics}
+
+    async def all(self) -> list[DomainInfo]:
+        """All domains, by name.
+
+        :raise LibvirtError: when libvirt does not answer, though it is connected.
+        """
+        if self._libvirt is None or not self._libvirt.connected:
+            return [self._unseen(each.name, each.uuid) for each in self._known if each.record]
+        found = []
+        for view in await self._libvirt.domains():
+            domain = next((each for each in self._known if each.uuid == view.uuid.lower()), None)
+            if domain is not None and domain.hooks:  # libvirt would not answer
+                found.append(self._unseen(view.name, view.uuid))
+                continue
+            try:
+                document = read_document(await self._libvirt.xml(view.uuid, live=True), view.name)
+            except LinkmgrError:  # it is gone by now, say
+                continue
+            found.append(self._of(view.name, view.uuid, str(view.state), view.active, document))
+        return found
+
+    def _of(self, name: str, uuid: str, state: str, active: bool, document: Document) -> DomainInfo:
+        prepared = records_of(document)
+        try:
+            cables = cables_of(document)
+        except LinkmgrError:  # `check` says what is wrong
+            cables = Cables()
+        vm = self._vms.get(name) if active else None
+        nics = tuple(
+            self._nic(name if vm else "", each, each.alias in prepared, cables)
+            for each in nics_of(document)
+        )
+        could = [
+            nic for nic, info in zip(nics_of(document), nics, strict=True)
+            if not info.prepared and nic.kind in KINDS
+        ]  # fmt: skip
+        return DomainInfo(
+            name=name,
+            uuid=uuid,
+            state=state,
+            transport=vm.transport if vm else None,
+            prepared=all(nic.prepared for nic in nics),
+            command=f"linkmgr prepare {name} --define" if could else None,
+            nics=nics,
+        )
+
+    def _nic(self, vm: str, nic: DomainNic, prepared: bool, cables: Cables) -> DomainNicInfo:
+        seen = self._nics.get((vm, nic.alias))
+        link = nic.element.get("link", "state") or "up"
+        wanted = cables.of.get(nic.alias)
+        if seen is not None:
+            return _of_linkmgr(seen, prepared, str(wanted) if wanted else None)
+        source = next(
+            (found for each in _SOURCES if (found := nic.element.get("source", each))), None
+        )
+        return DomainNicInfo(
+            alias=nic.alias,
+            mac=nic.mac,
+            model=nic.element.get("model", "type") or "?",
+            prepared=prepared,
+            network=None if prepared else f"{nic.kind} {source}" if source else nic.kind,
+            link=None if prepared else LinkState(link) if link in set(LinkState) else None,
+            device=None if prepared else nic.element.get("target", "dev") or None,
+            wanted=str(wanted) if wanted else None,
+        )
+
+    def _unseen(self, name: str, uuid: str) -> DomainInfo:
+        """A domain of which libvirt says nothing now."""
+        vm: VmInfo | None = self._vms.get(name)
+        nics = [nic for (owner, _), nic in self._nics.items() if owner == name]
+        made = tuple(_of_linkmgr(nic, nic.wiring is not None, None) for nic in nics)
+        transport = vm.transport if vm else None
+        return DomainInfo(name, uuid, "unknown", transport, True, None, made)
+
+
+def _of_linkmgr(nic: Nic, prepared: bool, wanted: str | None) -> DomainNicInfo:
+    here = nic.connection
+    return DomainNicInfo(
+        alias=nic.ref.alias,
+        mac=nic.mac,
+        model=nic.model,
+        prepared=prepared,
+        wiring=nic.wiring,
+        state=nic.state,
+        network=str(here.port) if here else None,
+        link=nic.link,
+        device=here.device if here else None,
+        wanted=wanted,
+    )

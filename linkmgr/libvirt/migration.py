@@ -1,0 +1,48 @@
+"""Guests that come from another host: what they need is made ready, or refused, before they leave.
+
+A domain's cables travel in its XML. libvirt asks this host's hook before it starts a QEMU for the
+guest, and gives the migration up if the hook says no: the guest then runs on where it is. What
+follows is as at any other start; see docs/migration.md.
+"""
+
+from __future__ import annotations
+
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.metadata import cables_of
+from linkmgr.libvirt.nics import DomainNic, domain_name, nics_of
+from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.records import records_of
+from linkmgr.model import DEFAULT_MTU
+from linkmgr.reservations import Reservations
+
+
+async def expect(reservations: Reservations, raw: RawPorts, document: Document) -> list[str]:
+    """Hold a place for each cable of a domain that is about to be migrated to this host.
+
+    :return: what is held, as ``NIC on TARGET``.
+    :raise LinkmgrError: about the first NIC that cannot be plugged here; nothing is held.
+    """
+    domain = domain_name(document)
+    cables, prepared = cables_of(document), records_of(document)
+    held: list[str] = []
+    try:
+        for nic in nics_of(document):
+            cable, ref = cables.get(nic.alias), f"{domain}/{nic.alias}"
+            if nic.alias not in prepared or not cable.plugged:
+                continue
+            if cable.raw is not None:
+                async with raw.network(cable.raw) as network:
+                    await reservations.make(ref, network, mac=nic.mac, mtu=_mtu(nic))
+            elif cable.target is not None:
+                await reservations.make(ref, cable.target, mac=nic.mac, mtu=_mtu(nic))
+            held.append(f"{nic.alias} on {cable.target or cable.raw}")
+    except BaseException:
+        await reservations.end_all(domain)
+        raise
+    return held
+
+
+def _mtu(nic: DomainNic) -> int:
+    """What QEMU gives the NIC as ``host_mtu``."""
+    size = nic.element.get("mtu", "size")
+    return int(size) if size.isdecimal() else DEFAULT_MTU

@@ -1,0 +1,100 @@
+"""Raw ports: networks that nobody has created, implied by a driver and its options.
+
+Such a network is named after what it is, so the same raw port is the same network wherever it is
+asked for, and one that linkmgr has made can be told from one of somebody else without a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from linkmgr.drivers.options import Option, check_options
+from linkmgr.drivers.registry import find_driver
+from linkmgr.errors import LinkmgrError
+from linkmgr.jsonform import to_json
+from linkmgr.libvirt.metadata import RawPort
+from linkmgr.model import Network, Options
+from linkmgr.protocol import Links
+
+log = logging.getLogger(__name__)
+
+
+class RawPorts:
+    """The networks of all raw ports."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._held: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def network(self, raw: RawPort) -> AsyncIterator[str]:
+        """Make a raw port's network, if need be, and give its name; it stays meanwhile.
+
+        :raise BadOption: when the driver does not exist, or has no such option.
+        :raise AlreadyExists: when somebody has created another network of that name.
+        """
+        options = typed(raw)
+        name = network_name(raw.driver, options)
+        self._held[name] += 1
+        try:
+            await self._links.create_network(name, raw.driver, **options)
+            yield name
+        finally:
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+
+    async def tidy(self) -> None:
+        """Forget the networks that no NIC is plugged into any more."""
+        there = [each for each in await self._links.networks() if is_raw(each)]
+        used = {each.network for each in await self._links.connections()} if there else set()
+        for network in there:
+            if network.name not in used and not self._held[network.name]:
+                with contextlib.suppress(LinkmgrError):  # in use after all, say
+                    await self._links.delete_network(network.name)
+
+
+def network_name(driver: str, options: Options) -> str:
+    """Name the network of a raw port: ``raw-bridge-1f0c3a9b27``.
+
+    :param options: in their proper types.
+    """
+    text = json.dumps([driver, to_json(options)], sort_keys=True)
+    return f"raw-{driver[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def is_raw(network: Network) -> bool:
+    """Whether a network is one that was made for a raw port."""
+    named = network.name.startswith("raw-")  # which costs less to know
+    return named and network.name == network_name(network.driver, network.options)
+
+
+def typed(raw: RawPort) -> dict[str, Any]:
+    """A raw port's options, in their proper types.
+
+    :raise BadOption: when there is no such driver, or it has no such option or value.
+    """
+    driver = find_driver(raw.driver)
+    known = {**driver.port_options, **driver.network_options}
+    options = {key: _typed(known.get(key), text) for key, text in raw.options.items()}
+    return dict(check_options(f"the raw port {raw}", known, options))
+
+
+def _typed(option: Option | None, text: str) -> object:
+    if option and option.type is bool and text in ("true", "false"):
+        return text == "true"
+    if option and option.type is int and _is_whole(text):
+        return int(text)
+    return text
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and len(digits) < 19

@@ -1,0 +1,111 @@
+"""What `DomainCare` needs of libvirt, and how it asks: never while a hook of the domain waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from linkmgr.errors import LibvirtUnreachable
+from linkmgr.libvirt.calls import DomainView
+from linkmgr.libvirt.domain_events import DomainEvents
+from linkmgr.libvirt.domains import Domain
+
+HOOK_SECONDS = 5.0  #: for which a call waits until a hook of the domain has ended
+
+
+class LibvirtSide(Protocol):
+    """libvirt; see `linkmgr.libvirt.connection.Libvirt`. All but `events` raise `LibvirtError`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+
+    def events(self) -> DomainEvents:
+        """What happens, from now on; first `CONNECTED` if there is a connection."""
+
+    async def domains(self) -> list[DomainView]:
+        """All domains, running or not."""
+
+    async def domain(self, which: str, /) -> DomainView:
+        """One domain."""
+
+    async def xml(self, which: str, /, *, live: bool) -> str:
+        """A domain's XML: of the guest that runs, or of its next start."""
+
+    async def set_metadata(
+        self, which: str, uri: str, key: str, xml: str | None, /, *, live: bool, config: bool
+    ) -> None:
+        """Replace one element of a domain's ``<metadata>``; ``None`` removes it."""
+
+
+class Asking:
+    """Asks libvirt on behalf of a domain.
+
+    A hook that libvirt waits for holds the domain: a call about it would wait for the hook, and the
+    hook perhaps for us. So it is not made then, and given up when a hook brings the answer.
+
+    :param libvirt: ``None`` when the service is told to do without.
+    """
+
+    def __init__(self, libvirt: LibvirtSide | None) -> None:
+        self._libvirt = libvirt
+
+    @property
+    def side(self) -> LibvirtSide:
+        """What is asked.
+
+        :raise LibvirtUnreachable: when the service does without.
+        """
+        if self._libvirt is None:
+            raise LibvirtUnreachable(
+                "the service is told to do without libvirt",
+                hint="give it a uri in the section [libvirt] of its configuration",
+            )
+        return self._libvirt
+
+    async def quiet(self, domain: Domain) -> LibvirtSide:
+        """libvirt, when no hook of the domain waits.
+
+        :raise LibvirtUnreachable: when one waits for too long.
+        """
+        side = self.side
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOOK_SECONDS):
+                while domain.hooks:  # noqa: ASYNC110 - a hook has no end that could be told
+                    await asyncio.sleep(0.05)
+        self.check(domain)
+        return side
+
+    def check(self, domain: Domain) -> LibvirtSide:
+        """libvirt, if no hook of the domain waits now.
+
+        :raise LibvirtUnreachable: when one does.
+        """
+        if domain.hooks:
+            raise LibvirtUnreachable(
+                f"a hook of domain {domain.name} waits, and libvirt with it", hint="try again"
+            )
+        return self.side
+
+    async def live_xml(self, domain: Domain) -> str:
+        """The XML of the process that runs: from its hook if that has brought it, or from libvirt.
+
+        :raise LibvirtError: when neither gives it.
+        """
+        if domain.brought is not None:
+            return domain.brought
+        asked = asyncio.ensure_future(self._asked(domain))
+        brought = asyncio.ensure_future(domain.bringing.wait())
+        try:
+            await asyncio.wait({asked, brought}, return_when=asyncio.FIRST_COMPLETED)
+            if domain.brought is not None:
+                return domain.brought
+            return await asked
+        finally:
+            for task in (asked, brought):
+                task.cancel()
+            await asyncio.gather(asked, brought, return_exceptions=True)
+
+    async def _asked(self, domain: Domain) -> str:
+        return await (await self.quiet(domain)).xml(domain.uuid, live=True)

@@ -1,0 +1,256 @@
+"""The verbs for libvirt's guests: now, from the next start on, or both, in virsh's words.
+
+What is done to the guest that runs is also written into its live metadata, and what is to hold from
+its next start on into its stored metadata; both through libvirt. A cable does not depend on that:
+what cannot be written is said in the outcome's notes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from linkmgr.errors import BadOption, LibvirtRefused, LinkmgrError, UnknownNic, UnknownVm
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.domains import Domain, Domains, Wish
+from linkmgr.libvirt.metadata import CABLES, KEY, Cable, Cables, cables_of, read_document, render
+from linkmgr.libvirt.nics import nics_of
+from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.side import Asking
+from linkmgr.manager import LinkManager
+from linkmgr.model import (
+    DEFAULT_MTU,
+    Affects,
+    LinkState,
+    Network,
+    Nic,
+    NicRef,
+    NicState,
+    Notify,
+    Outcome,
+    Port,
+)
+
+Edit = Callable[[Cables], Cables]
+
+
+class DomainVerbs:
+    """Plugs NICs of libvirt's guests, and says so in their XML.
+
+    :param links: the verbs for guests that run.
+    """
+
+    def __init__(self, links: LinkManager, known: Domains, asking: Asking) -> None:
+        self._links = links
+        self._known = known
+        self._asking = asking
+
+    async def plug(
+        self,
+        nic: str | NicRef,
+        target: str | Network | Port,
+        *,
+        notify: str | Notify = Notify.AUTO,
+        uid: int | None = None,
+        affects: str | Affects = Affects.LIVE,
+    ) -> Outcome:
+        """Plug a NIC; see `LinkManager.plug`.
+
+        :param affects: the guest that runs, its next start, or both.
+        :raise LinkmgrError: any of the tree; for the next start alone `LibvirtError` too.
+        """
+        ref, how = NicRef.parse(nic), _notify(notify)
+        return await self._change(
+            ref,
+            affects,
+            lambda: self._links.plug(ref, target, notify=how, uid=uid),
+            lambda cables: cables.with_target(ref.alias, str(target), how),
+        )
+
+    async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
+        """Take a NIC off its cable; see `LinkManager.unplug` and `plug`."""
+        ref = NicRef.parse(nic)
+        return await self._change(
+            ref,
+            affects,
+            lambda: self._links.unplug(ref),
+            lambda cables: cables.with_target(ref.alias, None),
+        )
+
+    async def set_link(
+        self,
+        nic: str | NicRef,
+        state: str | LinkState,
+        *,
+        affects: str | Affects = Affects.LIVE,
+    ) -> Outcome:
+        """Set what the guest sees as carrier; see `LinkManager.set_link` and `plug`."""
+        ref, link = NicRef.parse(nic), _link(state)
+        return await self._change(
+            ref,
+            affects,
+            lambda: self._links.set_link(ref, link),
+            lambda cables: cables.with_link(ref.alias, link),
+        )
+
+    # ------------------------------------------------------------------ how a verb runs
+
+    async def _change(
+        self,
+        ref: NicRef,
+        affects: str | Affects,
+        live: Callable[[], Awaitable[Outcome]],
+        edit: Edit,
+    ) -> Outcome:
+        domain = self._known.find(ref.vm)
+        runs = domain if domain and domain.record else None
+        match _affects(affects):
+            case Affects.LIVE:
+                return await self._now(ref, runs, live, edit) if runs else await live()
+            case Affects.CONFIG:
+                return await self._next(ref, edit)
+            case Affects.PERSISTENT if runs is None:
+                return await self._next(ref, edit)
+            case Affects.PERSISTENT:
+                outcome = await self._now(ref, runs, live, edit)
+                try:
+                    later = await self._next(ref, edit)
+                except LinkmgrError as error:
+                    note = f"the next start is as before: {error}"
+                    return replace(outcome, notes=(*outcome.notes, note))
+                changed = outcome.changed or later.changed
+                return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
+
+    async def _now(
+        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: Edit
+    ) -> Outcome:
+        """Change the guest that runs, then what its live metadata says."""
+        with contextlib.suppress(LinkmgrError):
+            await self._asking.quiet(domain)
+        async with domain.lock:
+            outcome = await live()
+            notes: tuple[str, ...] = ()
+            asked = domain.record.asked(ref.alias) if domain.record else Cable(ref.alias)
+            try:
+                asked = (await self._write(domain, edit, live=True))[1].get(ref.alias)
+            except LinkmgrError as error:
+                notes = (
+                    f"the domain's live XML still asks for what it did before ({asked}): {error}",
+                )
+            # What an operator did holds: it is not undone by what was still to be done.
+            if domain.record is not None:
+                domain.record = domain.record.put(Wish(asked, done=True))
+            domain.troubles.pop(ref.alias, None)
+            await self._known.save()
+        return replace(outcome, notes=notes)
+
+    async def _next(self, ref: NicRef, edit: Edit) -> Outcome:
+        """Change what holds from the next start on.
+
+        :raise UnknownVm: libvirt has no such domain.
+        :raise UnknownNic: the domain will have no such NIC.
+        :raise LibvirtError: it could not be written.
+        """
+        try:
+            view = await self._asking.side.domain(ref.vm)
+        except LibvirtRefused as error:
+            if not error.no_domain:
+                raise
+            raise UnknownVm(
+                f"libvirt has no domain {ref.vm}",
+                hint="only a guest of libvirt has a next start that linkmgr knows of",
+            ) from None
+        domain = self._known.get(view.uuid, view.name)
+        async with domain.lock:
+            side = await self._asking.quiet(domain)
+            document = read_document(await side.xml(domain.uuid, live=False), domain.name)
+            nic, prepared = self._stored(ref, document)
+            before, after = await self._write(domain, edit, live=False, document=document)
+        cable = after.get(ref.alias)
+        notes = [f"from its next start on {ref} is {cable}"]
+        if cable.network and cable.network not in {
+            each.name for each in await self._links.networks()
+        }:
+            notes.append(f"network {cable.network} does not exist yet; it is plugged when it does")
+        if not prepared:
+            notes.append(
+                f"{ref} is not prepared, so nothing can be plugged into it: run "
+                f"'linkmgr prepare {ref.vm} --define'"
+            )
+        return Outcome(nic, changed=before != after, notes=tuple(notes))
+
+    async def _write(
+        self, domain: Domain, edit: Edit, *, live: bool, document: Document | None = None
+    ) -> tuple[Cables, Cables]:
+        """Edit the cables in a domain's metadata; what they were before, and are now.
+
+        :raise LinkmgrError: nothing was written, or libvirt did not say so.
+        """
+        side = self._asking.check(domain)
+        if document is None:
+            document = read_document(await side.xml(domain.uuid, live=live), domain.name)
+        before = cables_of(document)
+        after = edit(before)
+        if after != before:
+            await side.set_metadata(
+                domain.uuid, CABLES, KEY, render(after) if after.of else None,
+                live=live, config=not live,
+            )  # fmt: skip
+        return before, after
+
+    def _stored(self, ref: NicRef, document: Document) -> tuple[Nic, bool]:
+        """A NIC of a domain's stored XML, and whether it is prepared.
+
+        :raise UnknownNic: there is none of that alias.
+        """
+        found = next((each for each in nics_of(document) if each.alias == ref.alias), None)
+        if found is None:
+            there = ", ".join(each.alias for each in nics_of(document) if each.alias)
+            raise UnknownNic(
+                f"domain {ref.vm} will have no NIC {ref.alias} at its next start",
+                hint=f"its NICs with an alias that stays are: {there or 'none'}; see "
+                f"'linkmgr prepare {ref.vm}'",
+            )
+        prepared = ref.alias in records_of(document)
+        seen = next((nic for nic in self._links.seen()[1] if nic.ref == ref), None)
+        return seen or Nic(
+            ref=ref,
+            model=found.element.get("model", "type") or "?",
+            mac=found.mac,
+            mtu=DEFAULT_MTU,
+            state=NicState.GONE,
+            link=None,
+            wanted_link=cables_of(document).get(ref.alias).link,
+            wiring="hub" if prepared else None,
+            since=datetime.now(UTC),
+        ), prepared
+
+
+def _affects(value: str) -> Affects:
+    try:
+        return Affects(value)
+    except ValueError:
+        raise BadOption(
+            f"{ascii(value)[:43]} says not what is to be changed",
+            hint=f"give one of {', '.join(Affects)}",
+        ) from None
+
+
+def _notify(value: str) -> Notify:
+    try:
+        return Notify(value)
+    except ValueError:
+        raise BadOption(
+            f"{ascii(value)[:43]} is not a notify", hint=f"give one of {', '.join(Notify)}"
+        ) from None
+
+
+def _link(value: str) -> LinkState:
+    try:
+        return LinkState(value)
+    except ValueError:
+        raise BadOption(
+            f"{ascii(value)[:43]} is not a linkstate", hint=f"give one of {', '.join(LinkState)}"
+        ) from None

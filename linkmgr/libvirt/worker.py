@@ -1,0 +1,139 @@
+"""Blocking calls in a thread, one after another, each with a caller who may leave.
+
+A thread cannot be cancelled: a call that libvirt holds goes on, and the thread with it. What is
+behind it can leave, and is not begun then; see `linkmgr.libvirt.lanes`.
+
+The thread is a daemon: a program does not wait at its end for a libvirt that never answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class LateError(Exception):
+    """A call's time is up.
+
+    :param begun: whether it was begun. If so it goes on, and nobody sees what it answers. If not it
+        never will be.
+    """
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__("begun" if begun else "not begun")
+        self.begun = begun
+
+
+class _Job(Generic[T]):
+    """A call, and where it stands."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work = work
+        self.begun = False
+        self.left = False  # nobody waits for it any more
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self.loop.create_future()
+
+    def run(self) -> None:
+        """Do it, and have the loop told; in a thread."""
+        try:
+            result = self.work()
+        except BaseException as error:  # noqa: BLE001 - the caller's
+            # Its frames hold libvirt's objects, and the loop's thread must not be who frees them.
+            error.__traceback__ = error.__context__ = None
+            self._in_loop(self.future.set_exception, error)
+        else:
+            self._in_loop(self.future.set_result, result)
+
+    def _in_loop(self, tell: Callable[[Any], None], what: object) -> None:
+        def end() -> None:
+            tell(what)
+            self.future.exception()  # nobody else looks, if the caller has left
+
+        try:
+            self.loop.call_soon_threadsafe(end)
+        except RuntimeError:
+            return  # the loop is closed, and with it whoever wanted to know
+
+
+class Worker:
+    """Runs what it is given, in its thread."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._started = False
+        self.busy = False  #: whether a call is under way
+        self._last: _Job[None] | None = None
+
+    async def call(
+        self, work: Callable[[], T], *, timeout: float | None = None, turn: float | None = None
+    ) -> T:
+        """Run `work` in the thread when its turn comes.
+
+        :param timeout: seconds, waiting for the turn included; ``None`` for as long as it takes.
+        :param turn: seconds to wait for the turn.
+        :raise LateError: its time is up.
+        """
+        job = _Job(work)
+        with self._lock:
+            if self._last is not None:
+                raise LateError(begun=False)
+            self._put(job)
+        begun = job.loop.time()
+        try:
+            if turn is not None and (timeout is None or turn < timeout):
+                await asyncio.wait({job.future}, timeout=turn)
+                self._late(job, or_begun=True)
+            left = None if timeout is None else max(0.0, timeout + begun - job.loop.time())
+            await asyncio.wait({job.future}, timeout=left)
+            self._late(job, or_begun=False)
+        finally:
+            with self._lock:
+                job.left = True
+        return job.future.result()
+
+    def finish(self, last: Callable[[], None]) -> asyncio.Future[None]:
+        """Take no more calls, and run `last` when what was begun and wanted has ended.
+
+        :return: done when that has ended. Repeats freely.
+        """
+        with self._lock:
+            if self._last is None:
+                self._last = _Job(last)
+                self._put(None)
+            return self._last.future
+
+    def _late(self, job: _Job[Any], *, or_begun: bool) -> None:
+        """Give up a job that has not ended.
+
+        :raise LateError: unless it has ended, or may go on because it is begun.
+        """
+        if not job.future.done():
+            with self._lock:
+                if not (job.begun and or_begun):
+                    job.left = True  # so that it is not begun from here on
+                    raise LateError(begun=job.begun)
+
+    def _put(self, job: _Job[Any] | None) -> None:
+        self._jobs.put(job)
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._work, name=self.name, daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            with self._lock:
+                job.begun = self.busy = not job.left
+            if job.begun:
+                job.run()
+                self.busy = False
+            del job  # what it holds is to be freed here
+        assert self._last is not None
+        self._last.run()

@@ -1,0 +1,121 @@
+"""How a monitor is reached: over its socket, by waiting until QEMU dials, or through libvirt.
+
+An address is text that names both the way and the QEMU, and is what the journal keeps: a path,
+``dials:UUID`` or ``libvirt:UUID``. A `Dialer` is made from it, and dials as often as is needed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from linkmgr.errors import BadRequest, MonitorUnreachable
+from linkmgr.model import Transport
+from linkmgr.qmp.monitor import Monitor
+
+__all__ = [  # noqa: RUF022 - most important first
+    "Dialer",
+    "Dialers",
+    "SocketDialer",
+    "transport_of",
+    "address_of",
+    "dials",
+    "only_sockets",
+]
+
+
+class Dialer(Protocol):
+    """Makes connections to the monitor of one QEMU."""
+
+    @property
+    def address(self) -> str:
+        """What it was made from."""
+
+    @property
+    def transport(self) -> Transport:
+        """How it reaches QEMU."""
+
+    async def dial(self, who: str, timeout: float) -> Monitor:
+        """Connect. Called again after each lost connection. Cancelling it leaves nothing open.
+
+        :param who: how errors call the monitor.
+        :param timeout: seconds, for connecting and then for every call that does not say.
+        :raise MonitorUnreachable: when nobody answers there as QEMU does.
+        """
+
+    def forsaken(self, error: Exception) -> bool:
+        """Whether an error of `dial` says that nobody is there at all, who might be slow only."""
+
+
+Dialers = Callable[[str], Dialer]  #: makes a dialer from an address
+
+
+class SocketDialer:
+    """Connects to a socket on which QEMU listens (``-qmp unix:PATH,server=on,wait=off``)."""
+
+    transport = Transport.SOCKET
+
+    def __init__(self, path: str | Path) -> None:
+        self.address = str(path)
+
+    async def dial(self, who: str, timeout: float) -> Monitor:
+        """See `Dialer.dial`."""
+        return await Monitor.connect(self.address, name=who, timeout=timeout)
+
+    def forsaken(self, error: Exception) -> bool:
+        """See `Dialer.forsaken`."""
+        return isinstance(error, MonitorUnreachable) and isinstance(
+            error.__cause__, ConnectionRefusedError | FileNotFoundError
+        )
+
+
+def transport_of(address: str) -> Transport:
+    """How the QEMU of an address is reached."""
+    for transport in (Transport.DIALS, Transport.LIBVIRT):
+        if address.startswith(f"{transport}:"):
+            return transport
+    return Transport.SOCKET
+
+
+def address_of(qmp: str | Path) -> str:
+    """The one spelling of an address.
+
+    :param qmp: an address as a caller gives it; a path may be a `Path`.
+    :raise BadRequest: when what dials is not named by a uuid.
+    """
+    if isinstance(qmp, Path) or transport_of(qmp) is Transport.SOCKET:
+        return str(Path(qmp))
+    if transport_of(qmp) is Transport.DIALS:
+        return dials(qmp.partition(":")[2])
+    return qmp
+
+
+def dials(domain: str) -> str:
+    """The address of a QEMU that dials.
+
+    :param domain: its uuid.
+    :raise BadRequest: when it is none.
+    """
+    try:
+        return f"{Transport.DIALS}:{uuid.UUID(domain)}"
+    except ValueError:
+        raise BadRequest(
+            f"{ascii(domain)[:43]} is not a uuid", hint="a QEMU that dials is known by its uuid"
+        ) from None
+
+
+def only_sockets(address: str) -> Dialer:
+    """Make the dialer of a path; the `Dialers` of a process that has no others.
+
+    :raise MonitorUnreachable: when the address is something else.
+    """
+    transport = transport_of(address)
+    if transport is Transport.SOCKET:
+        return SocketDialer(address)
+    what = "no QEMU can dial" if transport is Transport.DIALS else "libvirt is not asked"
+    raise MonitorUnreachable(
+        f"the monitor {address} cannot be reached: {what} here",
+        hint="run the service with its listener and with libvirt, see docs/configuration.md",
+    )

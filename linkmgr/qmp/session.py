@@ -1,0 +1,62 @@
+"""What a `linkmgr.qmp.monitor.Monitor` needs of the session below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from linkmgr.errors import MonitorGone
+from linkmgr.qmp.events import MonitorEvent
+
+
+class Session(Protocol):
+    """A way to one QEMU: its socket (`linkmgr.qmp.connection`), or through libvirt."""
+
+    pid: int | None  #: of QEMU, or of who made the socket; ``None`` when that cannot be told
+
+    async def open(self, timeout: float, deadline: float) -> None:
+        """Begin; everything is freed when this fails.
+
+        :param timeout: seconds that the caller had, for the error.
+        :param deadline: when they are over, in the loop's time.
+        :raise MonitorUnreachable: QEMU cannot be reached this way.
+        """
+
+    @property
+    def gone(self) -> bool:
+        """Whether the session has ended."""
+
+    async def wait_gone(self) -> None:
+        """Wait until the session has ended and everything of it is freed."""
+
+    def gone_error(self, what: str, *, sent: bool) -> MonitorGone:
+        """Make the error for a command that the ending cut off."""
+
+    def check(self, what: str) -> None:
+        """Raise unless a command sent now goes out.
+
+        :raise MonitorGone: with `sent` false.
+        """
+
+    async def ask(self, name: str, arguments: Mapping[str, object]) -> Any:
+        """Send one command and wait for its answer, without a time limit.
+
+        Calls that are started one after another are sent in that order.
+
+        :raise CommandFailed: QEMU's answer is an error.
+        :raise MonitorGone: the session ended first.
+        """
+
+    def send_fd(self, name: str, fd: int) -> None:
+        """Have a borrowed descriptor go with the next command, which is its ``getfd``.
+
+        :raise SendBusyError: nothing was sent, it cannot be taken now.
+        :raise MonitorGone: the session has ended, or ends by this.
+        """
+
+    async def close(self) -> None:
+        """End the session. Idempotent, never raises, never waits for QEMU."""
+
+
+#: Makes a session that is not open yet from who is told of events and who of its end.
+MakeSession = Callable[[Callable[[MonitorEvent], None], Callable[[], None]], Session]

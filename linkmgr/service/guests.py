@@ -1,0 +1,62 @@
+"""libvirt's guests in the service: the connection, who looks after them, and links that agree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.connection import Libvirt
+from linkmgr.libvirt.links import LinkFollower
+from linkmgr.manager import LinkManager
+from linkmgr.service.config import LibvirtSection
+
+LINKS = "links.json"  #: in the state directory; see `LinkFollower`
+
+
+@asynccontextmanager
+async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
+    """libvirt, which is connected to in the background; ``None`` if the service does without."""
+    if not settings.uri:
+        yield None
+        return
+    run_dir = Path(settings.run_dir) if settings.run_dir else None
+    libvirt = Libvirt(settings.uri, run_dir=run_dir)
+    async with _running(libvirt.run(), "libvirt"):
+        yield libvirt
+
+
+@asynccontextmanager
+async def care(
+    links: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection, state: Path | None
+) -> AsyncIterator[DomainCare]:
+    """Look after libvirt's domains.
+
+    :param state: the state directory.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        made = await stack.enter_async_context(DomainCare(links, libvirt, state=state))
+        if settings.run_dir:
+            follower = LinkFollower(
+                Path(settings.run_dir),
+                links,
+                set_link=libvirt.set_link if libvirt else None,
+                kept=state / LINKS if state else None,
+            )
+            await stack.enter_async_context(_running(follower.run(), "links of domains"))
+        yield made
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Have it run meanwhile. It ends by itself only by a fault, which is logged by asyncio."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

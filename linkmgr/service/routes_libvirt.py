@@ -1,0 +1,69 @@
+"""/v1/libvirt: what libvirt's hook hands over (hooks/qemu). /v1/domains: libvirt's guests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi import APIRouter
+from starlette.responses import Response
+from starlette.types import Scope
+
+from linkmgr.errors import Forbidden
+from linkmgr.jsonform import to_json
+from linkmgr.service import body as bodies
+from linkmgr.service import models
+from linkmgr.service.call import CallIn
+from linkmgr.service.core import Core
+from linkmgr.service.problems import JsonResponse, Refused
+
+log = logging.getLogger(__name__)
+
+HOOK = "/v1/libvirt/hook"
+_LATE = 1.0  # seconds that a hook has ended for, when nobody waits for it any more
+MOST = 16 << 20  #: bytes of a hook's request: a domain's XML has no limit, and JSON makes it longer
+
+router = APIRouter(tags=["libvirt"])
+
+
+@router.post(HOOK, responses={200: {"model": models.HookAnswered}}, summary="libvirt's hook")
+async def hook(call: CallIn, body: models.HookCall) -> Response:
+    """Hear what becomes of a domain; only root may say it, for libvirt's hooks are root's.
+
+    Answers as soon as libvirt may go on: at `started` when the cables are in. Never asks libvirt,
+    which waits for the hook. `ok` is false when the domain should not be started as it is.
+    """
+    if not call.core.is_master(call.peer):
+        raise Forbidden(
+            f"uid {call.peer.uid} may not say what becomes of a domain",
+            hint="only root's libvirt has hooks that the service listens to",
+        )
+    care = call.core.care
+    if care is None:
+        return JsonResponse({"ok": True, "said": "no libvirt is looked after"})
+    seconds = call.core.config.hook.seconds + _LATE
+    try:
+        async with asyncio.timeout(seconds):
+            answer = await care.on_hook(body.operation, body.sub_operation, body.extra, body.xml)
+    except TimeoutError:
+        # The hook has ended: what waits for its sake would wait for ever, and hold up a stop.
+        what = f"the domain was not ready within {seconds:g} s"
+        raise Refused("too-slow", what, "libvirt has gone on; 'linkmgr check' says why") from None
+    if not answer.ok:
+        about = ascii(f"{body.name}: {body.operation}/{body.sub_operation}")[1:-1]
+        log.warning("libvirt's hook, %s: %s", about, ascii(answer.said)[1:-1])
+    return JsonResponse({"ok": answer.ok, "said": answer.said})
+
+
+@router.get("/v1/domains", responses={200: {"model": models.Domains}}, summary="libvirt's guests")
+async def domains(call: CallIn) -> Response:
+    """List all guests of libvirt on this host, prepared or not, running or not."""
+    guests = call.core.guests
+    return JsonResponse({"domains": to_json(await guests.domains() if guests else [])})
+
+
+def most_bytes(core: Core, scope: Scope) -> int:
+    """How large a request's body may be: XML is large, and root's."""
+    if scope["path"] == HOOK and core.is_master(scope["state"]["peer"]):
+        return MOST
+    return bodies.MOST

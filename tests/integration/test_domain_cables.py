@@ -1,0 +1,330 @@
+"""Cables that a domain's own XML asks for: a real libvirtd, the real service, virsh and linkmgr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.served import Served
+from linkmgr import Client, NicState
+from linkmgr.libvirt.metadata import Cable, desired_of
+from linkmgr.testing import Peer
+from linkmgr.testing.process import Result, execute, until
+from tests.hook_copy import write_hook
+from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
+
+PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
+NET0, NET1 = "web1/ua-net0", "web1/ua-net1"
+MAC = "52:54:00:00:05:0{}"
+
+
+@dataclass
+class Cables:
+    """A libvirtd, a service, and two bridges with a machine each."""
+
+    libvirtd: Libvirtd
+    served: Served
+    links: Client
+    peers: dict[str, Peer] = field(default_factory=dict)
+
+    async def linkmgr(self, *words: str, check: bool = True) -> Result:
+        """Run the command as a person does."""
+        argv = [PROGRAM, "--socket", str(self.served.socket), *words]
+        return await execute(argv, timeout=60, check=check)
+
+    async def metadata(self, cables: str, *where: str) -> None:
+        """``virsh metadata``."""
+        await self.libvirtd.virsh(
+            "metadata", "web1", "urn:linkmgr:cables", "--key", "lm", *where, "--set", cables
+        )
+
+    async def asked(self, *, live: bool) -> Cable:
+        """What the domain's XML asks for its first NIC."""
+        words = () if live else ("--inactive",)
+        return desired_of(await self.libvirtd.virsh("dumpxml", *words, "web1")).get("ua-net0")
+
+    async def on(self, nic: str) -> str | None:
+        """What a NIC is plugged into; ``None`` for nothing, or for a NIC that is not known."""
+        seen = next((each for each in await self.links.nics() if str(each.ref) == nic), None)
+        return str(seen.connection.port) if seen and seen.connection else None
+
+    async def comes(self, nic: str, port: str | None) -> None:
+        """Wait until a NIC is plugged into that, and the guest has been told."""
+
+        async def asked() -> bool:
+            if await self.on(nic) != port:
+                return False
+            seen = await self.links.nic(nic)
+            return port is None or seen.link == seen.wanted_link
+
+        await until(asked, timeout=10, what=f"{nic} on {port}", interval=0.05)
+
+    async def finds(self, *codes: str) -> list[str]:
+        """Wait until `check` finds these, and nothing else; what it says."""
+
+        async def asked() -> list[str] | None:
+            found = await self.links.check()
+            same = sorted(each.code for each in found) == sorted(codes)
+            return [f"{each.subject}: {each.what}" for each in found] or [""] if same else None
+
+        return await until(asked, timeout=10, what=f"check to find {codes}", interval=0.05) or []
+
+
+@asynccontextmanager
+async def bridge(name: str, number: int) -> AsyncIterator[None]:
+    async with Peer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"]):
+        await execute(["ip", "link", "add", f"br-{name}", "type", "bridge"])
+        await execute(["ip", "link", "set", f"br-{name}", "up"])
+        await execute(["ip", "link", "set", f"v-{name}", "master", f"br-{name}"])
+        try:
+            yield
+        finally:
+            await execute(["ip", "link", "del", f"br-{name}"])
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Cables]:
+    async with AsyncExitStack() as stack:
+        libvirtd = await stack.enter_async_context(private_libvirtd())
+        for number, name in enumerate(("blue", "green"), start=1):
+            await stack.enter_async_context(bridge(name, number))
+        served = Served(
+            tmp_path,
+            config=f"""
+            [libvirt]
+            uri = "{libvirtd.uri}"
+            run_dir = "{libvirtd.run}/libvirt/qemu"
+            config_dir = "{libvirtd.root}/etc/qemu"
+            [networks.blue]
+            driver = "bridge"
+            options = {{ bridge = "br-blue" }}
+            """,
+        )
+        served.socket = libvirtd.run / "linkmgr/lm.sock"
+        await stack.enter_async_context(served)
+        links = await stack.enter_async_context(served.client())
+        yield Cables(libvirtd, served, links)
+        assert "Traceback" not in served.said(), served.said()
+
+
+async def define(lab: Cables, nics: int = 2) -> None:
+    words = "lm.ip.eth0=10.1.0.2/24 lm.ip.eth0=10.2.0.2/24"
+    made = [
+        f"<interface type='user'><mac address='{MAC.format(n)}'/><model type='virtio'/></interface>"
+        for n in range(nics)
+    ]
+    await lab.libvirtd.define(tiny_domain(lab.libvirtd, "web1", made, cmdline=words))
+    argv = [PROGRAM, "prepare", "--connect", lab.libvirtd.uri, "--define", "web1"]
+    await execute(argv, timeout=60)
+
+
+def kept(lab: Cables) -> list[str]:
+    """What the state directory still says of guests."""
+    files = [path for path in lab.served.state.rglob("*") if path.is_file()]
+    return [path.name for path in files if "web1" in path.name or "web1" in path.read_text()]
+
+
+def devices() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+async def nothing_left(lab: Cables, before: set[str]) -> None:
+    async def gone() -> bool:
+        return not kept(lab) and devices() == before
+
+    try:
+        await until(gone, timeout=5, what="the end of all that it had")
+    except TimeoutError as error:
+        error.add_note(f"left: {kept(lab)}, {devices() ^ before}")
+        raise
+
+
+@pytest.mark.timeout(150)
+async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_what_is_edited(
+    lab: Cables,
+) -> None:
+    before = devices()
+    await define(lab)
+    listed = json.loads((await lab.linkmgr("nics", "--json")).output)["domains"]
+    assert [(each["name"], each["state"], each["prepared"]) for each in listed] == [
+        ("web1", "shut off", True)
+    ]
+
+    # Asked for while it is off; the second one's network is not there yet.
+    said = await lab.linkmgr("plug", NET0, "blue", "--persistent")
+    assert said.output == f"{NET0}  from its next start on {NET0} is plugged into blue, link up\n"
+    said = await lab.linkmgr("plug", NET1, "green", "--config")
+    assert "network green does not exist yet" in said.output
+    refused = await lab.linkmgr("plug", NET0, "blue", check=False)
+    assert refused.status == 3, "there is nothing live"
+
+    await lab.libvirtd.virsh("start", "web1")
+    async with DomainGuest(lab.libvirtd, "web1") as guest:
+        await lab.comes(NET0, "blue")
+        (what,) = await lab.finds("unknown-network")
+        assert what == f"{NET1}: there is no network green"
+        await guest.connect()
+        assert await guest.carrier("eth0")
+        assert not await guest.carrier("eth1")
+        assert (await guest.ping("10.1.0.1")).received
+        assert "unknown-network" not in (await lab.linkmgr("status")).output
+
+        # A network that appears later.
+        await lab.links.create_network("green", "bridge", bridge="br-green")
+        await lab.comes(NET1, "green")
+        await lab.finds()
+
+        # virsh edits what runs: only the NIC whose cable changed is touched.
+        since = (await lab.links.nic(NET1)).since
+        both = (
+            "<cables><cable nic='ua-net0' network='{}'/>"
+            "<cable nic='ua-net1' network='green'/></cables>"
+        )
+        await lab.metadata(both.format("green"), "--live")
+        await lab.comes(NET0, "green")
+        assert (await guest.ping("10.2.0.1")).received
+        assert (await lab.links.nic(NET1)).since == since
+        assert await lab.asked(live=False) == Cable("ua-net0", "blue")
+
+        # virsh edits what is stored: nothing until the next start.
+        changes = await guest.carrier_changes("eth0")
+        await lab.metadata(both.format("blue").replace("green", "blue"), "--config")
+        # What nobody can read: the guest stays as it is.
+        await lab.metadata("<cables><cable nic='ua-net0' netwrok='blue'/></cables>", "--live")
+        (what,) = await lab.finds("bad-metadata")
+        assert what.startswith("web1/ua-net0: the cables in <metadata> cannot be read")
+        assert await lab.on(NET0) == "green"
+        assert await guest.carrier_changes("eth0") == changes
+        assert "did you mean network?" in (await lab.linkmgr("status")).output
+        await lab.metadata(both.format("green"), "--live")
+        await lab.finds()
+
+        # A raw port, and back; its network is there only meanwhile.
+        raw = "<cable nic='ua-net0' driver='bridge'><option name='bridge' value='br-blue'/></cable>"
+        await lab.metadata(
+            f"<cables>{raw}<cable nic='ua-net1' network='green'/></cables>", "--live"
+        )
+
+        async def on_raw() -> bool:
+            return str(await lab.on(NET0)).startswith("raw-bridge-")
+
+        await until(on_raw, timeout=10, what="the raw port")
+        assert (await guest.ping("10.1.0.1")).received
+        await lab.linkmgr("plug", NET0, "green")
+        assert (await lab.asked(live=True)).network == "green"
+
+        async def tidy() -> bool:
+            return {each.name for each in await lab.links.networks()} == {"blue", "green"}
+
+        await until(tidy, timeout=5, what="the raw network's end")
+
+        # An operator, while libvirt is away; and then the service is started anew.
+        await lab.libvirtd.stop()
+        noted = await lab.linkmgr("plug", NET0, "blue", "--persistent")
+        assert "the domain's live XML still asks for what it did before" in noted.output
+        assert "the next start is as before" in noted.output
+        await lab.served.stop()
+        await lab.libvirtd.start()
+        await lab.served.start()
+        await lab.finds()
+        assert await lab.on(NET0) == "blue"
+        assert (await guest.ping("10.1.0.1")).received
+        assert (await lab.asked(live=True)).network == "green"
+
+        pid = guest.pid
+    await lab.libvirtd.virsh("destroy", "web1")
+    await nothing_left(lab, before)
+
+    # The next start is what was stored.
+    await lab.libvirtd.virsh("start", "web1")
+    async with DomainGuest(lab.libvirtd, "web1") as guest:
+        await lab.comes(NET0, "blue")
+        await lab.comes(NET1, "blue")
+        assert guest.pid != pid
+        await lab.linkmgr("unplug", NET1, "--persistent")
+        await lab.linkmgr("link", NET0, "down", "--persistent")
+        assert await lab.asked(live=False) == await lab.asked(live=True)
+        await guest.connect()
+        assert not await guest.carrier("eth0")
+
+        # Saved and started again it is another process: cables as its own XML says.
+        await lab.libvirtd.virsh("managedsave", "web1", timeout=60)
+        await nothing_left(lab, before)
+        await lab.libvirtd.virsh("start", "web1", timeout=60)
+        await lab.comes(NET0, "blue")
+        assert (await lab.links.nic(NET1)).state is NicState.UNPLUGGED
+        await guest.connect()
+        assert not await guest.carrier("eth0")
+        await lab.linkmgr("link", NET0, "up")
+        await guest.wait_carrier("eth0", up=True)
+        assert (await guest.ping("10.1.0.1")).received
+    await lab.libvirtd.virsh("destroy", "web1")
+    await nothing_left(lab, before)
+
+
+async def test_a_wrong_alias_in_the_override_is_told_and_other_guests_are_listed(
+    lab: Cables,
+) -> None:
+    await define(lab, nics=1)
+    xml = await lab.libvirtd.virsh("dumpxml", "--inactive", "web1")
+    wrong = xml.replace("<qemu:device alias='ua-net0'>", "<qemu:device alias='ua-net9'>")
+    assert wrong != xml
+    await lab.libvirtd.define(wrong)
+    bare = "<interface type='bridge'><source bridge='br-green'/></interface>"
+    await lab.libvirtd.define(tiny_domain(lab.libvirtd, "web2", [bare]))
+    await lab.linkmgr("plug", NET0, "blue", "--config")
+    await lab.libvirtd.virsh("start", "web1")
+    (what,) = await lab.finds("not-on-hub")
+    assert what.startswith(f"{NET0}: the NIC is not on its hub")
+    assert "the guest is isolated" in what
+    assert await lab.on(NET0) is None
+    assert await lab.libvirtd.virsh("domstate", "web1") == "running"
+    status = (await lab.linkmgr("status")).output
+    assert "linkmgr prepare web1 --define" in status
+    rows: list[dict[str, Any]] = json.loads((await lab.linkmgr("nics", "--json")).output)["domains"]
+    assert [(each["name"], each["transport"], each["command"]) for each in rows] == [
+        ("web1", "dials", None), ("web2", None, "linkmgr prepare web2 --define"),
+    ]  # fmt: skip
+    assert rows[1]["nics"][0]["network"] == "bridge br-green"
+    assert "linkmgr prepare web2 --define" in (await lab.linkmgr("nics")).output
+    await lab.libvirtd.virsh("destroy", "web1")
+
+
+async def test_with_the_hook_a_start_is_done_when_the_cables_are_in_and_libvirt_is_never_asked(
+    lab: Cables,
+) -> None:
+    before = devices()
+    await define(lab)
+    await lab.linkmgr("plug", NET0, "blue", "--config")
+    await lab.served.stop()
+    write_hook(
+        lab.libvirtd.root / "etc/hooks/qemu.d/50-linkmgr",
+        socket="/run/linkmgr/lm.sock", config="/run/linkmgr/none.toml", program="/bin/sh",
+    )  # fmt: skip
+    await lab.libvirtd.restart()
+    config = lab.served._config.read_text()
+    lab.served._config.write_text(config.replace(f'uri = "{lab.libvirtd.uri}"', 'uri = ""'))
+    await lab.served.start()
+    for _ in range(3):
+        await lab.libvirtd.virsh("start", "web1")
+        assert await lab.on(NET0) == "blue", "not a moment later"
+        await lab.libvirtd.virsh("destroy", "web1")
+        await nothing_left(lab, before)
+    lab.served._config.write_text(config)
+    await lab.served.stop()
+    await lab.served.start()
+    await lab.libvirtd.virsh("start", "web1")
+    assert await lab.on(NET0) == "blue"
+    assert (await lab.linkmgr("plug", NET1, "blue", "--persistent")).status == 0
+    await lab.libvirtd.restart()  # its hook runs at `reconnect`
+    assert await lab.on(NET1) == "blue"
+    await lab.finds()
+    await lab.libvirtd.virsh("destroy", "web1")
+    await nothing_left(lab, before)

@@ -1,0 +1,284 @@
+"""Guests that dial: a real service, a real libvirtd, prepared domains, and those who pretend."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.served import Served
+from linkmgr import Client, EventKind, NicState
+from linkmgr.model import Nic, Transport, VmInfo, VmState
+from linkmgr.testing import Peer
+from linkmgr.testing.process import Child, execute, until
+from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
+
+PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
+NIC = "web1/ua-net0"
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+#: Dials three times, and prints what it is answered.
+STRANGER = """
+import socket, sys, time
+for _ in range(3):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(sys.argv[1])
+        try:
+            sock.sendall(b'{"QMP": {"version": {}, "capabilities": []}}')
+            print(sock.recv(100), flush=True)
+        except OSError:  # hung up on, before or after it was heard
+            print(b"", flush=True)
+    time.sleep(0.3)
+"""
+
+
+@pytest.fixture
+async def libvirtd() -> AsyncIterator[Libvirtd]:
+    async with private_libvirtd() as made:
+        yield made
+
+
+def service(libvirtd: Libvirtd, folder: Path) -> Served:
+    """The service, dialled under its usual path. Its state outlives libvirt's /run."""
+    config = f"""
+        [libvirt]
+        uri = "{libvirtd.uri}"
+        run_dir = "{libvirtd.run}/libvirt/qemu"
+        config_dir = "{libvirtd.root}/etc/qemu"
+        [networks.blue]
+        driver = "bridge"
+        options = {{ bridge = "br-blue" }}
+        [networks.green]
+        driver = "bridge"
+        options = {{ bridge = "br-green" }}
+    """
+    made = Served(folder, config=config)
+    made.socket = libvirtd.run / "linkmgr/lm.sock"
+    return made
+
+
+@asynccontextmanager
+async def network(name: str, number: int) -> AsyncIterator[None]:
+    """A bridge with a machine at 10.NUMBER.0.1 on it."""
+    async with Peer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"]):
+        await execute(["ip", "link", "add", f"br-{name}", "type", "bridge"])
+        await execute(["ip", "link", "set", f"br-{name}", "up"])
+        await execute(["ip", "link", "set", f"v-{name}", "master", f"br-{name}"])
+        try:
+            yield
+        finally:
+            await execute(["ip", "link", "del", f"br-{name}"])
+
+
+async def define(libvirtd: Libvirtd, name: str, *, more: str = "") -> str:
+    """Define a prepared domain; return its uuid."""
+    words = "lm.ip.eth0=10.1.0.2/24 lm.ip.eth0=10.2.0.2/24"
+    nic = "<interface type='user'><model type='virtio'/></interface>"
+    await libvirtd.define(tiny_domain(libvirtd, name, [nic], cmdline=words, more=more))
+    await execute([PROGRAM, "prepare", "--connect", libvirtd.uri, "--define", name], timeout=60)
+    return await libvirtd.virsh("domuuid", name)
+
+
+async def vm(links: Client, name: str = "web1") -> VmInfo | None:
+    """What the service knows of a VM."""
+    return next((each for each in await links.vms() if each.name == name), None)
+
+
+async def comes(links: Client, right: Callable[[VmInfo], bool], *, within: float) -> float:
+    """Wait until the VM is as it should be; return how many seconds it took."""
+    begun = time.monotonic()
+
+    async def asked() -> bool:
+        found = await vm(links)
+        return found is not None and right(found)
+
+    await until(asked, timeout=within, what="web1", interval=0.02)
+    return time.monotonic() - begun
+
+
+def answers(found: VmInfo) -> bool:
+    return found.state is VmState.ANSWERS
+
+
+def devices() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
+    libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    before = devices()
+    uuid = await define(libvirtd, "web1")
+    other = await define(
+        libvirtd, "web2",
+        more=f"<qemu:commandline xmlns:qemu='{QEMU}'><qemu:arg value='-uuid'/>"
+        f"<qemu:arg value='{uuid}'/></qemu:commandline>",
+    )  # fmt: skip
+    assert other != uuid
+    served = service(libvirtd, tmp_path)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(network("blue", 1))
+        await stack.enter_async_context(network("green", 2))
+        guest = await stack.enter_async_context(DomainGuest(libvirtd, "web1"))
+
+        # It boots, and runs, without the service.
+        await libvirtd.virsh("start", "web1")
+        await guest.connect()
+        first_pid = guest.pid
+
+        await stack.enter_async_context(served)
+        links = await stack.enter_async_context(served.client())
+        assert await comes(links, answers, within=5) < 1.6
+        (info,) = await links.vms()
+        assert (info.name, info.qmp) == ("web1", f"dials:{uuid}")
+        assert (info.transport, info.running) == (Transport.DIALS, True)
+        assert (await links.nic(NIC)).state is NicState.UNPLUGGED
+        assert not await guest.carrier("eth0")
+
+        # The cable: descriptors go over the connection that QEMU has made.
+        await links.plug(NIC, "blue")
+        await guest.wait_carrier("eth0", up=True)
+        assert (await guest.ping("10.1.0.1")).received
+        await links.plug(NIC, "green")
+        assert (await guest.ping("10.2.0.1")).received
+        said = await execute([PROGRAM, "--socket", str(served.socket), "status"])
+        assert "web1/ua-net0  plugged into green" in said.output
+        assert "(QEMU dials)" in said.output
+        listed = await execute([PROGRAM, "--socket", str(served.socket), "vm", "list"])
+        assert f"yes   dials  dials:{uuid}" in listed.output
+
+        # virsh pauses it behind our back.
+        events = links.events()
+        await libvirtd.virsh("suspend", "web1")
+        await comes(links, lambda found: found.running is False, within=2)
+        await libvirtd.virsh("resume", "web1")
+        await comes(links, lambda found: found.running is True, within=2)
+        kinds = []
+        async with asyncio.timeout(5):
+            async for event in events:
+                if event.subject == "web1":
+                    kinds.append(event.kind)
+                if event.kind is EventKind.VM_RESUMED:
+                    break
+        events.close()
+        assert kinds == [EventKind.VM_PAUSED, EventKind.VM_RESUMED]
+
+        await strangers_are_refused(served, uuid)
+        await a_forged_uuid_is_refused(libvirtd, served, uuid)
+        plugged = await links.nic(NIC)
+        assert plugged.connection is not None
+        assert (await guest.ping("10.2.0.1")).received
+        assert [each.name for each in await links.vms()] == ["web1"]
+
+        # Killed, and started again.
+        await served.stop(signal.SIGKILL)
+        assert (await guest.ping("10.2.0.1")).received
+        took = await served.start()
+        assert await comes(links, answers, within=5) < 1.6, took
+        again = await links.nic(NIC)
+        assert (again.state, again.connection) == (NicState.PLUGGED, plugged.connection)
+        assert (await guest.ping("10.2.0.1")).received
+        assert (await links.plug(NIC, "blue")).changed
+        assert (await guest.ping("10.1.0.1")).received
+        assert await links.check() == []
+
+        # libvirtd is of no concern.
+        await libvirtd.stop(signal.SIGKILL)
+        await served.stop(signal.SIGKILL)
+        await served.start()
+        assert await comes(links, answers, within=5) < 1.6
+        await links.plug(NIC, "green")
+        assert (await guest.ping("10.2.0.1")).received
+        await libvirtd.start()
+
+        # Its end, and another start.
+        await libvirtd.virsh("destroy", "web1")
+        await is_forgotten(links)
+        await libvirtd.virsh("start", "web1")
+        assert await comes(links, answers, within=5) < 1.6
+        await is_new(links, guest, first_pid)
+        await links.plug(NIC, "blue")
+        await guest.connect()
+        assert (await guest.ping("10.1.0.1")).received
+        second_pid = guest.pid
+
+        # Both while nobody looks: what the old one held is freed, the new one has no cable.
+        await served.stop(signal.SIGKILL)
+        await libvirtd.virsh("destroy", "web1")
+        await libvirtd.virsh("start", "web1")
+        await served.start()
+        assert await comes(links, answers, within=5) < 1.6
+        await is_new(links, guest, second_pid)
+        assert list(Path("/sys/class/net/br-blue/brif").iterdir()) == [
+            Path("/sys/class/net/br-blue/brif/v-blue")
+        ]
+
+        await libvirtd.virsh("destroy", "web1")
+        await is_forgotten(links)
+        assert not list((served.state / "vms").iterdir())
+        assert "Traceback" not in served.said(), served.said()
+    assert not [name for name in devices() - before if name.startswith("lm")]
+
+
+async def is_forgotten(links: Client) -> None:
+    """Wait until nothing is known of the VM any more."""
+
+    async def asked() -> bool:
+        return await vm(links) is None
+
+    await until(asked, timeout=3, what="web1's end")
+
+
+async def is_new(links: Client, guest: DomainGuest, old: int) -> None:
+    assert guest.pid != old
+    nic: Nic = await links.nic(NIC)
+    assert (nic.state, nic.connection) == (NicState.UNPLUGGED, None)
+
+
+async def strangers_are_refused(served: Served, uuid: str) -> None:
+    """A process that dials, and a plain QEMU that says what web1's would say."""
+    path = served.socket.with_name("qmp.sock")
+    with tempfile.TemporaryFile() as output:
+        child = Child([sys.executable, "-c", STRANGER, str(path)], output=output)
+        assert await child.wait(10) == 0
+        output.seek(0)
+        assert output.read().split() == [b"b''"] * 3
+    assert served.said().count(f"pid {child.pid} was refused") == 1
+
+    with tempfile.TemporaryFile() as output:
+        forged = Child(
+            [
+                "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none",
+                "-name", "guest=web1", "-uuid", uuid, "-mon", "chardev=m,mode=control",
+                "-chardev", f"socket,id=m,path={path},server=off,reconnect=1",
+            ],
+            output=output,
+        )  # fmt: skip
+        try:
+            await until(
+                lambda: _said(served, f"pid {forged.pid} was refused: its pid is in no file"),
+                timeout=5, what="the refusal",
+            )  # fmt: skip
+            await asyncio.sleep(1.5)  # it dials again
+            assert served.said().count(f"pid {forged.pid} was refused") == 1
+        finally:
+            await forged.end()
+
+
+async def a_forged_uuid_is_refused(libvirtd: Libvirtd, served: Served, uuid: str) -> None:
+    """A domain of libvirt whose command line claims to be another one."""
+    await libvirtd.virsh("start", "web2")
+    what = f"it is the QEMU of domain web2, and says that its uuid is '{uuid}'"
+    await until(lambda: _said(served, what), timeout=5, what="the refusal")
+    assert "running" in await libvirtd.virsh("domstate", "web2")
+    await libvirtd.virsh("destroy", "web2")
+
+
+async def _said(served: Served, what: str) -> bool:
+    return what in served.said()

@@ -1,0 +1,84 @@
+"""Whether a guest's processors run: told as it happens, and looked up when events were missed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from linkmgr.care import Caretaker
+from linkmgr.errors import MonitorGone
+from linkmgr.events import EventKind, Switchboard
+from linkmgr.qmp import MonitorEvent
+from linkmgr.reservations import Reservations
+from linkmgr.vm import Vm
+
+
+class Guest:
+    """As much of a `Vm` as is needed."""
+
+    name = "web1"
+    slots: dict[str, Any] = {}  # noqa: RUF012 - it has none
+
+    def __init__(self) -> None:
+        self.running: bool | None = True
+        self.says: bool | Exception = True
+
+    def set_running(self, running: bool) -> bool:
+        before, self.running = self.running, running
+        return before is not running
+
+    async def look_whether_it_runs(self) -> bool:
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.set_running(self.says)
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+async def told(guest: Guest, *events: str) -> list[EventKind]:
+    """What is told of these events of QEMU."""
+    board = Switchboard()
+    listener = board.listen()
+    tasks: list[asyncio.Task[None]] = []
+    lost: list[Vm] = []
+
+    class Care(Caretaker):
+        def lost(self, vm: Vm) -> None:
+            lost.append(vm)
+
+    care = Care(
+        board,
+        lambda work: tasks.append(asyncio.create_task(work)),
+        cast("Reservations", None),  # nobody reserves anything here
+    )
+    for event in events:
+        care.on_event(cast("Vm", guest), MonitorEvent(event))
+    await asyncio.gather(*tasks)
+    board.close()
+    return [event.kind async for event in listener] + [EventKind.VM_UNKNOWN] * len(lost)
+
+
+async def test_each_stop_and_resume_is_told(guest: Guest) -> None:
+    kinds = await told(guest, "STOP", "RESUME", "RESUME")
+    assert kinds == [EventKind.VM_PAUSED, EventKind.VM_RESUMED, EventKind.VM_RESUMED]
+    assert guest.running is True
+
+
+@pytest.mark.parametrize(
+    ("says", "kinds"),
+    [
+        (True, []),
+        (False, [EventKind.VM_PAUSED]),
+        (MonitorGone("gone"), [EventKind.VM_UNKNOWN]),
+    ],
+)
+async def test_what_was_missed_while_the_monitor_was_lost_is_looked_up(
+    guest: Guest, says: bool | Exception, kinds: list[EventKind]
+) -> None:
+    guest.says = says
+    assert await told(guest, "RECONNECTED") == kinds

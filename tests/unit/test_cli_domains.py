@@ -1,0 +1,112 @@
+"""The command line and libvirt's guests: --live, --config, --persistent; all of them in `nics`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr.jsonform import to_json
+from linkmgr.model import Nic, NicState, Outcome, Transport
+from tests.unit import samples
+from tests.unit.cli_runner import run
+from tests.unit.http_peer import Service, serving
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as made:
+        yield made
+
+
+NEXT = "from its next start on web1/net0 is plugged into blue, link up"
+GONE = Outcome(samples.nic(state=NicState.GONE), changed=True, notes=(NEXT, "it is not prepared"))
+
+
+@pytest.mark.parametrize(
+    ("line", "request_line", "body"),
+    [
+        ("plug web1/net0 blue --live", "PUT /v1/connections/web1/net0",
+         {"target": "blue", "notify": "auto"}),
+        ("plug web1/net0 blue --config", "PUT /v1/connections/web1/net0",
+         {"target": "blue", "notify": "auto", "affects": "config"}),
+        ("plug web1/net0 blue --live --config", "PUT /v1/connections/web1/net0",
+         {"target": "blue", "notify": "auto", "affects": "persistent"}),
+        ("unplug web1/net0", "DELETE /v1/connections/web1/net0", None),
+        ("unplug web1/net0 --persistent", "DELETE /v1/connections/web1/net0?affects=persistent",
+         None),
+        ("link web1/net0 down --config", "PUT /v1/nics/web1/net0/link",
+         {"state": "down", "affects": "config"}),
+    ],
+)  # fmt: skip
+async def test_virshs_words_say_what_is_changed(
+    service: Service, line: str, request_line: str, body: Any
+) -> None:
+    service.answers(to_json(GONE))
+    result = await run(service.path, *line.split())
+    assert result.exit_code == 0, result.output
+    assert [(str(each), each.body) for each in service.seen] == [(request_line, body)]
+
+
+async def test_what_holds_from_the_next_start_on_is_told_and_notes_are_on_stderr(
+    service: Service,
+) -> None:
+    service.answers(to_json(GONE))
+    for words in (["--config"], ["--persistent"]):
+        result = await run(service.path, "plug", "web1/net0", "blue", *words)
+        assert result.stdout == f"web1/net0  {NEXT}\n"
+        assert result.stderr == "linkmgr: it is not prepared.\n"
+    service.answers(to_json(Outcome(samples.nic(), changed=False, notes=("libvirt is away",))))
+    result = await run(service.path, "plug", "web1/net0", "blue")
+    assert result.stdout.endswith("link up (it was so already)\n")
+    assert result.stderr == "linkmgr: libvirt is away.\n"
+    as_json = await run(service.path, "--json", "plug", "web1/net0", "blue")
+    assert json.loads(as_json.stdout)["notes"] == ["libvirt is away"]
+
+
+def answers(service: Service, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "nics": [to_json(each) for each in nics],
+        "vms": [to_json(replace(samples.vm(), transport=Transport.DIALS))],
+        "domains": [to_json(each) for each in domains],
+    }
+    service.script = lambda exchange: exchange.answer(
+        {(key := exchange.request.target.rpartition("/")[2]): said[key]}
+    )
+    return said
+
+
+async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Service) -> None:
+    off = samples.domain("web10", prepared=True, network=None, wanted="plugged into red, link up")
+    said = answers(service, samples.nic(), domains=[samples.domain("web3"), off])
+    result = await run(service.path, "nics")
+    heads, *rows = [line.split(maxsplit=20) for line in result.stdout.splitlines()]
+    assert heads == (
+        "NIC STATE LINK PORT DEVICE MAC MTU MODEL WIRING BY FOR TO DO".split()  # noqa: SIM905
+    )
+    assert [row[0] for row in rows] == ["web1/net0", "web3/ua-net0", "web10/ua-net0"]
+    assert rows[0][:5] == ["web1/net0", "plugged", "up", "blue", "lm3f9a1c2e"]
+    assert rows[0][8:10] == ["hub", "dials"]
+    text = result.stdout.splitlines()[2]
+    assert "shut off" in text
+    assert "bridge br7" in text
+    assert text.endswith("linkmgr prepare web3 --define")
+    assert "fixed" in text
+    assert "plugged into red, link up" in result.stdout.splitlines()[3]
+    as_json = await run(service.path, "nics", "--json")
+    assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": said["domains"]}
+
+
+async def test_nics_without_libvirts_guests_are_plain_columns(service: Service) -> None:
+    unwired = samples.nic("web1/net9", NicState.UNMANAGED)
+    answers(service, samples.nic(), unwired, domains=[])
+    lines = (await run(service.path, "nics")).stdout.splitlines()
+    assert lines[0].startswith("NIC        STATE      LINK  PORT  DEVICE")
+    assert lines[0].endswith("WIRING  BY     FOR")
+    assert "fixed" in lines[2]
+    answers(service, domains=[])
+    assert (await run(service.path, "nics")).stdout == ""

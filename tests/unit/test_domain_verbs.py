@@ -1,0 +1,226 @@
+"""plug, unplug and link for libvirt's guests: live, config, persistent; what is written where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import (
+    BadMetadata,
+    BadOption,
+    LibvirtRefused,
+    LibvirtUnreachable,
+    UnknownNetwork,
+    UnknownNic,
+    UnknownVm,
+)
+from linkmgr.libvirt.metadata import desired_of
+from linkmgr.model import Affects, NicRef, NicState, Notify
+from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
+
+NET0 = NicRef("web1", "ua-net0")
+BLUE = cables(cable("ua-net0", network="blue"))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    made = Lab(tmp_path / "state", pauses=(60.0,))
+    for name in ("blue", "red"):
+        made.links.network(name)
+    made.libvirt.live = made.libvirt.stored = domain_xml(BLUE)
+    return made
+
+
+def asked(xml: str, nic: str = "ua-net0") -> str:
+    return str(desired_of(xml).get(nic))
+
+
+async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        outcome = await care.verbs.plug("web1/ua-net0", "red:p7", notify="flap")
+        assert (outcome.changed, outcome.notes) == (True, ())
+        await lab.settle()  # libvirt tells of the change that was ours
+        assert lab.links.on() == {"ua-net0": "red:p7"}
+        assert desired_of(lab.libvirt.live).get("ua-net0").notify is Notify.FLAP
+        assert asked(lab.libvirt.stored) == "plugged into blue, link up"
+        assert [call for call in lab.links.calls if call.startswith("plug")] == [
+            "plug web1/ua-net0 blue", "plug web1/ua-net0 red:p7",
+        ]  # fmt: skip
+
+        await care.verbs.set_link(NET0, "down")
+        assert asked(lab.libvirt.live) == "plugged into red:p7, link down"
+        await care.verbs.unplug(NET0)
+        assert asked(lab.libvirt.live) == "unplugged, link down"
+        await care.verbs.set_link(NET0, "up")
+        assert desired_of(lab.libvirt.live).of == {}
+
+
+async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        before = list(lab.links.calls)
+        outcome = await care.verbs.plug(NET0, "green", affects="config")
+        assert outcome.changed
+        assert outcome.notes == (
+            "from its next start on web1/ua-net0 is plugged into green, link up",
+            "network green does not exist yet; it is plugged when it does",
+        )
+        assert outcome.nic.state is NicState.PLUGGED, "as it is now"
+        await care.verbs.set_link(NET0, "down", affects="config")
+        await care.verbs.unplug("web1/ua-net1", affects="config")
+        await lab.settle()
+        assert lab.links.calls == before
+        assert asked(lab.libvirt.live) == "plugged into blue, link up"
+        assert asked(lab.libvirt.stored) == "plugged into green, link down"
+        assert not (await care.verbs.plug(NET0, "green", affects="config")).changed
+
+
+async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        outcome = await care.verbs.plug(NET0, "red", affects=Affects.PERSISTENT)
+        assert outcome.notes == (
+            "from its next start on web1/ua-net0 is plugged into red, link up",
+        )
+        assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into red, link up"
+        assert lab.links.on() == {"ua-net0": "red"}
+        lab.links.end()
+        await lab.settle()
+        lab.libvirt.active = False
+        outcome = await care.verbs.unplug(NET0, affects="persistent")
+        assert (outcome.changed, outcome.nic.state) == (True, NicState.GONE)
+        assert outcome.nic.mac == "52:54:00:00:00:00"
+        assert desired_of(lab.libvirt.stored).of == {}
+        with pytest.raises(UnknownVm):
+            await care.verbs.plug(NET0, "red")
+
+
+async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is_not_written(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.libvirt.connected = False
+        outcome = await care.verbs.plug(NET0, "red", affects="persistent")
+        assert outcome.changed
+        live, later = outcome.notes
+        assert live.startswith("the domain's live XML still asks for what it did before (plugged")
+        assert "blue" in live
+        assert later.startswith("the next start is as before: there is no connection")
+        lab.libvirt.connected = True
+        lab.libvirt.fails = LibvirtRefused("transient", number=55)
+        with pytest.raises(LibvirtRefused):
+            await care.verbs.plug(NET0, "blue", affects="config")
+        lab.libvirt.fails = None
+    async with lab.care():  # what the operator did holds until the next start
+        await lab.settle()
+        lab.libvirt.edit(BLUE)
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "red"}
+
+
+async def test_what_an_operator_does_ends_what_was_still_to_be_done(lab: Lab) -> None:
+    del lab.links.the_networks["blue"]
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert len(care.findings()) == 1
+        await care.verbs.plug(NET0, "red")
+        assert care.findings() == []
+        lab.links.network("blue")
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "red"}
+
+
+async def test_a_verb_that_fails_writes_nothing(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        with pytest.raises(UnknownNetwork):
+            await care.verbs.plug(NET0, "green", affects="persistent")
+        assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into blue, link up"
+
+
+async def test_an_fd_is_plugged_now_and_cannot_be_asked_for_at_the_next_start(lab: Lab) -> None:
+    lab.links.network("fd")
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        outcome = await care.verbs.plug(NET0, "fd:tap7")
+        assert lab.links.on() == {"ua-net0": "fd:tap7"}
+        assert "not there at the next start" in outcome.notes[0]
+        with pytest.raises(BadMetadata):
+            await care.verbs.plug(NET0, "fd:tap7", affects="config")
+
+
+async def test_metadata_that_cannot_be_read_is_not_overwritten(lab: Lab) -> None:
+    broken = domain_xml(cables("<lm:cable/>"))
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.libvirt.live = lab.libvirt.stored = broken
+        outcome = await care.verbs.plug(NET0, "red")
+        assert "does not say for which NIC" in outcome.notes[0]
+        with pytest.raises(BadMetadata):
+            await care.verbs.plug(NET0, "red", affects="config")
+        assert lab.libvirt.live == lab.libvirt.stored == broken
+
+
+async def test_nics_and_domains_that_are_not_there_are_refused_and_the_unprepared_are_noted(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        with pytest.raises(UnknownNic, match="ua-net0, ua-net1"):
+            await care.verbs.plug("web1/ua-net7", "red", affects="config")
+        with pytest.raises(UnknownVm, match="only a guest of libvirt"):
+            await care.verbs.plug("web9/ua-net0", "red", affects="persistent")
+        with pytest.raises(BadOption, match="live, config, persistent"):
+            await care.verbs.plug(NET0, "red", affects="now")
+        lab.libvirt.stored = domain_xml(prepared=1)
+        outcome = await care.verbs.plug("web1/ua-net1", "red", affects="config")
+        assert "linkmgr prepare web1 --define" in outcome.notes[-1]
+    async with lab.care(libvirt=False) as care:
+        with pytest.raises(LibvirtUnreachable, match="without libvirt"):
+            await care.verbs.plug(NET0, "red", affects="config")
+
+
+async def test_a_guest_that_is_not_libvirts_is_plugged_as_ever(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.libvirt.pid = None
+        lab.links.boot("plain")
+        lab.links.vms["plain"] = type(lab.links.vms["plain"])(
+            "plain", "/run/p.qmp", *list(vars(lab.links.vms["plain"]).values())[2:5]
+        )
+        outcome = await care.verbs.plug("plain/ua-net0", "red")
+        assert (outcome.changed, outcome.notes) == (True, ())
+        assert not [call for call in lab.libvirt.calls if call.startswith("set_metadata")]
+
+
+async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_prepared(
+    lab: Lab,
+) -> None:
+    lab.libvirt.live = domain_xml(BLUE, prepared=1)
+    async with lab.care() as care:
+        (off,) = await care.domains()
+        assert (off.name, off.uuid, off.transport) == ("web1", UUID, None)
+        assert off.nics[0].wanted == "plugged into blue, link up"
+        lab.links.boot(nics=1)
+        await lab.settle()
+        (info,) = await care.domains()
+        assert (info.state, info.transport, info.prepared) == ("running", "dials", False)
+        assert info.command == "linkmgr prepare web1 --define"
+        first, second = info.nics
+        assert (first.prepared, first.wiring, first.state) == (True, "hub", "plugged")
+        assert (first.network, first.link, first.device) == ("blue", "up", "lm0")
+        assert (second.prepared, second.wiring, second.state) == (False, None, None)
+        assert (second.network, second.link, second.device) == ("ethernet", "down", "lmtap1")
+        lab.libvirt.live = domain_xml(BLUE)
+        lab.libvirt.connected = False
+        (info,) = await care.domains()
+        assert (info.name, info.transport, info.nics[0].network) == ("web1", "dials", "blue")

@@ -1,0 +1,358 @@
+"""Link state that libvirt and linkmgr share: who has changed it, who is to be told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from linkmgr.errors import HostError
+from linkmgr.events import EventKind, Switchboard
+from linkmgr.libvirt.links import LinkFollower, Verdict, compare
+from linkmgr.libvirt.status import BadStatus, parse_status, read_status
+from linkmgr.manager import LinkManager
+from linkmgr.model import LinkState, Nic, NicRef, NicState, VmInfo, VmState
+from linkmgr.testing.process import until
+
+UP, DOWN = LinkState.UP, LinkState.DOWN
+MAC = "52:54:00:00:00:01"
+NOW = datetime.now(UTC)
+
+
+def nic(state: NicState = NicState.PLUGGED, wanted: LinkState = UP) -> Nic:
+    return Nic(NicRef("web1", "ua-net0"), "virtio", MAC, 1500, state, UP, wanted, "hub", NOW)
+
+
+UNPLUGGED = nic(NicState.UNPLUGGED)
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "now", "verdict"),
+    [
+        # Nothing is known of before, as when a domain has just started: it is no wish.
+        (None, DOWN, nic(), Verdict(tell=UP)),
+        (None, UP, nic(wanted=DOWN), Verdict(tell=DOWN)),
+        (None, UP, UNPLUGGED, Verdict(tell=DOWN)),
+        (None, UP, nic(), Verdict()),
+        # virsh has changed it.
+        (UP, DOWN, nic(), Verdict(wish=DOWN)),
+        (DOWN, UP, nic(wanted=DOWN), Verdict(wish=UP)),
+        (DOWN, UP, UNPLUGGED, Verdict(wish=UP, show=True, tell=DOWN)),
+        # libvirt was told what is so: an echo.
+        (UP, DOWN, nic(wanted=DOWN), Verdict()),
+        (UP, DOWN, UNPLUGGED, Verdict()),
+        (DOWN, UP, nic(), Verdict()),
+        # linkmgr has changed it.
+        (UP, UP, nic(wanted=DOWN), Verdict(tell=DOWN)),
+        (UP, UP, UNPLUGGED, Verdict(tell=DOWN)),
+        (DOWN, DOWN, nic(), Verdict(tell=UP)),
+        (DOWN, DOWN, nic(NicState.FOREIGN), Verdict(tell=UP)),
+        # Nothing can be said of these, or done to them.
+        (UP, DOWN, nic(NicState.UNKNOWN), Verdict()),
+        (UP, DOWN, replace(nic(NicState.FOREIGN), link=None), Verdict()),
+        (None, UP, replace(UNPLUGGED, link=None), Verdict()),
+        (UP, DOWN, nic(NicState.UNMANAGED), Verdict()),
+        (UP, DOWN, nic(NicState.GONE), Verdict()),
+    ],
+)
+def test_who_has_changed_a_link(
+    before: LinkState | None, said: LinkState, now: Nic, verdict: Verdict
+) -> None:
+    assert compare(before, said, now) == verdict
+
+
+def test_a_flap_is_nobodys_wish() -> None:
+    """In the middle of a swap the carrier is down for a moment."""
+    assert compare(UP, UP, replace(nic(), link=DOWN)) == Verdict()
+
+
+STATUS = """<!--
+WARNING: THIS IS AN AUTO-GENERATED FILE.
+-->
+<domstatus state='running' reason='booted' pid='{pid}'>
+  <monitor path='/var/lib/libvirt/qemu/domain-1-web1/monitor.sock' type='unix'/>
+  <domain type='qemu' id='1'>
+    <name>web1</name><uuid>0f0e0d0c-0000-4000-8000-000000000001</uuid>
+    <devices>
+      <interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='lmtap0'/>
+        <link state='{link}'/><alias name='ua-net0'/></interface>
+      <interface type='ethernet'><mac address='52:54:00:00:00:0A'/><alias name='net1'/></interface>
+      <interface type='user'/>
+    </devices>
+  </domain>
+</domstatus>
+"""
+
+
+class TestStatus:
+    """libvirt's record of a running domain."""
+
+    def test_says_of_each_nic_what_libvirt_has_set(self) -> None:
+        status = parse_status(STATUS.format(pid=42, link="down").encode())
+        assert (status.name, status.pid) == ("web1", 42)
+        assert status.uuid.startswith("0f0e0d0c")
+        said = {alias: (each.mac, each.link, each.target) for alias, each in status.nics.items()}
+        assert said == {
+            "ua-net0": (MAC, DOWN, "lmtap0"),
+            "net1": ("52:54:00:00:00:0a", UP, ""),
+        }
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "<domstatus/>", "<domain><name>web1</name></domain>", "<domstatus", "<!DOCTYPE a><a/>",
+         "<domstatus><domain/></domstatus>"],
+    )  # fmt: skip
+    def test_that_is_none_is_refused(self, text: str) -> None:
+        with pytest.raises(BadStatus):
+            parse_status(text.encode())
+
+    def test_is_not_read_through_a_link_or_from_a_fifo(self, tmp_path: Path) -> None:
+        real = tmp_path / "real.xml"
+        real.write_text(STATUS.format(pid=1, link="up"))
+        (tmp_path / "web1.xml").symlink_to(real)
+        os.mkfifo(tmp_path / "web2.xml")
+        for name in ("web1", "web2"):
+            with pytest.raises(BadStatus):
+                read_status(tmp_path / f"{name}.xml")
+        assert read_status(tmp_path / "web3.xml") is None
+
+
+async def happens(true: Callable[[], bool]) -> None:
+    async def asked() -> bool:
+        return true()
+
+    await until(asked, timeout=5, what="it happens", interval=0.01)
+
+
+class Links:
+    """A manager with one NIC, that writes down what it was asked for."""
+
+    def __init__(self) -> None:
+        self.nic = UNPLUGGED
+        self.asked: list[str] = []
+        self.board = Switchboard()
+        self.fails: Exception | None = None
+        self.ended = False
+        self.reservations: set[NicRef] = set()
+
+    def events(self) -> object:
+        return self.board.listen()
+
+    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+        if self.ended:
+            return [], []
+        return [VmInfo("web1", "/q", VmState.ANSWERS, NOW)], [self.nic]
+
+    async def set_link(self, ref: NicRef, state: LinkState) -> None:
+        self.asked.append(f"link {state}")
+        if self.fails is not None:
+            raise self.fails
+        self.nic = replace(self.nic, wanted_link=state)
+        self.board.tell(EventKind.LINK, ref)
+
+    async def show_link(self, ref: NicRef) -> None:
+        self.asked.append("show")
+
+    def plug(self) -> None:
+        self.nic = replace(self.nic, state=NicState.PLUGGED)
+        self.board.tell(EventKind.PLUGGED, "web1/ua-net0")
+
+
+class Bench:
+    """A directory of libvirt's, and a follower of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run_dir = folder / "run"
+        self.kept = folder / "links.json"
+        self.links = Links()
+        self.refuse = False
+        self.follower = self.make()
+
+    def make(self) -> LinkFollower:
+        links = cast("LinkManager", self.links)
+        return LinkFollower(self.run_dir, links, set_link=self.tell, kept=self.kept)
+
+    async def tell(self, uuid: str, mac: str, up: bool) -> None:
+        assert (uuid[:8], mac) == ("0f0e0d0c", MAC)
+        self.links.asked.append(f"tell {'up' if up else 'down'}")
+        if self.refuse:
+            raise HostError("libvirt is away")
+        self.virsh(UP if up else DOWN)
+
+    def virsh(self, link: LinkState, pid: int = 1) -> None:
+        """Let libvirt have another link, and write it down as it does."""
+        self.run_dir.mkdir(exist_ok=True)
+        new = self.run_dir / "web1.xml.new"
+        new.write_text(STATUS.format(pid=pid, link=link))
+        new.rename(self.run_dir / "web1.xml")
+
+    async def look(self) -> list[str]:
+        """What is asked for by one look."""
+        self.links.asked.clear()
+        await self.follower.look("web1")
+        return list(self.links.asked)
+
+    async def asked(self, *what: str) -> None:
+        """Wait until this was asked for, and nothing else afterwards."""
+        await happens(lambda: self.links.asked[-len(what) :] == list(what))
+        await asyncio.sleep(0.1)
+        assert self.links.asked[-len(what) :] == list(what)
+        self.links.asked.clear()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def test_what_virsh_sets_is_taken_once(bench: Bench) -> None:
+    bench.virsh(DOWN)
+    assert await bench.look() == []
+    bench.links.plug()
+    assert await bench.look() == ["tell up"]
+    bench.virsh(DOWN)
+    assert await bench.look() == ["link down"]
+    assert await bench.look() == []
+    bench.virsh(UP)
+    assert await bench.look() == ["link up"]
+    bench.links.nic = replace(bench.links.nic, wanted_link=DOWN)
+    assert await bench.look() == ["tell down"]
+    assert await bench.look() == []
+
+
+async def test_up_for_an_unplugged_nic_is_kept_as_a_wish_and_taken_back(bench: Bench) -> None:
+    bench.links.nic = nic(NicState.UNPLUGGED, wanted=DOWN)
+    bench.virsh(DOWN)
+    assert await bench.look() == []
+    bench.virsh(UP)
+    assert await bench.look() == ["link up", "show", "tell down"]
+    assert await bench.look() == []
+    assert bench.links.nic.wanted_link is UP
+
+
+async def test_the_link_of_a_nic_that_is_on_its_way_here_is_left_as_it_came(bench: Bench) -> None:
+    bench.links.reservations.add(bench.links.nic.ref)
+    bench.virsh(UP)
+    assert await bench.look() == []
+    bench.links.reservations.clear()
+    bench.links.plug()
+    assert await bench.look() == []
+
+
+async def test_a_wish_that_could_not_be_taken_is_taken_the_next_time(bench: Bench) -> None:
+    bench.links.plug()
+    bench.virsh(UP)
+    assert await bench.look() == []
+    bench.virsh(DOWN)
+    bench.links.fails = HostError("no")
+    with pytest.raises(HostError):
+        await bench.look()
+    bench.links.fails = None
+    assert await bench.look() == ["link down"]
+
+
+async def test_what_libvirt_says_after_it_could_not_be_told_is_no_wish(bench: Bench) -> None:
+    """A call that timed out may be carried out late."""
+    bench.links.plug()
+    bench.virsh(UP)
+    await bench.look()
+    bench.links.nic = replace(bench.links.nic, state=NicState.UNPLUGGED)
+    bench.refuse = True
+    with pytest.raises(HostError):
+        await bench.look()
+    bench.links.plug()
+    bench.virsh(DOWN)
+    bench.refuse = False
+    assert await bench.look() == ["tell up"]
+
+
+async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(bench: Bench) -> None:
+    bench.links.plug()
+    bench.virsh(UP, pid=os.getpid())
+    assert await bench.look() == []
+    assert json.loads(bench.kept.read_text())["web1"][1] == {"ua-net0": "up"}
+    bench.virsh(DOWN, pid=os.getpid())
+    bench.follower = bench.make()
+    bench.follower.load()
+    assert await bench.look() == ["link down"]
+    # Of another QEMU of the domain it says nothing: what its XML says at the start is no wish.
+    bench.links.nic = nic()
+    bench.virsh(UP, pid=os.getpid())
+    await bench.look()
+    bench.virsh(DOWN, pid=1)
+    bench.follower = bench.make()
+    bench.follower.load()
+    assert await bench.look() == ["tell up"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"web1": 3}', '{"web1": ["x", {"net0": "sideways"}]}'])
+async def test_a_damaged_memory_is_told_and_does_no_harm(
+    bench: Bench, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.kept.write_text(text)
+    bench.follower.load()
+    assert "cannot be read" in caplog.text
+    bench.virsh(DOWN)
+    assert await bench.look() == []
+
+
+async def test_the_doorbell_rings_also_for_a_directory_that_comes_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.links.PAUSE", 0.05)
+    task = asyncio.create_task(bench.follower.run())
+    try:
+        await asyncio.sleep(0.1)
+        bench.virsh(DOWN)
+        bench.links.plug()
+        await bench.asked("tell up")
+        bench.virsh(DOWN)
+        await bench.asked("link down")
+        # It is away for a while, with its directory.
+        (bench.run_dir / "web1.xml").unlink()
+        bench.run_dir.rmdir()
+        await asyncio.sleep(0.1)
+        bench.virsh(UP)
+        await bench.asked("link up")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_fails_is_tried_again_and_told_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.links.PAUSE", 0.02)
+    bench.virsh(DOWN)
+    bench.refuse = True
+    task = asyncio.create_task(bench.follower.run())
+    try:
+        await asyncio.sleep(0.1)
+        bench.links.plug()
+        await happens(lambda: bench.links.asked.count("tell up") >= 3)
+        bench.refuse = False
+        await happens(lambda: b"state='up'" in (bench.run_dir / "web1.xml").read_bytes())
+        assert caplog.text.count("do not agree yet") == 1
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> None:
+    bench.virsh(DOWN)
+    task = asyncio.create_task(bench.follower.run())
+    try:
+        await happens(bench.kept.exists)
+        bench.links.ended = True
+        bench.links.board.tell(EventKind.VM_REMOVED, "web1")  # libvirt's file may still be there
+        await happens(lambda: not bench.kept.exists())
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

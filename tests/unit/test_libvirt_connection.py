@@ -1,0 +1,365 @@
+"""`Libvirt` without a daemon: over libvirt's own test driver, and what only a faked call shows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import LibvirtRefused, LibvirtUnreachable
+from linkmgr.libvirt import binding, connection, lanes
+from linkmgr.libvirt.connection import Libvirt, default_run_dir
+from linkmgr.libvirt.domain_events import (
+    LIMIT,
+    DomainEvent,
+    DomainEventKind,
+    DomainEvents,
+    DomainHub,
+    lifecycle,
+)
+from linkmgr.libvirt.eventloop import READABLE, WRITABLE, EventLoop
+from linkmgr.libvirt.handle import Handle
+from linkmgr.libvirt.lanes import Lanes
+from linkmgr.libvirt.worker import LateError, Worker
+
+URI = "test:///default"
+K = DomainEventKind
+
+
+@asynccontextmanager
+async def running(uri: str = URI) -> AsyncIterator[Libvirt]:
+    libvirt = Libvirt(uri)
+    task = asyncio.create_task(libvirt.run())
+    try:
+        yield libvirt
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)  # what libvirt wants freed is freed in the loop
+
+
+async def held(libvirt: Libvirt, seconds: float, timeout: float = 5.0) -> None:
+    """A call that libvirt holds for so long."""
+    await libvirt._call("sleeping", lambda _api, _made: time.sleep(seconds), timeout)
+
+
+# --- events ---------------------------------------------------------------------------------------
+async def test_a_listener_hears_of_the_connection_first_whenever_it_comes() -> None:
+    async with running() as libvirt:
+        early = libvirt.events()
+        assert (await anext(early)).kind is K.CONNECTED
+        assert (await anext(libvirt.events())).kind is K.CONNECTED
+        (view,) = await libvirt.domains()
+        assert (view.name, view.state, view.active, view.pid) == ("test", "running", True, None)
+        await libvirt._call(
+            "a rest", lambda _, made: made.lookupByName("test").suspend(), timeout=5
+        )
+        async with asyncio.timeout(5):
+            event = await anext(early)
+        assert event == DomainEvent(K.SUSPENDED, view.uuid, "test", "paused")
+    async with asyncio.timeout(1):
+        assert [each async for each in early] == []  # it ends with `run`
+    assert not libvirt.connected
+    with pytest.raises(LibvirtUnreachable, match="there is no connection"):
+        await libvirt.domains()
+
+
+def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
+    libvirt = pytest.importorskip("libvirt")
+    names = {
+        "DEFINED": K.DEFINED, "UNDEFINED": K.UNDEFINED, "STARTED": K.STARTED,
+        "SUSPENDED": K.SUSPENDED, "RESUMED": K.RESUMED, "STOPPED": K.STOPPED,
+        "PMSUSPENDED": K.SUSPENDED, "CRASHED": K.CRASHED,
+    }  # fmt: skip
+    for word, kind in names.items():
+        event = getattr(libvirt, f"VIR_DOMAIN_EVENT_{word}")
+        prefix = f"VIR_DOMAIN_EVENT_{word}_"
+        details = {value: name.removeprefix(prefix).lower().replace("_", "-")
+                   for name, value in vars(libvirt).items() if name.startswith(prefix)}  # fmt: skip
+        if word == "PMSUSPENDED":
+            details = {0: "pm-memory", 1: "pm-disk"}
+        for number, detail in details.items():
+            assert lifecycle(event, number) == (kind, detail), word
+        assert lifecycle(event, 99) == (kind, "99")
+    assert lifecycle(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, 0) is None
+    assert lifecycle(99, 0) is None
+
+
+async def test_a_listener_that_is_too_slow_is_told_to_compare_instead() -> None:
+    hub = DomainHub()
+    slow = hub.listen(connected=True)
+    hub.tell(DomainEvent(K.LOST))
+    for number in range(LIMIT):
+        hub.tell(DomainEvent(K.STARTED, str(number)))
+    kinds = [(await anext(slow)).kind for _ in range(3)]
+    assert kinds == [K.LOST, K.CONNECTED, K.STARTED]
+    slow.close()
+    slow.close()
+    assert not hub.listeners
+    assert isinstance(slow, DomainEvents)
+
+
+# --- calls ----------------------------------------------------------------------------------------
+async def test_a_call_that_is_held_costs_the_others_half_a_second_and_once() -> None:
+    async with running() as libvirt:
+        await libvirt.wait_connected(timeout=5)
+        stuck = [asyncio.create_task(held(libvirt, 2.0))]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await asyncio.gather(*(libvirt.domains() for _ in range(5)))
+        assert 0.4 < time.monotonic() - began < 1.0
+        began = time.monotonic()
+        await libvirt.domains()
+        assert time.monotonic() - began < 0.2
+        await asyncio.gather(*stuck)  # and its caller has its answer, in the end
+
+
+async def test_the_caller_of_a_held_call_leaves_in_time_and_knows_that_it_was_asked() -> None:
+    async with running() as libvirt:
+        await libvirt.wait_connected(timeout=5)
+        with pytest.raises(LibvirtUnreachable, match="was asked, but did not answer") as late:
+            await held(libvirt, 0.6, timeout=0.2)
+        assert late.value.sent
+
+
+async def test_with_too_many_held_calls_the_next_is_not_begun_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "OVERTAKE", 0.05)
+    before = threading.active_count()
+    async with running() as libvirt:
+        await libvirt.wait_connected(timeout=5)
+        stuck = [asyncio.create_task(held(libvirt, 1.5)) for _ in range(lanes.HELD + 1)]
+        await asyncio.sleep(0.6)
+        with pytest.raises(LibvirtUnreachable, match="was not asked within") as late:
+            await libvirt.domains(timeout=0.3)
+        assert not late.value.sent
+        await asyncio.gather(*stuck)
+        assert len(await libvirt.domains()) == 1  # when they have ended, all is as before
+    for _ in range(40):
+        if threading.active_count() <= before:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(threading.enumerate())
+
+
+async def test_a_refusal_has_libvirts_number_and_text() -> None:
+    async with running() as libvirt:
+        await libvirt.wait_connected(timeout=5)
+        with pytest.raises(LibvirtRefused, match="domain nobody: libvirt refused: ") as refused:
+            await libvirt.domain("nobody")
+        assert refused.value.no_domain
+        assert refused.value.__context__ is None or refused.value.__suppress_context__
+        with pytest.raises(LibvirtRefused) as refused:
+            await libvirt.set_metadata("test", "urn:x", "x", "<a>", live=True, config=False)
+        assert not refused.value.no_domain
+
+
+async def test_metadata_is_written_read_and_removed() -> None:
+    async with running() as libvirt:
+        events = libvirt.events()
+        await anext(events)
+        await libvirt.set_metadata("test", "urn:x", "x", "<a b='1'/>", live=True, config=False)
+        async with asyncio.timeout(5):
+            assert (await anext(events)).kind is K.METADATA
+        assert await libvirt.metadata("test", "urn:x", live=True) == '<a b="1"/>'
+        await libvirt.set_metadata("test", "urn:x", "x", None, live=True, config=False)
+        assert await libvirt.metadata("test", "urn:x", live=True) is None
+
+
+# --- no libvirt -----------------------------------------------------------------------------------
+async def test_without_a_daemon_it_is_tried_again_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.02)
+    async with running("qemu+unix:///system?socket=/nonexistent/sock") as libvirt:
+        with pytest.raises(LibvirtUnreachable, match="there is no connection"):
+            await libvirt.wait_connected(timeout=0.3)
+        assert "/nonexistent/sock" in str(libvirt.problem)
+    assert len([each for each in caplog.records if "no libvirt at" in each.message]) == 1
+
+
+async def test_libvirt_python_is_not_loaded_before_there_is_a_daemon(tmp_path: Path) -> None:
+    look = (
+        "import asyncio, sys, linkmgr.service.run\n"
+        "from linkmgr.libvirt import connection\n"
+        "from pathlib import Path\n"
+        f"connection.SOCKETS = Path({str(tmp_path)!r})\n"
+        "async def main():\n"
+        "    libvirt = connection.Libvirt('qemu:///system')\n"
+        "    task = asyncio.create_task(libvirt.run())\n"
+        "    await asyncio.sleep(0.1)\n"
+        "    task.cancel()\n"
+        "    print('libvirt' in sys.modules, libvirt.problem)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", look, stdout=asyncio.subprocess.PIPE
+    )
+    said = (await process.communicate())[0].decode()
+    assert said.startswith(f"False no daemon of libvirt listens in {tmp_path}")
+
+
+@pytest.fixture
+def no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host where libvirt-python is not installed."""
+    for name in ("libvirt", "libvirt_qemu"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+async def test_without_libvirt_python_it_says_what_to_install(no_binding: None) -> None:
+    with pytest.raises(LibvirtUnreachable, match="apt install python3-libvirt"):
+        binding.load()
+    async with running() as libvirt:
+        with pytest.raises(LibvirtUnreachable, match="libvirt-python cannot be used"):
+            await libvirt.wait_connected(timeout=0.2)
+
+
+def test_only_libvirt_python_is_taken_from_the_distributions_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def find_spec(name: str, path: list[str]) -> None:
+        asked.append((name, path))
+
+    monkeypatch.setattr(PathFinder, "find_spec", find_spec)
+    for name in ("apt", "libvirtmod", "libvirt.more", "yaml"):
+        assert binding._Finder.find_spec(name) is None
+    assert asked == [("libvirtmod", [binding.SYSTEM])]
+
+
+def test_the_run_directory_is_that_of_the_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert str(default_run_dir("qemu:///system")) == "/run/libvirt/qemu"
+    assert str(default_run_dir("qemu+unix:///session?socket=/x/system")) == (
+        "/run/user/7/libvirt/qemu/run"
+    )
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert str(default_run_dir("qemu:///session")).endswith("/.cache/libvirt/qemu/run")
+
+
+# --- the thread and the loop ----------------------------------------------------------------------
+async def test_calls_run_in_order_and_one_whose_caller_left_does_not_run() -> None:
+    worker, ran = Worker("a test"), list[int]()
+    release = threading.Event()
+    first = asyncio.create_task(worker.call(lambda: release.wait(5)))
+    await asyncio.sleep(0.02)
+    assert worker.busy
+    with pytest.raises(LateError) as late:
+        await worker.call(lambda: ran.append(1), timeout=0.05)
+    assert not late.value.begun
+    gone = asyncio.create_task(worker.call(lambda: ran.append(2)))
+    rest = [asyncio.create_task(worker.call(lambda n=n: ran.append(n))) for n in (3, 4)]  # type: ignore[misc]
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    assert await first
+    await asyncio.gather(*rest)
+    assert ran == [3, 4]
+    ended = worker.finish(lambda: ran.append(5))
+    with pytest.raises(LateError):
+        await worker.call(lambda: ran.append(6))
+    await asyncio.wait_for(ended, 2)
+    assert ran == [3, 4, 5]
+
+
+async def test_a_connection_that_is_made_too_late_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = threading.Event()
+    leave = Handle._leave
+
+    def slow(handle: Handle, *_: object) -> None:
+        time.sleep(0.3)
+
+    def noted(handle: Handle) -> None:
+        leave(handle)
+        closed.set()
+
+    monkeypatch.setattr(Handle, "_leave", noted)
+    with pytest.raises(LibvirtUnreachable, match="did not answer within"):
+        await Handle.open(URI, slow, timeout=0.1)
+    assert await asyncio.to_thread(closed.wait, 2)
+    await asyncio.sleep(0.05)
+
+
+async def test_the_last_word_holds_whichever_thread_had_it() -> None:
+    events = EventLoop()
+    events._libvirt = type("Api", (), {"virEventInvokeFreeCallback": staticmethod(freed.append)})
+    events.use()
+    freed.clear()
+    ours, theirs = os.pipe()
+    heard: list[int] = []
+    try:
+        number = await asyncio.to_thread(
+            events._add_watch, ours, 0, lambda _n, _fd, event, _o: heard.append(event), "opaque"
+        )
+        os.write(theirs, b"x")
+        await asyncio.sleep(0.05)
+        assert heard == []  # it was not asked for
+        # Asked for in another thread, and not any more in this one, before the loop looks.
+        await asyncio.get_running_loop().run_in_executor(
+            None, events._update_watch, number, READABLE | WRITABLE
+        )
+        events._update_watch(number, 0)
+        heard.clear()
+        await asyncio.sleep(0.05)
+        assert heard == []
+        await asyncio.to_thread(events._update_watch, number, READABLE)
+        await asyncio.sleep(0.05)
+        assert set(heard) == {READABLE}
+        assert await asyncio.to_thread(events._remove_watch, number) == 0
+        assert events._remove_watch(number) == -1
+        await asyncio.sleep(0.02)
+        assert freed == ["opaque"]
+        heard.clear()
+        await asyncio.sleep(0.05)
+        assert heard == []
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+freed: list[object] = []
+
+
+async def test_a_timer_rings_until_it_is_told_otherwise_from_any_thread() -> None:
+    events = EventLoop()
+    events._libvirt = type("Api", (), {"virEventInvokeFreeCallback": staticmethod(freed.append)})
+    events.use()
+    freed.clear()
+    rings: list[int] = []
+    number = await asyncio.to_thread(events._add_timer, -1, lambda n, _: rings.append(n), "o")
+    await asyncio.sleep(0.03)
+    assert rings == []
+    await asyncio.to_thread(events._update_timer, number, 10)
+    await asyncio.sleep(0.1)
+    assert len(rings) >= 3
+    assert await asyncio.to_thread(events._remove_timer, number) == 0
+    await asyncio.sleep(0.02)
+    count = len(rings)
+    await asyncio.sleep(0.05)
+    assert (len(rings), freed) == (count, ["o"])
+    assert events._remove_timer(number) == -1
+    events._update_timer(number, 0)
+
+
+async def test_a_lane_that_is_lost_alone_is_replaced_by_the_first() -> None:
+    first = await Handle.open(URI)
+    made = Lanes(first)
+    made._now = other = await Handle.open(URI)
+    other.lost.set()
+    assert await made.call("a name", lambda _, made: made.getHostname(), 2.0)
+    made.close()
+    await first.close()
+    await asyncio.sleep(0.05)

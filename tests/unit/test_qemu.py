@@ -1,0 +1,194 @@
+"""A QEMU that dials: its monitor comes back by itself, and its end is its process's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
+
+import pytest
+
+from linkmgr.errors import BadRequest, MonitorUnreachable
+from linkmgr.model import Transport
+from linkmgr.qmp import Monitor
+from linkmgr.qmp.dialer import SocketDialer, address_of, only_sockets, transport_of
+from linkmgr.qmp.qemu import Qemu
+from tests.unit.qmp_peer import Peer, nothing_left_behind
+
+__all__ = ["nothing_left_behind"]
+
+UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
+
+
+class Calls:
+    """A dialer whose calls come when the test says so."""
+
+    address, transport = f"dials:{UUID}", Transport.DIALS
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.waits = 0
+        self._coming: asyncio.Queue[Monitor] = asyncio.Queue()
+        self.peers: list[Peer] = []
+
+    async def dial(self, who: str, timeout: float) -> Monitor:
+        self.waits += 1
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._coming.get()
+        except TimeoutError as error:
+            raise MonitorUnreachable("nobody dialled") from error
+        finally:
+            self.waits -= 1
+
+    def forsaken(self, error: Exception) -> bool:
+        return isinstance(error.__cause__, TimeoutError)
+
+    async def come(self, pid: int | None = None) -> Peer:
+        """QEMU dials."""
+        sock, peer = Peer.pair()
+        self.peers.append(peer)
+        shaking = asyncio.create_task(peer.handshake())
+        monitor = await Monitor.over(sock, name="web1")
+        await shaking
+        monitor._connection.pid = self.pid if pid is None else pid
+        peer.serve(lambda command: [] if command.name.startswith("query-qmp") else None)
+        self._coming.put_nowait(monitor)
+        return peer
+
+
+class Guest:
+    """A process, what it dials with, and what is told of it."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(["sleep", "60"])
+        self.calls = Calls(self.process.pid)
+        self.told: list[str] = []
+        self.qemu: Qemu
+
+    async def connect(self, timeout: float = 5.0) -> Peer:
+        peer = await self.calls.come()
+        self.qemu = await Qemu.connect(
+            self.calls, name="VM web1", timeout=timeout,
+            handler=lambda event: self.told.append(event.name),
+        )  # fmt: skip
+        return peer
+
+    async def tells(self, *events: str, within: float = 1.0) -> None:
+        async with asyncio.timeout(within):
+            while self.told != list(events):  # noqa: ASYNC110 - it is told by a callback
+                await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        await self.qemu.close()
+        self.process.kill()
+        self.process.wait()
+        for peer in self.calls.peers:
+            await peer.close()
+        while not self.calls._coming.empty():
+            await self.calls._coming.get_nowait().close()
+
+
+@pytest.fixture
+async def guest(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
+    async def probed(_: Monitor) -> None:
+        return None
+
+    monkeypatch.setattr("linkmgr.qmp.qemu.probe", probed)
+    made = Guest()
+    yield made
+    await made.end()
+
+
+async def test_a_lost_monitor_is_waited_for_and_goes_on(guest: Guest) -> None:
+    peer = await guest.connect()
+    assert (guest.qemu.address, guest.qemu.transport) == (f"dials:{UUID}", Transport.DIALS)
+    peer.hang_up()
+    await guest.tells("DISCONNECTED")
+    assert guest.qemu.alive
+    await guest.calls.come()
+    await guest.tells("DISCONNECTED", "RECONNECTED")
+    await guest.qemu.execute("query-status")
+
+
+async def test_one_that_ends_while_it_is_waited_for_is_dead_at_once(
+    guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await guest.connect()
+    peer.hang_up()
+    await guest.tells("DISCONNECTED")
+    await asyncio.sleep(0.05)
+    assert guest.calls.waits == 1
+    guest.process.kill()
+    await guest.tells("DISCONNECTED", "DEAD", within=0.5)
+    assert await guest.qemu.has_died()
+    assert guest.calls.waits == 0
+    assert "cannot connect" not in caplog.text
+
+
+async def test_one_that_ends_before_its_connection_does_is_dead_when_that_ends(
+    guest: Guest,
+) -> None:
+    peer = await guest.connect()
+    guest.process.kill()
+    await asyncio.sleep(0.05)
+    assert guest.qemu.alive  # it may have an answer on its way
+    peer.hang_up()
+    await guest.tells("DISCONNECTED", "DEAD", within=0.5)
+
+
+async def test_one_that_is_slow_to_dial_is_waited_for_again(guest: Guest) -> None:
+    peer = await guest.connect(timeout=0.1)
+    peer.hang_up()
+    await asyncio.sleep(1.0)
+    assert guest.told == ["DISCONNECTED"]
+    assert guest.qemu.alive
+    await guest.calls.come()
+    await guest.tells("DISCONNECTED", "RECONNECTED")
+
+
+async def test_another_process_that_dials_in_its_place_means_that_it_is_dead(
+    guest: Guest,
+) -> None:
+    peer = await guest.connect()
+    peer.hang_up()
+    await guest.tells("DISCONNECTED")
+    await guest.calls.come(pid=os.getpid())
+    await guest.tells("DISCONNECTED", "DEAD")
+
+
+async def test_letting_go_ends_the_waiting(guest: Guest) -> None:
+    peer = await guest.connect()
+    peer.hang_up()
+    await guest.tells("DISCONNECTED")
+    await guest.qemu.close()
+    assert guest.calls.waits == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "transport"),
+    [
+        ("/run/web1.qmp", Transport.SOCKET),
+        (f"dials:{UUID}", Transport.DIALS),
+        (f"libvirt:{UUID}", Transport.LIBVIRT),
+        ("dialsome", Transport.SOCKET),
+    ],
+)
+def test_an_address_says_how_its_qemu_is_reached(address: str, transport: Transport) -> None:
+    assert transport_of(address) is transport
+    assert address_of(address) == address
+
+
+def test_an_address_has_one_spelling() -> None:
+    assert address_of("/run//x/./web1.qmp") == "/run/x/web1.qmp"
+    assert address_of(f"dials:{UUID.upper().replace('-', '')}") == f"dials:{UUID}"
+    with pytest.raises(BadRequest, match="'web1' is not a uuid"):
+        address_of("dials:web1")
+
+
+def test_without_a_listener_only_sockets_can_be_reached() -> None:
+    assert isinstance(only_sockets("/run/web1.qmp"), SocketDialer)
+    for address, said in ((f"dials:{UUID}", "no QEMU can dial"), ("libvirt:web1", "not asked")):
+        with pytest.raises(MonitorUnreachable, match=said):
+            only_sockets(address)

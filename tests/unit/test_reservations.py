@@ -1,0 +1,261 @@
+"""Places on networks for guests that are on their way here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, ClassVar
+
+import pytest
+
+from linkmgr import reservations as module
+from linkmgr.drivers import Attachment, NetworkDriver
+from linkmgr.errors import (
+    AlreadyExists,
+    HostError,
+    LinkmgrError,
+    MacInUse,
+    NetworkInUse,
+    PortInUse,
+    UnknownNetwork,
+)
+from linkmgr.host import Host
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.migration import expect
+from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
+from linkmgr.networks import Networks
+from linkmgr.reservations import Reservations
+
+NIC, MAC = NicRef("web1", "ua-net0"), "52:54:00:00:00:01"
+
+
+class Made(Attachment):
+    async def realise(self) -> Endpoint:
+        driver = Recorder.of
+        assert driver is not None
+        driver.log.append(f"realise {self.port} {self.offer.mac} {self.offer.mtu}")
+        if driver.broken:
+            raise driver.broken
+        return BridgeEndpoint("br0")
+
+
+class Recorder(NetworkDriver):
+    """A driver that writes down what it was asked for."""
+
+    name = "recorder"
+    kinds = (EndpointKind.BRIDGE,)
+    network_options: ClassVar[dict[str, Any]] = {}
+    port_options: ClassVar[dict[str, Any]] = {}
+    of: ClassVar[Recorder | None] = None
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.log: list[str] = []
+        self.broken: Exception | None = None
+        Recorder.of = self
+
+    async def init_attachment(
+        self, offer: Offer, port: Port, *, ident: str | None = None
+    ) -> Attachment:
+        self.log.append(f"init {port}")
+        return Made(ident or "a1", offer, port, self.negotiate(offer, port))
+
+    async def terminate_attachment(self, attachment: Attachment) -> None:
+        self.log.append(f"terminate {attachment.port}")
+
+
+class Bench:
+    """Two networks, a driver that writes down, and nobody here."""
+
+    def __init__(self) -> None:
+        host = Host()
+        self.networks = Networks(host)
+        self.driver = self.networks._drivers["recorder"] = Recorder(host)
+        self.networks.create("blue", "recorder", {})
+        self.networks.create("green", "recorder", {})
+        self.networks.create_port("green", "p1", {})
+        self.macs: dict[NicRef, str] = {}
+        self.here: set[str] = set()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.places = Reservations(
+            self.networks,
+            mac_of=self.macs.get,
+            is_here=self.here.__contains__,
+            start=self._start,
+        )
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.create_task(work))
+        return self.tasks[-1]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    yield made
+    await made.places.end_all()
+    assert made.networks.in_use() == set()
+
+
+async def test_a_place_is_realised_and_claimed_until_it_ends(bench: Bench) -> None:
+    await bench.places.make(NIC, "green:p1", mac=MAC.upper(), mtu=9000)
+    assert bench.driver.log == ["init green:p1", f"realise green:p1 {MAC} 9000"]
+    assert NIC in bench.places
+    with pytest.raises(PortInUse, match="web1/ua-net0"):
+        bench.networks.claim(bench.networks.port("green:p1", NIC), NicRef("web2", "net0"))
+    await bench.places.end(NIC)
+    assert bench.driver.log[-1] == "terminate green:p1"
+    assert NIC not in bench.places
+    assert bench.networks.in_use() == set()
+    await bench.places.end(NIC)
+    assert bench.driver.log.count("terminate green:p1") == 1
+
+
+async def test_a_nic_that_was_plugged_keeps_its_port_when_its_place_ends(bench: Bench) -> None:
+    await bench.places.make(NIC, "blue", mac=MAC)
+    port = bench.networks.port("blue", NIC)
+    await bench.places.end(NIC, keeps=port)
+    with pytest.raises(NetworkInUse, match="web1/ua-net0"):
+        bench.networks.delete("blue")
+    bench.networks.free(port, NIC)
+
+
+async def test_a_nic_that_was_plugged_elsewhere_does_not_keep_the_port(bench: Bench) -> None:
+    await bench.places.make(NIC, "blue", mac=MAC)
+    await bench.places.end(NIC, keeps=bench.networks.port("green", NIC))
+    assert bench.networks.in_use() == set()
+
+
+async def test_another_place_ends_the_first(bench: Bench) -> None:
+    await bench.places.make(NIC, "blue", mac=MAC)
+    await bench.places.make(NIC, "green", mac=MAC)
+    assert bench.networks.in_use() == {"green"}
+    assert [each for each in bench.driver.log if "terminate" in each] == ["terminate blue"]
+
+
+async def test_what_cannot_be_realised_leaves_nothing_and_names_the_nic(bench: Bench) -> None:
+    bench.driver.broken = HostError("no bridge", hint="make one")
+    with pytest.raises(HostError) as raised:
+        await bench.places.make(NIC, "blue", mac=MAC)
+    assert str(raised.value).startswith("web1/ua-net0: no bridge")
+    assert bench.driver.log[-1] == "terminate blue"
+    assert NIC not in bench.places
+    assert bench.networks.in_use() == set()
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("red", UnknownNetwork), ("fd:mine", LinkmgrError), ("green:p1", PortInUse)],
+)
+async def test_a_target_that_is_not_to_be_had_is_refused(
+    bench: Bench, target: str, kind: type[LinkmgrError]
+) -> None:
+    other = NicRef("web2", "net0")
+    port = bench.networks.port("green:p1", other)
+    bench.networks.claim(port, other)
+    with pytest.raises(kind):
+        await bench.places.make(NIC, target, mac=MAC)
+    assert NIC not in bench.places
+    bench.networks.free(port, other)
+
+
+async def test_an_address_that_the_network_has_already_is_refused(bench: Bench) -> None:
+    other = NicRef("web2", "net0")
+    bench.macs[other] = MAC
+    port = bench.networks.port("blue", other)
+    bench.networks.claim(port, other)
+    with pytest.raises(MacInUse, match="web2/net0"):
+        await bench.places.make(NIC, "blue", mac=MAC)
+    assert bench.driver.log == []
+    bench.networks.free(port, other)
+
+
+async def test_a_vm_that_is_here_gets_no_place(bench: Bench) -> None:
+    bench.here.add("web1")
+    with pytest.raises(AlreadyExists, match="web1"):
+        await bench.places.make(NIC, "blue", mac=MAC)
+
+
+@pytest.mark.parametrize("comes", [False, True])
+async def test_a_place_expires_unless_its_guest_comes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    monkeypatch.setattr(module, "EXPIRES", 0.02)
+    await bench.places.make(NIC, "blue", mac=MAC)
+    if comes:
+        bench.here.add("web1")
+    await asyncio.sleep(0.1)
+    assert (NIC in bench.places) is comes
+    assert ("terminate blue" in bench.driver.log) is not comes
+
+
+async def test_a_caller_that_goes_away_in_the_middle_leaves_a_place_or_nothing(
+    bench: Bench,
+) -> None:
+    asked = asyncio.create_task(bench.places.make(NIC, "blue", mac=MAC))
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(asked, *bench.tasks, return_exceptions=True)
+    assert (NIC in bench.places) is (bench.networks.in_use() == {"blue"})
+
+
+DOMAIN = """<domain>
+  <name>web1</name>
+  <metadata>
+    <lm:cables xmlns:lm='urn:linkmgr:cables'>{cables}</lm:cables>
+    <p:prepared xmlns:p='urn:linkmgr:prepared'>
+      <p:nic alias='ua-net0'/><p:nic alias='ua-net1'/><p:nic alias='ua-net2'/>
+    </p:prepared>
+  </metadata>
+  <devices>
+    <interface type='ethernet'><mac address='52:54:00:00:00:01'/><alias name='ua-net0'/></interface>
+    <interface type='ethernet'>
+      <mac address='52:54:00:00:00:02'/><mtu size='9000'/><alias name='ua-net1'/>
+    </interface>
+    <interface type='ethernet'><mac address='52:54:00:00:00:03'/><alias name='ua-net2'/></interface>
+    <interface type='bridge'><mac address='52:54:00:00:00:04'/><alias name='net3'/></interface>
+  </devices>
+</domain>"""
+
+
+def domain(*cables: str) -> Document:
+    return Document(DOMAIN.format(cables="".join(f"<lm:cable {c}/>" for c in cables)).encode())
+
+
+class NoRawPorts(RawPorts):
+    def __init__(self) -> None:
+        pass
+
+
+async def test_a_domain_gets_a_place_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
+    held = await expect(
+        bench.places,
+        NoRawPorts(),
+        domain(
+            "nic='ua-net0' network='green' port='p1'",
+            "nic='ua-net1' network='blue'",
+            "nic='ua-net2' link='down'",  # unplugged
+            "nic='net3' network='blue'",  # not prepared
+            "nic='ua-net9' network='blue'",  # not there
+        ),
+    )
+    assert held == ["ua-net0 on green:p1", "ua-net1 on blue"]
+    assert [each for each in bench.driver.log if "realise" in each] == [
+        "realise green:p1 52:54:00:00:00:01 1500",
+        "realise blue 52:54:00:00:00:02 9000",
+    ]
+
+
+async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_place_at_all(
+    bench: Bench,
+) -> None:
+    with pytest.raises(UnknownNetwork) as raised:
+        await expect(
+            bench.places,
+            NoRawPorts(),
+            domain("nic='ua-net0' network='blue'", "nic='ua-net1' network='red'"),
+        )
+    assert "web1/ua-net1" in str(raised.value)
+    assert NIC not in bench.places
+    assert bench.networks.in_use() == set()
