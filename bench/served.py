@@ -54,13 +54,17 @@ class Served:
     ) -> None:
         await finish(self._end())
 
-    async def start(self) -> float:
-        """Start it; return how many seconds it took until it answered."""
+    async def start(self, *, before: tuple[str, ...] | None = None) -> float:
+        """Start it; return how many seconds it took until it answered.
+
+        :param before: instead of those of the constructor, this time.
+        """
         assert self._log is not None
+        words = self._before if before is None else before
         begun = time.monotonic()
         self._child = Child(
             [
-                *(*self._before, str(_PROGRAM), "--socket", str(self.socket), "serve"),
+                *(*words, str(_PROGRAM), "--socket", str(self.socket), "serve"),
                 *("--state-dir", str(self.state), "--config", str(self._config)),
             ],
             output=self._log,

@@ -18,13 +18,10 @@ from typing import ClassVar
 from linkmgr.errors import (
     CommandFailed,
     HostError,
-    LinkBusy,
-    LinkMissing,
-    NotForwarding,
     NotOnHub,
     SwitchFailed,
 )
-from linkmgr.host import Fd, Host, PortState
+from linkmgr.host import Fd, Host
 from linkmgr.model import (
     DEFAULT_MTU,
     BridgeEndpoint,
@@ -44,10 +41,18 @@ from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
     delete_device,
-    find_device,
-    first_name,
-    mark_of,
     name_device,
+)
+from linkmgr.wirings.host_side import (
+    can_keep,
+    cross,
+    look_after,
+    make_macvtap,
+    make_tap,
+    put_to_new_use,
+    same_bridge,
+    take_back,
+    take_over,
 )
 from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
@@ -58,8 +63,6 @@ _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
 _PORT = "lmp-"  # ... and its hub port
 _HEAD_START = Command("query-status")
 _LOOK = Command("human-monitor-command", {"command-line": "info network"})
-#: A spanning tree with the default forward delay listens and learns for 30 s.
-FORWARDING_SECONDS = 35.0
 
 
 class HubWiring(Wiring):
@@ -153,25 +156,7 @@ class HubWiring(Wiring):
         self._cables.add(cable)
         if cable.fd is None:
             cable.fd = self._fd_again(cable.id, backend)
-        if cable.device is None:
-            return
-        # It may have been renamed and not written down: its mark says which it is.
-        if (link := await find_device(self._host, cable)) is not None:
-            cable.device = link.name
-        try:
-            match cable.endpoint:
-                case DirectEndpoint(mode=mode, mtu=mtu):
-                    # A replug that kept the macvtap may have been cut off in the middle.
-                    link = await self._host.link(cable.device)
-                    if link.mtu != mtu:
-                        await self._host.set_mtu(cable.device, mtu)
-                    if link.mode != mode:
-                        await self._host.set_macvtap_mode(cable.device, mode)
-                case BridgeEndpoint():
-                    await self._open(cable)
-                    await self._take_over(cable)
-        except HostError as error:  # `check` says what is wrong with it
-            log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
+        await look_after(self._host, cable)
 
     async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
         """See `Wiring.sweep`."""
@@ -208,13 +193,13 @@ class HubWiring(Wiring):
             cable.macs.add(seen.main_mac)
         match cable.endpoint:
             case BridgeEndpoint():
-                await self._make_tap(cable, cable.endpoint, replacing)
+                await make_tap(self._host, cable, cable.endpoint, replacing)
             case DirectEndpoint():
-                if replacing is not None and await self._can_keep(cable.endpoint, replacing):
+                if replacing is not None and await can_keep(self._host, cable.endpoint, replacing):
                     cable.kept, cable.id, cable.hub = True, replacing.id, replacing.hub
                     cable.port, cable.backend = replacing.port, replacing.backend
                     return
-                await self._make_macvtap(cable, cable.endpoint)
+                await make_macvtap(self._host, cable, cable.endpoint)
             case FdEndpoint():
                 cable.fd = self._host.fds.copy(cable.id)
             case None:
@@ -252,7 +237,7 @@ class HubWiring(Wiring):
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
         if new is not None and new.kept and old is not None:
-            await self._put_to_new_use(new, old)
+            await self._reuse(new, old)
             await self._must_carry(nic, [new])
             return
         if new is not None and new.waits and old is not None:
@@ -269,7 +254,7 @@ class HubWiring(Wiring):
         if new is not None:
             commands.append(_plug(new))
 
-        if new and old and old.device and _same_bridge(new, old):
+        if new and old and old.device and same_bridge(new, old):
             with contextlib.suppress(HostError):  # it saves some frames, no more
                 await self._host.flood(new.macs, old.device)
 
@@ -278,21 +263,20 @@ class HubWiring(Wiring):
         # asked in the same breath.
         _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _LOOK])
         if new and not isinstance(replies[-1], CommandFailed):
-            await self._take_over(new)
+            await take_over(self._host, new)
         await self._must_carry(nic, [new] if new else [], replies, seen)
 
     async def _cross(self, nic: NicRef, new: Cable, old: Cable) -> None:
         """Switch in the kernel, where both cables are plugged in and one of them is shut."""
-        assert isinstance(new.endpoint, BridgeEndpoint)
-        assert new.device is not None
-        assert old.device is not None
-        await self._host.cross(
-            new.macs, old.device, new.device,
-            bridge=new.endpoint.bridge, static=not new.endpoint.learning,
-        )  # fmt: skip
+        await cross(self._host, new, old)
         reply, seen = await self._qemu.batch([_unplug(old), _LOOK])
         await self._must_carry(nic, [new], [reply], seen)
         new.waits = False
+
+    async def _reuse(self, new: Cable, old: Cable) -> None:
+        await put_to_new_use(self._host, new, old)
+        self._cables.discard(old)
+        self._cables.add(new)
 
     async def switch_back(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch_back`. One command at a time, so that never two cables are in."""
@@ -300,7 +284,7 @@ class HubWiring(Wiring):
             return
         if new is not None and new.kept and old is not None:
             if new.device is not None:
-                await self._put_to_new_use(old, new)
+                await self._reuse(old, new)
             return
         hub = find_hub(await self._qemu.network(), nic)
         if new is not None and new.port in {port.id for port in hub.cables}:
@@ -309,28 +293,14 @@ class HubWiring(Wiring):
         if old is None:
             return
         if old.port in {port.id for port in hub.cables}:
-            await self._take_back(old)
+            await take_back(self._host, old)
             return
         if hub.cables:
             raise crowded(nic, hub)
         old.hub = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
-        await self._take_back(old)
-
-    async def _take_back(self, cable: Cable) -> None:
-        """As `_take_over`, for a cable whose port may be shut and whose network dead by now."""
-        with contextlib.suppress(LinkMissing, NotForwarding):
-            await self._open(cable)
-            await self._take_over(cable)
-
-    async def _open(self, cable: Cable) -> None:
-        """Open the cable's bridge port, if `_cross` has shut it."""
-        if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
-            return
-        link = await self._host.link(cable.device)
-        if link.up and link.port_state is PortState.DISABLED:
-            await self._host.open_port(cable.device)
+        await take_back(self._host, old)
 
     async def _must_carry(
         self,
@@ -415,97 +385,6 @@ class HubWiring(Wiring):
             return []
         return await obey_filter(self._host, cable, cable.endpoint, asked)
 
-    async def _make_tap(
-        self, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
-    ) -> None:
-        # What no journal knows could not be told from the new one after a crash.
-        if replacing is not None and replacing.device is not None and not replacing.recognised:
-            cable.waits = await self._obey(cable, replacing)
-        device = await first_name(self._host, cable)
-        # It comes up as a port of the bridge, so that the port's options hold from the first frame.
-        tap = await self._host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
-        cable.device, cable.fd = device, tap.fd
-        await self._host.attach_to_bridge(
-            device,
-            endpoint.bridge,
-            isolated=endpoint.isolated,
-            hairpin=endpoint.hairpin,
-            learning=endpoint.learning,
-            up=not cable.waits,
-            timeout=FORWARDING_SECONDS,
-        )
-        if replacing and replacing.device and _same_bridge(cable, replacing):
-            with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
-                cable.macs |= await self._host.forwarding(endpoint.bridge, replacing.device)
-
-    async def _obey(self, *cables: Cable) -> bool:
-        """Whether all lead to bridges that forward when told, not when a spanning tree decides."""
-        for cable in cables:
-            if not isinstance(cable.endpoint, BridgeEndpoint):
-                return False
-            bridge = await self._host.find_link(cable.endpoint.bridge)
-            if bridge is None or bridge.spanning_tree:
-                return False
-        return True
-
-    async def _make_macvtap(self, cable: Cable, endpoint: DirectEndpoint) -> None:
-        device = await first_name(self._host, cable)
-        tap = await self._host.open_macvtap(
-            device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
-            mtu=endpoint.mtu,
-        )  # fmt: skip
-        cable.device, cable.fd = device, tap.fd
-
-    async def _can_keep(self, endpoint: DirectEndpoint, replacing: Cable) -> bool:
-        """Whether the NIC is on a macvtap of that parent, so that its cable can stay.
-
-        The kernel allows no second device with the NIC's address there, and to move the address
-        from one to another takes it 20 ms in which nobody has it.
-
-        :raise LinkBusy: when it should stay, but the kernel cannot change it that far.
-        """
-        before = replacing.endpoint
-        if not isinstance(before, DirectEndpoint) or before.parent != endpoint.parent:
-            return False
-        if replacing.device is None or await find_device(self._host, replacing) is None:
-            return False
-        if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
-            raise LinkBusy(
-                f"{endpoint.parent} carries this NIC in {before.mode} mode, and the kernel cannot "
-                f"change that to {endpoint.mode}",
-                hint="unplug the NIC first, then plug it",
-            )
-        return True
-
-    async def _take_over(self, cable: Cable) -> None:
-        """Make the network deliver to the cable at once, not when the guest next speaks."""
-        match cable.endpoint:
-            case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
-                await self._host.move_forwarding(
-                    cable.macs, cable.device, bridge=bridge, static=not learning
-                )
-            case _:
-                pass  # a macvtap has the NIC's address from the start
-
-    async def _put_to_new_use(self, new: Cable, old: Cable) -> None:
-        """Give the old cable's device, fd and backend to the new one, and the device its shape."""
-        assert isinstance(new.endpoint, DirectEndpoint)
-        assert isinstance(old.endpoint, DirectEndpoint)
-        assert old.device is not None
-        if new.endpoint.mtu != old.endpoint.mtu:
-            await self._host.set_mtu(old.device, new.endpoint.mtu)
-        try:
-            await self._host.set_up(old.device)  # somebody may have taken it down
-            if new.endpoint.mode != old.endpoint.mode:
-                await self._host.set_macvtap_mode(old.device, new.endpoint.mode)
-        except BaseException:
-            await self._host.set_mtu(old.device, old.endpoint.mtu)
-            raise
-        new.device, new.fd, new.in_qemu = old.device, old.fd, old.in_qemu
-        old.device, old.fd, old.in_qemu = None, None, False
-        self._cables.discard(old)
-        self._cables.add(new)
-
     async def _hub(self, nic: NicRef) -> Hub:
         """Find the NIC's hub; for one that is on none, say with which arguments it would be."""
         info = await self._qemu.network()
@@ -546,11 +425,3 @@ def _plug(cable: Cable) -> Command:
 
 def _unplug(cable: Cable) -> Command:
     return Command("netdev_del", {"id": cable.port})
-
-
-def _same_bridge(one: Cable, other: Cable) -> bool:
-    return (
-        isinstance(one.endpoint, BridgeEndpoint)
-        and isinstance(other.endpoint, BridgeEndpoint)
-        and one.endpoint.bridge == other.endpoint.bridge
-    )

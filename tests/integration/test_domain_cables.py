@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from bench.served import Served
 from linkmgr import Client, NicState
 from linkmgr.libvirt.metadata import Cable, desired_of
 from linkmgr.testing import Peer
+from linkmgr.testing.guest import GuestTimeout
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
@@ -123,6 +125,15 @@ async def define(lab: Cables, nics: int = 2) -> None:
     await lab.libvirtd.define(tiny_domain(lab.libvirtd, "web1", made, cmdline=words))
     argv = [PROGRAM, "prepare", "--connect", lab.libvirtd.uri, "--define", "web1"]
     await execute(argv, timeout=60)
+
+
+async def reconnect(guest: DomainGuest) -> None:
+    """Connect to a guest that has not booted since: its shell may still hold the old connection."""
+    for _ in range(4):
+        with contextlib.suppress(GuestTimeout):
+            await guest.connect(timeout=6)
+            return
+    await guest.connect(timeout=20)
 
 
 def kept(lab: Cables) -> list[str]:
@@ -260,7 +271,7 @@ async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_wh
         await lab.libvirtd.virsh("start", "web1", timeout=60)
         await lab.comes(NET0, "blue")
         assert (await lab.links.nic(NET1)).state is NicState.UNPLUGGED
-        await guest.connect()
+        await reconnect(guest)
         assert not await guest.carrier("eth0")
         await lab.linkmgr("link", NET0, "up")
         await guest.wait_carrier("eth0", up=True)

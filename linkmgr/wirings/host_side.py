@@ -1,0 +1,177 @@
+"""The host's side of a cable on a hub: made, kept, opened, and what the network delivers to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
+from linkmgr.host import Host, PortState
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
+from linkmgr.wirings.base import Cable
+from linkmgr.wirings.device import find_device, first_name, mark_of
+
+log = logging.getLogger(__name__)
+
+#: A spanning tree with the default forward delay listens and learns for 30 s.
+FORWARDING_SECONDS = 35.0
+
+
+async def make_tap(
+    host: Host, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
+) -> None:
+    """Make a cable's tap, a port of its bridge; `Cable.waits` says whether it is left down.
+
+    :raise HostError: when the kernel refuses, or the bridge does not forward to it in time.
+    """
+    # What no journal knows could not be told from the new one after a crash.
+    if replacing is not None and replacing.device is not None and not replacing.recognised:
+        cable.waits = await _obey(host, cable, replacing)
+    device = await first_name(host, cable)
+    # It comes up as a port of the bridge, so that the port's options hold from the first frame.
+    tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
+    cable.device, cable.fd = device, tap.fd
+    await host.attach_to_bridge(
+        device,
+        endpoint.bridge,
+        isolated=endpoint.isolated,
+        hairpin=endpoint.hairpin,
+        learning=endpoint.learning,
+        up=not cable.waits,
+        timeout=FORWARDING_SECONDS,
+    )
+    if replacing and replacing.device and same_bridge(cable, replacing):
+        with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
+            cable.macs |= await host.forwarding(endpoint.bridge, replacing.device)
+
+
+async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> None:
+    """Make a cable's macvtap on its parent.
+
+    :raise HostError: when the kernel refuses.
+    """
+    device = await first_name(host, cable)
+    tap = await host.open_macvtap(
+        device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
+        mtu=endpoint.mtu,
+    )  # fmt: skip
+    cable.device, cable.fd = device, tap.fd
+
+
+async def can_keep(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
+    """Whether the NIC is on a macvtap of that parent, so that its cable can stay.
+
+    The kernel allows no second device with the NIC's address there, and to move the address
+    from one to another takes it 20 ms in which nobody has it.
+
+    :raise LinkBusy: when it should stay, but the kernel cannot change it that far.
+    """
+    before = replacing.endpoint
+    if not isinstance(before, DirectEndpoint) or before.parent != endpoint.parent:
+        return False
+    if replacing.device is None or await find_device(host, replacing) is None:
+        return False
+    if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
+        raise LinkBusy(
+            f"{endpoint.parent} carries this NIC in {before.mode} mode, and the kernel cannot "
+            f"change that to {endpoint.mode}",
+            hint="unplug the NIC first, then plug it",
+        )
+    return True
+
+
+async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
+    """Give the old cable's device, fd and backend to the new one, and the device its shape."""
+    assert isinstance(new.endpoint, DirectEndpoint)
+    assert isinstance(old.endpoint, DirectEndpoint)
+    assert old.device is not None
+    if new.endpoint.mtu != old.endpoint.mtu:
+        await host.set_mtu(old.device, new.endpoint.mtu)
+    try:
+        await host.set_up(old.device)  # somebody may have taken it down
+        if new.endpoint.mode != old.endpoint.mode:
+            await host.set_macvtap_mode(old.device, new.endpoint.mode)
+    except BaseException:
+        await host.set_mtu(old.device, old.endpoint.mtu)
+        raise
+    new.device, new.fd, new.in_qemu = old.device, old.fd, old.in_qemu
+    old.device, old.fd, old.in_qemu = None, None, False
+
+
+async def cross(host: Host, new: Cable, old: Cable) -> None:
+    """Switch in the kernel, where both cables are plugged in and one of them is down."""
+    assert isinstance(new.endpoint, BridgeEndpoint)
+    assert new.device is not None
+    assert old.device is not None
+    await host.cross(
+        new.macs, old.device, new.device,
+        bridge=new.endpoint.bridge, static=not new.endpoint.learning,
+    )  # fmt: skip
+
+
+async def take_over(host: Host, cable: Cable) -> None:
+    """Make the network deliver to the cable at once, not when the guest next speaks."""
+    match cable.endpoint:
+        case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
+            await host.move_forwarding(cable.macs, cable.device, bridge=bridge, static=not learning)
+        case _:
+            pass  # a macvtap has the NIC's address from the start
+
+
+async def take_back(host: Host, cable: Cable) -> None:
+    """As `_take_over`, for a cable whose port may be shut and whose network dead by now."""
+    with contextlib.suppress(LinkMissing, NotForwarding):
+        await _open(host, cable)
+        await take_over(host, cable)
+
+
+async def look_after(host: Host, cable: Cable) -> None:
+    """Give the device of a cable of an earlier run the shape that its endpoint asks for."""
+    if cable.device is None:
+        return
+    # It may have been renamed and not written down: its mark says which it is.
+    if (link := await find_device(host, cable)) is not None:
+        cable.device = link.name
+    try:
+        match cable.endpoint:
+            case DirectEndpoint(mode=mode, mtu=mtu):
+                # A replug that kept the macvtap may have been cut off in the middle.
+                link = await host.link(cable.device)
+                if link.mtu != mtu:
+                    await host.set_mtu(cable.device, mtu)
+                if link.mode != mode:
+                    await host.set_macvtap_mode(cable.device, mode)
+            case BridgeEndpoint():
+                await _open(host, cable)
+                await take_over(host, cable)
+    except HostError as error:  # `check` says what is wrong with it
+        log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
+
+
+async def _open(host: Host, cable: Cable) -> None:
+    """Open the cable's bridge port, if `_cross` has shut it."""
+    if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
+        return
+    link = await host.link(cable.device)
+    if link.up and link.port_state is PortState.DISABLED:
+        await host.open_port(cable.device)
+
+
+async def _obey(host: Host, *cables: Cable) -> bool:
+    """Whether all lead to bridges that forward when told, not when a spanning tree decides."""
+    for cable in cables:
+        if not isinstance(cable.endpoint, BridgeEndpoint):
+            return False
+        bridge = await host.find_link(cable.endpoint.bridge)
+        if bridge is None or bridge.spanning_tree:
+            return False
+    return True
+
+
+def same_bridge(one: Cable, other: Cable) -> bool:
+    """Whether both are ports of one bridge."""
+    return (
+        isinstance(one.endpoint, BridgeEndpoint)
+        and isinstance(other.endpoint, BridgeEndpoint)
+        and one.endpoint.bridge == other.endpoint.bridge
+    )
