@@ -241,6 +241,7 @@ class DomainCare:
             return  # while it is away nobody need ask: all is compared when it is back
         try:
             domain.bring(None)
+            domain.read = process
             if new:
                 domain.troubles.clear()
                 domain.record = Record(process)

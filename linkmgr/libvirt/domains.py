@@ -118,6 +118,7 @@ class Domain:
         self.troubles: dict[str, Trouble] = {}  #: by alias; of the whole domain without one
         self.brought: str | None = None
         self.bringing = asyncio.Event()  #: set while there is such XML
+        self.read: Process | None = None  #: which process's XML was read since the service started
         self.applied = asyncio.Event()  #: set when all is done for its process that can be now
         self.wired: Process | None = None  #: of which process the wiring was looked at
         self.queued = False  #: somebody waits for the lock to look at everything
@@ -193,7 +194,7 @@ class Domains:
 
     async def ended(self, domain: Domain) -> None:
         """The domain's process has ended: nothing of it is kept."""
-        domain.record = domain.wired = None
+        domain.record = domain.wired = domain.read = None
         domain.troubles.clear()
         domain.applied.clear()
         if domain.hooks <= 1 and domain.brought is None:  # a hook that says so is one itself

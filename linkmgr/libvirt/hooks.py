@@ -116,7 +116,8 @@ class Hooks:
             wanted = Cables()
             raise
         finally:
-            if not domain.applied.is_set():
+            # Of a process whose XML was read it would be stale as soon as anybody edits that.
+            if domain.read is None or not domain.read.lives():
                 domain.bring(xml)
         if not wanted.of or not records_of(document):
             return HookAnswer(True, "it asks for no cables")

@@ -65,7 +65,7 @@ def kill_after_the_crossing(note: Path) -> None:
         await cross(self, *args, **options)
         die(note, CROSSED)
 
-    Host.cross = last  # type: ignore[method-assign]
+    Host.cross = last  # type: ignore[method-assign, assignment]
 
 
 def die(note: Path, where: str) -> None:

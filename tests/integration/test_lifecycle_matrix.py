@@ -7,18 +7,17 @@ is written to build/lifecycle.md, and has to be what docs/lifecycle.md says.
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from linkmgr.testing.process import execute, until
-from tests.integration.dying_service import reached
 from tests.integration.domain_lab import DomainLab, domain_lab
 from tests.integration.lab import SUBNETS
 from tests.integration.libvirtd import DomainGuest, tiny_domain
@@ -124,7 +123,7 @@ class Matrix:
         await self.lab.nothing_left(VM)
 
 
-Does = Callable[[Matrix], Awaitable[None]]
+Does = Callable[[Matrix], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -392,7 +391,7 @@ def seen() -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Instead of that of conftest: cables stay in from row to row, and each looks at all of them."""
+    """Instead of the one of conftest: cables stay in from row to row."""
     before = {path.name for path in Path("/sys/class/net").iterdir()}
     yield
     assert {path.name for path in Path("/sys/class/net").iterdir()} == before

@@ -65,7 +65,12 @@ def vm(name: str = "web1", state: VmState = VmState.ANSWERS, nics: int = 1) -> V
 
 def domain(name: str = "web3", **nic: Any) -> DomainInfo:
     """A guest of libvirt that is shut off; its one NIC was never prepared."""
-    facts: dict[str, Any] = {"alias": "ua-net0", "mac": "52:54:00:00:00:03", "model": "virtio", "prepared": False}
+    facts: dict[str, Any] = {
+        "alias": "ua-net0",
+        "mac": "52:54:00:00:00:03",
+        "model": "virtio",
+        "prepared": False,
+    }
     uuid = "11111111-2222-3333-4444-555555555555"
     command = f"linkmgr prepare {name} --define"
     nics = (DomainNicInfo(**(facts | {"network": "bridge br7"} | nic)),)

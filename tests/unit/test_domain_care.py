@@ -334,6 +334,27 @@ async def test_the_hook_at_started_waits_for_the_cables_but_not_for_a_paused_gue
         assert lab.links.on() == {"ua-net0": "blue"}
 
 
+async def test_what_the_hook_brings_while_the_cables_go_in_undoes_nothing_afterwards(
+    lab: Lab,
+) -> None:
+    xml = lab.libvirt.live = domain_xml(BLUE)
+    async with lab.care() as care:
+        for operation in ("prepare", "start"):
+            await care.on_hook(operation, "begin", "-", xml)
+        lab.links.gate.clear()
+        lab.links.boot()
+        await lab.settle()
+        waiting = asyncio.create_task(care.on_hook("started", "begin", "-", xml))
+        await lab.settle()
+        lab.links.gate.set()
+        assert (await waiting).ok
+        await lab.settle()
+        await care.verbs.plug(NET0, "red")  # libvirt tells of the live metadata that it changes
+        await lab.settle()
+        plugs = [call for call in lab.links.calls if call.startswith(f"plug {NET0}")]
+        assert plugs == [f"plug {NET0} blue", f"plug {NET0} red"]
+
+
 async def test_the_hook_says_no_to_what_cannot_be_read_and_tells_what_was_not_done(
     lab: Lab,
 ) -> None:

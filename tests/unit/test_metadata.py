@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_refused_with_domain_nic_and_what_to_do(
 
 def test_two_elements_in_one_domain_are_refused() -> None:
     twice = "<cables xmlns='urn:linkmgr:cables'/>" * 2
-    with pytest.raises(BadMetadata, match="web1: .*2 elements <cables>"):
+    with pytest.raises(BadMetadata, match=r"web1: .*2 elements <cables>"):
         desired_of(DOMAIN.format(twice))
 
 

@@ -10,7 +10,8 @@ from types import MappingProxyType
 import pytest
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorTimeout
-from linkmgr.qmp import Command
+from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp.connection import Connection
 from tests.unit.qmp_peer import (
     Peer,
     Received,
@@ -22,6 +23,11 @@ from tests.unit.qmp_peer import (
 )
 
 __all__ = ["nothing_left_behind"]
+
+
+def _socket_of(monitor: Monitor) -> socket.socket:
+    assert isinstance(monitor._connection, Connection)
+    return monitor._connection._sock
 
 
 async def test_a_command_returns_what_qemu_returns() -> None:
@@ -248,7 +254,7 @@ def fill(peer: Peer, sock: socket.socket) -> None:
 
 async def test_a_full_socket_is_waited_for() -> None:
     async with connected() as (monitor, peer):
-        fill(peer, monitor._connection._sock)
+        fill(peer, _socket_of(monitor))
         with opened() as null:
             adding = asyncio.create_task(monitor.execute("netdev_add", fds={"lm": null}))
             await asyncio.sleep(0.05)
@@ -260,7 +266,7 @@ async def test_a_full_socket_is_waited_for() -> None:
 
 async def test_a_socket_that_stays_full_means_that_nothing_was_sent() -> None:
     async with connected() as (monitor, peer):
-        fill(peer, monitor._connection._sock)
+        fill(peer, _socket_of(monitor))
         with opened() as null, pytest.raises(MonitorTimeout) as info:
             await monitor.execute("netdev_add", fds={"lm": null}, timeout=0.05)
         assert not info.value.sent
@@ -272,7 +278,7 @@ async def test_a_socket_that_stays_full_means_that_nothing_was_sent() -> None:
 
 async def test_closing_does_not_wait_for_a_peer_that_does_not_read() -> None:
     async with connected() as (monitor, peer):
-        fill(peer, monitor._connection._sock)
+        fill(peer, _socket_of(monitor))
         with pytest.raises(MonitorTimeout) as info:
             await monitor.execute("query-status", timeout=0.02)
         assert info.value.sent  # it is queued here and goes out when the peer reads

@@ -134,7 +134,7 @@ async def test_every_example_of_a_request_is_a_good_request(lab: Lab) -> None:
                     answer = await lab.ask(method.upper(), where, example)
                     assert answer.status == 200, (where, example, answer.json)
                     tried += 1
-    assert tried == 7
+    assert tried == 8
 
 
 async def test_the_document_has_every_problem_and_no_other_form_of_errors(lab: Lab) -> None:
@@ -145,7 +145,7 @@ async def test_the_document_has_every_problem_and_no_other_form_of_errors(lab: L
                 if status not in ("200", "202"):
                     (media,) = response["content"]
                     assert media == "application/problem+json", (path, method, status)
-            if method != "get":
+            if method != "get" and path != "/v1/libvirt/hook":  # that one changes nothing itself
                 assert {"202", "403", "409", "422", "424"} <= operation["responses"].keys()
             good = operation["responses"]["200"]
             assert good["content"], (path, method)
