@@ -65,6 +65,9 @@ class Caretaker:
                 self._tell_whether_it_runs(vm)
                 if vm.running:
                     self._show_links(vm)
+            case "SHUTDOWN":  # cables stay as long as QEMU does: it may reset the guest instead
+                by_guest, reason = event.data.get("guest"), event.data.get("reason")
+                self._board.tell(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
             case "RECONNECTED":  # events may have been missed
                 self._start(self._look_whether_it_runs(vm))
                 self._show_links(vm)

@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     VM_ANSWERS = "vm-answers"  #: QEMU answers again, and what was left undone is done
     VM_RESUMED = "vm-resumed"  #: its processors run
     VM_PAUSED = "vm-paused"  #: its processors stand still
+    VM_SHUT_DOWN = "vm-shut-down"  #: its guest has ended; its QEMU ends too, or was told to stay
     PLUGGED = "plugged"
     REPLUGGED = "replugged"
     UNPLUGGED = "unplugged"

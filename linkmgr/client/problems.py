@@ -45,6 +45,9 @@ def error_from(status: int, body: bytes) -> LinkmgrError:
         )
     what = _text(problem, "what") or _text(problem, "detail") or problem["code"]
     error = _make(problem["code"], status, what, problem)
+    if problem["code"] not in _kinds() and problem["code"] not in _OWN:
+        # One that only the service has, or a newer one: no class, but the code is there.
+        error.__dict__["code"] = problem["code"]
     nic = _text(problem, "nic")
     return error.about(nic, _text(problem, "state")) if nic else error
 

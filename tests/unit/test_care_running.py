@@ -69,6 +69,11 @@ async def test_each_stop_and_resume_is_told(guest: Guest) -> None:
     assert guest.running is True
 
 
+async def test_a_guest_that_shuts_down_is_told(guest: Guest) -> None:
+    """Its NICs are freed when QEMU ends, which with -no-shutdown is not now."""
+    assert await told(guest, "SHUTDOWN") == [EventKind.VM_SHUT_DOWN]
+
+
 @pytest.mark.parametrize(
     ("says", "kinds"),
     [

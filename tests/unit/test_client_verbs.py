@@ -265,7 +265,10 @@ def test_a_code_that_only_a_newer_service_knows_is_an_error_of_the_same_family()
     made = error_from(404, b'{"code": "unknown-cable", "what": "there is no cable 7"}')
     assert type(made) is NotFound
     assert str(made) == "there is no cable 7"
-    assert type(error_from(500, b'{"code": "strange", "what": "x"}')) is LinkmgrError
+    assert made.code == "unknown-cable"
+    assert NotFound.code != made.code
+    busy = error_from(429, b'{"code": "too-many", "what": "there are too many operations"}')
+    assert (type(busy), busy.code) == (LinkmgrError, "too-many")
 
 
 async def test_an_answer_of_another_program_is_shown(links: Client, service: Service) -> None:

@@ -35,6 +35,7 @@ class Made(Attachment):
         driver = Recorder.of
         assert driver is not None
         driver.log.append(f"realise {self.port} {self.offer.mac} {self.offer.mtu}")
+        await driver.gate.wait()
         if driver.broken:
             raise driver.broken
         return BridgeEndpoint("br0")
@@ -53,6 +54,8 @@ class Recorder(NetworkDriver):
         super().__init__(host)
         self.log: list[str] = []
         self.broken: Exception | None = None
+        self.gate = asyncio.Event()  # a network that takes its time, while it is not set
+        self.gate.set()
         Recorder.of = self
 
     async def init_attachment(
@@ -198,6 +201,58 @@ async def test_a_caller_that_goes_away_in_the_middle_leaves_a_place_or_nothing(
     asked.cancel()
     await asyncio.gather(asked, *bench.tasks, return_exceptions=True)
     assert (NIC in bench.places) is (bench.networks.in_use() == {"blue"})
+
+
+async def _begun(bench: Bench, target: str) -> asyncio.Task[None]:
+    """Have a place made, as far as the network's part of it, which hangs."""
+    bench.driver.gate.clear()
+    asked = asyncio.create_task(bench.places.make(NIC, target, mac=MAC))
+    while not bench.driver.log or "realise" not in bench.driver.log[-1]:
+        await asyncio.sleep(0)
+    return asked
+
+
+async def test_a_place_that_is_given_up_before_its_network_is_ready_leaves_nothing(
+    bench: Bench,
+) -> None:
+    asked = await _begun(bench, "blue")
+    await bench.places.end_all("web1")
+    bench.driver.gate.set()
+    with pytest.raises(Gone, match="web1/ua-net0"):
+        await asked
+    # What was made after the first end is freed, too.
+    assert bench.driver.log[-2:] == ["terminate blue", "terminate blue"]
+    assert NIC not in bench.places
+    assert bench.places._timers == {}
+    assert bench.networks.in_use() == set()
+
+
+async def test_a_network_that_fails_late_does_not_cost_the_nic_the_port_it_is_plugged_into(
+    bench: Bench,
+) -> None:
+    asked = await _begun(bench, "blue")
+    port = bench.networks.port("blue", NIC)
+    bench.networks.claim(port, NIC)  # the guest has come, and is plugged
+    await bench.places.end(NIC, keeps=port)
+    bench.driver.broken = HostError("too late", hint="wait")
+    bench.driver.gate.set()
+    with pytest.raises(HostError):
+        await asked
+    assert bench.networks.in_use() == {"blue"}
+    bench.networks.free(port, NIC)
+
+
+async def test_a_network_that_fails_late_does_not_cost_the_nic_its_next_place(bench: Bench) -> None:
+    late = await _begun(bench, "blue")
+    bench.driver.gate, gate = asyncio.Event(), bench.driver.gate
+    bench.driver.gate.set()
+    await bench.places.make(NIC, "green", mac=MAC)
+    bench.driver.broken = HostError("too late", hint="wait")
+    gate.set()
+    with pytest.raises(HostError):
+        await late
+    assert NIC in bench.places
+    assert bench.networks.in_use() == {"green"}
 
 
 DOMAIN = """<domain>
