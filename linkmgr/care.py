@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from linkmgr import swap
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorGone, MonitorTimeout
@@ -25,6 +25,15 @@ RETRY = 5.0  #: seconds until what was refused is tried again
 Start = Callable[[Coroutine[Any, Any, None]], object]
 
 
+class Work(Protocol):
+    """A method that does something about one NIC."""
+
+    __name__: str
+
+    async def __call__(self, vm: Vm, slot: Slot, /) -> None:
+        """Do it."""
+
+
 class Caretaker:
     """Keeps what is known of each VM true, and does later what could not be done in time.
 
@@ -35,6 +44,7 @@ class Caretaker:
         self._board = board
         self._start = start
         self._reservations = reservations
+        self._waiting: set[tuple[int, str]] = set()  # what waits for which NIC's lock
 
     async def ping(self, vm: Vm) -> None:
         """Ask QEMU for a sign of life."""
@@ -68,19 +78,39 @@ class Caretaker:
             case "SHUTDOWN":  # cables stay as long as QEMU does: it may reset the guest instead
                 by_guest, reason = event.data.get("guest"), event.data.get("reason")
                 self._board.tell(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
-            case "RECONNECTED":  # events may have been missed
+            case "RECONNECTED" | "OVERFLOW":  # events may have been missed
                 self._start(self._look_whether_it_runs(vm))
                 self._show_links(vm)
                 for each in vm.slots.values():
-                    self._start(self._follow(vm, each))
+                    self._soon(vm, each, self._follow)
             case "DEAD":
                 self._start(self.bury(vm))
             case "NIC_RX_FILTER_CHANGED":
                 if slot := vm.slots.get(str(event.data.get("name"))):
-                    self._start(self._follow(vm, slot))
+                    self._soon(vm, slot, self._follow)
             case "DEVICE_DELETED":
                 if slot := vm.slots.get(str(event.data.get("device"))):
-                    self._start(self._lose(vm, slot))
+                    self._soon(vm, slot, self._lose)
+
+    def _soon(self, vm: Vm, slot: Slot, work: Work) -> None:
+        """Do a work on a NIC, under its lock, unless the same waits already: it will see the same.
+
+        A QEMU may send events faster than it answers, or without end.
+        """
+        key = (id(slot), work.__name__)
+        if key not in self._waiting:
+            self._waiting.add(key)
+            self._start(self._begin(key, vm, slot, work))
+
+    async def _begin(self, key: tuple[int, str], vm: Vm, slot: Slot, work: Work) -> None:
+        try:
+            await slot.lock.acquire()
+        finally:
+            self._waiting.discard(key)
+        try:
+            await work(vm, slot)
+        finally:
+            slot.lock.release()
 
     async def bury(self, vm: Vm) -> None:
         """QEMU has ended: free what its NICs held. The VM stays known, as gone.
@@ -116,31 +146,30 @@ class Caretaker:
 
     def _show_links(self, vm: Vm) -> None:
         for slot in vm.slots.values():
-            self._start(self._show_link(vm, slot))
+            self._soon(vm, slot, self._show_link)
 
     async def _show_link(self, vm: Vm, slot: Slot) -> None:
-        """Show the guest its link state, whatever it was shown last.
+        """Show the guest its link state, whatever it was shown last. The NIC's lock is held.
 
         libvirt sets links through a monitor of its own, and a state that is loaded (a restore, a
         snapshot, a migration) brings the carrier of its time.
         """
-        async with slot.lock:
-            facts = vm.facts.get(slot.ref.alias)
-            if slot.lost or facts is None or not facts.managed:
-                return
-            if slot.foreign and slot.carrier.up is None:
-                return  # whoever plugged it has set its link, too
-            if slot.plugged is None and slot.ref in self._reservations:
-                return  # it came from another host with its carrier, and is about to be plugged
-            slot.carrier.forget()
-            try:
-                await slot.apply_link(seen=False)
-            except LinkmgrError as error:
-                log.warning("%s: its link state may not be what it should be: %s", slot.ref, error)
-                self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
-                if isinstance(error, MonitorGone | MonitorTimeout):
-                    slot.leftovers.append(partial(slot.apply_link, seen=False))
-                    self.lost(vm)
+        facts = vm.facts.get(slot.ref.alias)
+        if slot.lost or facts is None or not facts.managed:
+            return
+        if slot.foreign and slot.carrier.up is None:
+            return  # whoever plugged it has set its link, too
+        if slot.plugged is None and slot.ref in self._reservations:
+            return  # it came from another host with its carrier, and is about to be plugged
+        slot.carrier.forget()
+        try:
+            await slot.apply_link(seen=False)
+        except LinkmgrError as error:
+            log.warning("%s: its link state may not be what it should be: %s", slot.ref, error)
+            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            if isinstance(error, MonitorGone | MonitorTimeout):
+                slot.leftovers.append(partial(slot.apply_link, seen=False))
+                self.lost(vm)
 
     async def _mend(self, vm: Vm) -> None:
         while True:
@@ -167,16 +196,15 @@ class Caretaker:
             await asyncio.sleep(RETRY)
 
     async def _lose(self, vm: Vm, slot: Slot) -> None:
-        """Somebody hot-unplugged the NIC: its cable hangs loose."""
-        async with slot.lock:
-            try:
-                await swap.abandon(slot)
-            except MonitorError:
-                self.lost(vm)  # what is left is done when QEMU answers
-            if slot.leftovers:
-                self.mend_later(vm)
-            else:
-                await self._drop(vm, slot)
+        """Somebody hot-unplugged the NIC: its cable hangs loose. Its lock is held."""
+        try:
+            await swap.abandon(slot)
+        except MonitorError:
+            self.lost(vm)  # what is left is done when QEMU answers
+        if slot.leftovers:
+            self.mend_later(vm)
+        else:
+            await self._drop(vm, slot)
         self._board.tell(EventKind.NIC_GONE, slot.ref)
 
     async def _drop(self, vm: Vm, slot: Slot) -> None:
@@ -189,15 +217,14 @@ class Caretaker:
             log.warning("%s: %s", slot.ref, error)
 
     async def _follow(self, vm: Vm, slot: Slot) -> None:
-        """The guest's driver has changed its receive filter, or may have."""
-        async with slot.lock:
-            if slot.plugged is None:
-                return
-            try:
-                refused = await slot.wiring.follow(slot.plugged.cable)
-            except LinkmgrError:
-                self.lost(vm)
-                return
-            if refused and refused != slot.refused:
-                self._board.tell(EventKind.REFUSED, slot.ref, refused=list(refused))
-            slot.refused = refused
+        """The guest's driver has changed its receive filter, or may have. The lock is held."""
+        if slot.plugged is None:
+            return
+        try:
+            refused = await slot.wiring.follow(slot.plugged.cable)
+        except LinkmgrError:
+            self.lost(vm)
+            return
+        if refused and refused != slot.refused:
+            self._board.tell(EventKind.REFUSED, slot.ref, refused=list(refused))
+        slot.refused = refused

@@ -46,7 +46,7 @@ class Reservations:
         *,
         mac_of: Callable[[NicRef], str | None],
         is_here: Callable[[str], bool],
-        start: Callable[[Coroutine[Any, Any, None]], Any],
+        start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._networks = networks
         self._mac_of = mac_of
@@ -90,24 +90,41 @@ class Reservations:
         try:
             offer = Offer(ref, HubWiring.kinds, mac=mac, mtu=mtu)
             attachment = await driver.init_attachment(offer, port)
-            self._places[ref] = _Place(port, driver, attachment)
-            await attachment.realise()
         except BaseException:
-            await self.end(ref)
             self._networks.free(port, ref)
             raise
-        self._expire_later(ref.vm)
+        place = self._places[ref] = _Place(port, driver, attachment)
+        try:
+            await attachment.realise()
+        except BaseException:
+            if self._places.get(ref) is place:
+                await self.end(ref)
+            else:
+                await self._terminate(ref, place)
+            raise
+        if self._places.get(ref) is place:
+            self._expire_later(ref.vm)
+        else:  # it was given up meanwhile, too early for what was made since
+            await self._terminate(ref, place)
 
     async def end(self, nic: NicRef, *, keeps: Port | None = None) -> None:
         """Give a NIC's place up; nothing happens if it has none.
 
         :param keeps: the port that the NIC is plugged into by now.
         """
+        if (ending := self._drop(nic, keeps)) is not None:
+            await asyncio.wait({ending})
+
+    def _drop(self, nic: NicRef, keeps: Port | None = None) -> asyncio.Task[None] | None:
+        """Forget a NIC's place; who goes away before the network has freed it stops nothing."""
         place = self._places.pop(nic, None)
         if place is None:
-            return
+            return None
         if place.port != keeps:
             self._networks.free(place.port, nic)
+        return self._start(self._terminate(nic, place))
+
+    async def _terminate(self, nic: NicRef, place: _Place) -> None:
         try:
             await place.driver.terminate_attachment(place.attachment)
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
@@ -118,8 +135,9 @@ class Reservations:
         for name in [vm] if vm is not None else list(self._timers):
             if timer := self._timers.pop(name, None):
                 timer.cancel()
-        for nic in [nic for nic in self._places if vm in (None, nic.vm)]:
-            await self.end(nic)
+        nics = [nic for nic in self._places if vm in (None, nic.vm)]
+        if endings := {ending for nic in nics if (ending := self._drop(nic))}:
+            await asyncio.wait(endings)
 
     def _expire_later(self, vm: str) -> None:
         if timer := self._timers.pop(vm, None):

@@ -22,14 +22,10 @@ esac
 	exit 1
 }
 
-rm -rf "$into"
-mkdir -p "$into" "$destdir$prefix/bin"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # pip lives outside: the installed environment has nothing that installs.
 "$python" -m venv "$work/tools"
-"$python" -m venv --without-pip "$into"
-site=$("$into/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 pip() {
 	"$work/tools/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@"
 }
@@ -44,6 +40,11 @@ then
 	touch "$wheels/.complete"
 fi
 export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels"
+# Only now: without a network what is installed stays.
+rm -rf "$into"
+mkdir -p "$into" "$destdir$prefix/bin"
+"$python" -m venv --without-pip "$into"
+site=$("$into/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 pip install --no-compile --no-deps --require-hashes --target "$site" -r "$here/requirements.lock"
 rm -rf "$site/bin"
 # From a copy: a build leaves traces, and the sources may be read-only.

@@ -25,6 +25,7 @@ from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
 from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.side import Asking, LibvirtSide
+from linkmgr.libvirt.silent import silent
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
@@ -90,8 +91,7 @@ class DomainCare:
             told = self._libvirt.events()
             self._listening.append(told)
             self._spawn(self._hear_libvirt(told), "listen to libvirt")
-        for vm in self.links.seen()[0]:
-            self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+        self._look_at_all()
         await self._raw.tidy()
         return self
 
@@ -142,6 +142,12 @@ class DomainCare:
             for alias, each in domain.troubles.items()
         ]
 
+    async def check(self) -> list[Finding]:
+        """`findings`, and the guests that should have dialled and have not."""
+        known = {vm.name for vm in self.links.seen()[0]}
+        known |= {domain.name for domain in self.known if domain.troubles or domain.hooks}
+        return [*self.findings(), *await silent(self._libvirt, known)]
+
     # ------------------------------------------------------------------ what is heard
 
     async def _hear(self, events: Events) -> None:
@@ -157,13 +163,19 @@ class DomainCare:
         elif event.kind is EventKind.VM_GONE:
             self._spawn(self._gone(event.subject), f"forget domain {event.subject}")
         elif event.kind is EventKind.OVERFLOW:
-            for vm in self.links.seen()[0]:
-                self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+            self._look_at_all()
         if event.kind in _MORE:
             self._try_again({"unknown-network", "unknown-port"})
         elif event.kind in _FREEING:
             self._try_again({"port-in-use", "mac-in-use"})
             self._spawn(self._raw.tidy(), "tidy raw ports")
+
+    def _look_at_all(self) -> None:
+        for vm in self.links.seen()[0]:
+            if vm.state is VmState.GONE:
+                self._spawn(self._gone(vm.name), f"forget domain {vm.name}")
+            else:
+                self._spawn(self._look(vm.name), f"look at domain {vm.name}")
 
     async def _hear_libvirt(self, events: DomainEvents) -> None:
         async for event in events:
@@ -177,8 +189,7 @@ class DomainCare:
     async def _on_libvirt(self, event: DomainEvent) -> None:
         match event.kind:
             case DomainEventKind.CONNECTED:
-                for vm in self.links.seen()[0]:
-                    self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+                self._look_at_all()
             case DomainEventKind.METADATA if event.detail == CABLES:
                 self._spawn(self._look(event.name), f"look at domain {event.name}")
             case DomainEventKind.STOPPED:
@@ -250,7 +261,8 @@ class DomainCare:
             if domain.wired != process:
                 self.applier.look(domain, document)
             try:
-                domain.record = domain.record.follow(cables_of(document))
+                domain.record = domain.record.follow(cables_of(document)).done(domain.acted)
+                domain.acted.clear()
                 self.applier.trouble(domain, "", None)
                 await self.known.save()  # before: what a crash cuts off is done after the restart
                 await self._carry_out(domain)
@@ -267,8 +279,9 @@ class DomainCare:
 
     async def _gone(self, name: str) -> None:
         """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
-        await self.links.forget_ended(name)
-        domain = self.known.find(name)
+        vm, domain = self._vm(name), self.known.find(name)
+        if vm is not None and (domain is not None or vm.transport is not Transport.SOCKET):
+            await self.links.forget_ended(name)  # one that is not libvirt's stays known, as gone
         if domain is None:
             return
         async with domain.lock:

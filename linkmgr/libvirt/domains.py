@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -73,6 +73,11 @@ class Record:
         """Have these, instead of what there was of their NICs."""
         return replace(self, wishes={**self.wishes, **{each.cable.nic: each for each in wishes}})
 
+    def done(self, nics: Collection[str]) -> Record:
+        """Have what is asked for these NICs as done."""
+        asked = [wish for nic, wish in self.wishes.items() if nic in nics]
+        return self.put(*(replace(wish, done=True) for wish in asked))
+
     def follow(self, now: Cables) -> Record:
         """Have what is asked for now; what is as before stays done, or to be done."""
         names = dict.fromkeys([*self.wishes, *now.of])
@@ -122,6 +127,7 @@ class Domain:
         self.applied = asyncio.Event()  #: set when all is done for its process that can be now
         self.wired: Process | None = None  #: of which process the wiring was looked at
         self.queued = False  #: somebody waits for the lock to look at everything
+        self.acted: set[str] = set()  #: NICs that were changed before it was known what is asked
         self.hooks = 0  #: of it that libvirt waits for now
         self.retry: asyncio.Task[None] | None = None
 
@@ -196,6 +202,7 @@ class Domains:
         """The domain's process has ended: nothing of it is kept."""
         domain.record = domain.wired = domain.read = None
         domain.troubles.clear()
+        domain.acted.clear()
         domain.applied.clear()
         if domain.hooks <= 1 and domain.brought is None:  # a hook that says so is one itself
             self._known.pop(domain.uuid, None)

@@ -10,7 +10,6 @@ such an end. While that many do, calls wait in the last lane, and leave when the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,7 +33,7 @@ class Lanes:
         self._first = first
         self._now = first
         self._left: list[Handle] = []  # lanes that were left to a call
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
 
     async def call(self, what: str, work: Callable[[Any, Any], T], timeout: float) -> T:
         """Run ``work(load(), connection)``; see `Handle.call`.
@@ -49,9 +48,7 @@ class Lanes:
             try:
                 return await lane.call(what, work, timeout=left, turn=OVERTAKE)
             except LateError:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(end):
-                        await self._overtake(lane)
+                await self._overtake(lane, end - loop.time())
         raise LibvirtUnreachable(
             f"{what}: libvirt was not asked within {timeout:g} s: it does not answer others",
             hint=BUSY_HINT,
@@ -59,19 +56,39 @@ class Lanes:
 
     def close(self) -> None:
         """Give up all lanes but the first. Idempotent, waits for nothing."""
+        if self._opening is not None:
+            self._opening.cancel()
         for lane in {self._now, *self._left} - {self._first}:
             lane.retire()
 
-    async def _overtake(self, lane: Handle) -> None:
-        """Leave a lane for another one, unless somebody else has done so meanwhile."""
-        async with self._opening:
+    async def _overtake(self, lane: Handle, seconds: float) -> None:
+        """Leave a lane for another one, unless somebody else has done so meanwhile.
+
+        One is opened for all who wait, and goes on if they leave: a libvirt that is stopped takes
+        each connection, and answers none.
+        """
+        if self._opening is None:
             self._left = [each for each in self._left if each.busy]
             if (self._now is not lane and self._now.alive) or len(self._left) >= HELD:
                 return
-            opened = await Handle.open(self._first.uri)
-            for each in {self._now, lane} - {self._first}:
-                each.retire()
-            self._left.append(lane)
-            self._now = opened
-            if not self._first.alive:
-                self.close()
+            self._opening = asyncio.create_task(self._open(lane), name="overtake in libvirt")
+            self._opening.add_done_callback(self._opened)
+        opening = self._opening
+        # Then the old lane may be free again.
+        await asyncio.wait({opening}, timeout=max(0.0, min(seconds, OVERTAKE)))
+        if opening.done() and not opening.cancelled():
+            opening.result()
+
+    async def _open(self, lane: Handle) -> None:
+        opened = await Handle.open(self._first.uri)
+        for each in {self._now, lane} - {self._first}:
+            each.retire()
+        self._left.append(lane)
+        self._now = opened
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # nobody else looks, if all have left
+        if not self._first.alive:
+            self.close()

@@ -32,6 +32,7 @@ from linkmgr.model import (
     Outcome,
     Port,
 )
+from linkmgr.qmp.dialer import dials
 
 Edit = Callable[[Cables], Cables]
 
@@ -105,7 +106,7 @@ class DomainVerbs:
         edit: Edit,
     ) -> Outcome:
         domain = self._known.find(ref.vm)
-        runs = domain if domain and domain.record else None
+        runs = domain if domain and (domain.record or self._is_here(domain)) else None
         match _affects(affects):
             case Affects.LIVE:
                 return await self._now(ref, runs, live, edit) if runs else await live()
@@ -142,9 +143,16 @@ class DomainVerbs:
             # What an operator did holds: it is not undone by what was still to be done.
             if domain.record is not None:
                 domain.record = domain.record.put(Wish(asked, done=True))
+            else:
+                domain.acted.add(ref.alias)
             domain.troubles.pop(ref.alias, None)
             await self._known.save()
         return replace(outcome, notes=notes)
+
+    def _is_here(self, domain: Domain) -> bool:
+        """Whether the VM of its name is its QEMU, of which nothing more is known yet."""
+        vms = self._links.seen()[0]
+        return any(vm.name == domain.name and vm.qmp == dials(domain.uuid) for vm in vms)
 
     async def _next(self, ref: NicRef, edit: Edit) -> Outcome:
         """Change what holds from the next start on.

@@ -100,7 +100,7 @@ class GuestCare(HookCare, Protocol):
     async def domains(self) -> list[DomainInfo]:
         """All guests of libvirt on this host."""
 
-    def findings(self) -> list[Finding]:
+    async def check(self) -> list[Finding]:
         """What domains ask for and is not so."""
 
 

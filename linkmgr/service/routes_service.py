@@ -34,7 +34,7 @@ async def check(call: CallIn) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
     findings = await call.links.check()
     if call.core.guests is not None:
-        findings = [*findings, *call.core.guests.findings()]
+        findings = [*findings, *await call.core.guests.check()]
     call.core.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 

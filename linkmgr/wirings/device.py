@@ -67,3 +67,12 @@ async def delete_device(host: Host, cable: Cable) -> None:
     if (link := await find_device(host, cable)) is not None:
         await host.delete_link(link.index)
     cable.device = None
+
+
+async def silence_device(host: Host, cable: Cable) -> None:
+    """Take the cable's device down: to delete it would have a QEMU that holds it spin.
+
+    :raise HostError: when the kernel refuses.
+    """
+    if cable.device is not None and (link := await find_device(host, cable)) is not None:
+        await host.set_down(link.index)

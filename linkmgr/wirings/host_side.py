@@ -40,7 +40,7 @@ async def make_tap(
         up=not cable.waits,
         timeout=FORWARDING_SECONDS,
     )
-    if replacing and replacing.device and same_bridge(cable, replacing):
+    if replacing and replacing.device and _keeps_addresses(endpoint, replacing):
         with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
             cable.macs |= await host.forwarding(endpoint.bridge, replacing.device)
 
@@ -166,6 +166,14 @@ async def _obey(host: Host, *cables: Cable) -> bool:
         if bridge is None or bridge.spanning_tree:
             return False
     return True
+
+
+def _keeps_addresses(new: BridgeEndpoint, old: Cable) -> bool:
+    """Whether what the old port has is the new one's: not for good what it has only learned."""
+    before = old.endpoint
+    if not isinstance(before, BridgeEndpoint) or before.bridge != new.bridge:
+        return False
+    return new.learning or not before.learning
 
 
 def same_bridge(one: Cable, other: Cable) -> bool:

@@ -18,6 +18,7 @@ from typing import ClassVar
 from linkmgr.errors import (
     CommandFailed,
     HostError,
+    MonitorError,
     NotOnHub,
     SwitchFailed,
 )
@@ -42,6 +43,7 @@ from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
     delete_device,
     name_device,
+    silence_device,
 )
 from linkmgr.wirings.host_side import (
     can_keep,
@@ -189,8 +191,9 @@ class HubWiring(Wiring):
         nic = cable.nic
         self._cables.add(cable)
         cable.macs = {cable.mac}
-        if (seen := await guest_filter(self._qemu, nic)) is not None:
-            cable.macs.add(seen.main_mac)
+        seen = await guest_filter(self._qemu, nic)
+        if seen is not None and getattr(cable.endpoint, "learning", True):
+            cable.macs.add(seen.main_mac)  # which the guest may say, as its frames may
         match cable.endpoint:
             case BridgeEndpoint():
                 await make_tap(self._host, cable, cable.endpoint, replacing)
@@ -328,22 +331,22 @@ class HubWiring(Wiring):
         )
 
     async def release(self, cable: Cable) -> None:
-        """See `Wiring.release`. A foreign cable stays in QEMU, unplugged."""
+        """See `Wiring.release`. A foreign cable stays in QEMU, unplugged.
+
+        As long as QEMU keeps the backend of one of ours, it hears nothing through it.
+        """
         if cable.endpoint is None:
             return
         ours = cable.in_qemu or cable.fd is not None  # else another cable has all of it now
         if not self.keep_fds and cable.fd is not None:
             cable.fd.close()
         if cable.in_qemu and self._qemu.alive:
-            if cable.named:
-                # It may be that the name was left and never used; if it is not there, fine.
-                with contextlib.suppress(CommandFailed):
-                    await self._qemu.execute("closefd", {"fdname": cable.backend})
-                cable.named = False
-            info = await self._qemu.network()
-            for ident in (cable.port, cable.backend):
-                if ident in info.netdevs:
-                    await self._qemu.execute("netdev_del", {"id": ident})
+            try:
+                await self._take_out(cable)
+            except MonitorError:
+                with contextlib.suppress(HostError):
+                    await silence_device(self._host, cable)
+                raise
         cable.in_qemu = False
         if ours:
             self._host.keeper.drop(cable.id)
@@ -352,6 +355,17 @@ class HubWiring(Wiring):
             cable.fd = None
         await delete_device(self._host, cable)
         self._cables.discard(cable)
+
+    async def _take_out(self, cable: Cable) -> None:
+        if cable.named:
+            # It may be that the name was left and never used; if it is not there, fine.
+            with contextlib.suppress(CommandFailed):
+                await self._qemu.execute("closefd", {"fdname": cable.backend})
+            cable.named = False
+        info = await self._qemu.network()
+        for ident in (cable.port, cable.backend):
+            if ident in info.netdevs:
+                await self._qemu.execute("netdev_del", {"id": ident})
 
     async def name_device(self, cable: Cable, name: str | None) -> None:
         """See `Wiring.name_device`."""

@@ -55,7 +55,7 @@ def _arm(note: Path) -> None:
     async def probe(step: Step) -> None:
         await _pass(note, step.value)
 
-    run.LinkManager = partial(LinkManager, probe=probe)  # type: ignore[attr-defined]
+    run.LinkManager = partial(LinkManager, probe=probe)  # type: ignore[attr-defined,assignment]
     heard = DomainCare.on_hook
 
     async def on_hook(self: DomainCare, operation: str, *rest: str) -> HookAnswer:

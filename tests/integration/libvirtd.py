@@ -7,6 +7,7 @@ systemd inside: there is no dbus, no udev, no virtlogd.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pwd
@@ -23,7 +24,14 @@ from typing import NoReturn, Self
 from xml.sax.saxutils import quoteattr
 
 from linkmgr.testing import Guest, in_sandbox
-from linkmgr.testing.guest import CHANNELS, KERNEL_WORDS, GuestGone, _Stream, images
+from linkmgr.testing.guest import (
+    CHANNELS,
+    KERNEL_WORDS,
+    GuestGone,
+    GuestTimeout,
+    _Stream,
+    images,
+)
 from linkmgr.testing.process import Child, Result, execute, finish, until
 
 KEEPER = Path(__file__).with_name("libvirtd_keeper.py")
@@ -241,6 +249,13 @@ class DomainGuest(Guest):
             self._shells.append(stream)
             end.connect(str(self.workdir / f"{self.name}.shell{number}"))
             await stream.open()
+        # A shell that heard of the other side's end when we came is still about to end, and what
+        # we say first may go with it: say it until one answers.
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(*(_answers(shell) for shell in self._shells))
+        except TimeoutError:
+            raise GuestTimeout(f"{self.name}: its shells do not answer") from None
         await self.wait_boot(timeout)
 
     @property
@@ -250,6 +265,16 @@ class DomainGuest(Guest):
 
     async def _gone(self) -> NoReturn:
         raise GuestGone(f"domain {self.name} has ended: {self._lab.log(self.name)[-2000:]}")
+
+
+async def _answers(shell: _Stream) -> None:
+    heard = asyncio.create_task(shell.read())
+    try:
+        while not heard.done():
+            shell.send(b"echo\n")
+            await asyncio.wait({heard}, timeout=1)
+    finally:
+        heard.cancel()
 
 
 async def _learn(made: Libvirtd) -> None:

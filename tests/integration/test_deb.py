@@ -59,8 +59,29 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     await machine.run("dpkg -r linkmgr", timeout=60)
     assert (await machine.run("systemctl is-active linkmgr", check=False)).status != 0
     assert (await machine.run("ls /var/lib/linkmgr", check=False)).status == 0
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)  # it is wanted again
+    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 4
+    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 4
+    await machine.run("systemctl disable linkmgr.service && dpkg -r linkmgr", timeout=60)
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)  # as it was
+    assert (await machine.run("systemctl is-active linkmgr", check=False)).status != 0
     await machine.run("dpkg -P linkmgr", timeout=60)
     assert new(before, await machine.says(EVERYTHING)) == []
+
+
+async def test_an_upgrade_brings_a_socket_that_the_package_before_did_not_have(
+    machine: Machine,
+) -> None:
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    units = "/usr/lib/systemd/system"
+    await machine.run(
+        "systemctl stop linkmgr.service linkmgr-qmp.socket && systemctl disable linkmgr-qmp.socket"
+        f" && sed -i 's/ linkmgr-qmp.socket//' {units}/linkmgr.service"
+        f" && rm {units}/linkmgr-qmp.socket && systemctl daemon-reload"
+        " && systemctl start linkmgr.service"
+    )
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    assert await machine.says("systemctl is-active linkmgr linkmgr-qmp.socket") == "active\nactive"
 
 
 def test_its_python_finds_the_libvirt_python_of_debian_and_nothing_else_there(

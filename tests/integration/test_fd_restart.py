@@ -122,6 +122,8 @@ async def test_killed_at_any_step_the_guest_is_on_one_whole_cable_or_none(
 ) -> None:
     state, guest = bed.workdir / "state", bed.guests["web1"]
     for step in steps:
+        if step is Step.NAME:
+            continue  # of the caller's device nothing is changed
         with subtests.test(step=step):
             async with LinkManager(state=state) as links:
                 if start == "blue":

@@ -42,6 +42,7 @@ from linkmgr.model import (
     Transport,
     VmInfo,
     VmState,
+    check_name,
 )
 from linkmgr.reservations import Reservations
 
@@ -144,6 +145,7 @@ class FakeLinks:
         return []
 
     async def forget_ended(self, name: str) -> bool:
+        check_name("VM", name)
         if name in self.vms and self.vms[name].state is VmState.GONE:
             del self.vms[name], self.processes[name]
             self.the_nics = {ref: nic for ref, nic in self.the_nics.items() if ref.vm != name}
@@ -325,7 +327,7 @@ class Lab:
         self.folder.mkdir(exist_ok=True)
         events = self.links.events()
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("domains", "care"):
+            for module in ("domains", "care", "silent"):
                 patch.setattr(f"linkmgr.libvirt.{module}.started_at", self.links.started.get)
             async with made:
                 yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from linkmgr.care import Caretaker
 from linkmgr.errors import MonitorGone
 from linkmgr.events import EventKind, Switchboard
+from linkmgr.model import NicRef
 from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import Reservations
 from linkmgr.vm import Vm
@@ -20,6 +22,7 @@ class Guest:
 
     name = "web1"
     slots: dict[str, Any] = {}  # noqa: RUF012 - it has none
+    facts: dict[str, Any] = {}  # noqa: RUF012 - nor of them
 
     def __init__(self) -> None:
         self.running: bool | None = True
@@ -87,3 +90,42 @@ async def test_what_was_missed_while_the_monitor_was_lost_is_looked_up(
 ) -> None:
     guest.says = says
     assert await told(guest, "RECONNECTED") == kinds
+
+
+async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_wait(
+    guest: Guest,
+) -> None:
+    """What waits for a NIC's lock will see all that has happened until it has it."""
+    done: list[str] = []
+
+    async def apply_link(*, seen: bool) -> None:
+        del seen
+        done.append("link")
+
+    slot = SimpleNamespace(
+        ref=NicRef("web1", "net0"),
+        lock=asyncio.Lock(),
+        lost=False,
+        foreign=False,
+        plugged=object(),
+        carrier=SimpleNamespace(forget=lambda: None),
+        apply_link=apply_link,
+    )
+    guest.slots = {"net0": slot}
+    guest.facts = {"net0": SimpleNamespace(managed=True)}
+    tasks: list[asyncio.Task[None]] = []
+    care = Caretaker(
+        Switchboard(),
+        lambda work: tasks.append(asyncio.create_task(work)),
+        cast("Reservations", None),
+    )
+    async with slot.lock:  # a verb has the NIC
+        for _ in range(1000):
+            care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert done == ["link"]
+    assert len(tasks) == 1
+    care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
+    await asyncio.gather(*tasks)
+    assert done == ["link", "link"], "what comes later is not lost"

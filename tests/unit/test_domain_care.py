@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,9 +22,9 @@ from linkmgr.errors import (
     UnknownNetwork,
 )
 from linkmgr.events import EventKind
-from linkmgr.libvirt.domain_events import DomainEventKind
+from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
 from linkmgr.libvirt.metadata import CABLES
-from linkmgr.model import NicRef, NicState, Transport
+from linkmgr.model import NicRef, NicState, Transport, VmState
 from tests.unit.care_lab import UUID, FakeReservations, Lab, cable, cables, domain_xml
 
 NET0 = NicRef("web1", "ua-net0")
@@ -549,3 +552,74 @@ async def test_a_guest_whose_link_was_down_does_not_see_its_old_cable_on_the_way
         lab.libvirt.edit(RED)
         await lab.settle()
         assert lab.links.calls == ["plug web1/ua-net0 red", "set_link web1/ua-net0 up"]
+
+
+async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(BLUE)
+    async with lab.care() as care:
+        assert [(each.code, each.subject) for each in await care.check()] == [
+            ("guest-does-not-dial", "web1")
+        ]
+        lab.libvirt.connected = False
+        assert await care.check() == [], "nobody knows"
+        lab.libvirt.connected = True
+        lab.links.boot()
+        await lab.settle()
+        assert await care.check() == []
+
+
+async def test_who_cannot_have_dialled_yet_or_was_never_to_is_no_finding(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.libvirt.live = domain_xml(BLUE, prepared=0)
+        assert await care.check() == [], "never prepared"
+        lab.libvirt.live, lab.libvirt.active = domain_xml(BLUE), False
+        assert await care.check() == [], "does not run"
+        lab.libvirt.active, lab.libvirt.pid = True, os.getpid()
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+        lab.links.started[os.getpid()] = now
+        assert await care.check() == [], "it has only begun"
+        lab.links.started[os.getpid()] = 0
+        assert len(await care.check()) == 1
+        lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
+        assert await care.check() == []
+
+
+async def test_a_qemu_that_cannot_be_taken_charge_of_is_found_once(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(BLUE)
+    lab.links.broken["add_vm"] = MonitorUnreachable("nobody answers")
+    async with lab.care() as care:
+        with pytest.raises(MonitorUnreachable):
+            await care.on_new(Dialled())
+        assert [each.code for each in await care.check()] == ["monitor-unreachable"]
+
+
+async def test_a_guest_that_is_not_libvirts_stays_known_as_gone(lab: Lab) -> None:
+    async with lab.care():
+        lab.links.boot("plain", transport=Transport.SOCKET)
+        await lab.settle()
+        lab.links.end("plain")
+        await lab.settle()
+        assert [vm.state for vm in lab.links.vms.values()] == [VmState.GONE]
+
+
+async def test_ends_that_were_not_heard_of_are_seen(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(BLUE)
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.links.vms["web1"] = replace(lab.links.vms["web1"], state=VmState.GONE)
+        lab.links.started.clear()
+        lab.links.board.tell(EventKind.OVERFLOW, "")
+        await lab.settle()
+        assert lab.links.vms == {}
+        assert list(care.known) == []
+
+
+async def test_the_end_of_a_guest_whose_name_no_vm_can_have_is_no_fault(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lab.care():
+        event = DomainEvent(DomainEventKind.STOPPED, UUID, "my guest", "destroyed")
+        lab.libvirt.hub.tell(event)
+        await lab.settle()
+    assert caplog.text == ""

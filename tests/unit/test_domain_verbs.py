@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import (
+    AlreadyExists,
     BadMetadata,
     BadOption,
     LibvirtRefused,
@@ -15,12 +16,17 @@ from linkmgr.errors import (
     UnknownNic,
     UnknownVm,
 )
+from linkmgr.libvirt.domain_events import DomainEventKind
 from linkmgr.libvirt.metadata import desired_of
-from linkmgr.model import Affects, NicRef, NicState, Notify
+from linkmgr.model import Affects, NicRef, NicState, Notify, Transport
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
 NET0 = NicRef("web1", "ua-net0")
 BLUE = cables(cable("ua-net0", network="blue"))
+
+
+class Dialled:
+    name, uuid, pid = "web1", UUID, 1
 
 
 @pytest.fixture
@@ -224,3 +230,48 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         lab.libvirt.connected = False
         (info,) = await care.domains()
         assert (info.name, info.transport, info.nics[0].network) == ("web1", "dials", "blue")
+
+
+async def test_what_an_operator_does_before_a_paused_guest_runs_holds(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(BLUE)
+    async with lab.care() as care:
+        await care.on_hook("prepare", "begin", "-", lab.libvirt.live)
+        lab.links.boot(running=False)
+        await lab.settle()
+        await care.verbs.plug("web1/ua-net0", "red")
+        assert "red" in lab.libvirt.live
+        lab.links.resume()
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "red"}
+        assert "plug web1/ua-net0 blue" not in lab.links.calls
+
+
+async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(cables(cable("ua-net0", network="blue"),
+                                         cable("ua-net1", network="blue")))  # fmt: skip
+    lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert (await care.verbs.plug("web1/ua-net0", "red")).notes
+        lab.libvirt.fails = None
+        lab.libvirt.tell(DomainEventKind.CONNECTED)
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
+        lab.links.end()
+        await lab.settle()
+        lab.links.boot()
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "blue", "ua-net1": "blue"}, "it was for one process"
+
+
+async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab: Lab) -> None:
+    lab.links.broken["add_vm"] = AlreadyExists("VM web1 exists with another monitor")
+    async with lab.care() as care:
+        with pytest.raises(AlreadyExists):
+            await care.on_new(Dialled())
+        lab.links.boot(transport=Transport.SOCKET)
+        await lab.settle()
+        before = lab.libvirt.live
+        await care.verbs.plug("web1/ua-net0", "red")
+        assert lab.libvirt.live == before

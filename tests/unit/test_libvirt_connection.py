@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,33 @@ async def test_with_too_many_held_calls_the_next_is_not_begun_and_says_so(
             return
         await asyncio.sleep(0.05)
     raise AssertionError(threading.enumerate())
+
+
+async def test_however_many_calls_wait_for_a_libvirt_that_is_stopped_it_is_dialled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "OVERTAKE", 0.02)
+    goes_on, dialled = threading.Event(), list[Handle]()
+    connect = Handle._connect
+
+    def stopped(handle: Handle, *arguments: Any) -> None:
+        dialled.append(handle)
+        goes_on.wait(5)
+        connect(handle, *arguments)
+
+    async with running() as libvirt:
+        await libvirt.wait_connected(timeout=5)
+        monkeypatch.setattr(Handle, "_connect", stopped)
+        stuck = asyncio.create_task(libvirt._call("waiting", lambda *_: goes_on.wait(5), 5))
+        await asyncio.sleep(0.02)
+        for _ in range(5):  # one after another, each with time of its own
+            with pytest.raises(LibvirtUnreachable, match="was not asked within"):
+                await libvirt.domains(timeout=0.1)
+        assert len(dialled) == 1
+        goes_on.set()
+        assert len(await libvirt.domains()) == 1
+        assert await stuck
+    assert len(dialled) == 1
 
 
 async def test_a_refusal_has_libvirts_number_and_text() -> None:

@@ -57,7 +57,7 @@ class Guests:
             raise self.fails
         return [domain(), replace(domain("web1"), transport=Transport.DIALS)]
 
-    def findings(self) -> list[Finding]:
+    async def check(self) -> list[Finding]:
         return [Finding("unknown-network", "web1/net0", "there is no network blue", "create it")]
 
     async def on_hook(self, *_: str) -> HookAnswer:
@@ -148,7 +148,7 @@ async def test_domains_are_listed_and_what_they_ask_for_in_vain_is_found(
 ) -> None:
     async with Client(lab.socket) as links:
         assert await links.domains() == await guests.domains()
-        assert await links.check() == guests.findings()
+        assert await links.check() == await guests.check()
         assert "unknown-network" in (await lab.ask("GET", "/metrics")).raw.decode()
         guests.fails = LibvirtRefused("the list of domains: no", number=38)
         with pytest.raises(LibvirtRefused) as raised:

@@ -1,0 +1,58 @@
+"""Guests that run and were prepared, and whose QEMU has not dialled: they cannot be plugged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Collection
+
+from linkmgr.errors import LinkmgrError
+from linkmgr.journal import started_at
+from linkmgr.libvirt.metadata import read_document
+from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.side import LibvirtSide
+from linkmgr.model import Finding
+
+SECONDS = 5.0  #: after its start in which a QEMU has dialled, which tries each second
+PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
+
+
+async def silent(libvirt: LibvirtSide | None, known: Collection[str]) -> list[Finding]:
+    """Find them. Nothing is found when libvirt does not say in time what runs.
+
+    :param known: names of the guests that linkmgr takes care of, or says already why not.
+    """
+    if libvirt is None or not libvirt.connected:
+        return []
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(PATIENCE):
+            for view in await libvirt.domains():
+                if not view.active or view.name in known or _is_new(view.pid):
+                    continue
+                document = read_document(await libvirt.xml(view.uuid, live=True), view.name)
+                if records_of(document):
+                    found.append(_finding(view.name))
+    except (LinkmgrError, TimeoutError):
+        return []
+    return found
+
+
+def _is_new(pid: int | None) -> bool:
+    began = None if pid is None else started_at(pid)
+    if began is None:
+        return False
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return now - began / os.sysconf("SC_CLK_TCK") < SECONDS
+
+
+def _finding(name: str) -> Finding:
+    return Finding(
+        "guest-does-not-dial",
+        name,
+        "it runs and its NICs are prepared, but its QEMU has not dialled, so they have no cable",
+        "see in the service's log whether its call was refused, and whether the service listens on "
+        f"the socket that 'virsh dumpxml {name}' names; else shut it down, run "
+        f"'linkmgr prepare {name} --define' and start it again",
+    )
