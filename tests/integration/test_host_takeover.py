@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from linkmgr.errors import LinkMissing, NotForwarding
+from linkmgr.errors import HostError, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState, Tap, device_name, new_id
 from tests.integration.test_host_kit import (
     MARK,
@@ -241,3 +241,15 @@ async def test_while_a_bridge_floods_both_ports_hear_an_address(
         assert texts(read_all(old.fd)) == []
     with pytest.raises(LinkMissing, match="notap"):
         await host.flood([NIC], "notap")
+
+
+async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_beside_it(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    """Both are plugged into one hub, so they would join two networks."""
+    over, old, new = two_taps
+    await host.set_down(new.link.name)
+    ip("link", "set", over, "type", "bridge", "stp_state", "1")  # since `new` was staged
+    with pytest.raises(HostError):
+        await host.cross([NIC], old.link.name, new.link.name, bridge=over)
+    assert not (await host.link(new.link.name)).up
