@@ -115,11 +115,14 @@ class Caretaker:
     async def bury(self, vm: Vm) -> None:
         """QEMU has ended: free what its NICs held. The VM stays known, as gone.
 
-        Once: a VM of that name may be there again by the time that somebody asks twice.
+        Once: a VM of that name may be there again by the time that somebody asks twice. Who asks
+        meanwhile waits for the same.
         """
-        if vm.buried:
-            return
-        vm.buried = True
+        if vm.burial is None:
+            vm.burial = asyncio.create_task(self._bury(vm), name=f"bury {vm.name}")
+        await asyncio.shield(vm.burial)
+
+    async def _bury(self, vm: Vm) -> None:
         vm.since = datetime.now(UTC)
         await self._reservations.end_all(vm.name)
         for slot in list(vm.slots.values()):

@@ -169,7 +169,7 @@ class LinkManager(Beside):
             vm = self._vms.get(name)
             if vm is None or (vm.qemu.alive and not await vm.qemu.has_died()):
                 return False
-            if vm.buried and any(slot.leftovers for slot in vm.slots.values()):
+            if vm.burial and vm.burial.done() and any(slot.leftovers for slot in vm.slots.values()):
                 return False  # they are still to be done; it stays known, as gone
             await self._leave(vm)
             if self._vms.get(name) is vm:

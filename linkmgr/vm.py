@@ -37,7 +37,7 @@ class Vm:
         self.since = datetime.now(UTC)
         self.unknown = False
         self.running: bool | None = None  #: what QEMU last said of its processors
-        self.buried = False  #: QEMU has ended, and what it held was freed
+        self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
         self.mender: asyncio.Task[None] | None = None
         self._watch = LinkWatch()
 

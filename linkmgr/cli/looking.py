@@ -14,6 +14,7 @@ from linkmgr.cli.show import age, natural, printed_as_json, table
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
+    from linkmgr.errors import LibvirtError
     from linkmgr.model import DomainInfo, Nic, VmInfo
 
 
@@ -21,20 +22,33 @@ if TYPE_CHECKING:
 def nics() -> None:
     """List all NICs, those of libvirt's other guests too."""
     found, vms, domains = ask(_look, "asking every guest")
-    if printed_as_json({"nics": found, "domains": domains}):
+    if isinstance(domains, Exception):
+        click.echo(f"linkmgr: libvirt's other guests are not listed: {domains}", err=True)
+    others = None if isinstance(domains, Exception) else domains
+    if printed_as_json({"nics": found, "domains": others}):
         return
     heads = ["NIC", "STATE", "LINK", "PORT", "DEVICE", "MAC", "MTU", "MODEL", "WIRING", "BY", "FOR"]
-    rows = rows_of(found, vms, domains, datetime.now(UTC))
+    rows = rows_of(found, vms, others or [], datetime.now(UTC))
     if any(row[-1] for row in rows):
         table([*heads, "TO DO"], rows)
     else:
         table(heads, [row[:-1] for row in rows])
 
 
-async def _look(links: Client) -> tuple[list[Nic], list[VmInfo], list[DomainInfo]]:
+async def _look(
+    links: Client,
+) -> tuple[list[Nic], list[VmInfo], list[DomainInfo] | LibvirtError]:
     import asyncio
 
-    return await asyncio.gather(links.nics(), links.vms(), links.domains())
+    from linkmgr.errors import LibvirtError
+
+    async def domains() -> list[DomainInfo] | LibvirtError:
+        try:
+            return await links.domains()
+        except LibvirtError as error:  # what runs is known without it
+            return error
+
+    return await asyncio.gather(links.nics(), links.vms(), domains())
 
 
 def rows_of(

@@ -137,6 +137,7 @@ class Ports(Devices):
         :param static: as in `move_forwarding`.
         :raise LinkMissing: when there is no device `new`.
         :raise NotForwarding: when it is no port of a bridge.
+        :raise HostError: when `old` cannot be shut; `new` is down again then.
         """
         shut: list[Change] = []
         with contextlib.suppress(Refused):
@@ -146,15 +147,18 @@ class Ports(Devices):
             carry = [set_link(f"bring {new} up", port, on=IFF_UP)]
             carry += [forward(mac, port, static=static) for mac in macs]
             answers = self._opened[1].attempt(shut + carry)
+            open_still = answers[0] if shut else None
+            if open_still is not None and open_still.code not in _SHUT_ANYWAY:
+                # Its bridge has a spanning tree by now, say: then both would be open.
+                self._opened[1].attempt([set_link(f"take {new} down", port, off=IFF_UP)])
+                with speaking(old):
+                    raise open_still
             up, *carried = answers[len(shut) :]
             if up is not None:
                 raise up
             for refused in carried:
                 if refused is not None:
                     raise await self._why_not(new, bridge, refused)
-        with speaking(old):
-            if shut and answers[0] is not None and answers[0].code not in _SHUT_ANYWAY:
-                raise answers[0]
 
     async def open_port(self, device: str) -> None:
         """End what `cross` did to its old port. A spanning tree is left to decide.

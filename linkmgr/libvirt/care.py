@@ -25,7 +25,7 @@ from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
 from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.side import Asking, LibvirtSide
-from linkmgr.libvirt.silent import silent
+from linkmgr.libvirt.silent import SECONDS, silent
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
@@ -78,11 +78,14 @@ class DomainCare:
         self._hooks = Hooks(self.known, links, self._raw)
         self.verbs = DomainVerbs(links, self.known, self.asking)
         self._pauses = pauses
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.began = 0.0  #: when, in the event loop's time
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._looking: asyncio.Task[list[DomainInfo]] | None = None
         self._listening: list[Events | DomainEvents] = []
 
     async def __aenter__(self) -> Self:
         """Begin: look at what is there, and listen."""
+        self.began = asyncio.get_running_loop().time()
         await self.known.load()
         events = self.links.events()
         self._listening.append(events)
@@ -115,7 +118,9 @@ class DomainCare:
         try:
             await self.links.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
         except LinkmgrError as error:
-            self.applier.trouble(domain, "", Trouble.of(error))
+            before = domain.troubles.get("")
+            if before is None or before.code != error.code:  # the rest is what QEMU says, each time
+                self.applier.trouble(domain, "", Trouble.of(error))
             raise
 
     async def on_hook(
@@ -130,9 +135,20 @@ class DomainCare:
     async def domains(self) -> list[DomainInfo]:
         """All guests of libvirt on this host, prepared or not, running or not.
 
-        Without a connection to libvirt those that linkmgr has to do with.
+        Without a connection to libvirt those that linkmgr has to do with. Who asks while somebody
+        looks gets the same answer: anybody may ask, and each look is some calls per domain.
         """
-        return await Listing(self.links, self.known, self._libvirt).all()
+        if self._looking is None or self._looking.done():
+            look = Listing(self.links, self.known, self._libvirt).all()
+            self._looking = asyncio.create_task(look, name="list domains")
+            self._tasks.add(self._looking)
+            self._looking.add_done_callback(self._looked)
+        return list(await asyncio.shield(self._looking))
+
+    def _looked(self, task: asyncio.Task[list[DomainInfo]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have left
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
@@ -146,6 +162,8 @@ class DomainCare:
         """`findings`, and the guests that should have dialled and have not."""
         known = {vm.name for vm in self.links.seen()[0]}
         known |= {domain.name for domain in self.known if domain.troubles or domain.hooks}
+        if asyncio.get_running_loop().time() - self.began < SECONDS:
+            return self.findings()
         return [*self.findings(), *await silent(self._libvirt, known)]
 
     # ------------------------------------------------------------------ what is heard

@@ -54,11 +54,11 @@ class EventLoop:
         with self._lock:
             if self._libvirt is not None:
                 return
+            libvirt.virEventRegisterImpl(
+                self._add_watch, self._update_watch, self._remove_watch,
+                self._add_timer, self._update_timer, self._remove_timer,
+            )  # fmt: skip
             self._libvirt = libvirt
-        libvirt.virEventRegisterImpl(
-            self._add_watch, self._update_watch, self._remove_watch,
-            self._add_timer, self._update_timer, self._remove_timer,
-        )  # fmt: skip
         # It would print each error on stderr; ours say the same.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
 

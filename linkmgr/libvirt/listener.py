@@ -35,7 +35,8 @@ RETRY = 1.0  #: seconds until a connection that nobody has taken is offered agai
 PAUSE = 0.2  #: seconds in which a process that was refused is not looked at again
 GREETING = 2  #: connections of one process that may be in the negotiation at once
 LOOKING = 16  #: processes that are looked at at once; the others wait in the kernel
-_REMEMBERED = 1000  # refusals, so that each is told of once
+WORDS = 5  #: different refusals of one process that are told of: it says what they say
+_REMEMBERED = 1000  # processes, so that each refusal is told of once
 
 Identify = Callable[[socket.socket], Dialled]
 OnNew = Callable[[Dialled], Awaitable[None]]
@@ -92,7 +93,7 @@ class MonitorListener:
         self._greeting: Counter[int] = Counter()  # by pid
         self._looking = asyncio.Semaphore(LOOKING)
         self._refused: dict[_Process, float] = {}  # when
-        self._told: OrderedDict[tuple[_Process, str], None] = OrderedDict()
+        self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None]
 
@@ -239,10 +240,11 @@ class MonitorListener:
 
     def _tell(self, process: _Process, what: str) -> None:
         """Say it once of each process: QEMU dials again each second."""
-        if (process, what) not in self._told:
+        told = self._told.setdefault(process, set())
+        if what not in told and len(told) < WORDS:
+            told.add(what)
             log.warning("monitor listener: %s", what)
-        self._told[process, what] = None
-        self._told.move_to_end((process, what))
+        self._told.move_to_end(process)
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
 

@@ -14,7 +14,8 @@ from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import LibvirtSide
 from linkmgr.model import Finding
 
-SECONDS = 5.0  #: after its start in which a QEMU has dialled, which tries each second
+#: After its start, and that of the service, in which a QEMU has dialled: it tries each second.
+SECONDS = 5.0
 PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
 
 

@@ -6,13 +6,16 @@ A macvtap delivers only frames for its own address. QEMU tells what the guest's 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from linkmgr.errors import CommandFailed, HostError
+from linkmgr.errors import CommandFailed, HostError, MonitorError
 from linkmgr.host import Host
 from linkmgr.model import DirectEndpoint, DirectMode, NicRef
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings.base import Cable
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,25 @@ class GuestFilter:
 
 
 async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
-    """Read the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3)."""
+    """Read the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3).
+
+    :raise MonitorError: when QEMU does not answer, or with something else.
+    """
     try:
-        (answer,) = await qemu.execute("query-rx-filter", {"name": nic.alias})
+        answer = await qemu.execute("query-rx-filter", {"name": nic.alias})
     except CommandFailed:
         return None
-    return GuestFilter(str(answer["main-mac"]).lower(), bool(answer["promiscuous"]))
+    try:
+        (said,) = answer
+        mac, promiscuous = said["main-mac"].lower(), bool(said["promiscuous"])
+        if _MAC.fullmatch(mac):
+            return GuestFilter(mac, promiscuous)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise MonitorError(
+        f"QEMU says of the receive filter of {nic}: {ascii(answer)[:100]}",
+        hint="see which program answers on its monitor",
+    )
 
 
 async def obey_filter(

@@ -249,7 +249,7 @@ async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_b
     """Both are plugged into one hub, so they would join two networks."""
     over, old, new = two_taps
     await host.set_down(new.link.name)
-    ip("link", "set", over, "type", "bridge", "stp_state", "1")  # since `new` was staged
+    ip(f"link set {over} type bridge stp_state 1")  # since `new` was staged
     with pytest.raises(HostError):
         await host.cross([NIC], old.link.name, new.link.name, bridge=over)
     assert not (await host.link(new.link.name)).up

@@ -129,3 +129,26 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
     care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
     await asyncio.gather(*tasks)
     assert done == ["link", "link"], "what comes later is not lost"
+
+
+async def test_who_asks_for_the_end_twice_waits_until_all_is_free(guest: Guest) -> None:
+    gate, freed = asyncio.Event(), []
+
+    class Held:
+        async def end_all(self, vm: str) -> None:
+            await gate.wait()
+            freed.append(vm)
+
+    async def drop() -> None:
+        freed.append("document")
+
+    guest.burial = None  # type: ignore[attr-defined]
+    guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]
+    board = Switchboard()
+    care = Caretaker(board, asyncio.create_task, cast("Reservations", Held()))
+    both = [asyncio.create_task(care.bury(cast("Vm", guest))) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in both)
+    gate.set()
+    await asyncio.gather(*both)
+    assert freed == ["web1", "document"]

@@ -14,7 +14,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import Nic, NicState, Outcome, Transport
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import Exchange, Service, serving
 
 
 @pytest.fixture
@@ -99,6 +99,25 @@ async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Ser
     assert "plugged into red, link up" in result.stdout.splitlines()[3]
     as_json = await run(service.path, "nics", "--json")
     assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": said["domains"]}
+
+
+async def test_nics_that_run_are_listed_also_when_libvirt_does_not_answer(service: Service) -> None:
+    said = answers(service, samples.nic(), domains=[])
+    well = service.script
+
+    def script(exchange: Exchange) -> None:
+        if exchange.request.target.endswith("domains"):
+            exchange.refuse(424, code="libvirt-unreachable", what="libvirt does not answer")
+        else:
+            well(exchange)
+
+    service.script = script
+    result = await run(service.path, "nics")
+    assert result.exit_code == 0
+    assert "web1/net0" in result.stdout
+    assert "other guests are not listed: libvirt does not answer" in result.stderr
+    as_json = await run(service.path, "nics", "--json")
+    assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": None}
 
 
 async def test_nics_without_libvirts_guests_are_plain_columns(service: Service) -> None:

@@ -42,7 +42,7 @@ def install(root: Path) -> Path:
 
 
 async def look(root: Path) -> list[Line]:
-    return await probes.hook(root / "hooks", root)
+    return await probes.hook(root / "hooks", root, os.geteuid())
 
 
 async def test_where_libvirt_is_not_there_is_nothing_to_say(
@@ -64,6 +64,18 @@ async def test_a_hook_that_is_not_executable_is_told(folder: Path) -> None:
     (found,) = await look(folder)
     assert found.verdict is Verdict.MISSING
     assert f"chmod 755 {path}" in str(found.todo)
+
+
+async def test_a_hook_that_others_can_write_to_is_told(folder: Path) -> None:
+    path = install(folder)
+    for mode in (0o775, 0o757):
+        path.chmod(mode)
+        (found,) = await look(folder)
+        assert found.verdict is Verdict.MISSING
+        assert "root runs it" in found.what
+    path.chmod(0o755)
+    (found,) = await probes.hook(folder / "hooks", folder, os.geteuid() + 1)
+    assert "root runs it" in found.what
 
 
 async def test_a_hook_that_is_not_of_this_version_is_told(folder: Path) -> None:

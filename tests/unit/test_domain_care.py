@@ -342,6 +342,7 @@ async def test_what_the_hook_brings_while_the_cables_go_in_undoes_nothing_afterw
 ) -> None:
     xml = lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
+        await lab.settle()
         for operation in ("prepare", "start"):
             await care.on_hook(operation, "begin", "-", xml)
         lab.links.gate.clear()
@@ -557,6 +558,8 @@ async def test_a_guest_whose_link_was_down_does_not_see_its_old_cable_on_the_way
 async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
+        assert await care.check() == [], "nobody can have dialled before the service was there"
+        care.began -= 10
         assert [(each.code, each.subject) for each in await care.check()] == [
             ("guest-does-not-dial", "web1")
         ]
@@ -570,6 +573,7 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
 
 async def test_who_cannot_have_dialled_yet_or_was_never_to_is_no_finding(lab: Lab) -> None:
     async with lab.care() as care:
+        care.began -= 10
         lab.libvirt.live = domain_xml(BLUE, prepared=0)
         assert await care.check() == [], "never prepared"
         lab.libvirt.live, lab.libvirt.active = domain_xml(BLUE), False
@@ -591,6 +595,18 @@ async def test_a_qemu_that_cannot_be_taken_charge_of_is_found_once(lab: Lab) -> 
         with pytest.raises(MonitorUnreachable):
             await care.on_new(Dialled())
         assert [each.code for each in await care.check()] == ["monitor-unreachable"]
+
+
+async def test_a_qemu_that_is_refused_for_another_reason_each_time_does_not_fill_the_log(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lab.care() as care:
+        for number in range(3):
+            lab.links.broken["add_vm"] = MonitorUnreachable(f"it says {number}")
+            with pytest.raises(MonitorUnreachable):
+                await care.on_new(Dialled())
+    assert len(lab.told()) == 1
+    assert caplog.text.count("it says") == 1
 
 
 async def test_a_guest_that_is_not_libvirts_stays_known_as_gone(lab: Lab) -> None:
@@ -623,3 +639,27 @@ async def test_the_end_of_a_guest_whose_name_no_vm_can_have_is_no_fault(
         lab.libvirt.hub.tell(event)
         await lab.settle()
     assert caplog.text == ""
+
+
+async def test_who_asks_for_the_list_while_somebody_looks_gets_the_same_look(lab: Lab) -> None:
+    """Anybody may ask; our own calls to libvirt must not stand behind a thousand others."""
+    async with lab.care() as care:
+        await lab.settle()
+        lab.libvirt.calls.clear()
+        lists = await asyncio.gather(*(care.domains() for _ in range(50)))
+        assert [[each.name for each in found] for found in lists] == [["web1"]] * 50
+        assert len(lab.libvirt.calls) == 2
+        await care.domains()
+        assert len(lab.libvirt.calls) == 4
+
+
+async def test_a_list_that_libvirt_cannot_give_is_an_error_for_all_and_not_for_the_next(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        await lab.settle()
+        lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
+        said = await asyncio.gather(*(care.domains() for _ in range(3)), return_exceptions=True)
+        assert [type(each) for each in said] == [LibvirtUnreachable] * 3
+        lab.libvirt.fails = None
+        assert len(await care.domains()) == 1

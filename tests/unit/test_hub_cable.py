@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.errors import CommandFailed, LinkBusy, MonitorTimeout
+from linkmgr.errors import CommandFailed, LinkBusy, MonitorError, MonitorTimeout
 from linkmgr.host import Host
 from linkmgr.model import BridgeEndpoint, NicRef
 from linkmgr.qmp.network import NetClient, NetworkInfo
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings import Cable, HubWiring
 from linkmgr.wirings.host_side import make_tap
+from linkmgr.wirings.receive_filter import guest_filter
 
 NIC = NicRef("web1", "net0")
 ID = "0000000a"
@@ -124,3 +125,19 @@ async def test_what_a_bridge_has_learned_does_not_move_for_good_to_a_port_that_d
     assert isinstance(new.endpoint, BridgeEndpoint)
     await make_tap(cast("Host", FakeHost()), new, new.endpoint, old)
     assert new.macs == macs
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], {}, [7], [{}], [{"main-mac": "x", "promiscuous": False}],
+     [{"main-mac": ["52:54:00:00:00:01"], "promiscuous": False}]],
+)  # fmt: skip
+async def test_a_receive_filter_that_is_none_is_a_fault_of_the_monitor(answer: object) -> None:
+    class Liar:
+        name = "VM web1"
+
+        async def execute(self, *_: object) -> object:
+            return answer
+
+    with pytest.raises(MonitorError, match="web1/net0"):
+        await guest_filter(cast("Qemu", Liar()), NIC)

@@ -231,6 +231,14 @@ async def test_a_qemu_that_claims_to_be_another_guest_is_refused(
         await waiting
 
 
+async def test_a_qemu_that_lies_anew_each_time_does_not_fill_the_log(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(module.WORDS + 3):
+        await hung_up(await lab.dial(claims=Dialled("web1", f"{number}", 1)))
+    assert caplog.text.count("was refused") == module.WORDS
+
+
 async def test_a_silent_guest_keeps_nobody_waiting_and_is_hung_up_on_in_time(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,14 +19,15 @@ _INSTALL = "install linkmgr again ('apt install --reinstall linkmgr', or 'make i
 _AREA = "libvirt"
 
 
-async def hook(hooks: Path = HOOKS, root: Path = Path("/")) -> list[Line]:
+async def hook(hooks: Path = HOOKS, root: Path = Path("/"), owner: int = 0) -> list[Line]:
     """Look at libvirt's hook, where libvirt is: whether it is there, ours, and known to libvirt.
 
     :param root: below which are /run and /proc.
+    :param owner: uid that alone may write to it: libvirt runs it as root.
     """
     if not _libvirt_is_here(root):
         return []
-    return await asyncio.to_thread(_look, hooks, root)
+    return await asyncio.to_thread(_look, hooks, root, owner)
 
 
 def _libvirt_is_here(root: Path) -> bool:
@@ -35,7 +36,7 @@ def _libvirt_is_here(root: Path) -> bool:
     return any(each.exists() for each in sockets) or any(daemons)
 
 
-def _look(hooks: Path, root: Path) -> list[Line]:
+def _look(hooks: Path, root: Path, owner: int) -> list[Line]:
     path = hooks / "qemu.d" / NAME
     try:
         text, found = path.read_bytes(), path.stat()
@@ -47,6 +48,10 @@ def _look(hooks: Path, root: Path) -> list[Line]:
     if found.st_mode & 0o111 != 0o111:
         what = f"{path} is not executable, so libvirt does not run it"
         return [Line(_AREA, "hook", Verdict.MISSING, what, f"'chmod 755 {path}'")]
+    if found.st_uid != owner or found.st_mode & 0o022:
+        what = f"{path} can be changed by others than root, and root runs it"
+        mend = f"see what it says, then 'chown root: {path}; chmod 755 {path}'"
+        return [Line(_AREA, "hook", Verdict.MISSING, what, mend)]
     ours = _our_text()
     if ours is None:
         first = Line(_AREA, "hook", Verdict.WORKS, str(path))
