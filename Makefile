@@ -85,11 +85,11 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 	@$(ROOT_PY) examples/demo.py
 
 .PHONY: test
-test: lint test-unit test-both ## Run every check and test
+test: lint test-all ## Run every check and test
 
-.PHONY: test-both
-test-both: setup images bookworm deb qemu-next ## Run both of these, two files at a time
-	@$(ROOT_PY) scripts/test-files.py --next $(abspath $(NEXT_QEMU))
+.PHONY: test-all
+test-all: setup images bookworm deb qemu-next ## Run all of these, three files at a time
+	@$(ROOT_PY) scripts/test-files.py --unit --next $(abspath $(NEXT_QEMU))
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need no root
