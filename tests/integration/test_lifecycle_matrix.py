@@ -109,7 +109,7 @@ class Matrix:
     async def rebooted(self) -> None:
         """Wait until the guest has booted anew."""
         await asyncio.sleep(0.7)  # it goes down
-        timeouts = chain([5.0], repeat(15.0))
+        timeouts = chain([12.0], repeat(20.0))
 
         async def asked() -> bool:
             try:  # what is said to a guest that goes down is lost, to one that boots waits
@@ -250,7 +250,7 @@ async def rename(m: Matrix) -> None:
     await destroy(m)
     await m.virsh("domrename", VM, "web9")
     await m.virsh("start", "web9")
-    await m.lab.agrees("web9", STORED)
+    await m.lab.settled("web9", STORED)
     assert not m.lab.kept(VM)
     await m.virsh("destroy", "web9")
     await m.lab.nothing_left("web9")
