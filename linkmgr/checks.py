@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from linkmgr.errors import CannotAttach, MonitorError, NameTaken
-from linkmgr.host import Link
+from linkmgr.host import Link, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, FdEndpoint, Finding, Mark, Nic, NicState
 from linkmgr.swap import Slot
 
@@ -79,4 +79,7 @@ def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str,
         found.append(("moved", f"device {link.name} is not on {name} any more", again))
     elif not target.up:
         found.append(("endpoint-down", f"{name} is down", f"run 'ip link set {name} up'"))
+    elif link.up and link.port_state is PortState.DISABLED:
+        found.append(("port-shut", f"device {link.name} is a port of {name} that is shut",
+                      f"run 'bridge link set dev {link.name} state 3'"))  # fmt: skip
     return found

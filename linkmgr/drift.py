@@ -21,7 +21,8 @@ BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
 #: Seconds from one failed repair to the next try: the first pause, and the longest.
 PATIENCE = (0.5, 8.0)
 #: What a plug into the same port puts right.
-REPAIRABLE = {"device-gone", "device-down", "moved", "endpoint-gone", "endpoint-down"}
+REPAIRABLE = {"device-gone", "device-down", "moved", "endpoint-gone", "endpoint-down",
+              "port-shut"}  # fmt: skip
 
 
 def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:

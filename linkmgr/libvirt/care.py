@@ -19,7 +19,7 @@ from linkmgr.events import Event, EventKind, Events
 from linkmgr.journal import Journal, started_at
 from linkmgr.libvirt.apply import Applier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
-from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble
+from linkmgr.libvirt.domains import DOCUMENT, Domain, Domains, Process, Record, Trouble
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two tries of what could not be done; the last one again and again.
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 
+_ANEW = "mend it and move it back while linkmgr is stopped; cables are as they were found"
 _LOOK = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
 _MORE = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
 _FREEING = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
@@ -152,7 +153,9 @@ class DomainCare:
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
-        return [
+        damage = self.known.damaged
+        lost = [Finding("state-damaged", DOCUMENT, damage, _ANEW)] if damage else []
+        return lost + [
             Finding(each.code, domain.subject(alias, each), each.what, each.hint)
             for domain in self.known
             for alias, each in domain.troubles.items()
@@ -279,7 +282,9 @@ class DomainCare:
             if domain.wired != process:
                 self.applier.look(domain, document)
             try:
-                domain.record = domain.record.follow(cables_of(document)).done(domain.acted)
+                wanted = cables_of(document)
+                done = set(wanted.of) if new and self.known.is_lost(process) else domain.acted
+                domain.record = domain.record.follow(wanted).done(done)
                 domain.acted.clear()
                 self.applier.trouble(domain, "", None)
                 await self.known.save()  # before: what a crash cuts off is done after the restart

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -156,6 +158,7 @@ class Domains:
         self._journal = journal
         self._known: dict[str, Domain] = {}
         self._written: object = None
+        self._lost_at: int | None = None
 
     def __iter__(self) -> Iterator[Domain]:
         return iter(list(self._known.values()))
@@ -174,11 +177,27 @@ class Domains:
     async def load(self) -> None:
         """Read what an earlier run knew; leave out what has ended since."""
         found = await self._journal.read(DOCUMENT, _read)
+        if found is None and self.damaged:
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._lost_at = int(now * os.sysconf("SC_CLK_TCK"))
         for uuid, (name, record) in (found or {}).items():
             if record.process.lives():
                 self.get(uuid, name).record = record
         self._written = object()
         await self.save()
+
+    @property
+    def damaged(self) -> str | None:
+        """What is wrong with the file."""
+        return self._journal.damaged.get(DOCUMENT)
+
+    def is_lost(self, process: Process) -> bool:
+        """Whether what was done for it stood in a file that cannot be read any more.
+
+        Then nothing is done anew: an operator may have changed it since.
+        """
+        began = process.started
+        return self._lost_at is not None and began is not None and began <= self._lost_at
 
     async def save(self) -> None:
         """Write it down, if it has changed. What cannot be written is told in the log.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,8 @@ class DomainLab:
         found = {}
         for path in Path("/sys/class/net").iterdir():
             if path.name not in self.own:
-                found[path.name] = (path / "ifalias").read_text().strip()
+                with suppress(FileNotFoundError):  # it has just gone, or has another name now
+                    found[path.name] = (path / "ifalias").read_text().strip()
         return found
 
     def kept(self, vm: str) -> list[str]:

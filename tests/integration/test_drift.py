@@ -55,6 +55,8 @@ async def good(links: LinkManager) -> bool:
         ("blue", 1, "ip link del {device}"),
         ("blue", 1, "ip link set {device} nomaster"),
         ("blue", 1, "ip link set {device} down"),
+        # Of the first nobody tells: it is seen with the next change of any device.
+        ("blue", 1, "bridge link set dev {device} state 0; ip link add x type veth; ip link del x"),
         ("blue", 1, "ip link set br-blue down"),
         ("green", 2, "ip link del {device}"),
         ("green", 2, "ip link set {device} down"),

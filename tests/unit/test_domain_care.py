@@ -488,14 +488,23 @@ async def test_a_state_directory_that_cannot_be_written_keeps_no_cable_from_bein
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1, "domains": {"x": {"name": 7}}}'])
-async def test_a_damaged_record_is_set_aside_and_the_domains_are_looked_at_anew(
+async def test_a_damaged_record_is_set_aside_and_nothing_is_done_anew_for_who_ran_before(
     lab: Lab, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An operator may have changed its cables since."""
     caplog.set_level(logging.ERROR)
     lab.folder.mkdir()
     (lab.folder / "domains.json").write_text(text)
     lab.libvirt.live = domain_xml(BLUE)
-    async with lab.care():
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert lab.links.on() == {}
+        assert [each.code for each in care.findings()] == ["state-damaged"]
+        lab.links.end()
+        await lab.settle()
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+        lab.links._boots = now  # it starts after the service
         lab.links.boot()
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "blue"}
