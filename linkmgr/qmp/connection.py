@@ -57,12 +57,21 @@ class _Client(QMPClient):
         super().__init__("linkmgr")  # one name for all: a logger lives as long as the process
         if not any(isinstance(each, _Demote) for each in self.logger.filters):
             self.logger.addFilter(_Demote())
+        self._unsent = b""
 
     async def _recv(self) -> Message:
         while True:
             msg = await super()._recv()
             if not self._is_stale(msg):
                 return msg
+
+    def _do_send(self, msg: Message) -> None:
+        """Write what was queued together in one piece: each write wakes a QEMU that sleeps."""
+        assert self._writer is not None
+        self._unsent += bytes(msg)
+        if self.runstate is not Runstate.RUNNING or self._outgoing.empty():
+            data, self._unsent = self._unsent, b""
+            self._writer.write(data)
 
     def _is_stale(self, msg: Message) -> bool:
         """Whether it is an answer to the client before us.

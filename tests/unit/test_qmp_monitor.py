@@ -100,6 +100,21 @@ async def test_a_batch_is_written_before_the_first_answer() -> None:
         assert await running == [{"of": command.name} for command in commands]
 
 
+async def test_a_batch_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write wakes a QEMU that sleeps, and that takes longer than a command."""
+    async with connected() as (monitor, peer):
+        peer.serve()
+        assert isinstance(monitor._connection, Connection)
+        writer = monitor._connection._client._writer
+        assert writer is not None
+        written: list[bytes] = []
+        write = writer.write
+        monkeypatch.setattr(writer, "write", lambda data: (written.append(data), write(data)))
+        await monitor.batch([Command("a"), Command("b"), Command("c")])
+        await monitor.execute("d")
+        assert [data.count(b'"execute"') for data in written] == [3, 1]
+
+
 async def test_a_batch_has_its_results_in_order_with_failures_in_place() -> None:
     async with connected() as (monitor, peer):
         running = asyncio.create_task(
