@@ -109,7 +109,12 @@ async def test_a_batch_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) 
         assert writer is not None
         written: list[bytes] = []
         write = writer.write
-        monkeypatch.setattr(writer, "write", lambda data: (written.append(data), write(data)))
+
+        def noted(data: bytes) -> None:
+            written.append(data)
+            write(data)
+
+        monkeypatch.setattr(writer, "write", noted)
         await monitor.batch([Command("a"), Command("b"), Command("c")])
         await monitor.execute("d")
         assert [data.count(b'"execute"') for data in written] == [3, 1]
