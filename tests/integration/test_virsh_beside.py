@@ -215,6 +215,11 @@ async def test_domifstat_counts_what_the_guest_counts(beside: Beside) -> None:
     """As the guest sees it: rx is what came to it."""
     await beside.links.plug(NIC, "blue", notify="silent")
     await beside.guest.wait_carrier("eth0", True)
+
+    async def sends() -> bool:  # not before the guest's link watch has seen the carrier
+        return (await beside.guest.ping("10.1.0.1", count=1)).lost == 0
+
+    await until(sends, timeout=10, what="the guest reaches its peer")
     before = await statistics(beside)
     assert (await beside.guest.ping("10.1.0.1", count=40, interval=0.01)).lost == 0
     mac = await beside.lab.peers["blue"].mac("eth0")
