@@ -67,6 +67,8 @@ class Libvirt:
         ours = self.stack.enter_context(self.listening.accept()[0])
         assert child.stdout is not None
         assert child.stdout.readline() == b"connected\n"
+        if "fork" in how:
+            child.wait(10)
         return child.pid, ours
 
     def refuses(self, sock: socket.socket, why: str) -> None:
