@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from linkmgr import swap
 from linkmgr.host.names import check_ifname
 from linkmgr.inventory import Inventory
 from linkmgr.model import NicRef, Outcome
-from linkmgr.swap import Slot
-from linkmgr.vm import Vm
 from linkmgr.wirings.stub import place_stubs
 
 
@@ -82,7 +78,3 @@ class Beside(Inventory):
             return Outcome(vm.nic(slot), changed=False)
 
         return await self._verb(vm, slot, work)
-
-    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
-        raise NotImplementedError

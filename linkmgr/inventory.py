@@ -1,19 +1,20 @@
-"""What there is: VMs, networks, ports; from its start to its end, and how it is looked at."""
+"""What there is: VMs, networks, ports; from its start to its end, looked at and worked on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from linkmgr import swap
 from linkmgr.absent import Absentees
 from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
 from linkmgr.drift import DriftWatch
-from linkmgr.errors import LinkmgrError, UnknownVm
+from linkmgr.errors import LinkmgrError, MonitorGone, MonitorTimeout, UnknownVm
 from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
@@ -26,6 +27,7 @@ from linkmgr.model import (
     Network,
     Nic,
     NicRef,
+    Outcome,
     Port,
     Stray,
     VmInfo,
@@ -346,6 +348,41 @@ class Inventory:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # its caller may have gone away; do not warn of an error unread
+
+    # ------------------------------------------------------------------ how a verb runs
+
+    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
+        self._check_open()
+        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this LinkManager is closed")
+
+    async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        async with slot.lock:
+            if self._vms.get(vm.name) is not vm:
+                raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
+            return await self._guarded(vm, slot, work)
+
+    async def _guarded(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
+        try:
+            if vm.qemu.alive:
+                await swap.settle(slot)
+            elif slot.leftovers:
+                await swap.abandon(slot)
+            return await work()
+        except LinkmgrError as error:
+            if isinstance(error, MonitorTimeout | MonitorGone):
+                self._care.lost(vm)
+            error.about(str(slot.ref), vm.nic(slot).describe())
+            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            raise
+        finally:
+            if slot.leftovers:
+                self._care.mend_later(vm)
 
     async def _repair(self, slot: Slot) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,9 @@ from linkmgr.errors import (
     LinkmgrError,
     MonitorError,
     MonitorGone,
-    MonitorTimeout,
     NetworkInUse,
     PortInUse,
     StateError,
-    UnknownVm,
 )
 from linkmgr.events import EventKind
 from linkmgr.journal import VmJournal, VmRecord
@@ -343,41 +341,6 @@ class LinkManager(Beside):
             return Outcome(vm.nic(slot), changed=changed)
 
         return await self._verb(vm, slot, work)
-
-    # ------------------------------------------------------------------ how a verb runs
-
-    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
-        self._check_open()
-        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this LinkManager is closed")
-
-    async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        async with slot.lock:
-            if self._vms.get(vm.name) is not vm:
-                raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
-            return await self._guarded(vm, slot, work)
-
-    async def _guarded(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
-        try:
-            if vm.qemu.alive:
-                await swap.settle(slot)
-            elif slot.leftovers:
-                await swap.abandon(slot)
-            return await work()
-        except LinkmgrError as error:
-            if isinstance(error, MonitorTimeout | MonitorGone):
-                self._care.lost(vm)
-            error.about(str(slot.ref), vm.nic(slot).describe())
-            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
-            raise
-        finally:
-            if slot.leftovers:
-                self._care.mend_later(vm)
 
     async def _repair(self, slot: Slot) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""

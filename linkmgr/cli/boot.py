@@ -31,7 +31,7 @@ def args(nic: NicRef, mac: str | None, model: str, mtu: int | None) -> None:
 
     \b
       qemu-system-x86_64 $(linkmgr args web1/net0) ...
-    """  # noqa: D301 - \b keeps the lines as they are
+    """
     from linkmgr.wirings.args import hub_args
 
     if not MODEL.fullmatch(model):

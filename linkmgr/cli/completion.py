@@ -20,7 +20,7 @@ def completion(ctx: click.Context, shell: str) -> None:
       bash: linkmgr completion bash > /etc/bash_completion.d/linkmgr
       zsh:  linkmgr completion zsh > "${fpath[1]}/_linkmgr"
       fish: linkmgr completion fish > ~/.config/fish/completions/linkmgr.fish
-    """  # noqa: D301 - \b keeps the lines as they are
+    """
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(ctx.find_root().command, {}, "linkmgr", "_LINKMGR_COMPLETE").source())

@@ -44,7 +44,7 @@ def create_network(
     \b
       linkmgr network create blue bridge bridge=br0 create=true mtu=1400
       linkmgr network create green direct parent=eth1 mode=bridge
-    """  # noqa: D301 - \b keeps the lines as they are
+    """
     made = ask(
         lambda links: links.create_network(name, driver, drift=drift, **options_of(options)),
         f"creating network {name}",

@@ -49,7 +49,7 @@ def prepare(
     \b
       linkmgr prepare web1 --define
       linkmgr prepare web1.xml --xml >prepared.xml
-    """  # noqa: D301 - \b keeps the lines as they are
+    """
     from linkmgr.libvirt.virsh import Virsh
 
     if undo and monitor is not None:

@@ -36,7 +36,7 @@ def _allow(*_: object, **__: object) -> None:
 if __name__ == "__main__":
     match sys.argv.pop(1):
         case "no-lock":
-            LinkManager._locked = _unlocked  # type: ignore[method-assign]
+            LinkManager._locked = _unlocked  # type: ignore[method-assign, assignment]
         case "no-access":
             Access.check = _allow  # type: ignore[method-assign]
         case fault:
