@@ -42,7 +42,7 @@ async def set_link(
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        made = await call.core.verbs.set_link(ref, body.state, affects=body.affects)
+        made = await call.core.guests.verbs.set_link(ref, body.state, affects=body.affects)
         return dict(to_json(made))
 
     about = _about(f"{ref} {body.state}", body.affects)
@@ -69,7 +69,7 @@ async def plug(
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        made = await call.core.verbs.plug(
+        made = await call.core.guests.verbs.plug(
             ref, body.target, notify=body.notify, uid=call.peer.uid, affects=body.affects
         )
         return dict(to_json(made))
@@ -95,7 +95,7 @@ async def unplug(
     ref = _ref(vm, alias)
 
     async def work() -> Mapping[str, Any]:
-        return dict(to_json(await call.core.verbs.unplug(ref, affects=affects)))
+        return dict(to_json(await call.core.guests.verbs.unplug(ref, affects=affects)))
 
     return await call.change(Verb.UNPLUG, _about(str(ref), affects), work, nic=ref)
 

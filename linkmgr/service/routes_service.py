@@ -32,9 +32,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 @router.get("/v1/check", responses={200: {"model": models.Findings}}, summary="Check everything")
 async def check(call: CallIn) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
-    findings = await call.links.check()
-    if call.core.guests is not None:
-        findings = [*findings, *await call.core.guests.check()]
+    findings = [*await call.links.check(), *await call.core.guests.check()]
     call.core.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 

@@ -86,7 +86,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         core = Core(links, settings, record=state / RECORD if state else None)
         await core.configured.use(settings.networks)
         care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt, state))
-        core.look_after(care)
+        core.guests = care
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))

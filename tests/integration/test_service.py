@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from linkmgr.events import EventKind
+from linkmgr.libvirt.care import DomainCare
 from linkmgr.model import Drift
 from linkmgr.service.config import Config, NetworkSection
 from linkmgr.service.core import Core
@@ -51,9 +52,10 @@ class Api:
 @contextlib.asynccontextmanager
 async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
     """Run the service over the lab's verbs."""
-    async with listening(lab.workdir / "api.sock") as sock:
+    async with listening(lab.workdir / "api.sock") as sock, DomainCare(lab.links, None) as care:
         core = Core(lab.links, config or Config(), record=lab.workdir / "configuration.json")
         await core.configured.use(core.config.networks)
+        core.guests = care
         service = Service(core, Notifier(None))
         task = asyncio.create_task(service.run(sock))
         try:

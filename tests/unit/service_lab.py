@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from linkmgr.errors import (
     AlreadyExists,
@@ -20,9 +20,13 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
+from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.hooks import HookAnswer
 from linkmgr.model import (
+    Affects,
     BridgeEndpoint,
     Connection,
+    DomainInfo,
     Drift,
     Finding,
     LinkState,
@@ -181,6 +185,52 @@ class FakeLinks:
         return self.the_networks[name]
 
 
+class FakeGuests:
+    """A `DomainCare` whose verbs, its own, remember what they were to affect."""
+
+    def __init__(self, links: FakeLinks) -> None:
+        self.links = links
+        self.affected: list[Affects] = []
+        self.notes: tuple[str, ...] = ()
+        self.listed: list[DomainInfo] = []
+        self.findings: list[Finding] = []
+        self.fails: Exception | None = None
+
+    @property
+    def verbs(self) -> FakeGuests:
+        return self
+
+    async def plug(
+        self, nic: Any, target: Any, *, notify: str | Notify = Notify.AUTO,
+        uid: int | None = None, affects: str | Affects = Affects.LIVE,
+    ) -> Outcome:  # fmt: skip
+        made = await self.links.plug(nic, target, notify=notify, uid=uid)
+        return self._done(made, affects)
+
+    async def unplug(self, nic: Any, *, affects: str | Affects = Affects.LIVE) -> Outcome:
+        return self._done(await self.links.unplug(nic), affects)
+
+    async def set_link(
+        self, nic: Any, state: str | LinkState, *, affects: str | Affects = Affects.LIVE
+    ) -> Outcome:
+        return self._done(await self.links.set_link(nic, state), affects)
+
+    def _done(self, made: Outcome, affects: str | Affects) -> Outcome:
+        self.affected.append(Affects(affects))
+        return replace(made, notes=self.notes)
+
+    async def domains(self) -> list[DomainInfo]:
+        if self.fails:
+            raise self.fails
+        return self.listed
+
+    async def check(self) -> list[Finding]:
+        return self.findings
+
+    async def on_hook(self, *_: str) -> HookAnswer:
+        return HookAnswer(True, "heard")
+
+
 @dataclass
 class Answer:
     """An HTTP answer."""
@@ -202,6 +252,7 @@ class Lab:
     core: Core
     service: Service
     socket: Path
+    guests: FakeGuests
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -263,8 +314,10 @@ async def running(
     async with listening(folder / "api.sock") as sock:
         core = Core(links, config or Config())
         await core.configured.use(core.config.networks)
+        guests = FakeGuests(links)
+        core.guests = cast("DomainCare", guests)
         service = Service(core, Notifier(None), path)
-        lab = Lab(links, core, service, folder / "api.sock")
+        lab = Lab(links, core, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))
         try:
             await service.listens()

@@ -208,6 +208,26 @@ async def test_a_guest_that_is_not_libvirts_is_plugged_as_ever(lab: Lab) -> None
         assert not [call for call in lab.libvirt.calls if call.startswith("set_metadata")]
 
 
+async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
+    async with lab.care(libvirt=False) as care:
+        lab.links.boot()
+        await lab.settle()
+        assert (await care.verbs.plug(NET0, "blue")).changed
+        for change in (
+            care.verbs.plug(NET0, "red", affects="config"),
+            care.verbs.unplug(NET0, affects="config"),
+            care.verbs.set_link(NET0, "down", affects="config"),
+        ):
+            with pytest.raises(LibvirtUnreachable, match="without libvirt"):
+                await change
+        assert lab.links.on() == {"ua-net0": "blue"}
+        outcome = await care.verbs.unplug(NET0, affects="persistent")
+        assert outcome.changed
+        assert "without libvirt" in outcome.notes[-1]
+        assert lab.links.on() == {}
+        assert lab.libvirt.calls == []
+
+
 async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_prepared(
     lab: Lab,
 ) -> None:

@@ -6,62 +6,17 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from linkmgr import Client
-from linkmgr.errors import Forbidden, LibvirtRefused, LibvirtUnreachable
-from linkmgr.model import Affects, DomainInfo, Finding, LinkState, Notify, Outcome, Transport
+from linkmgr.errors import Forbidden, LibvirtRefused
+from linkmgr.model import Affects, Finding, Transport
 from linkmgr.service.config import AccessSection, Config, Rule
-from linkmgr.service.core import HookAnswer
 from tests.unit.samples import domain
-from tests.unit.service_lab import FakeLinks, Lab, running
+from tests.unit.service_lab import FakeGuests, Lab, running
 
 NOTE = "from its next start on web1/net0 is plugged into blue, link up"
-
-
-class Guests:
-    """A care whose verbs remember what they were to affect."""
-
-    def __init__(self, links: FakeLinks) -> None:
-        self.links = links
-        self.affected: list[Affects] = []
-        self.fails: Exception | None = None
-
-    @property
-    def verbs(self) -> Guests:
-        return self
-
-    async def plug(
-        self, nic: Any, target: Any, *, notify: str | Notify = Notify.AUTO,
-        uid: int | None = None, affects: str | Affects = Affects.LIVE,
-    ) -> Outcome:  # fmt: skip
-        made = await self.links.plug(nic, target, notify=notify, uid=uid)
-        return self._done(made, affects)
-
-    async def unplug(self, nic: Any, *, affects: str | Affects = Affects.LIVE) -> Outcome:
-        return self._done(await self.links.unplug(nic), affects)
-
-    async def set_link(
-        self, nic: Any, state: str | LinkState, *, affects: str | Affects = Affects.LIVE
-    ) -> Outcome:
-        return self._done(await self.links.set_link(nic, state), affects)
-
-    def _done(self, made: Outcome, affects: str | Affects) -> Outcome:
-        self.affected.append(Affects(affects))
-        return replace(made, notes=(NOTE,))
-
-    async def domains(self) -> list[DomainInfo]:
-        if self.fails:
-            raise self.fails
-        return [domain(), replace(domain("web1"), transport=Transport.DIALS)]
-
-    async def check(self) -> list[Finding]:
-        return [Finding("unknown-network", "web1/net0", "there is no network blue", "create it")]
-
-    async def on_hook(self, *_: str) -> HookAnswer:
-        raise NotImplementedError
 
 
 @pytest.fixture
@@ -73,14 +28,17 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-def guests(lab: Lab) -> Guests:
-    made = Guests(lab.links)
-    lab.core.look_after(made)
-    return made
+def guests(lab: Lab) -> FakeGuests:
+    lab.guests.notes = (NOTE,)
+    lab.guests.listed = [domain(), replace(domain("web1"), transport=Transport.DIALS)]
+    lab.guests.findings = [
+        Finding("unknown-network", "web1/net0", "there is no network blue", "create it")
+    ]
+    return lab.guests
 
 
 async def test_a_client_says_what_a_change_affects_and_hears_the_notes(
-    lab: Lab, guests: Guests
+    lab: Lab, guests: FakeGuests
 ) -> None:
     async with Client(lab.socket) as links:
         outcome = await links.plug("web1/net0", "blue", affects="config")
@@ -96,7 +54,7 @@ async def test_a_client_says_what_a_change_affects_and_hears_the_notes(
     ]  # fmt: skip
 
 
-async def test_what_nobody_knows_is_refused(lab: Lab, guests: Guests) -> None:
+async def test_what_nobody_knows_is_refused(lab: Lab, guests: FakeGuests) -> None:
     for method, path, body in (
         ("PUT", "/v1/connections/web1/net0", {"target": "blue", "affects": "now"}),
         ("PUT", "/v1/nics/web1/net0/link", {"state": "up", "affects": ["live"]}),
@@ -113,8 +71,6 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
     config = Config(access=AccessSection(rules=[rule]))
     async with running(tmp_path, config) as lab:
         lab.core.access._masters.clear()
-        guests = Guests(lab.links)
-        lab.core.look_after(guests)
         await lab.links.add_vm("web1", "/run/q")
         await lab.links.create_network("blue", "bridge", bridge="br0")
         async with Client(lab.socket) as links:
@@ -126,25 +82,11 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
                     await links.unplug("web2/net0", affects=affects)
                 with pytest.raises(Forbidden):
                     await links.set_link("web2/net0", "up", affects=affects)
-        assert guests.affected == ["config"]
-
-
-async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
-    async with Client(lab.socket) as links:
-        assert (await links.plug("web1/net0", "blue")).changed
-        for change in (
-            links.plug("web1/net0", "blue", affects="config"),
-            links.unplug("web1/net0", affects="persistent"),
-            links.set_link("web1/net0", "down", affects="config"),
-        ):
-            with pytest.raises(LibvirtUnreachable, match="without libvirt"):
-                await change
-        assert (await links.nic("web1/net0")).connection is not None
-        assert await links.domains() == []
+        assert lab.guests.affected == ["config"]
 
 
 async def test_domains_are_listed_and_what_they_ask_for_in_vain_is_found(
-    lab: Lab, guests: Guests
+    lab: Lab, guests: FakeGuests
 ) -> None:
     async with Client(lab.socket) as links:
         assert await links.domains() == await guests.domains()
