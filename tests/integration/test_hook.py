@@ -118,7 +118,8 @@ async def test_every_step_of_a_domains_life_is_handed_over_with_its_xml(
         await libvirtd.virsh("reset", web1)
         await libvirtd.virsh("suspend", web1)
         await libvirtd.virsh("resume", web1)
-        await libvirtd.virsh("qemu-monitor-command", web1, '{"execute": "quit"}')
+        # QEMU may be gone before its answer is read; that it has gone is what the hooks tell.
+        await libvirtd.try_virsh("qemu-monitor-command", web1, '{"execute": "quit"}')
         await heard(lab, 2)
         assert operations(lab) == STOP
         await libvirtd.virsh("start", web1)
