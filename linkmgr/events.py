@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
+
+from linkmgr.streams import Listeners, Stream
 
 LIMIT = 1000  #: events that wait for one slow listener before the oldest are dropped
 
@@ -53,64 +53,29 @@ class Event:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-class Events:
+class Events(Stream[Event]):
     """One listener's events, from the moment it was made; ends when the manager closes."""
 
-    def __init__(self, hub: Switchboard) -> None:
-        self._hub = hub
-        self._waiting: deque[Event] = deque()
-        self._lost = 0
-        self._wake = asyncio.Event()
-        self._closed = False
-
-    def __aiter__(self) -> Events:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._waiting:
-            if self._closed:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            return Event(EventKind.OVERFLOW, "", {"lost": lost})
-        return self._waiting.popleft()
-
-    def put(self, event: Event) -> None:
-        """Add an event; the oldest goes when there are too many."""
-        if len(self._waiting) >= LIMIT:
-            self._waiting.popleft()
-            self._lost += 1
-        self._waiting.append(event)
-        self._wake.set()
-
-    def close(self) -> None:
-        """Stop listening. What waits can still be read."""
-        self._closed = True
-        self._hub.listeners.discard(self)
-        self._wake.set()
+    def __init__(self) -> None:
+        super().__init__(LIMIT, lambda lost: Event(EventKind.OVERFLOW, "", {"lost": lost}))
 
 
 class Switchboard:
     """Tells every listener of every event."""
 
     def __init__(self) -> None:
-        self.listeners: set[Events] = set()
+        self._listeners: Listeners[Event] = Listeners()
 
     def listen(self) -> Events:
         """Begin to listen now."""
-        events = Events(self)
-        self.listeners.add(events)
+        events = Events()
+        self._listeners.add(events)
         return events
 
     def tell(self, kind: EventKind, subject: object, **details: object) -> None:
         """Tell every listener."""
-        event = Event(kind, str(subject), MappingProxyType(details))
-        for listener in self.listeners:
-            listener.put(event)
+        self._listeners.tell(Event(kind, str(subject), MappingProxyType(details)))
 
     def close(self) -> None:
         """End every listener's iteration."""
-        for listener in list(self.listeners):
-            listener.close()
+        self._listeners.close()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+
+from linkmgr.streams import Listeners, Stream
 
 LIMIT = 1000  #: events that wait for one slow listener
 
@@ -84,71 +83,27 @@ def lifecycle(event: int, detail: int) -> tuple[DomainEventKind, str] | None:
     return kind, known[detail] if 0 <= detail < len(known) else str(detail)
 
 
-class DomainEvents:
+class DomainEvents(Stream[DomainEvent]):
     """One listener's events, from the moment it was made: an async iterator.
 
-    A listener that is `LIMIT` events behind has them exchanged for one `CONNECTED`, which means the
-    same: compare everything now.
+    Instead of what a listener has missed, because it was `LIMIT` events behind, it is told
+    `CONNECTED`, which means the same: compare everything now.
     """
 
-    def __init__(self, hub: DomainHub) -> None:
-        self._hub = hub
-        self._waiting: deque[DomainEvent] = deque()
-        self._wake = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: DomainEvent) -> None:
-        """Add an event."""
-        if len(self._waiting) >= LIMIT:
-            lost = any(each.kind is DomainEventKind.LOST for each in self._waiting)
-            self._waiting.clear()
-            if lost:
-                self._waiting.append(DomainEvent(DomainEventKind.LOST))
-            self._waiting.append(_CONNECTED)
-        self._waiting.append(event)
-        self._wake.set()
-
-    def close(self) -> None:
-        """Stop listening: iteration ends, after what waits already. Idempotent."""
-        self._closed = True
-        self._hub.listeners.discard(self)
-        self._wake.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> DomainEvent:
-        while not self._waiting:
-            if self._closed:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        return self._waiting.popleft()
-
-
-class DomainHub:
-    """Tells every listener of every event."""
-
     def __init__(self) -> None:
-        self.listeners: set[DomainEvents] = set()
+        super().__init__(LIMIT, lambda _: _CONNECTED)
+
+
+class DomainHub(Listeners[DomainEvent]):
+    """Tells every listener of every event."""
 
     def listen(self, *, connected: bool) -> DomainEvents:
         """Begin to listen now.
 
         :param connected: whether there is a connection; then `CONNECTED` is the first event.
         """
-        events = DomainEvents(self)
+        events = DomainEvents()
         if connected:
             events.put(_CONNECTED)
-        self.listeners.add(events)
+        self.add(events)
         return events
-
-    def tell(self, event: DomainEvent) -> None:
-        """Tell every listener."""
-        for listener in list(self.listeners):
-            listener.put(event)
-
-    def close(self) -> None:
-        """End every listener's iteration."""
-        for listener in list(self.listeners):
-            listener.close()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self
-from weakref import WeakSet
+
+from linkmgr.streams import Listeners, Stream
 
 #: Events that a subscriber may be behind before the oldest are dropped.
 DEFAULT_LIMIT = 256
@@ -29,7 +28,10 @@ class MonitorEvent:
     data: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
-class EventStream:
+_FAREWELL = MonitorEvent(DISCONNECTED)
+
+
+class EventStream(Stream[MonitorEvent]):
     """One subscriber's events, oldest first: an async iterator, and a context that ends it.
 
     It is subscribed from the moment that it exists, so nothing is lost between the call and the
@@ -39,52 +41,11 @@ class EventStream:
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
-        self._queue: deque[MonitorEvent] = deque()
-        self._limit = limit
-        self._lost = 0
-        self._ended = False  # no more events will be put
-        self._farewell = False  # DISCONNECTED is still to be seen
-        self._news = asyncio.Event()
-
-    def put(self, event: MonitorEvent) -> None:
-        """Queue an event; for the hub."""
-        if self._ended:
-            return
-        if len(self._queue) >= self._limit:
-            self._queue.popleft()
-            self._lost += 1
-        self._queue.append(event)
-        self._news.set()
-
-    def end(self) -> None:
-        """Queue the farewell; for the hub."""
-        if not self._ended:
-            self._ended = self._farewell = True
-            self._news.set()
+        super().__init__(limit, lambda lost: MonitorEvent(OVERFLOW, {"lost": lost}))
 
     async def aclose(self) -> None:
         """Unsubscribe: iteration ends at once, without ``DISCONNECTED``. Idempotent."""
-        self._ended, self._farewell, self._lost = True, False, 0
-        self._queue.clear()
-        self._news.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> MonitorEvent:
-        while True:
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                return MonitorEvent(OVERFLOW, {"lost": lost})
-            if self._queue:
-                return self._queue.popleft()
-            if self._farewell:
-                self._farewell = False
-                return MonitorEvent(DISCONNECTED)
-            if self._ended:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+        self.drop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,32 +56,25 @@ class EventStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        self.drop()
 
 
-class EventHub:
+class EventHub(Listeners[MonitorEvent]):
     """Hands every event to every subscriber without ever waiting for one."""
 
     def __init__(self) -> None:
-        # Weak, so that a stream that is simply dropped (``break`` in an ``async for``) is freed.
-        self._streams: WeakSet[EventStream] = WeakSet()
+        super().__init__()
         self._ended = False
 
     def subscribe(self, limit: int = DEFAULT_LIMIT) -> EventStream:
         """Start a stream; after the end it yields only ``DISCONNECTED``."""
         stream = EventStream(limit)
         if self._ended:
-            stream.end()
-        self._streams.add(stream)
+            stream.close(_FAREWELL)
+        self.add(stream)
         return stream
-
-    def put(self, event: MonitorEvent) -> None:
-        """Hand on an event."""
-        for stream in list(self._streams):
-            stream.put(event)
 
     def end(self) -> None:
         """Say ``DISCONNECTED`` to every stream, once. Idempotent."""
         self._ended = True
-        for stream in list(self._streams):
-            stream.end()
+        self.close(_FAREWELL)

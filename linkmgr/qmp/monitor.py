@@ -129,7 +129,7 @@ class Monitor:
     @classmethod
     async def _open(cls, make: MakeSession, name: str, timeout: float, deadline: float) -> Monitor:
         monitor = cls(name, timeout)
-        session = make(monitor._hub.put, monitor._hub.end)
+        session = make(monitor._hub.tell, monitor._hub.end)
         await session.open(timeout, deadline)
         monitor._connection = session
         return monitor

@@ -1,5 +1,8 @@
 """Events reach every listener, and a slow one harms nobody."""
 
+import gc
+import weakref
+
 from linkmgr.events import LIMIT, EventKind, Switchboard
 
 
@@ -25,10 +28,13 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
     assert (await anext(events)).subject == "vm/5"
 
 
-async def test_a_listener_that_closes_is_forgotten() -> None:
+async def test_a_listener_that_closes_hears_no_more_and_is_freed() -> None:
     board = Switchboard()
-    events = board.listen()
+    events, dropped = board.listen(), board.listen()
     events.close()
     board.tell(EventKind.VM_ADDED, "web1")
     assert [event async for event in events] == []
-    assert not board.listeners
+    freed = [weakref.ref(events), weakref.ref(dropped)]
+    del events, dropped
+    gc.collect()
+    assert [each() for each in freed] == [None, None]
