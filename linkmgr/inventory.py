@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Inventory:
+class Inventory(ABC):
     """The VMs, networks and ports that there are. `LinkManager` says what it takes and does."""
 
     def __init__(
@@ -384,6 +385,6 @@ class Inventory:
             if slot.leftovers:
                 self._care.mend_later(vm)
 
+    @abstractmethod
     async def _repair(self, slot: Slot) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""
-        raise NotImplementedError
