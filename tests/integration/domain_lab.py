@@ -17,11 +17,11 @@ from bench.served import Served
 from linkmgr import Client, NicState
 from linkmgr.model import Connection, Mark, Nic
 from linkmgr.qmp.network import parse_info_network
-from linkmgr.testing import Peer, Station
+from linkmgr.testing import Station
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook
 from tests.integration.dying_service import command, reached
-from tests.integration.lab import SUBNETS
+from tests.integration.lab import SUBNETS, bridge_of, peer_of
 from tests.integration.libvirtd import Libvirtd, private_libvirtd
 
 PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
@@ -239,13 +239,8 @@ async def domain_lab(
         )  # fmt: skip
         await libvirtd.restart()  # it looks for hooks when it starts
         for name, driver in networks.items():
-            address = f"10.{SUBNETS[name]}.0.1/24"
-            await stack.enter_async_context(Peer(name, f"v-{name}", addresses=[address]))
-            if driver == "bridge":
-                await execute(["ip", "link", "add", f"br-{name}", "up", "type", "bridge"])
-                gone = ["ip", "link", "del", f"br-{name}"]
-                stack.push_async_callback(execute, gone, check=False)
-                await execute(["ip", "link", "set", f"v-{name}", "master", f"br-{name}"])
+            network = bridge_of(name) if driver == "bridge" else peer_of(name)
+            await stack.enter_async_context(network)
         config = (
             f'[libvirt]\nuri = "{libvirtd.uri}"\nrun_dir = "{libvirtd.run}/libvirt/qemu"\n'
             f'config_dir = "{libvirtd.root}/etc/qemu"\n'

@@ -22,6 +22,23 @@ def mac_of(vm: int, nic: int) -> str:
     return f"52:54:00:00:{vm:02x}:{nic:02x}"
 
 
+def peer_of(name: str) -> Peer:
+    """The peer of a network, with no address but 10.N.0.1, N as in `SUBNETS`."""
+    return Peer(name, f"v-{name}", addresses=[f"10.{SUBNETS[name]}.0.1/24"])
+
+
+@asynccontextmanager
+async def bridge_of(name: str) -> AsyncIterator[Peer]:
+    """A bridge ``br-NAME`` with `peer_of` that network on it."""
+    async with peer_of(name) as peer:
+        await execute(["ip", "link", "add", f"br-{name}", "up", "type", "bridge"])
+        try:
+            await execute(["ip", "link", "set", peer.ifname_outside, "master", f"br-{name}"])
+            yield peer
+        finally:
+            await execute(["ip", "link", "del", f"br-{name}"])
+
+
 @dataclass
 class Lab:
     """What a test needs to hand: ``blue`` and ``red`` are bridges, the others macvtap parents.

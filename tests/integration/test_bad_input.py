@@ -32,8 +32,8 @@ from linkmgr.errors import (
     UnknownPort,
     UnknownVm,
 )
+from tests.integration.failures_lab import another_guest, is_told, traces
 from tests.integration.lab import Lab, mac_of, make_lab
-from tests.integration.test_failures_watch import another_guest, is_told, traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

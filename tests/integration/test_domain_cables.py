@@ -6,8 +6,8 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import pytest
 from bench.served import Served
 from linkmgr import Client, NicState
 from linkmgr.libvirt.metadata import Cable, desired_of
-from linkmgr.testing import Peer
 from linkmgr.testing.guest import GuestTimeout
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook
+from tests.integration.lab import bridge_of
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
 PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
@@ -34,7 +34,6 @@ class Cables:
     libvirtd: Libvirtd
     served: Served
     links: Client
-    peers: dict[str, Peer] = field(default_factory=dict)
 
     async def linkmgr(self, *words: str, check: bool = True) -> Result:
         """Run the command as a person does."""
@@ -79,24 +78,12 @@ class Cables:
         return await until(asked, timeout=10, what=f"check to find {codes}", interval=0.05) or []
 
 
-@asynccontextmanager
-async def bridge(name: str, number: int) -> AsyncIterator[None]:
-    async with Peer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"]):
-        await execute(["ip", "link", "add", f"br-{name}", "type", "bridge"])
-        await execute(["ip", "link", "set", f"br-{name}", "up"])
-        await execute(["ip", "link", "set", f"v-{name}", "master", f"br-{name}"])
-        try:
-            yield
-        finally:
-            await execute(["ip", "link", "del", f"br-{name}"])
-
-
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Cables]:
     async with AsyncExitStack() as stack:
         libvirtd = await stack.enter_async_context(private_libvirtd())
-        for number, name in enumerate(("blue", "green"), start=1):
-            await stack.enter_async_context(bridge(name, number))
+        for name in ("blue", "green"):
+            await stack.enter_async_context(bridge_of(name))
         served = Served(
             tmp_path,
             config=f"""

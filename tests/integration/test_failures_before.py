@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import pytest_asyncio
 
 from linkmgr.errors import (
     CommandFailed,
@@ -18,30 +17,22 @@ from linkmgr.errors import (
     NotForwarding,
 )
 from linkmgr.swap import Step
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Scene,
     is_told,
     known_ids,
-    make_scene,
     no_frame_lost,
     no_permission,
     nothing_left,
+    scene_on_blue,
     spare,
     traces,
 )
 
-__all__ = ["spare"]  # a fixture
+__all__ = ["scene_on_blue", "spare"]  # fixtures
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    """A scene whose NIC is plugged into blue, and stays there."""
-    async with make_scene(tmp_path_factory.mktemp("scene")) as made:
-        await made.plug("blue")
-        yield made
 
 
 @asynccontextmanager

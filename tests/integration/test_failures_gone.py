@@ -12,8 +12,7 @@ from linkmgr.errors import HostError, LinkMissing, MonitorGone, NetworkInUse, Un
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
-from tests.integration.lab import mac_of
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Scene,
     another_guest,
@@ -21,11 +20,13 @@ from tests.integration.test_failures_watch import (
     make_scene,
     no_frame_lost,
     nothing_left,
+    scene,
     spare,
     traces,
 )
+from tests.integration.lab import mac_of
 
-__all__ = ["spare"]  # a fixture
+__all__ = ["scene", "spare"]  # fixtures
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,16 +35,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def built(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     async with make_scene(tmp_path_factory.mktemp("scene")) as made:
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def scene(built: Scene) -> AsyncIterator[Scene]:
-    """An unplugged NIC. In the end it is unplugged again, and nothing is left of the test."""
-    before = await traces(built.lab)
-    yield built
-    built.fault.forget()
-    await built.lab.links.unplug(NIC)
-    await nothing_left(built.lab, before)
 
 
 async def make(scene: Scene, kind: str) -> str:

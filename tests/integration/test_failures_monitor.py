@@ -18,8 +18,7 @@ from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.testing.process import until
-from tests.integration.monitor_proxy import Cut, MonitorProxy
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Scene,
     is_told,
@@ -28,6 +27,7 @@ from tests.integration.test_failures_watch import (
     nothing_left,
     traces,
 )
+from tests.integration.monitor_proxy import Cut, MonitorProxy
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.next_qemu]
 

@@ -15,8 +15,7 @@ from linkmgr.errors import MonitorGone, MonitorTimeout
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
-from tests.integration.lab import mac_of
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Fault,
     Scene,
@@ -27,6 +26,7 @@ from tests.integration.test_failures_watch import (
     nothing_left,
     traces,
 )
+from tests.integration.lab import mac_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.next_qemu]
 

@@ -11,15 +11,18 @@ import pytest_asyncio
 
 from linkmgr import EventKind, LinkState, NicState, hub_args
 from linkmgr.swap import Step
-from tests.integration.lab import mac_of
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Scene,
     another_guest,
     make_scene,
     nothing_left,
+    scene,
     traces,
 )
+from tests.integration.lab import mac_of
+
+__all__ = ["scene"]  # a fixture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,16 +47,6 @@ async def built(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
     async with make_scene(tmp_path_factory.mktemp("scene")) as made:
         await made.lab.links.create_port("green", "other")
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def scene(built: Scene) -> AsyncIterator[Scene]:
-    """An unplugged NIC. In the end it is unplugged again, and nothing is left of the test."""
-    before = await traces(built.lab)
-    yield built
-    built.fault.forget()
-    await built.lab.links.unplug(NIC)
-    await nothing_left(built.lab, before)
 
 
 async def link(scene: Scene) -> LinkState | None:

@@ -18,8 +18,7 @@ from linkmgr.errors import (
     SwitchFailed,
 )
 from linkmgr.swap import Step
-from tests.integration.lab import mac_of
-from tests.integration.test_failures_watch import (
+from tests.integration.failures_lab import (
     NIC,
     Scene,
     another_guest,
@@ -29,11 +28,13 @@ from tests.integration.test_failures_watch import (
     no_frame_lost,
     no_permission,
     nothing_left,
+    scene,
     spare,
     traces,
 )
+from tests.integration.lab import mac_of
 
-__all__ = ["spare"]  # a fixture
+__all__ = ["scene", "spare"]  # fixtures
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,16 +53,6 @@ async def built(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             "private", "direct", parent="v-green", mode="private", mtu=1400
         )
         yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def scene(built: Scene) -> AsyncIterator[Scene]:
-    """An unplugged NIC. In the end it is unplugged again, and nothing is left of the test."""
-    before = await traces(built.lab)
-    yield built
-    built.fault.forget()
-    await built.lab.links.unplug(NIC)
-    await nothing_left(built.lab, before)
 
 
 def in_the_switch(scene: Scene, command: str, **arguments: object) -> None:

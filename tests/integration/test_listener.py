@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ import pytest
 from bench.served import Served
 from linkmgr import Client, EventKind, NicState
 from linkmgr.model import Nic, Transport, VmInfo, VmState
-from linkmgr.testing import Peer
 from linkmgr.testing.process import Child, execute, until
+from tests.integration.lab import bridge_of
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
 PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
@@ -61,19 +61,6 @@ def service(libvirtd: Libvirtd, folder: Path) -> Served:
     made = Served(folder, config=config)
     made.socket = libvirtd.run / "linkmgr/lm.sock"
     return made
-
-
-@asynccontextmanager
-async def network(name: str, number: int) -> AsyncIterator[None]:
-    """A bridge with a machine at 10.NUMBER.0.1 on it."""
-    async with Peer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"]):
-        await execute(["ip", "link", "add", f"br-{name}", "type", "bridge"])
-        await execute(["ip", "link", "set", f"br-{name}", "up"])
-        await execute(["ip", "link", "set", f"v-{name}", "master", f"br-{name}"])
-        try:
-            yield
-        finally:
-            await execute(["ip", "link", "del", f"br-{name}"])
 
 
 async def define(libvirtd: Libvirtd, name: str, *, more: str = "") -> str:
@@ -123,8 +110,8 @@ async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
     assert other != uuid
     served = service(libvirtd, tmp_path)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(network("blue", 1))
-        await stack.enter_async_context(network("green", 2))
+        for name in ("blue", "green"):
+            await stack.enter_async_context(bridge_of(name))
         guest = await stack.enter_async_context(DomainGuest(libvirtd, "web1"))
 
         # It boots, and runs, without the service.

@@ -21,8 +21,8 @@ from linkmgr.host import Fd, Link
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, TUN, set_interface
 from linkmgr.model import Mark
 from linkmgr.testing.process import until
+from tests.integration.failures_lab import NIC, is_told, no_frame_lost
 from tests.integration.lab import Lab, mac_of, make_lab
-from tests.integration.test_failures_watch import NIC, is_told, no_frame_lost
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -21,8 +21,8 @@ from linkmgr.model import VmState
 from linkmgr.swap import Step
 from linkmgr.testing.process import until
 from tests.integration.crash import CROSSED, DIE, STAY
+from tests.integration.failures_lab import NIC, no_frame_lost, nothing_left, traces
 from tests.integration.lab import Lab, make_lab
-from tests.integration.test_failures_watch import NIC, no_frame_lost, nothing_left, traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

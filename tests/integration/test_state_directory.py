@@ -17,8 +17,8 @@ from linkmgr.errors import StateError, UnknownVm
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
+from tests.integration.failures_lab import NIC, no_frame_lost, nothing_left, traces
 from tests.integration.lab import Lab, make_lab
-from tests.integration.test_failures_watch import NIC, no_frame_lost, nothing_left, traces
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

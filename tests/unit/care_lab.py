@@ -73,6 +73,18 @@ def domain_xml(wanted: str = "", *, nics: int = 2, prepared: int = 2, name: str 
 <devices>{"".join(NIC.format(n=n) for n in range(nics))}</devices></domain>"""
 
 
+NET0 = NicRef("web1", "ua-net0")
+BLUE = cables(cable("ua-net0", network="blue"))
+RED = cables(cable("ua-net0", network="red"))
+BOTH = cables(cable("ua-net0", network="blue"), cable("ua-net1", network="red", link="down"))
+
+
+class Dialled:
+    """A QEMU that has dialled."""
+
+    name, uuid, pid = "web1", UUID.upper(), 1
+
+
 class FakeLinks:
     """Verbs that remember. What `broken` names fails; `gate` holds up every plug."""
 
@@ -352,3 +364,12 @@ class Lab:
             MappingProxyType({"subject": event.subject, **event.details})
             for event in self.events if event.kind is EventKind.NOT_APPLIED
         ]  # fmt: skip
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """One with the networks blue and red."""
+    made = Lab(tmp_path / "state")
+    for name in ("blue", "red"):
+        made.links.network(name)
+    return made

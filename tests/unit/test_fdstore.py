@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,9 @@ from linkmgr.host import Fd
 from linkmgr.host.keeper import FdKeeper, NoKeeper
 from linkmgr.service.fdstore import PassedFds, SystemdKeeper, passed_fds
 from linkmgr.service.notify import Notifier
-from tests.unit.test_notify import Manager
+from tests.unit.notify_lab import Manager, manager, notifier
+
+__all__ = ["manager", "notifier"]  # fixtures
 
 # Started as systemd starts a service: fds from 3 on, and LISTEN_PID is its own.
 START = """
@@ -94,20 +95,6 @@ print(passed.names)
 passed.close()
 """
     assert as_service(program, ["api"]) == "['api']\n"
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(tmp_path / "notify")
-    yield made
-    made.socket.close()
-
-
-@pytest.fixture
-def notifier(manager: Manager) -> Iterator[Notifier]:
-    made = Notifier(manager.path)
-    yield made
-    made.close()
 
 
 def an_fd() -> Fd:
