@@ -244,7 +244,8 @@ class Journal:
 
     async def _write(self, path: Path, what: object) -> None:
         text = json.dumps({"format": FORMAT, **to_json(what)}, indent=2) + "\n"
-        temporary = path.with_name(path.name + ".tmp")
+        # A string, because it comes and goes with every change: see `linkmgr.host.sysfiles`.
+        temporary = f"{path}.tmp"
         async with self._lock(path):
             if path in self._blocked:
                 raise StateError(

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from linkmgr.host import sysfiles
 from linkmgr.host.fds import Fd
 from linkmgr.host.rtnl import (
     IFF_ALLMULTI,
@@ -81,9 +82,9 @@ def device_number(name: str, index: int) -> int:
     :raise Refused: when there is none, or /sys is that of another network namespace.
     """
     # The index in the path tells a sysfs of another network namespace from ours.
-    path = _SYSFS / name / "macvtap" / f"tap{index}" / "dev"
+    path = f"{_SYSFS}/{name}/macvtap/tap{index}/dev"
     try:
-        major, minor = path.read_text().split(":")
+        major, minor = sysfiles.read(path).split(":")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refused(
             errno.EOPNOTSUPP,
@@ -114,6 +115,6 @@ def _open_node(number: int, index: int, doing: str) -> int:
 
 def _open_private_node(number: int, directory: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="linkmgr-", dir=directory) as private:
-        node = Path(private, "tap")
+        node = f"{private}/tap"
         os.mknod(node, 0o600 | stat.S_IFCHR, number)
         return os.open(node, _OPEN)

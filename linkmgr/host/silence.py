@@ -8,13 +8,13 @@ devices, before they come up. IPv4 says nothing without an address.
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
+from linkmgr.host import sysfiles
 from linkmgr.host.rtnl import Rtnl, set_link
 from linkmgr.host.trouble import Refused
 
 _ADDRGENMODE_NONE = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
-IPV6 = Path("/proc/sys/net/ipv6/conf")  # of the network namespace of whoever looks
+IPV6 = "/proc/sys/net/ipv6/conf"  # of the network namespace of whoever looks
 
 
 def silence(rtnl: Rtnl, name: str) -> None:
@@ -34,7 +34,7 @@ def silence(rtnl: Rtnl, name: str) -> None:
         if refused.code not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
             raise
     try:
-        (IPV6 / name / "disable_ipv6").write_text("1")
+        sysfiles.write(f"{IPV6}/{name}/disable_ipv6", "1")
     except FileNotFoundError:
         return  # no IPv6 in this kernel, or none on this device
     except OSError as error:

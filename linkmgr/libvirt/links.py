@@ -174,7 +174,8 @@ class LinkFollower:
                 async with self._saving:
                     await asyncio.to_thread(self._save)
             return
-        status = await asyncio.to_thread(read_status, self._run_dir / f"{vm}.xml")
+        # A string, because this comes with every change: see `linkmgr.host.sysfiles`.
+        status = await asyncio.to_thread(read_status, f"{self._run_dir}/{vm}.xml")
         if status is None or status.name != vm:
             self._domains.pop(vm, None)
             return

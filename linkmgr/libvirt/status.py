@@ -49,7 +49,7 @@ class Status:
     nics: Mapping[str, StatusNic]
 
 
-def read_status(path: Path) -> Status | None:
+def read_status(path: str | Path) -> Status | None:
     """Read a domain's status file; ``None`` when there is none, so when the domain does not run.
 
     Blocks for some ms.
