@@ -12,8 +12,9 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.host import Host, Link
 from linkmgr.host.watch import LinkChanges
-from linkmgr.model import Drift
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Drift, FdEndpoint
 from linkmgr.swap import Slot
+from linkmgr.wirings import Cable
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,38 @@ def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:
     if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
         return False
     return not REPAIRABLE.isdisjoint(code for code, _, _ in device_faults(slot, links))
+
+
+async def reported(slot: Slot, host: Host) -> tuple[str, ...]:
+    """What is wrong with a cable that nobody repairs, as `Outcome.notes`.
+
+    Asks the kernel about two devices at most, and nothing where the network says `Drift.REPAIR`.
+    """
+    if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPORT:
+        return ()
+    links: dict[str, Link] = {}
+    try:
+        for name in _devices(slot.plugged.cable):
+            if (link := await host.find_link(name)) is not None:
+                links[name] = link
+    except LinkmgrError as error:
+        return (f"its device cannot be looked at: {error}",)
+    network = slot.plugged.attachment.port.network
+    return tuple(
+        f"{what}, and network {network} says to report that only. To do: {hint}"
+        for _, what, hint in device_faults(slot, links)
+    )
+
+
+def _devices(cable: Cable) -> list[str]:
+    """The devices of this host that `device_faults` looks at."""
+    match cable.endpoint:
+        case BridgeEndpoint(bridge=name) | DirectEndpoint(parent=name):
+            return [each for each in (cable.device, name) if each]
+        case FdEndpoint():
+            return []
+        case None:
+            return [cable.device] if cable.device else []
 
 
 class DriftWatch:

@@ -14,6 +14,7 @@ from linkmgr import swap
 from linkmgr.absent import Absentees
 from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
+from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import LinkmgrError, MonitorGone, MonitorTimeout, UnknownVm
 from linkmgr.events import EventKind, Events, Switchboard
@@ -67,7 +68,9 @@ class Inventory(ABC):
         self._probe = probe
         self._stack = contextlib.AsyncExitStack()
         self._host = Host(keeper)
-        self._journal = Journal(None if state is None else Path(state))
+        #: What the state directory holds.
+        self.documents = Documents(None if state is None else Path(state))
+        self._journal = Journal(self.documents)
         self._networks = Networks(self._host)
         self._strays = Strays(self._host)
         self._vms: dict[str, Vm] = {}
@@ -103,8 +106,10 @@ class Inventory(ABC):
     async def __aenter__(self) -> Self:
         """Begin, and bring back what the state directory knows.
 
+        :raise Conflict: when another linkmgr uses the state directory.
         :raise StateError: when the state directory cannot be used.
         """
+        self._stack.callback(self.documents.close)
         await self._stack.enter_async_context(self._host)
         try:
             await self._remember()
@@ -114,6 +119,7 @@ class Inventory(ABC):
         return self
 
     async def _remember(self) -> None:
+        await self.documents.hold()
         vms, networks, ports = await self._journal.load()
         for network in networks:
             try:
@@ -241,8 +247,10 @@ class Inventory(ABC):
         for absent in self._absent.vms.values():
             error = absent.refusal()
             findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
-        for vm_name, what in self._journal.damaged.items():
-            findings.append(Finding("state-damaged", vm_name, what, "mend it, or add it again"))
+        findings += [
+            Finding("state-damaged", damage.subject, f"{damage.file} {damage.why}", damage.hint)
+            for damage in self.documents.damages()
+        ]
         strays = await self._strays.look(*self._recorded())
         known, busy = self._recorded()  # a verb may have begun meanwhile
         ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy

@@ -1,41 +1,26 @@
 """Intent and outcome on disk: one JSON document per VM, one for networks and ports.
 
 The journal says what was meant; QEMU and the kernel say what is (`linkmgr.reconcile` compares
-them). Each document is written to a temporary file that replaces the old one when it is safely on
-disk, so that a crash leaves the old document or the new one, and never a part.
+them).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import aiofiles
-import aiofiles.os
-
-from linkmgr.errors import BadName, StateError
-from linkmgr.jsonform import Form, FormError, read_endpoint, read_network, read_port, to_json
+from linkmgr.documents import Documents
+from linkmgr.errors import BadName
+from linkmgr.jsonform import Form, FormError, read_endpoint, read_network, read_port
 from linkmgr.model import Endpoint, LinkState, Network, Notify, Port, check_name
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-FORMAT = 1  #: of what is written now
-#: For each older format, what makes the next one of a document.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-
-_ASIDE = re.compile(r"(.+)\.json\.damaged\d*")
+VMS = "vms"  #: the group of the VMs' documents
+NETWORKS = "networks"  #: the document of networks and ports
 
 
 @dataclass(frozen=True)
@@ -127,52 +112,25 @@ class VmRecord:
 
 
 class Journal:
-    """The state directory. With no directory it keeps nothing, for a LinkManager in a program.
+    """VMs, networks and ports in the state directory."""
 
-    :param folder: made if it is missing, for its owner only.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._locks: dict[Path, asyncio.Lock] = {}
-        self._blocked: set[Path] = set()  # damaged, and could not be set aside
-        self.damaged: dict[str, str] = {}  #: VM (or ``networks``) -> what is wrong with its file
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
 
     async def load(self) -> tuple[list[VmRecord], list[Network], list[Port]]:
         """Read everything. What cannot be read is set aside, told loudly, and left out.
 
         :raise StateError: when the directory itself cannot be used.
         """
-        if self._folder is None:
-            return [], [], []
-        try:
-            await asyncio.to_thread(_make, self._folder, self._vms)
-            names = sorted(await aiofiles.os.listdir(self._vms))
-        except OSError as error:
-            raise StateError(
-                f"the state directory {self._folder} cannot be used: {error.strerror}",
-                hint="make it writable for linkmgr, or name another with --state-dir",
-            ) from error
         vms = []
-        for name in names:
-            path = self._vms / name
-            if name.endswith(".tmp"):  # of a write that a crash cut off; the document is whole
-                with contextlib.suppress(OSError):
-                    await aiofiles.os.remove(path)
-            elif aside := _ASIDE.fullmatch(name):
-                self.damaged[aside[1]] = f"{path} was set aside by an earlier run"
-            elif name.endswith(".json"):
-                record = await self._read(path, partial(_read_vm, path.stem))
-                if record is not None:
-                    vms.append(record)
-        for name in await aiofiles.os.listdir(self._folder):
-            if (aside := _ASIDE.fullmatch(name)) and aside[1] == "networks":
-                self.damaged["networks"] = f"{self._folder / name} was set aside by an earlier run"
-        networks: list[Network] = []
-        ports: list[Port] = []
-        found = await self._read(self._networks, _read_networks)
-        if found is not None:
-            networks, ports = found
+        for name in await self._documents.names(VMS):
+            vm = name.removeprefix(f"{VMS}/")
+            record = await self._documents.read(name, partial(_read_vm, vm))
+            if record is not None:
+                vms.append(record)
+        await self._documents.names()  # what was set aside
+        found = await self._documents.read(NETWORKS, _read_networks)
+        networks, ports = found or ([], [])
         return vms, networks, ports
 
     async def save_vm(self, record: VmRecord) -> None:
@@ -180,128 +138,21 @@ class Journal:
 
         :raise StateError: when it is not on disk afterwards.
         """
-        if self._folder is not None:
-            await self._write(self._vms / f"{check_name('VM', record.vm)}.json", record)
+        await self._documents.write(f"{VMS}/{record.vm}", record)
 
     async def drop_vm(self, name: str) -> None:
         """Forget a VM.
 
         :raise StateError: when its document is still there afterwards.
         """
-        if self._folder is not None:
-            await self._remove(self._vms / f"{check_name('VM', name)}.json")
-
-    async def _remove(self, path: Path) -> None:
-        async with self._lock(path):
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    await aiofiles.os.remove(path)
-                    await asyncio.to_thread(_sync_folder, path.parent)
-            except OSError as error:
-                raise _not_written(path, error) from error
+        await self._documents.remove(f"{VMS}/{name}")
 
     async def save_networks(self, networks: list[Network], ports: list[Port]) -> None:
         """Write all networks and ports.
 
         :raise StateError: when they are not on disk afterwards.
         """
-        if self._folder is not None:
-            await self._write(self._networks, {"networks": networks, "ports": ports})
-
-    async def read(self, name: str, read: Callable[[Form], T]) -> T | None:
-        """Read another document, ``NAME.json``; ``None`` if there is none that can be read."""
-        return None if self._folder is None else await self._read(self._other(name), read)
-
-    async def write(self, name: str, what: Mapping[str, object] | None) -> None:
-        """Write another document, ``NAME.json``; ``None`` removes it.
-
-        :raise StateError: when it is not so on disk afterwards.
-        """
-        if self._folder is None:
-            return
-        path = self._other(name)
-        if what is not None:
-            await self._write(path, what)
-        else:
-            await self._remove(path)
-
-    def _other(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{check_name('document', name)}.json"
-
-    @property
-    def _vms(self) -> Path:
-        assert self._folder is not None
-        return self._folder / "vms"
-
-    @property
-    def _networks(self) -> Path:
-        assert self._folder is not None
-        return self._folder / "networks.json"
-
-    def _lock(self, path: Path) -> asyncio.Lock:
-        return self._locks.setdefault(path, asyncio.Lock())
-
-    async def _write(self, path: Path, what: object) -> None:
-        text = json.dumps({"format": FORMAT, **to_json(what)}, indent=2) + "\n"
-        # A string, because it comes and goes with every change: see `linkmgr.host.sysfiles`.
-        temporary = f"{path}.tmp"
-        async with self._lock(path):
-            if path in self._blocked:
-                raise StateError(
-                    f"{path} could not be read when linkmgr started, so it is not overwritten",
-                    hint=f"move {path} away, then try again",
-                )
-            try:
-                async with aiofiles.open(temporary, "w", opener=_private) as file:
-                    await file.write(text)
-                    await file.flush()
-                    await asyncio.to_thread(os.fsync, file.fileno())
-                await aiofiles.os.replace(temporary, path)
-                await asyncio.to_thread(_sync_folder, path.parent)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    await aiofiles.os.remove(temporary)
-                raise _not_written(path, error) from error
-
-    async def _read(self, path: Path, read: Callable[[Form], T]) -> T | None:
-        try:
-            async with aiofiles.open(path, "rb") as file:
-                text = await file.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:  # it may be whole, and readable the next time
-            self._leave_alone(path, error.strerror or str(error))
-            return None
-        try:
-            return read(Form(_migrated(json.loads(text.decode()))))
-        except (ValueError, RecursionError) as error:
-            await self._set_aside(path, str(error))
-            return None
-
-    async def _set_aside(self, path: Path, why: str) -> None:
-        vm = path.stem
-        for number in range(1000):
-            aside = path.with_name(f"{path.name}.damaged{number or ''}")
-            if await aiofiles.os.path.exists(aside):
-                continue
-            try:
-                await aiofiles.os.rename(path, aside)
-            except OSError:
-                break
-            self.damaged[vm] = f"{aside} cannot be read: {why}"
-            log.error(
-                "%s cannot be read (%s); it is kept as %s. Its cables are left as they are. "
-                "To do: mend it and move it back while linkmgr is stopped, or add %s again",
-                path, why, aside.name, vm,
-            )  # fmt: skip
-            return
-        self._leave_alone(path, f"{why}; and it cannot be set aside")
-
-    def _leave_alone(self, path: Path, why: str) -> None:
-        self._blocked.add(path)
-        self.damaged[path.stem] = f"{path} cannot be read: {why}"
-        log.error("%s cannot be read (%s): it is left alone", path, why)
+        await self._documents.write(NETWORKS, {"networks": networks, "ports": ports})
 
 
 def started_at(pid: int) -> int | None:
@@ -371,20 +222,6 @@ class VmJournal:
             self._dropped = True
 
 
-def _migrated(document: dict[str, Any]) -> dict[str, Any]:
-    form = Form(document)
-    number = form.integer("format")
-    if number > FORMAT:
-        raise FormError("format", f"{number} is of a newer linkmgr; this one reads up to {FORMAT}")
-    document = {str(key): value for key, value in document.items()}
-    while number < FORMAT:
-        if number not in MIGRATIONS:
-            raise FormError("format", f"{number} is none that there ever was")
-        document = MIGRATIONS[number](document)
-        number += 1
-    return document
-
-
 def _read_vm(name: str, form: Form) -> VmRecord:
     if form.text("vm") != name:
         raise FormError("vm", "is not the name of the file")
@@ -449,27 +286,3 @@ def _named(path: str, name: str) -> str:
         return check_name("VM or NIC", name)
     except BadName as error:
         raise FormError(path, str(error)) from None
-
-
-def _make(*folders: Path) -> None:
-    for folder in folders:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _not_written(path: Path, error: OSError) -> StateError:
-    return StateError(
-        f"the state cannot be written to {path}: {error.strerror}",
-        hint="make room or make it writable, then try again",
-    )

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from linkmgr import swap
 from linkmgr.beside import Beside
-from linkmgr.drift import may_repair
+from linkmgr.drift import may_repair, reported
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
     BadOption,
+    Conflict,
     LinkmgrError,
     MonitorError,
     MonitorGone,
@@ -36,7 +37,7 @@ from linkmgr.model import (
     Port,
     check_name,
 )
-from linkmgr.qmp.dialer import address_of
+from linkmgr.qmp.dialer import address_of, same_socket
 from linkmgr.swap import Slot, Timings, no_probe
 from linkmgr.vm import Vm
 
@@ -80,6 +81,7 @@ class LinkManager(Beside):
         :return: its NICs.
         :raise BadName: when `name` cannot be a name.
         :raise AlreadyExists: when a living VM of that name has another monitor.
+        :raise Conflict: when another VM has that monitor.
         :raise MonitorError: when QEMU is not there, does not answer or is too old.
         """
         check_name("VM", name)
@@ -109,12 +111,30 @@ class LinkManager(Beside):
                 except MonitorGone:
                     if not await known.qemu.has_died():
                         raise
+            await self._refuse_shared(name, address)
             if known:  # its document goes before the new one is written
                 await self._leave(known)
             vm = await self._connect(VmJournal(self._journal, VmRecord(name, address)))
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
             return vm.nics()
+
+    async def _refuse_shared(self, name: str, address: str) -> None:
+        """Refuse a monitor that another VM has. It serves one client, and that is linkmgr."""
+        others = {each.record.vm: each.record.qmp for each in self._absent.vms.values()}
+        others |= {vm.name: vm.address for vm in self._vms.values() if vm.qemu.alive}
+        others.pop(name, None)
+
+        def sharing() -> list[str]:
+            return [other for other, known in others.items() if same_socket(address, known)]
+
+        for other in await asyncio.to_thread(sharing):
+            vm = self._vms.get(other)
+            if vm is None or not await vm.qemu.has_died():
+                raise Conflict(
+                    f"the monitor {address} is that of VM {other}, whose NICs linkmgr has already",
+                    hint=f"use VM {other}, or remove it first",
+                )
 
     async def remove_vm(self, name: str) -> bool:
         """Unplug all NICs of a VM and forget it; false if it is not known.
@@ -243,7 +263,8 @@ class LinkManager(Beside):
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is.
 
-        Plugging the network or port that it is on does nothing.
+        Plugging the network or port that it is on does nothing. If the cable into it is broken, and
+        the network says `Drift.REPORT`, the notes of the outcome say so.
 
         :param nic: ``VM/ALIAS``.
         :param target: ``NETWORK``, ``NETWORK:PORT``, ``fd:NAME``, or what the create verbs
@@ -260,7 +281,8 @@ class LinkManager(Beside):
             port = self._networks.port(target, ref, uid)
             here = slot.plugged.attachment.port if slot.plugged else None
             if here and (here == port or (port.implied and here.network == port.network)):
-                return Outcome(vm.nic(slot), changed=False)
+                notes = await reported(slot, self._host)
+                return Outcome(vm.nic(slot), changed=False, notes=notes)
             driver = self._networks.driver(port.network.driver)
             self._networks.refuse_same_address(port, ref, vm.nic(slot).mac, self._mac_of)
             self._networks.claim(port, ref)

@@ -29,7 +29,7 @@ def check_name(what: str, name: str) -> str:
         return name
     shown = ascii(name) if len(ascii(name)) <= 43 else ascii(name)[:40] + "..."
     raise BadName(
-        f"{shown} cannot be the name of a {what}",
+        f"{shown} cannot be the name of {'an' if what == 'fd' else 'a'} {what}",
         hint="use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
     )
 
@@ -416,7 +416,7 @@ class Stray:
     :param id: from its mark.
     :param seen: seconds since it was first seen to be a stray.
     :param removed: whether this run removed it.
-    :param error: why it could not be removed.
+    :param error: why it was left alone; ``None`` for one that a dry run would have removed.
     """
 
     device: str

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import click
 
-from linkmgr.cli.base import Deferred, Root, common_options
+from linkmgr.cli.base import Deferred, Root
 from linkmgr.cli.boot import args
 from linkmgr.cli.cable import link, plug, unplug
 from linkmgr.cli.completion import completion
@@ -31,7 +31,6 @@ def cli() -> None:
     """
 
 
-cli.params += common_options()
 for _command in (
     status,
     vm,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from linkmgr.cli.exits import Exit, exit_of
-from linkmgr.errors import LinkmgrError
+from linkmgr.errors import BadRequest, LinkmgrError
 
 
 @dataclass
@@ -20,7 +20,8 @@ class Settings:
     """What holds for any command, wherever on the line it was said.
 
     :param socket: of the service; ``None`` leaves it to LINKMGR_SOCKET and the default.
-    :param json: whether a program reads the output.
+    :param json: whether a program reads the output. `Root` looks for it before anything is parsed:
+        what stands behind a wrong word is never read, and the error must be told as asked for.
     """
 
     socket: str | None = None
@@ -35,11 +36,6 @@ class Settings:
 def _set_socket(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.ensure_object(Settings).socket = value
-
-
-def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.ensure_object(Settings).json = True
 
 
 def common_options() -> list[click.Parameter]:
@@ -57,7 +53,6 @@ def common_options() -> list[click.Parameter]:
             ["--json"],
             is_flag=True,
             expose_value=False,
-            callback=_set_json,
             help="Print JSON, for programs.",
         ),
     ]
@@ -76,6 +71,10 @@ class Verbs(click.Group):
 
     command_class = Verb
     group_class = type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += common_options()
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it
         """In the order of a day's work, not of the alphabet."""
@@ -107,6 +106,23 @@ class Deferred(click.Command):
 class Root(Verbs):
     """The command line as a whole. Errors become a sentence and an exit code here."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the options before the command."""
+        words = args[: args.index("--")] if "--" in args else args
+        settings = extra.setdefault("obj", Settings(json="--json" in words))
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if settings.json:
+                raise Misuse(error) from error
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -121,6 +137,10 @@ class Root(Verbs):
             return super().invoke(ctx)
         except LinkmgrError as error:
             raise Failure(error, as_json=settings.json) from error
+        except click.UsageError as error:
+            if settings.json:
+                raise Misuse(error) from error
+            raise
         except KeyboardInterrupt:
             ctx.exit(Exit.INTERRUPTED)
         except BrokenPipeError:
@@ -143,6 +163,33 @@ class Failure(click.ClickException):
         """Print a sentence for people; with --json also the error's parts on stdout."""
         click.echo(f"linkmgr: {self.message}.", file=file, err=file is None)
         if self._as_json:
-            error = self._error
-            parts = {"code": error.code, "what": error.what, "hint": error.hint}
-            click.echo(json.dumps({"error": parts | {"nic": error.nic, "state": error.state}}))
+            _print_parts(self._error)
+
+
+class Misuse(click.UsageError):
+    """A call that click found to be wrong, where a program reads the output."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.message, error.ctx)
+        self._error = error
+
+    def show(self, file: Any = None) -> None:
+        """Print what click prints for people, and an error's parts on stdout."""
+        self._error.show(file)
+        _print_parts(_parts_of(self._error))
+
+
+def _parts_of(error: click.UsageError) -> LinkmgrError:
+    """The same as an error of linkmgr; if it was one to begin with, that one."""
+    if isinstance(error.__cause__, LinkmgrError):
+        return error.__cause__
+    what = error.format_message().rstrip(".")
+    if "\n" in what:  # the help, which click prints where a command is missing
+        what = "Missing command"
+    command = error.ctx.command_path if error.ctx else "linkmgr"
+    return BadRequest(what, hint=f"see '{command} --help'")
+
+
+def _print_parts(error: LinkmgrError) -> None:
+    parts = {"code": error.code, "what": error.what, "hint": error.hint}
+    click.echo(json.dumps({"error": parts | {"nic": error.nic, "state": error.state}}))

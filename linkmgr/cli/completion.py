@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from linkmgr.cli.base import Verb
+from linkmgr.cli.show import printed_as_json
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -23,4 +24,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(ctx.find_root().command, {}, "linkmgr", "_LINKMGR_COMPLETE").source())
+    script = kind(ctx.find_root().command, {}, "linkmgr", "_LINKMGR_COMPLETE").source()
+    if not printed_as_json({"shell": shell, "script": script}):
+        click.echo(script)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Settings, Verb
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.show import natural, printable, printed_as_json, table
+
+if TYPE_CHECKING:
+    from linkmgr.model import Stray
 
 
 @click.command(cls=Verb)
@@ -44,7 +49,8 @@ def check(ctx: click.Context) -> None:
 def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
     """Remove stray devices.
 
-    Those are devices that carry linkmgr's mark and that nothing recorded.
+    Those are devices that carry linkmgr's mark and that nothing recorded. Exits with 1 when one
+    that is old enough is still there.
     """
     from linkmgr.protocol import STRAY_SECONDS
 
@@ -54,16 +60,25 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
         table(
             ["DEVICE", "OF", "SEEN FOR", ""],
             [
-                [
-                    each.device, each.owner, f"{each.seen:.0f} s",
-                    "removed" if each.removed else each.error or "left alone",
-                ]
+                [each.device, each.owner, f"{each.seen:.0f} s", _outcome(each, dry_run=dry_run)]
                 for each in found
             ],
-        )  # fmt: skip
+        )
         if not found:
             click.echo("There are no strays.")
-    ctx.exit(Exit.FINDINGS if any(each.error for each in found) else Exit.OK)
+    # One that is too young is nothing wrong: a look a while later is early enough.
+    due = [each for each in found if each.seen >= age]
+    left = any(each.error or (dry_run and not each.removed) for each in due)
+    ctx.exit(Exit.FINDINGS if left else Exit.OK)
+
+
+def _outcome(stray: Stray, *, dry_run: bool) -> str:
+    """What became of a stray, or would."""
+    if stray.removed:
+        return "removed"
+    if stray.error:
+        return f"left alone: {stray.error}"
+    return "would be removed" if dry_run else "gone by itself"
 
 
 @click.command(cls=Verb)
@@ -75,15 +90,44 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
     "name should end in .prom. By default they are printed.",
 )
 def metrics(textfile: Path | None) -> None:
-    """Fetch the service's figures in the text form of Prometheus."""
+    """Fetch the service's figures in the text form of Prometheus.
+
+    With --json each is an object with its name, labels and value.
+    """
     text = ask(lambda links: links.metrics(), "asking")
-    if textfile is None:
+    if textfile is not None:
+        _write(textfile, text)
+    if Settings.current().json:
+        printed_as_json({"metrics": _figures(text)})
+    elif textfile is None:
         click.echo(text, nl=False)
-        return
+
+
+def _figures(text: str) -> list[dict[str, object]]:
+    """The figures one by one; what JSON has no number for is null."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return [
+        {
+            "name": each.name,
+            "labels": dict(each.labels),
+            "value": each.value if math.isfinite(each.value) else None,
+        }
+        for family in text_string_to_metric_families(text)
+        for each in family.samples
+    ]
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        _write_whole(textfile, text)
+        _write_whole(path, text)
     except OSError as error:
-        raise click.FileError(str(textfile), error.strerror) from error
+        from linkmgr.errors import HostError
+
+        raise HostError(
+            f"{str(path)!a} cannot be written: {error.strerror}",
+            hint="name a file in a directory that exists and that you may write to",
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -60,7 +60,7 @@ def rows_of(
         [
             str(nic.ref), nic.state, nic.link or "?",
             str(nic.connection.port) if nic.connection else "-",
-            nic.connection.device if nic.connection else "-",
+            (nic.connection and nic.connection.device) or "-",
             nic.mac, str(nic.mtu), nic.model, nic.wiring or "fixed",
             ways.get(nic.ref.vm, "?"), age(nic.since, now), "",
         ]
@@ -94,7 +94,10 @@ def connections() -> None:
     table(
         ["NIC", "PORT", "ENDPOINT", "DEVICE", "FOR"],
         [
-            [str(each.nic), str(each.port), str(each.endpoint), each.device, age(each.since, now)]
+            [
+                str(each.nic), str(each.port), str(each.endpoint), each.device or "-",
+                age(each.since, now),
+            ]
             for each in sorted(found, key=lambda each: natural(str(each.nic)))
         ],
-    )
+    )  # fmt: skip

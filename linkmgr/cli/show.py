@@ -66,7 +66,10 @@ def age(since: datetime, now: datetime) -> str:
 def where(nic: Nic) -> str:
     """What a plugged NIC is plugged into: ``blue (bridge br0, lm3f9a1c2e)``."""
     here = nic.connection
-    return f"{here.port} ({here.endpoint}, {here.device})" if here else "?"
+    if here is None:
+        return "?"
+    # The device of an fd is its owner's; the endpoint tells of it if it can be seen.
+    return f"{here.port} ({', '.join(filter(None, (str(here.endpoint), here.device)))})"
 
 
 def pairs(options: Mapping[str, object]) -> str:

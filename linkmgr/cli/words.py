@@ -95,7 +95,7 @@ class NicType(_Named):
         try:
             return NicRef.parse(value)
         except BadName as error:
-            self.fail(f"{error}.", param, ctx)
+            raise click.BadParameter(f"{error}.", ctx, param) from error
 
 
 class DomainType(_Named):

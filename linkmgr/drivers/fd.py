@@ -39,9 +39,15 @@ def refuse_reserved(network: str) -> None:
 def fd_port(uid: int, name: str) -> Port:
     """The port for an fd that `uid` has left under `name`, or may yet.
 
+    :param name: empty when only the network was named.
     :raise BadName: when it cannot be a name.
     :raise UnknownPort: when it is the name of another uid.
     """
+    if not name:
+        raise BadName(
+            "the network fd alone does not name an fd",
+            hint="write fd:NAME, with the name under which the fd was left",
+        )
     return Port(FD_NETWORK, port_name(uid, name))
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from linkmgr.errors import BadRequest, LibvirtError, LinkmgrError
 from linkmgr.events import Event, EventKind, Events
-from linkmgr.journal import Journal, started_at
+from linkmgr.journal import started_at
 from linkmgr.libvirt.apply import Applier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
-from linkmgr.libvirt.domains import DOCUMENT, Domain, Domains, Process, Record, Trouble
+from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 #: Seconds between two tries of what could not be done; the last one again and again.
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 
-_ANEW = "mend it and move it back while linkmgr is stopped; cables are as they were found"
 _LOOK = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
 _MORE = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
 _FREEING = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
@@ -58,7 +56,6 @@ class DomainCare:
 
     :param links: the verbs; entered already, and closed later.
     :param libvirt: ``None`` does without: then only hooks tell what a domain asks for.
-    :param state: the state directory; ``None`` forgets at the end what was applied.
     :param pauses: seconds between two tries.
     """
 
@@ -67,11 +64,10 @@ class DomainCare:
         links: LinkManager,
         libvirt: LibvirtSide | None,
         *,
-        state: Path | None = None,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
         self.links = links
-        self.known = Domains(Journal(state))
+        self.known = Domains(links.documents)
         self.asking = Asking(libvirt)
         self._libvirt = libvirt
         self._raw = RawPorts(links)
@@ -153,9 +149,7 @@ class DomainCare:
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
-        damage = self.known.damaged
-        lost = [Finding("state-damaged", DOCUMENT, damage, _ANEW)] if damage else []
-        return lost + [
+        return [
             Finding(each.code, domain.subject(alias, each), each.what, each.hint)
             for domain in self.known
             for alias, each in domain.troubles.items()

@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from linkmgr.documents import Documents
 from linkmgr.errors import LinkmgrError
-from linkmgr.journal import Journal, started_at
+from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
 from linkmgr.libvirt.metadata import Cable, Cables, parse, render
 
@@ -151,11 +152,11 @@ class Domain:
 class Domains:
     """All domains that linkmgr has to do with, by uuid.
 
-    :param journal: of the state directory.
+    :param documents: of the state directory, in one of which it is kept what was done.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
         self._known: dict[str, Domain] = {}
         self._written: object = None
         self._lost_at: int | None = None
@@ -176,8 +177,8 @@ class Domains:
 
     async def load(self) -> None:
         """Read what an earlier run knew; leave out what has ended since."""
-        found = await self._journal.read(DOCUMENT, _read)
-        if found is None and self.damaged:
+        found = await self._documents.read(DOCUMENT, _read)
+        if found is None and self._documents.damage(DOCUMENT):
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._lost_at = int(now * os.sysconf("SC_CLK_TCK"))
         for uuid, (name, record) in (found or {}).items():
@@ -185,11 +186,6 @@ class Domains:
                 self.get(uuid, name).record = record
         self._written = object()
         await self.save()
-
-    @property
-    def damaged(self) -> str | None:
-        """What is wrong with the file."""
-        return self._journal.damaged.get(DOCUMENT)
 
     def is_lost(self, process: Process) -> bool:
         """Whether what was done for it stood in a file that cannot be read any more.
@@ -211,7 +207,10 @@ class Domains:
         if known == self._written:
             return
         try:
-            await self._journal.write(DOCUMENT, {"domains": known} if known else None)
+            if known:
+                await self._documents.write(DOCUMENT, {"domains": known})
+            else:
+                await self._documents.remove(DOCUMENT)
         except LinkmgrError as error:
             log.error("what is done of the domains' cables: %s", error)  # noqa: TRY400
         else:

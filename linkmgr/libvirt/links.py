@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -27,12 +26,14 @@ from asyncinotify import Inotify, Mask
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind
 from linkmgr.journal import started_at
+from linkmgr.jsonform import Form
 from linkmgr.libvirt.status import BadStatus, Status, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicState
 
 log = logging.getLogger(__name__)
 
+DOCUMENT = "links"
 PAUSE = 5.0  #: seconds until what failed, or was not there, is tried again
 
 #: Sets a link in libvirt: uuid of the domain, MAC of the NIC, whether it is up.
@@ -111,8 +112,9 @@ class LinkFollower:
     :param run_dir: where libvirt keeps its status files; without it nothing happens, until it is
         there. Domains are the VMs of the same name.
     :param set_link: tells libvirt; ``None`` when there is no connection to it.
-    :param kept: a file in which is kept what libvirt said, so that what an operator does while
-        linkmgr is away is seen when it is back. ``None`` keeps nothing.
+
+    What libvirt said is kept in the state directory, so that what an operator does while linkmgr is
+    away is seen when it is back.
     """
 
     def __init__(
@@ -121,22 +123,20 @@ class LinkFollower:
         links: LinkManager,
         *,
         set_link: SetLink | None = None,
-        kept: Path | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._links = links
         self._set_link = set_link
-        self._kept = kept
         self._domains: dict[str, _Domain] = {}  # by name
         self._bells: dict[str, asyncio.Event] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._trouble: dict[str, str] = {}
         self._saving = asyncio.Lock()
-        self._saved = ""
+        self._saved: object = None
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        await asyncio.to_thread(self.load)
+        await self.load()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._hear_libvirt())
@@ -172,7 +172,7 @@ class LinkFollower:
         if vm not in {each.name for each in self._links.seen()[0]}:
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
                 async with self._saving:
-                    await asyncio.to_thread(self._save)
+                    await self._save()
             return
         # A string, because this comes with every change: see `linkmgr.host.sysfiles`.
         status = await asyncio.to_thread(read_status, f"{self._run_dir}/{vm}.xml")
@@ -192,7 +192,7 @@ class LinkFollower:
                 await self._agree(domain, status, nic, compare(before, about.link, nic))
         finally:
             async with self._saving:
-                await asyncio.to_thread(self._save)
+                await self._save()
 
     async def _agree(self, domain: _Domain, status: Status, nic: Nic, verdict: Verdict) -> None:
         alias, ref = nic.ref.alias, nic.ref
@@ -268,38 +268,35 @@ class LinkFollower:
             events.close()
 
     # --- what is kept over a restart ----------------------------------------------------------
-    def load(self) -> None:
-        """Read what an earlier run kept; `run` does it. Blocks."""
-        if self._kept is None:
-            return
-        try:
-            found = json.loads(self._kept.read_bytes())
-            self._domains = {
-                str(vm): _Domain(life, {alias: LinkState(each) for alias, each in said.items()})
-                for vm, (life, said) in found.items()
-            }
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            log.warning("%s cannot be read; what was set while linkmgr was away is not seen: %s",
-                        self._kept, error)  # fmt: skip
+    async def load(self) -> None:
+        """Read what an earlier run kept; `run` does it."""
+        found = await self._links.documents.read(DOCUMENT, _read)
+        if found is not None:
+            self._domains = found
 
-    def _save(self) -> None:
-        if self._kept is None:
+    async def _save(self) -> None:
+        known = self._domains.items()
+        said = {vm: {"life": each.life, "said": {**each.said}} for vm, each in known}
+        if said == self._saved:
             return
-        text = json.dumps({vm: [each.life, each.said] for vm, each in self._domains.items()})
-        if text == self._saved:
-            return
-        temporary = self._kept.with_name(f"{self._kept.name}.tmp")
         try:
-            if self._domains:
-                temporary.write_text(text)
-                temporary.replace(self._kept)
+            if said:
+                await self._links.documents.write(DOCUMENT, {"domains": said})
             else:
-                self._kept.unlink(missing_ok=True)
-            self._saved = text
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self._kept, error)
+                await self._links.documents.remove(DOCUMENT)
+        except LinkmgrError as error:
+            log.warning("what libvirt said of links: %s", error)
+        else:
+            self._saved = said
+
+
+def _read(form: Form) -> dict[str, _Domain]:
+    return form.children("domains", _read_domain)
+
+
+def _read_domain(form: Form) -> _Domain:
+    said = form.mapping("said")
+    return _Domain(form.text("life"), {alias: LinkState(str(each)) for alias, each in said.items()})
 
 
 def _other(link: LinkState) -> LinkState:

@@ -148,7 +148,7 @@ class MonitorListener:
                     guest.waiting.remove(call)
         except TimeoutError as error:
             raise MonitorUnreachable(
-                f"the QEMU of {who} has not dialled within {timeout:g} s",
+                f"the QEMU {who} has not dialled within {timeout:g} s",
                 hint="look whether it runs, and was prepared to dial this service: linkmgr prepare",
             ) from error
         finally:
@@ -216,7 +216,7 @@ class MonitorListener:
         """Negotiate, and compare what QEMU says of itself."""
         process = (who.pid, started_at(who.pid))
         try:
-            monitor = await Monitor.over(sock, name=f"VM {who.name}", timeout=self._timeout)
+            monitor = await Monitor.over(sock, name=f"of VM {who.name}", timeout=self._timeout)
         except MonitorError as error:
             self._refuse(process, f"domain {who.name}: {error}")
             return None

@@ -147,7 +147,7 @@ class DomainVerbs:
                 domain.acted.add(ref.alias)
             domain.troubles.pop(ref.alias, None)
             await self._known.save()
-        return replace(outcome, notes=notes)
+        return replace(outcome, notes=outcome.notes + notes)
 
     def _is_here(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, of which nothing more is known yet."""

@@ -104,7 +104,7 @@ class Connection:
     """A negotiated QMP session that owns its socket, its tasks and its ending.
 
     :param sock: connected, owned from here on.
-    :param who: which monitor, for errors.
+    :param who: which monitor, for errors: ``of VM web1``, or its path.
     :param on_event: called with each event, in order; must not raise or block.
     :param on_gone: called once, when the session has ended.
     """
@@ -285,7 +285,7 @@ class Connection:
             )
         if isinstance(cause, QMPError | ValueError | RecursionError):
             return MonitorUnreachable(
-                f"what listens at {self.who} does not speak QMP: {_one_line(cause)}",
+                f"what answers as the monitor {self.who} does not speak QMP: {_one_line(cause)}",
                 hint="name the socket of a monitor in control mode (-qmp, or -mon mode=control)",
             )
         return MonitorUnreachable(
@@ -326,7 +326,7 @@ def _no_dial(
     err: OSError | ValueError, path: str | Path, who: str, timeout: float
 ) -> MonitorUnreachable:
     named = who if str(path) in who else f"{who} ({path})"
-    start = "is the guest running, with -qmp unix:PATH,server=on,wait=off or the like?"
+    start = "look whether the guest runs, and has -qmp unix:PATH,server=on,wait=off or the like"
     match err:
         case TimeoutError():
             return MonitorUnreachable(

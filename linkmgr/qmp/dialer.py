@@ -21,6 +21,7 @@ __all__ = [  # noqa: RUF022 - most important first
     "SocketDialer",
     "transport_of",
     "address_of",
+    "same_socket",
     "dials",
     "only_sockets",
 ]
@@ -40,7 +41,7 @@ class Dialer(Protocol):
     async def dial(self, who: str, timeout: float) -> Monitor:
         """Connect. Called again after each lost connection. Cancelling it leaves nothing open.
 
-        :param who: how errors call the monitor.
+        :param who: which monitor, for errors: ``of VM web1``.
         :param timeout: seconds, for connecting and then for every call that does not say.
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
@@ -90,6 +91,16 @@ def address_of(qmp: str | Path) -> str:
     if transport_of(qmp) is Transport.DIALS:
         return dials(qmp.partition(":")[2])
     return qmp
+
+
+def same_socket(address: str, other: str) -> bool:
+    """Whether two addresses lead to one socket, by whatever paths. Waits for the file system."""
+    if {transport_of(address), transport_of(other)} != {Transport.SOCKET}:
+        return False
+    try:
+        return address == other or Path(address).samefile(other)
+    except (OSError, ValueError):  # one of them does not exist: dialling it says so
+        return False
 
 
 def dials(domain: str) -> str:

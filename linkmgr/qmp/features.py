@@ -140,7 +140,9 @@ async def _build(monitor: Monitor) -> str:
         number = ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro"))
         return f"{number} ({version['package']}) {target['arch']}"
     except (TypeError, KeyError) as err:
-        raise MonitorError(f"{monitor.name} does not tell QEMU's version: no {err}") from err
+        raise MonitorError(
+            f"the monitor {monitor.name} does not tell QEMU's version: no {err}"
+        ) from err
 
 
 def read_schema(build: str, schema: Iterable[Mapping[str, Any]]) -> Features:

@@ -83,7 +83,7 @@ class Monitor:
     ) -> Monitor:
         """Connect to the unix socket of a monitor in control mode.
 
-        :param name: how errors call it, by default the path.
+        :param name: which monitor, for errors: ``of VM web1``; by default the path.
         :param timeout: seconds, for connecting and then for every call that does not say.
         :raise MonitorUnreachable: there is no such socket, nobody listens, no permission, no
             greeting in time (``server=on`` serves one client at a time), or it does not speak QMP.

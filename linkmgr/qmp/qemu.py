@@ -201,7 +201,7 @@ class Qemu:
         return self._monitor
 
     async def _dial(self) -> Monitor:
-        return await self._dialer.dial(self.name, self.timeout)
+        return await self._dialer.dial(f"of {self.name}", self.timeout)
 
     def _use(self, monitor: Monitor) -> Monitor:
         self._monitor = monitor

@@ -8,19 +8,20 @@ describes, or describes otherwise, stays while it is in use and goes with its la
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
+from linkmgr.documents import Documents
 from linkmgr.errors import AlreadyExists, LinkmgrError, NetworkInUse, PortInUse, ReadOnly
 from linkmgr.events import EventKind
+from linkmgr.jsonform import Form
+from linkmgr.model import Port
 from linkmgr.protocol import EventStream, Links
 from linkmgr.service.config import NetworkSection
 
 log = logging.getLogger(__name__)
 
+DOCUMENT = "configuration"
 #: After these a network may be out of use.
 _FREEING = {
     EventKind.UNPLUGGED,
@@ -36,12 +37,12 @@ _HINT = "change it in the configuration file, and reload the service"
 class Configured:
     """Brings the networks and ports of the configuration about.
 
-    :param record: the file with the names of those that are ours; ``None`` keeps none.
+    :param documents: one of which has the names of those that are ours.
     """
 
-    def __init__(self, links: Links, record: Path | None = None) -> None:
+    def __init__(self, links: Links, documents: Documents) -> None:
         self._links = links
-        self._record = record
+        self._documents = documents
         self._wanted: Mapping[str, NetworkSection] = {}
         self._ours: dict[str, set[str]] = {}  # networks of the configuration, and their ports
         self._written: dict[str, set[str]] | None = None
@@ -53,23 +54,37 @@ class Configured:
 
         :raise ReadOnly: when the network is the configuration's.
         """
-        if name in self._ours or name in self._wanted:
+        if name in self._wanted:
             raise ReadOnly(f"network {name} is described by the configuration", hint=_HINT)
+        self.check_stays(name)
 
     def check_port(self, network: str, name: str) -> None:
         """Let a change through the API pass.
 
         :raise ReadOnly: when the port is the configuration's.
         """
+        self.check_stays(network)
         wanted = self._wanted.get(network)
         if name in self._ours.get(network, ()) or (wanted and name in wanted.ports):
             raise ReadOnly(f"port {network}:{name} is described by the configuration", hint=_HINT)
+
+    def check_stays(self, network: str) -> None:
+        """Let a change through the API pass that only makes sense on a network that stays.
+
+        :raise ReadOnly: when it was the configuration's, and only waits for its last unplug.
+        """
+        if network in self._ours and network not in self._wanted:
+            raise ReadOnly(
+                f"network {network} is no longer in the configuration: it stays with its ports "
+                "until its last unplug",
+                hint="unplug its NICs, or describe it again",
+            )
 
     async def use(self, wanted: Mapping[str, NetworkSection]) -> None:
         """Bring about what a configuration describes. What cannot be is logged."""
         async with self._lock:
             if self._written is None:
-                self._ours = await asyncio.to_thread(self._read)
+                self._ours = await self._read()
             self._wanted = wanted
             await self._apply()
 
@@ -115,9 +130,12 @@ class Configured:
         except AlreadyExists:
             if name not in self._ours:
                 raise  # made through the API, otherwise
-            if not await self._remove(name):
+            others = await self._remove(name)
+            if others is None:
                 return
+            self._ours[name] = set()
             await create()
+            await self._put_back(name, [port for port in others if port.name not in section.ports])
             log.info("network %s is now what the configuration says", name)
         ports = self._ours.setdefault(name, set())
         for port in [port for port in ports if port not in section.ports]:
@@ -133,29 +151,45 @@ class Configured:
                 await self._links.create_port(name, port, **options)
             ports.add(port)
 
-    async def _remove(self, name: str) -> bool:
-        """Delete a network of ours with its ports; false when it is in use and must wait."""
-        removed = [await self._remove_port(name, port) for port in sorted(self._ours[name])]
-        if not all(removed):
-            return False
+    async def _remove(self, name: str) -> list[Port] | None:
+        """Delete a network of ours with all its ports.
+
+        :return: the ports that were made through the API; ``None`` when the network is in use, so
+            that it must wait with all of them.
+        """
+        if any(each.network == name for each in await self._links.connections()):
+            self._wait(f"network {name}", "a NIC is plugged into it")
+            return None
+        deleted = []
         try:
+            for port in await self._links.ports(name):
+                await self._links.delete_port(name, port.name)
+                deleted.append(port)
             await self._links.delete_network(name)
-        except NetworkInUse as error:
-            self._wait(f"network {name}", error)
-            return False
+        except (NetworkInUse, PortInUse) as error:
+            self._wait(f"network {name}", error.what)
         except LinkmgrError as error:
             self._pending = True
             log.error("network %s cannot be deleted: %s", name, error)  # noqa: TRY400
-            return False
-        del self._ours[name]
-        log.info("network %s, which the configuration no longer has, is deleted", name)
-        return True
+        else:
+            log.info("network %s, which the configuration no longer has, is deleted", name)
+            ours = self._ours.pop(name)
+            return [port for port in deleted if port.name not in ours]
+        await self._put_back(name, deleted)
+        return None
+
+    async def _put_back(self, network: str, ports: Iterable[Port]) -> None:
+        for port in ports:
+            try:
+                await self._links.create_port(network, port.name, **port.options)
+            except LinkmgrError as error:
+                log.error("port %s:%s is lost: %s", network, port.name, error)  # noqa: TRY400
 
     async def _remove_port(self, network: str, port: str) -> bool:
         try:
             await self._links.delete_port(network, port)
         except PortInUse as error:
-            self._wait(f"port {network}:{port}", error)
+            self._wait(f"port {network}:{port}", error.what)
             return False
         except LinkmgrError as error:
             self._pending = True
@@ -164,50 +198,26 @@ class Configured:
         self._ours[network].discard(port)
         return True
 
-    def _wait(self, what: str, error: LinkmgrError) -> None:
+    def _wait(self, what: str, why: str) -> None:
         self._pending = True
-        log.warning("%s stays as it is until its last unplug: %s", what, error.what)
+        log.warning("%s stays as it is until its last unplug: %s", what, why)
 
-    def _read(self) -> dict[str, set[str]]:
-        self._written = {}
-        if self._record is None:
-            return {}
-        try:
-            document = json.loads(self._record.read_text())
-            found = {str(name): {str(port) for port in ports} for name, ports in document.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            log.error(  # noqa: TRY400 - the reason is in it
-                "%s cannot be read: %s; networks that the configuration no longer has stay",
-                self._record, error,
-            )  # fmt: skip
-            return {}
+    async def _read(self) -> dict[str, set[str]]:
+        found = await self._documents.read(DOCUMENT, _read) or {}
         self._written = {name: set(ports) for name, ports in found.items()}
         return found
 
     async def _write(self) -> None:
-        if self._record is None or self._ours == self._written:
+        if self._ours == self._written:
             return
-        text = json.dumps({name: sorted(ports) for name, ports in sorted(self._ours.items())})
+        names = {name: {"ports": sorted(ports)} for name, ports in sorted(self._ours.items())}
         try:
-            await asyncio.to_thread(_replace, self._record, text + "\n")
-        except OSError as error:
-            log.error("%s cannot be written: %s", self._record, error)  # noqa: TRY400
+            await self._documents.write(DOCUMENT, {"networks": names})
+        except LinkmgrError as error:
+            log.error("the networks of the configuration: %s", error)  # noqa: TRY400
             return
         self._written = {name: set(ports) for name, ports in self._ours.items()}
 
 
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _read(form: Form) -> dict[str, set[str]]:
+    return form.children("networks", lambda network: set(network.texts("ports")))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 from typing import Protocol
 
+from linkmgr.documents import Documents
 from linkmgr.libvirt.care import DomainCare
 from linkmgr.model import (
     Network,
@@ -42,15 +42,14 @@ class Core:
     """The verbs, the configuration in force, and what watches over them. Made in the event loop.
 
     :param links: the verbs.
-    :param record: where the names of the configuration's networks are kept; ``None`` keeps none.
+    :param documents: of the state directory; by default nothing is kept.
     """
 
     def __init__(
         self,
         links: Served,
         config: Config,
-        *,
-        record: Path | None = None,
+        documents: Documents | None = None,
     ) -> None:
         self.links = links
         #: Looks after libvirt's domains, also without libvirt. Set when the configuration is in
@@ -59,7 +58,7 @@ class Core:
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()
-        self.configured = Configured(links, record)
+        self.configured = Configured(links, documents or Documents(None))
         self.epoch = secrets.token_hex(4)
         self.operations = Operations(self.epoch, self.limits, self.metrics.on_operation)
         self.stream = Stream(self.epoch, self.limits, self.metrics.on_event)

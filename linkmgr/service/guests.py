@@ -15,8 +15,6 @@ from linkmgr.libvirt.links import LinkFollower
 from linkmgr.manager import LinkManager
 from linkmgr.service.config import LibvirtSection
 
-LINKS = "links.json"  #: in the state directory; see `LinkFollower`
-
 
 @asynccontextmanager
 async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
@@ -32,20 +30,16 @@ async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
 
 @asynccontextmanager
 async def care(
-    links: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection, state: Path | None
+    links: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection
 ) -> AsyncIterator[DomainCare]:
-    """Look after libvirt's domains.
-
-    :param state: the state directory.
-    """
+    """Look after libvirt's domains."""
     async with contextlib.AsyncExitStack() as stack:
-        made = await stack.enter_async_context(DomainCare(links, libvirt, state=state))
+        made = await stack.enter_async_context(DomainCare(links, libvirt))
         if settings.run_dir:
             follower = LinkFollower(
                 Path(settings.run_dir),
                 links,
                 set_link=libvirt.set_link if libvirt else None,
-                kept=state / LINKS if state else None,
             )
             await stack.enter_async_context(_running(follower.run(), "links of domains"))
         yield made

@@ -6,35 +6,53 @@ document, and a test holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query
+from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
 from linkmgr.model import Affects, Drift, LinkState, NicState, Notify, Transport, VmState
 from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.service import examples
 from linkmgr.service.config import Verb
 from linkmgr.service.operations import Phase
 
 # The form of a name is told here, and checked with a better error elsewhere.
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _FORM: dict[str, Any] = {"pattern": f"^{_NAME}$"}
+
+
+def _of(example: str) -> dict[str, Any]:
+    return {"json_schema_extra": _FORM, "examples": [example]}
+
+
 Name = Annotated[str, Field(max_length=200, json_schema_extra=_FORM)]
-PathName = Annotated[str, Path(json_schema_extra=_FORM)]
+VmPath = Annotated[str, Path(description="name of a VM", **_of("web1"))]
+AliasPath = Annotated[str, Path(description="QEMU's id of a NIC", **_of("net0"))]
+NetworkPath = Annotated[str, Path(description="name of a network", **_of("blue"))]
+PortPath = Annotated[str, Path(description="name of a port", **_of("p7"))]
+NetworkQuery = Annotated[Name | None, Query(description="of one network only", examples=["blue"])]
+OperationPath = Annotated[
+    str, Path(description="id of an operation", examples=[examples.OPERATION_ID])
+]
+LastEventId = Annotated[
+    str | None, Header(description="the last event it has", examples=[examples.OPERATION_ID])
+]
 _AFFECTS = "of a guest of libvirt: what runs, what holds from its next start on, or both"
-AffectsQuery = Annotated[Affects, Query(description=_AFFECTS)]
-_NIC = "web1/net0"
-_SINCE = "2026-01-31T12:00:00+00:00"
+AffectsQuery = Annotated[Affects, Query(description=_AFFECTS, examples=["persistent"])]
 
 
 class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _examples(*examples: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(extra="forbid", json_schema_extra={"examples": list(examples)})
+def _examples(
+    *shown: Mapping[str, Any], extra: Literal["forbid", "allow"] = "forbid"
+) -> ConfigDict:
+    return ConfigDict(extra=extra, json_schema_extra={"examples": [dict(each) for each in shown]})
 
 
 # ---------------------------------------------------------------------- requests
@@ -137,9 +155,7 @@ class HookCall(_Form):
 class NetworkForm(_Form):
     """A network."""
 
-    model_config = _examples(
-        {"name": "blue", "driver": "bridge", "options": {"bridge": "br0"}, "drift": "repair"}
-    )
+    model_config = _examples(examples.NETWORK)
 
     name: str
     driver: str
@@ -150,6 +166,8 @@ class NetworkForm(_Form):
 class PortForm(_Form):
     """A port; an implied one is named after its NIC."""
 
+    model_config = _examples(examples.PORT)
+
     network: NetworkForm
     name: str
     options: dict[str, Any]
@@ -159,13 +177,15 @@ class PortForm(_Form):
 class EndpointForm(BaseModel):
     """Where a network can be reached; the other members depend on the kind."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = _examples(examples.ENDPOINT, extra="allow")
 
     kind: str
 
 
 class ConnectionForm(_Form):
     """A NIC, the port that it is plugged into, and the device between them."""
+
+    model_config = _examples(examples.CONNECTION)
 
     nic: str
     port: PortForm
@@ -178,13 +198,7 @@ class ConnectionForm(_Form):
 class NicForm(_Form):
     """A NIC as it is now."""
 
-    model_config = _examples(
-        {
-            "ref": _NIC, "model": "virtio-net-pci", "mac": "52:54:00:12:34:56", "mtu": 1500,
-            "state": "unplugged", "link": "down", "wanted_link": "up", "wiring": "hub",
-            "since": _SINCE, "connection": None,
-        }
-    )  # fmt: skip
+    model_config = _examples(examples.NIC, examples.UNPLUGGED)
 
     ref: str
     model: str
@@ -201,10 +215,7 @@ class NicForm(_Form):
 class VmForm(_Form):
     """A VM as it is now."""
 
-    model_config = _examples(
-        {"name": "web1", "qmp": "/run/web1.qmp", "state": "answers", "since": _SINCE,
-         "nics": [_NIC], "transport": "socket", "running": True}
-    )  # fmt: skip
+    model_config = _examples(examples.VM)
 
     name: str
     qmp: str
@@ -218,6 +229,8 @@ class VmForm(_Form):
 class OutcomeForm(_Form):
     """What a verb did; the timings are milliseconds per step, the notes sentences for a person."""
 
+    model_config = _examples(examples.OUTCOME, examples.UNCHANGED)
+
     nic: NicForm
     changed: bool
     timings: dict[str, float]
@@ -226,6 +239,8 @@ class OutcomeForm(_Form):
 
 class DomainNicForm(_Form):
     """A NIC of a guest of libvirt; state and wiring are of one that linkmgr takes care of."""
+
+    model_config = _examples(examples.DOMAIN_NIC)
 
     alias: str
     mac: str
@@ -242,19 +257,7 @@ class DomainNicForm(_Form):
 class DomainForm(_Form):
     """A guest of libvirt on this host, and the command that would prepare it."""
 
-    model_config = _examples(
-        {
-            "name": "web1", "uuid": "c0ffee00-1111-2222-3333-444455556666", "state": "running",
-            "transport": "dials", "prepared": True, "command": None,
-            "nics": [
-                {
-                    "alias": "ua-net0", "mac": "52:54:00:12:34:56", "model": "virtio-net-pci",
-                    "prepared": True, "wiring": "hub", "state": "plugged", "network": "blue",
-                    "link": "up", "device": "web1-net0", "wanted": "plugged into blue, link up",
-                }
-            ],
-        }
-    )  # fmt: skip
+    model_config = _examples(examples.DOMAIN)
 
     name: str
     uuid: str
@@ -268,10 +271,7 @@ class DomainForm(_Form):
 class FindingForm(_Form):
     """Something that is not as it should be."""
 
-    model_config = _examples(
-        {"code": "device-gone", "subject": _NIC, "what": "its device lm0 does not exist any more",
-         "hint": "unplug it and plug it again"}
-    )  # fmt: skip
+    model_config = _examples(examples.FINDING)
 
     code: str
     subject: str
@@ -280,7 +280,12 @@ class FindingForm(_Form):
 
 
 class StrayForm(_Form):
-    """A device with our mark that nothing recorded."""
+    """A device with our mark that nothing recorded, and why it was left alone if it was.
+
+    Where a dry run says nothing of that, it would have been removed.
+    """
+
+    model_config = _examples(examples.STRAY, examples.STRAY_IN_USE)
 
     device: str
     owner: str
@@ -293,25 +298,7 @@ class StrayForm(_Form):
 class ProblemForm(BaseModel):
     """An RFC 9457 problem document."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:linkmgr:error:unknown-network",
-                    "title": "No network of that name was created",
-                    "status": 404,
-                    "detail": "web1/net0: there is no network green. web1/net0 is unplugged. "
-                    "To do: create it first; the networks are: blue",
-                    "code": "unknown-network",
-                    "what": "there is no network green",
-                    "hint": "create it first; the networks are: blue",
-                    "nic": _NIC,
-                    "state": "unplugged",
-                }
-            ]
-        },
-    )
+    model_config = _examples(examples.PROBLEM, extra="allow")
 
     type: str
     title: str
@@ -326,6 +313,10 @@ class ProblemForm(BaseModel):
 
 class OperationForm(_Form):
     """A change, under way or done."""
+
+    model_config = _examples(
+        examples.OPERATION_UNDER_WAY, examples.OPERATION, examples.OPERATION_FAILED
+    )
 
     id: str
     verb: Verb
@@ -342,9 +333,7 @@ class OperationForm(_Form):
 class EventForm(_Form):
     """One thing that happened, or ``reset``: events were missed, look at everything again."""
 
-    model_config = _examples(
-        {"kind": "plugged", "subject": _NIC, "details": {"port": "blue"}, "at": _SINCE}
-    )
+    model_config = _examples(examples.EVENT)
 
     kind: Annotated[str, Field(description="one of " + ", ".join([*EventKind, "reset"]))]
     subject: str
@@ -355,11 +344,15 @@ class EventForm(_Form):
 class Changed(_Form):
     """Whether anything was changed."""
 
+    model_config = _examples(examples.CHANGED)
+
     changed: bool
 
 
 class Vms(_Form):
     """All VMs."""
+
+    model_config = _examples({"vms": [examples.VM]})
 
     vms: list[VmForm]
 
@@ -367,11 +360,15 @@ class Vms(_Form):
 class Nics(_Form):
     """NICs."""
 
+    model_config = _examples({"nics": [examples.NIC, examples.UNPLUGGED]})
+
     nics: list[NicForm]
 
 
 class Domains(_Form):
     """All guests of libvirt on this host."""
+
+    model_config = _examples({"domains": [examples.DOMAIN]})
 
     domains: list[DomainForm]
 
@@ -379,11 +376,15 @@ class Domains(_Form):
 class Networks(_Form):
     """All networks."""
 
+    model_config = _examples({"networks": [examples.NETWORK]})
+
     networks: list[NetworkForm]
 
 
 class Ports(_Form):
     """Created ports."""
+
+    model_config = _examples({"ports": [examples.PORT]})
 
     ports: list[PortForm]
 
@@ -391,11 +392,15 @@ class Ports(_Form):
 class Connections(_Form):
     """All NICs that are plugged."""
 
+    model_config = _examples({"connections": [examples.CONNECTION]})
+
     connections: list[ConnectionForm]
 
 
 class Findings(_Form):
     """What is not as it should be; empty is good."""
+
+    model_config = _examples({"findings": [examples.FINDING]})
 
     findings: list[FindingForm]
 
@@ -403,11 +408,15 @@ class Findings(_Form):
 class Strays(_Form):
     """What was found, and whether it was removed."""
 
+    model_config = _examples({"strays": [examples.STRAY]})
+
     strays: list[StrayForm]
 
 
 class OperationList(_Form):
     """Operations, the oldest first."""
+
+    model_config = _examples({"operations": [examples.OPERATION]})
 
     operations: list[OperationForm]
 
@@ -415,7 +424,7 @@ class OperationList(_Form):
 class HookAnswered(_Form):
     """Whether libvirt should go on, and what was done or why not."""
 
-    model_config = _examples({"ok": True, "said": "web1/ua-net0 is on blue"})
+    model_config = _examples(examples.HOOK_ANSWERED)
 
     ok: bool
     said: str
@@ -423,6 +432,8 @@ class HookAnswered(_Form):
 
 class Health(_Form):
     """That the service answers."""
+
+    model_config = _examples(examples.HEALTH)
 
     status: str
     version: str

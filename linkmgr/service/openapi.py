@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from linkmgr.service import models
+from linkmgr.service.examples import OPERATION_ID
 from linkmgr.service.models import EventForm, OperationForm, ProblemForm
 from linkmgr.service.problems import MEDIA_TYPE
 
@@ -32,7 +34,7 @@ _PREFER = {
     "schema": {"type": "string"},
     "example": "respond-async",
 }
-
+_PLACE = f"/v1/operations/{OPERATION_ID}"
 
 #: Not changes, though not GET either: answered at once whatever the caller prefers.
 _NO_CHANGE = {"/v1/libvirt/hook"}
@@ -51,6 +53,9 @@ def document(app: FastAPI) -> dict[str, Any]:
             schemas[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
+        for name, schema in schemas.items():
+            if "examples" in schema:  # FastAPI leaves every null out, also where it must stand
+                schema["examples"] = getattr(models, name).model_json_schema()["examples"]
         for name, path in made["paths"].items():
             for method, operation in path.items():
                 _complete(method, operation, change=method != "get" and name not in _NO_CHANGE)
@@ -67,7 +72,7 @@ def _complete(method: str, operation: dict[str, Any], *, change: bool) -> None:
     if change:
         responses["202"] = {
             "description": "Under way; the Location is its operation",
-            "headers": {"Location": {"schema": {"type": "string"}}},
+            "headers": {"Location": {"schema": {"type": "string"}, "example": _PLACE}},
             "content": {
                 "application/json": {"schema": {"$ref": _REF.format(model="OperationForm")}}
             },

@@ -119,7 +119,7 @@ class Operations:
         found = self._running.get(ident) or self._past.get(ident)
         if found is None:
             raise NotFound(
-                f"there is no operation {ascii(ident)[1:41]}",
+                f"there is no operation {ascii(ident)[1:-1][:40]}",
                 hint="it may have been too long ago, or of an earlier run of the service; "
                 "look at the NIC instead",
             )

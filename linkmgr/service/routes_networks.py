@@ -51,7 +51,7 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
 @router.delete(
     "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
 )
-async def delete_network(call: CallIn, name: models.PathName) -> Response:
+async def delete_network(call: CallIn, name: models.NetworkPath) -> Response:
     """Forget a network that nothing is plugged into."""
     check_name("network", name)
 
@@ -63,7 +63,7 @@ async def delete_network(call: CallIn, name: models.PathName) -> Response:
 
 
 @router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
-async def ports(call: CallIn, network: models.Name | None = None) -> Response:
+async def ports(call: CallIn, network: models.NetworkQuery = None) -> Response:
     """List the created ports of one network, or of all."""
     names = [network] if network is not None else [str(n) for n in await call.links.networks()]
     found = [port for name in names for port in await call.links.ports(name)]
@@ -77,6 +77,7 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
     _check_keys(f"port {network}:{name}", body.options)
 
     async def work() -> Mapping[str, Any]:
+        call.core.configured.check_stays(network)
         try:
             made = await call.links.create_port(network, name, **body.options)
         except AlreadyExists:
@@ -92,7 +93,7 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
     responses={200: {"model": models.Changed}},
     summary="Delete a port",
 )
-async def delete_port(call: CallIn, network: models.PathName, name: models.PathName) -> Response:
+async def delete_port(call: CallIn, network: models.NetworkPath, name: models.PortPath) -> Response:
     """Forget a port that no NIC is plugged into."""
     check_name("network", network)
     check_name("port", name)

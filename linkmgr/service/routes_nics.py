@@ -25,7 +25,7 @@ async def nics(call: CallIn) -> Response:
 
 
 @router.get("/v1/nics/{vm}/{alias}", responses={200: {"model": models.NicForm}}, summary="One NIC")
-async def nic(call: CallIn, vm: models.PathName, alias: models.PathName) -> Response:
+async def nic(call: CallIn, vm: models.VmPath, alias: models.AliasPath) -> Response:
     """Show one NIC as it is now."""
     return JsonResponse(to_json(await call.links.nic(_ref(vm, alias))))
 
@@ -36,7 +36,7 @@ async def nic(call: CallIn, vm: models.PathName, alias: models.PathName) -> Resp
     summary="Set the link state",
 )
 async def set_link(
-    call: CallIn, vm: models.PathName, alias: models.PathName, body: models.SetLink
+    call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.SetLink
 ) -> Response:
     """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
     ref = _ref(vm, alias)
@@ -63,7 +63,7 @@ async def connections(call: CallIn) -> Response:
     summary="Plug, or replug",
 )
 async def plug(
-    call: CallIn, vm: models.PathName, alias: models.PathName, body: models.Plug
+    call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.Plug
 ) -> Response:
     """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
     ref = _ref(vm, alias)
@@ -87,8 +87,8 @@ async def plug(
 )
 async def unplug(
     call: CallIn,
-    vm: models.PathName,
-    alias: models.PathName,
+    vm: models.VmPath,
+    alias: models.AliasPath,
     affects: models.AffectsQuery = Affects.LIVE,
 ) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from linkmgr.jsonform import to_json
-from linkmgr.service import models
+from linkmgr.service import examples, models
 from linkmgr.service.call import CallIn
 from linkmgr.service.config import Verb
 from linkmgr.service.metrics import MEDIA_TYPE, version
@@ -21,11 +21,13 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `id` is EPOCH-NUMBER, `event` the kind, `data` an "
         "EventForm as JSON. A comment line is a sign of life.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}, "example": examples.STREAM}
+        },
     }
 }
 _TEXT: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": examples.FIGURES}}}
 }
 
 
@@ -62,13 +64,13 @@ async def operations(call: CallIn) -> Response:
 @router.get(
     "/v1/operations/{id}", responses={200: {"model": models.OperationForm}}, summary="One operation"
 )
-async def operation(call: CallIn, id: str) -> Response:  # noqa: A002 - the name in the path
+async def operation(call: CallIn, id: models.OperationPath) -> Response:  # noqa: A002 - the name in the path
     """Show one change: under way, done with its result, or failed with its problem."""
     return JsonResponse(call.core.operations.find(id).form())
 
 
 @router.get("/v1/events", response_class=Response, responses=_STREAM, summary="Events")
-async def events(call: CallIn, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+async def events(call: CallIn, last_event_id: models.LastEventId = None) -> Response:
     """Tell what happens, from now on or from behind the last event that the client has."""
     return call.core.stream.open(last_event_id)
 

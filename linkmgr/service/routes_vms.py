@@ -41,7 +41,7 @@ async def add_vm(call: CallIn, body: models.AddVm) -> Response:
 
 
 @router.delete("/v1/vms/{vm}", responses={200: {"model": models.Changed}}, summary="Remove a VM")
-async def remove_vm(call: CallIn, vm: models.PathName) -> Response:
+async def remove_vm(call: CallIn, vm: models.VmPath) -> Response:
     """Unplug all NICs of a VM and forget it."""
     name = check_name("VM", vm)
 

@@ -41,7 +41,6 @@ from linkmgr.service.wire import Gate, Server
 
 log = logging.getLogger(__name__)
 
-RECORD = "configuration.json"  #: in the state directory; see `Configured`
 FD_SOCKET = "fd.sock"  #: beside the API's socket
 QMP_SOCKET = "qmp.sock"  #: where QEMUs dial, beside it too
 
@@ -83,9 +82,9 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         links = await stack.enter_async_context(
             LinkManager(state=state, keeper=keeper, timeout=timeout, dialers=dialers)
         )
-        core = Core(links, settings, record=state / RECORD if state else None)
+        core = Core(links, settings, links.documents)
         await core.configured.use(settings.networks)
-        care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt, state))
+        care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt))
         core.guests = care
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)

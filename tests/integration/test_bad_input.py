@@ -19,6 +19,7 @@ from linkmgr.errors import (
     BadName,
     BadOption,
     CannotAttach,
+    Conflict,
     HubCrowded,
     LinkmgrError,
     MonitorUnreachable,
@@ -405,6 +406,18 @@ async def test_a_monitor_that_hangs_up(lab: Lab, path: Path) -> None:
 
 
 async def test_a_monitor_that_somebody_else_uses(lab: Lab) -> None:
-    """As when libvirt or a shell has it; or when one guest is added under two names."""
-    async with refused(lab, MonitorUnreachable, "one client at a time"):
-        await lab.links.add_vm("odd", lab.guests["web1"].qmp_path)
+    """As when libvirt or a shell has it."""
+    path = lab.guests["web1"].qmp2_path
+    with socket.socket(socket.AF_UNIX) as shell:
+        shell.connect(os.fspath(path))
+        async with refused(lab, MonitorUnreachable, "one client at a time"):
+            await lab.links.add_vm("odd", path)
+
+
+async def test_a_monitor_that_another_vm_has_by_whatever_path(lab: Lab, tmp_path: Path) -> None:
+    path = lab.guests["web1"].qmp_path
+    link = tmp_path / "link.qmp"
+    link.symlink_to(path)
+    for each in (path, link):
+        async with refused(lab, Conflict, f"the monitor {each} is that of VM web1", "use VM web1"):
+            await lab.links.add_vm("odd", each)

@@ -117,7 +117,14 @@ async def test_with_the_policy_report_it_is_told_once_and_left_alone(watched: La
     assert [each async for each in events if each.kind is EventKind.DRIFT] == []
     assert await device(links) == before
     assert [found.code for found in await links.check()] == ["moved"]
+    again = await links.plug(NIC, "blue")
+    assert (again.changed, await device(links)) == (False, before)
+    assert again.notes == (
+        f"device {before} is not on br-blue any more, and network blue says to report that only. "
+        "To do: unplug it and plug it again",
+    )
     await watched.sh(f"ip link set {before} master br-blue")
+    assert (await links.plug(NIC, "blue")).notes == ()
     assert await links.check() == []
     await links.unplug(NIC)
 

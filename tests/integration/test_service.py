@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from linkmgr.documents import Documents
 from linkmgr.events import EventKind
 from linkmgr.libvirt.care import DomainCare
 from linkmgr.model import Drift
@@ -53,7 +54,7 @@ class Api:
 async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
     """Run the service over the lab's verbs."""
     async with listening(lab.workdir / "api.sock") as sock, DomainCare(lab.links, None) as care:
-        core = Core(lab.links, config or Config(), record=lab.workdir / "configuration.json")
+        core = Core(lab.links, config or Config(), Documents(lab.workdir))
         await core.configured.use(core.config.networks)
         core.guests = care
         service = Service(core, Notifier(None))

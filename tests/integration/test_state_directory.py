@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from linkmgr import LinkManager, LinkmgrError, NicState
+from bench.served import Served
+from linkmgr import Client, LinkManager, LinkmgrError, NicState
+from linkmgr.cli.exits import Exit
 from linkmgr.errors import StateError, UnknownVm
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
@@ -233,3 +236,19 @@ async def test_a_file_in_place_of_the_directory_is_a_clear_error(tmp_path: Path)
     with pytest.raises(LinkmgrError, match="cannot be used"):
         async with LinkManager(state=tmp_path / "state"):
             pass
+
+
+async def test_a_second_service_on_the_same_state_directory_is_refused_before_it_looks_at_it(
+    tmp_path: Path,
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    async with Served(tmp_path / "one") as first, Client(first.socket) as client:
+        await client.create_network("blue", "bridge", bridge="br0")
+        second = ["--socket", f"{tmp_path}/two/lm.sock", "serve", "--state-dir", str(first.state)]
+        refused = await execute(
+            [str(Path(sys.executable).with_name("linkmgr")), *second], timeout=30, check=False
+        )
+        assert refused.status == Exit.CONFLICT
+        assert f"another linkmgr uses the state directory {first.state}" in refused.output
+        assert [network.name for network in await client.networks()] == ["blue"]

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from linkmgr.documents import Documents
 from linkmgr.errors import (
     LibvirtRefused,
     LibvirtUnreachable,
@@ -90,6 +91,7 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.board = Switchboard()
+        self.documents = Documents(None)
         self.vms: dict[str, VmInfo] = {}
         self.the_nics: dict[NicRef, Nic] = {}
         self.the_networks: dict[str, Network] = {}
@@ -330,10 +332,10 @@ class Lab:
     @contextlib.asynccontextmanager
     async def care(self, *, libvirt: bool = True) -> AsyncIterator[DomainCare]:
         """Run one; several in a row are one service that is restarted."""
+        self.links.documents = Documents(self.folder)  # a later run has read nothing yet
         made = DomainCare(
             cast("LinkManager", self.links),
             self.libvirt if libvirt else None,
-            state=self.folder,
             pauses=self.pauses,
         )
         self.folder.mkdir(exist_ok=True)

@@ -1,14 +1,17 @@
 """A NIC and its surroundings as the service tells of them."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.jsonform import to_json
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
     DomainInfo,
     DomainNicInfo,
+    FdEndpoint,
     LinkState,
     Network,
     Nic,
@@ -54,6 +57,17 @@ def nic(
         wiring=None if state is NicState.UNMANAGED else "hub",
         since=since,
         connection=connection if state is NicState.PLUGGED else None,
+    )
+
+
+def fd_nic() -> Nic:
+    """A NIC on an fd that was handed over: no device between them is linkmgr's."""
+    made = nic()
+    assert made.connection is not None
+    port = Port(FD_NETWORK, "0.up")
+    endpoint = FdEndpoint("0.up", "mytap")
+    return replace(
+        made, connection=replace(made.connection, port=port, endpoint=endpoint, device="")
     )
 
 

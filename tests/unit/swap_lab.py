@@ -9,6 +9,7 @@ import pytest
 
 from linkmgr import swap
 from linkmgr.carrier import Carrier, LinkWatch
+from linkmgr.documents import Documents
 from linkmgr.drivers import Attachment, NetworkDriver
 from linkmgr.journal import Journal, VmJournal, VmRecord
 from linkmgr.model import (
@@ -147,7 +148,7 @@ class Bench:
             NIC,
             self.wiring,
             Carrier(self.wiring, NIC, LinkWatch()),
-            VmJournal(Journal(None), VmRecord("web1", "/run/web1.qmp")),
+            VmJournal(Journal(Documents(None)), VmRecord("web1", "/run/web1.qmp")),
         )
         self.slot.carrier.up = False
 

@@ -210,6 +210,45 @@ async def test_metrics_that_cannot_be_written_are_an_error_without_a_traceback(
     service: Service, tmp_path: Path
 ) -> None:
     service.script = lambda exchange: exchange.answer("linkmgr_vms 1\n", kind="text/plain")
-    result = await run(service.path, "metrics", "--textfile", str(tmp_path / "none" / "x.prom"))
-    assert result.exit_code == 1
-    assert "No such file or directory" in result.stderr
+    words = ["metrics", "--textfile", str(tmp_path / "none" / "x.prom")]
+    result = await run(service.path, *words)
+    assert result.exit_code == 6
+    assert result.stderr.startswith("linkmgr: ")
+    assert "x.prom' cannot be written: No such file or directory. To do: " in result.stderr
+    as_json = await run(service.path, *words, "--json")
+    assert as_json.exit_code == 6
+    assert json.loads(as_json.stdout)["error"]["code"] == "host-error"
+
+
+async def test_with_json_metrics_are_objects(service: Service, tmp_path: Path) -> None:
+    text = (
+        "# HELP linkmgr_nics NICs\n# TYPE linkmgr_nics gauge\n"
+        'linkmgr_nics{state="plugged"} 2.0\nlinkmgr_vms NaN\n'
+    )
+    service.script = lambda exchange: exchange.answer(text, kind="text/plain")
+    figures = [
+        {"name": "linkmgr_nics", "labels": {"state": "plugged"}, "value": 2.0},
+        {"name": "linkmgr_vms", "labels": {}, "value": None},
+    ]
+    result = await run(service.path, "metrics", "--json")
+    assert json.loads(result.stdout) == {"metrics": figures}
+    file = tmp_path / "x.prom"
+    result = await run(service.path, "metrics", "--json", "--textfile", str(file))
+    assert json.loads(result.stdout) == {"metrics": figures}
+    assert file.read_text() == text
+
+
+async def test_with_json_a_completion_script_is_text_in_an_object(tmp_path: Path) -> None:
+    plain = await run(tmp_path, "completion", "fish")
+    as_json = await run(tmp_path, "completion", "fish", "--json")
+    assert json.loads(as_json.stdout) == {"shell": "fish", "script": plain.stdout[:-1]}
+
+
+async def test_an_fd_whose_device_cannot_be_seen_is_told_of_without_it(service: Service) -> None:
+    cable = to_json(samples.fd_nic())
+    service.answers({"connections": [cable["connection"]]})
+    row = (await run(service.path, "connections")).stdout.splitlines()[1]
+    assert row.startswith("web1/net0  fd:0.up  fd 0.up, device mytap  -  ")
+    service.answers(OUTCOME | {"nic": cable})
+    told = (await run(service.path, "plug", "web1/net0", "fd:up")).stdout
+    assert told == "web1/net0  plugged into fd:0.up (fd 0.up, device mytap), link up\n"

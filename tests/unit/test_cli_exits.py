@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from linkmgr import errors
+from linkmgr.cli import main
+from linkmgr.cli.app import cli
 from linkmgr.cli.exits import Exit, exit_of
 from linkmgr.errors import LinkmgrError
 from tests.unit.cli_runner import run
@@ -80,6 +83,66 @@ async def test_with_json_an_error_is_told_in_parts_too(service: Service) -> None
         assert result.stderr == "linkmgr: there is no VM web1. To do: add it.\n"
 
 
+def _leaves(group: click.Group, *path: str) -> Iterator[list[str]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _leaves(command, *path, name)
+        else:
+            yield [*path, name]
+
+
+@pytest.mark.parametrize("words", list(_leaves(cli)), ids=" ".join)
+async def test_with_json_a_wrong_call_of_any_command_is_told_in_parts_too(
+    tmp_path: Path, words: list[str]
+) -> None:
+    for line in (["--json", *words, "--shout"], [*words, "--shout", "--json"]):
+        result = await run(tmp_path, *line)
+        assert result.exit_code == 2, result.output
+        error = json.loads(result.stdout)["error"]
+        assert error["code"] == "bad-request"
+        assert "--shout" in error["what"]
+        assert error["hint"] == f"see 'linkmgr {' '.join(words)} --help'"
+        assert (error["nic"], error["state"]) == (None, None)
+        assert result.stderr.startswith("Usage: linkmgr ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        ([], "bad-request", "Missing command"),
+        (["vm"], "bad-request", "Missing command"),
+        (["fly"], "bad-request", "No such command 'fly'"),
+        (["plug", "web1", "blue"], "bad-name", "'web1' does not name a NIC"),
+        (["unplug"], "bad-request", "Missing argument 'VM/NIC'"),
+        (["--shout", "unplug"], "bad-request", "No such option"),
+        (["network", "create", "b", "d", "a=1", "a=2"], "bad-request", "The option 'a' is given"),
+        (["serve", "--config", "/none/x.toml"], "bad-request", "Invalid value for '--config'"),
+    ],
+)
+async def test_with_json_what_is_wrong_with_a_call_is_told_wherever_json_stands(
+    tmp_path: Path, words: list[str], code: str, what: str
+) -> None:
+    for line in (["--json", *words], [*words, "--json"]):
+        result = await run(tmp_path, *line)
+        assert result.exit_code == 2, result.output
+        error = json.loads(result.stdout)["error"]
+        assert error["code"] == code
+        assert error["what"].startswith(what)
+        assert error["hint"]
+    assert (await run(tmp_path, *words)).stdout == ""
+
+
+async def test_json_behind_two_dashes_is_no_option(tmp_path: Path) -> None:
+    result = await run(tmp_path, "fly", "--", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+async def test_a_group_of_commands_takes_the_common_options_too(service: Service) -> None:
+    service.answers({"networks": []})
+    result = await run(service.path, "network", "--json", "list")
+    assert json.loads(result.stdout) == {"networks": []}
+
+
 async def test_no_service_is_exit_code_9_and_says_how_to_start_it(tmp_path: Path) -> None:
     result = await run(tmp_path / "none.sock", "status")
     assert result.exit_code == 9
@@ -137,8 +200,44 @@ async def test_findings_make_check_exit_with_1(service: Service) -> None:
     assert (as_json.exit_code, json.loads(as_json.stdout)) == (1, {"findings": [finding]})
 
 
+STRAY = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "removed": False}
+
+
+@pytest.mark.parametrize(
+    ("dry", "facts", "says", "code"),
+    [
+        (False, {"removed": True}, "removed", 0),
+        (False, {"error": "in use by qemu"}, "left alone: in use by qemu", 1),
+        (False, {}, "gone by itself", 0),
+        (False, {"seen": 1.0, "error": "first seen 1 s ago"}, "left alone: first seen 1 s ago", 0),
+        (True, {}, "would be removed", 1),
+        (True, {"error": "in use by qemu"}, "left alone: in use by qemu", 1),
+        (True, {"seen": 1.0, "error": "first seen 1 s ago"}, "left alone: first seen 1 s ago", 0),
+    ],
+)
+async def test_gc_says_what_becomes_of_a_stray_and_exits_with_1_if_it_is_due_and_still_there(
+    service: Service, dry: bool, facts: dict[str, object], says: str, code: int
+) -> None:
+    stray = STRAY | facts
+    service.answers({"strays": [stray]})
+    words = ["gc", *(["--dry-run"] if dry else [])]
+    result = await run(service.path, *words)
+    _, row = result.stdout.splitlines()
+    assert row == f"lm1     web1/net0  {stray['seen']:.0f} s".ljust(29) + says
+    assert result.exit_code == code
+    as_json = await run(service.path, *words, "--json")
+    assert as_json.exit_code == code
+    assert json.loads(as_json.stdout) == {"strays": [{"error": None} | stray]}
+
+
+async def test_a_stray_is_due_for_gc_after_the_seconds_that_were_said(service: Service) -> None:
+    service.answers({"strays": [STRAY | {"seen": 1.0}]})
+    assert (await run(service.path, "gc", "--dry-run", "--older-than", "0")).exit_code == 1
+    assert service.seen[-1].body == {"older_than": 0, "dry_run": True}
+
+
 async def test_a_stray_that_cannot_be_removed_makes_gc_exit_with_1(service: Service) -> None:
-    stray = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "removed": True}
+    stray = STRAY | {"removed": True}
     service.answers({"strays": [stray]})
     assert (await run(service.path, "gc")).exit_code == 0
     service.answers({"strays": [stray | {"removed": False, "error": "it is busy"}]})
@@ -146,6 +245,19 @@ async def test_a_stray_that_cannot_be_removed_makes_gc_exit_with_1(service: Serv
     assert result.exit_code == 1
     assert "it is busy" in result.stdout
     assert service.seen[-1].body == {"older_than": 5, "dry_run": False}
+
+
+def test_a_fault_of_ours_is_not_taken_for_findings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(**_: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("linkmgr.cli.app.cli", fault)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.OTHER
+    assert "ZeroDivisionError: a fault" in capsys.readouterr().err
 
 
 def test_every_error_has_the_exit_code_of_a_family() -> None:

@@ -34,6 +34,11 @@ def test_a_plugged_nic_says_where_how_long_and_its_link() -> None:
     assert line.todo is None
 
 
+def test_a_nic_on_an_fd_says_what_is_known_of_its_device() -> None:
+    (line,) = lines([vm()], [samples.fd_nic()], [], NOW)
+    assert line.text == "plugged into fd:0.up (fd 0.up, device mytap) for 3 h, link up"
+
+
 @pytest.mark.parametrize(
     ("state", "text", "todo"),
     [

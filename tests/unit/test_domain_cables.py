@@ -308,11 +308,11 @@ async def test_a_damaged_record_is_set_aside_and_nothing_is_done_anew_for_who_ra
     lab.folder.mkdir()
     (lab.folder / "domains.json").write_text(text)
     lab.libvirt.live = domain_xml(BLUE)
-    async with lab.care() as care:
+    async with lab.care():
         lab.links.boot()
         await lab.settle()
         assert lab.links.on() == {}
-        assert [each.code for each in care.findings()] == ["state-damaged"]
+        assert [each.name for each in lab.links.documents.damages()] == ["domains"]
         lab.links.end()
         await lab.settle()
         now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from linkmgr.errors import (
 )
 from linkmgr.libvirt.domain_events import DomainEventKind
 from linkmgr.libvirt.metadata import desired_of
-from linkmgr.model import Affects, NicRef, NicState, Notify, Transport
+from linkmgr.model import Affects, NicRef, NicState, Notify, Outcome, Transport
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
 NET0 = NicRef("web1", "ua-net0")
@@ -62,6 +64,24 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
         assert asked(lab.libvirt.live) == "unplugged, link down"
         await care.verbs.set_link(NET0, "up")
         assert desired_of(lab.libvirt.live).of == {}
+
+
+async def test_what_the_verb_on_the_running_guest_notes_is_passed_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug = lab.links.plug
+
+    async def noting(nic: NicRef, target: str, **more: Any) -> Outcome:
+        return replace(await plug(nic, target, **more), notes=("its device is moved",))
+
+    monkeypatch.setattr(lab.links, "plug", noting)
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert (await care.verbs.plug(NET0, "blue")).notes == ("its device is moved",)
+        both = await care.verbs.plug(NET0, "blue", affects="persistent")
+        assert both.notes[0] == "its device is moved"
+        assert len(both.notes) == 2
 
 
 async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) -> None:

@@ -52,6 +52,18 @@ def test_a_target_is_an_fd_of_the_user_who_asks() -> None:
         networks.claim(fd_port(1000, "uplink"), NET1)
 
 
+@pytest.mark.parametrize("target", ["fd", "fd:"])
+def test_the_network_alone_is_no_target_and_the_error_says_how_an_fd_is_named(target: str) -> None:
+    with pytest.raises(BadName, match="does not name an fd") as caught:
+        Networks(Host()).port(target, NET0, 1000)
+    assert "fd:NAME" in (caught.value.hint or "")
+
+
+def test_a_wrong_name_cannot_be_that_of_an_fd() -> None:
+    with pytest.raises(BadName, match="'a/b' cannot be the name of an fd"):
+        fd_port(1000, "a/b")
+
+
 def test_the_network_is_there_and_nobody_can_have_another_of_its_name() -> None:
     networks = Networks(Host())
     assert networks.network("fd") == FD_NETWORK

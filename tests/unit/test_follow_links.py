@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from linkmgr.documents import Documents
 from linkmgr.errors import HostError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.libvirt.links import LinkFollower, Verdict, compare
@@ -134,7 +135,8 @@ async def happens(true: Callable[[], bool]) -> None:
 class Links:
     """A manager with one NIC, that writes down what it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
         self.nic = UNPLUGGED
         self.asked: list[str] = []
         self.board = Switchboard()
@@ -171,13 +173,13 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.kept = folder / "links.json"
-        self.links = Links()
+        self.links = Links(Documents(folder))
         self.refuse = False
         self.follower = self.make()
 
     def make(self) -> LinkFollower:
         links = cast("LinkManager", self.links)
-        return LinkFollower(self.run_dir, links, set_link=self.tell, kept=self.kept)
+        return LinkFollower(self.run_dir, links, set_link=self.tell)
 
     async def tell(self, uuid: str, mac: str, up: bool) -> None:
         assert (uuid[:8], mac) == ("0f0e0d0c", MAC)
@@ -277,10 +279,10 @@ async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(be
     bench.links.plug()
     bench.virsh(UP, pid=os.getpid())
     assert await bench.look() == []
-    assert json.loads(bench.kept.read_text())["web1"][1] == {"ua-net0": "up"}
+    assert json.loads(bench.kept.read_text())["domains"]["web1"]["said"] == {"ua-net0": "up"}
     bench.virsh(DOWN, pid=os.getpid())
     bench.follower = bench.make()
-    bench.follower.load()
+    await bench.follower.load()
     assert await bench.look() == ["link down"]
     # Of another QEMU of the domain it says nothing: what its XML says at the start is no wish.
     bench.links.nic = nic()
@@ -288,16 +290,21 @@ async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(be
     await bench.look()
     bench.virsh(DOWN, pid=1)
     bench.follower = bench.make()
-    bench.follower.load()
+    await bench.follower.load()
     assert await bench.look() == ["tell up"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"web1": 3}', '{"web1": ["x", {"net0": "sideways"}]}'])
+_KEPT = '{"format": 1, "domains": {"web1": %s}}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", _KEPT % "3", _KEPT % '{"life": "x", "said": {"net0": "sideways"}}']
+)
 async def test_a_damaged_memory_is_told_and_does_no_harm(
     bench: Bench, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.kept.write_text(text)
-    bench.follower.load()
+    await bench.follower.load()
     assert "cannot be read" in caplog.text
     bench.virsh(DOWN)
     assert await bench.look() == []

@@ -13,9 +13,19 @@ from typing import Any
 
 import pytest
 
-from linkmgr import journal as module
-from linkmgr.errors import StateError
-from linkmgr.journal import CableRecord, Facts, Intent, Journal, NicRecord, VmJournal, VmRecord
+from linkmgr import documents as module
+from linkmgr.documents import Documents
+from linkmgr.errors import Conflict, StateError
+from linkmgr.journal import (
+    CableRecord,
+    Facts,
+    Intent,
+    Journal,
+    NicRecord,
+    VmJournal,
+    VmRecord,
+    started_at,
+)
 from linkmgr.model import (
     BridgeEndpoint,
     DirectEndpoint,
@@ -65,8 +75,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def loaded(folder: Path) -> list[VmRecord]:
-    vms, _, _ = await Journal(folder).load()
+    vms, _, _ = await Journal(Documents(folder)).load()
     return vms
+
+
+def damages(journal: Journal) -> dict[str, str]:
+    return {each.name: f"{each.file} {each.why}" for each in journal._documents.damages()}
 
 
 def files(folder: Path) -> list[str]:
@@ -74,18 +88,18 @@ def files(folder: Path) -> list[str]:
 
 
 async def test_what_is_written_is_read_back(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     assert await journal.load() == ([], [], [])
     await journal.save_vm(RECORD)
     await journal.save_networks([BLUE, GREEN], [ON_GREEN.port])
-    assert await Journal(folder).load() == ([RECORD], [BLUE, GREEN], [ON_GREEN.port])
+    assert await Journal(Documents(folder)).load() == ([RECORD], [BLUE, GREEN], [ON_GREEN.port])
     await journal.drop_vm("web1")
     await journal.drop_vm("web1")
     assert await loaded(folder) == []
 
 
 async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     path = folder / "vms" / "web1.json"
@@ -99,7 +113,7 @@ async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
 
 
 async def test_without_a_directory_nothing_is_kept() -> None:
-    journal = Journal(None)
+    journal = Journal(Documents(None))
     assert await journal.load() == ([], [], [])
     await journal.save_vm(RECORD)
     await journal.save_networks([BLUE], [])
@@ -129,7 +143,7 @@ def damage(document: dict[str, Any]) -> dict[str, bytes]:
 async def test_a_damaged_file_is_set_aside_and_never_overwritten(
     folder: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     await journal.save_vm(replace(RECORD, vm="web2"))
@@ -138,35 +152,94 @@ async def test_a_damaged_file_is_set_aside_and_never_overwritten(
     for number in ("", "1"):
         path.write_bytes(bad)
         caplog.clear()
-        journal = Journal(folder)
+        journal = Journal(Documents(folder))
         vms, _, _ = await journal.load()
         assert [record.vm for record in vms] == ["web2"]
         assert path.with_name(f"web1.json.damaged{number}").read_bytes() == bad
-        assert "web1" in journal.damaged
+        assert "web1.json.damaged" in damages(journal)["vms/web1"]
         (loud,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
         assert "web1.json cannot be read" in loud.getMessage()
         await journal.save_vm(RECORD)
         assert (folder / "vms" / "web1.json.damaged").read_bytes() == bad
-    restarted = Journal(folder)
-    await restarted.load()
-    assert "web1" in restarted.damaged, "what was set aside is still told of after a restart"
+
+
+async def test_what_was_set_aside_is_told_until_it_is_written_anew_or_deleted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def told() -> list[tuple[str, str]]:
+        journal = Journal(Documents(folder))
+        await journal.load()
+        return [(each.subject, each.hint) for each in journal._documents.damages()]
+
+    assert await told() == []
+    path = folder / "vms" / "web1.json"
+    path.write_text("{")
+    hint = (
+        f"mend it and move it back to {path} while linkmgr is stopped; or add the VM again, and "
+        f"delete {path}.damaged"
+    )
+    for _ in range(3):
+        assert await told() == [("web1", hint)]
+    assert hint in caplog.text
+    journal = Journal(Documents(folder))
+    await journal.load()
+    await journal.save_vm(RECORD)  # the VM was added again
+    assert damages(journal) == {}
+    assert await told() == []
+    await journal.drop_vm("web1")
+    assert await told() == [("web1", hint)]
+    path.with_name("web1.json.damaged").unlink()
+    assert await told() == []
+
+
+async def test_of_a_newer_document_it_is_said_that_a_newer_linkmgr_reads_it(folder: Path) -> None:
+    journal = Journal(Documents(folder))
+    await journal.load()
+    (folder / "networks.json").write_text('{"format": 1000}')
+    await journal.load()
+    (damage,) = journal._documents.damages()
+    assert damage.subject == "networks"
+    assert damage.hint.startswith("install the newer linkmgr and move it back to ")
+    assert "or make the networks and ports again" in damage.hint
+
+
+async def test_a_vm_may_be_called_like_another_document(folder: Path) -> None:
+    journal = Journal(Documents(folder))
+    await journal.load()
+    (folder / "vms" / "networks.json").write_text("{")
+    await journal.load()
+    await journal.save_networks([BLUE], [])
+    assert list(damages(journal)) == ["vms/networks"]
+
+
+async def test_a_state_directory_is_one_linkmgrs_at_a_time(folder: Path) -> None:
+    first, second = Documents(folder), Documents(folder)
+    await first.hold()
+    with pytest.raises(Conflict, match="another linkmgr uses the state directory") as caught:
+        await second.hold()
+    assert "--state-dir" in (caught.value.hint or "")
+    first.close()
+    first.close()
+    await second.hold()
+    second.close()
+    await Documents(None).hold()
 
 
 async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     (folder / "networks.json").write_text('{"format": 1, "networks": [{}], "ports": []}')
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     assert await journal.load() == ([RECORD], [], [])
-    assert "networks[0].name" in journal.damaged["networks"]
+    assert "networks[0].name" in damages(journal)["networks"]
     assert (folder / "networks.json.damaged").exists()
 
 
 async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     path = folder / "vms" / "web1.json"
     path.write_text("{")
@@ -175,7 +248,7 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("aiofiles.os.rename", rename)
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     assert await journal.load() == ([], [], [])
     with pytest.raises(StateError, match=r"web1\.json could not be read when"):
         await journal.save_vm(RECORD)
@@ -183,7 +256,7 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
 
 
 async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     monkeypatch.setattr(module, "FORMAT", 3)
@@ -202,7 +275,7 @@ async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.Monke
 async def test_a_write_that_fails_leaves_the_old_document(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     vm = VmJournal(journal, RECORD)
@@ -227,7 +300,7 @@ async def test_a_write_that_fails_leaves_the_old_document(
 
 
 async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     (folder / "vms" / "web1.json.tmp").write_text('{"format"')
@@ -236,7 +309,7 @@ async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
 
 
 async def test_changes_of_several_nics_at_once_are_all_kept(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     nics = {f"net{number}": NicRecord(FACTS) for number in range(20)}
     vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
@@ -247,7 +320,7 @@ async def test_changes_of_several_nics_at_once_are_all_kept(folder: Path) -> Non
 
 
 async def test_a_vm_that_was_dropped_does_not_come_back(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
     await vm.set_vm({"net0": NicRecord(FACTS)}, None)
@@ -259,11 +332,11 @@ async def test_a_vm_that_was_dropped_does_not_come_back(folder: Path) -> None:
 async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot be used"):
-        await Journal(tmp_path / "file" / "state").load()
+        await Journal(Documents(tmp_path / "file" / "state")).load()
 
 
 async def test_a_process_is_known_by_its_start() -> None:
-    me = replace(RECORD, pid=os.getpid(), started=module.started_at(os.getpid()))
+    me = replace(RECORD, pid=os.getpid(), started=started_at(os.getpid()))
     assert me.process_lives()
     assert not replace(me, started=1).process_lives()
     assert not replace(me, pid=None).process_lives()
@@ -274,25 +347,25 @@ async def test_a_file_that_cannot_be_read_now_is_left_where_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be whole, and readable at the next start."""
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
 
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     with monkeypatch.context() as patch:
         patch.setattr("aiofiles.open", broken)
         assert await journal.load() == ([], [], [])
-    assert "Input/output error" in journal.damaged["web1"]
+    assert "Input/output error" in damages(journal)["vms/web1"]
     with pytest.raises(StateError, match="not overwritten"):
         await journal.save_vm(RECORD)
     assert await loaded(folder) == [RECORD]
 
 
 async def test_a_vm_may_be_called_as_if_it_were_damaged(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     odd = replace(RECORD, vm="db.damaged")
     await journal.save_vm(odd)
@@ -300,9 +373,9 @@ async def test_a_vm_may_be_called_as_if_it_were_damaged(folder: Path) -> None:
 
 
 async def test_what_was_set_aside_of_the_networks_is_still_told_of(folder: Path) -> None:
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
     (folder / "networks.json.damaged2").write_text("{")
-    journal = Journal(folder)
+    journal = Journal(Documents(folder))
     await journal.load()
-    assert "networks" in journal.damaged
+    assert "networks" in damages(journal)

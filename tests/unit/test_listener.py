@@ -80,7 +80,7 @@ class Lab:
         return peer
 
     async def take(self, who: Dialled = WEB1, timeout: float = 2.0) -> Monitor:
-        return await self.listener.dialer(f"dials:{who.uuid}").dial(f"VM {who.name}", timeout)
+        return await self.listener.dialer(f"dials:{who.uuid}").dial(f"of VM {who.name}", timeout)
 
 
 @pytest.fixture
@@ -142,10 +142,10 @@ async def test_who_waits_for_a_guest_gets_its_call_and_nobody_is_asked(lab: Lab)
     await asyncio.sleep(0)
     await lab.dial()
     monitor = await waiting
-    assert (monitor.name, lab.offered) == ("VM web1", [])
+    assert (monitor.name, lab.offered) == ("of VM web1", [])
     assert not other.done()
     await lab.dial(WEB2)
-    assert (await other).name == "VM web2"
+    assert (await other).name == "of VM web2"
     await (await other).close()
     await monitor.close()
 
@@ -183,8 +183,10 @@ async def test_a_fault_of_who_is_asked_does_not_end_it(
 
 async def test_nobody_dials_in_time(lab: Lab) -> None:
     dialer = lab.listener.dialer(f"dials:{WEB1.uuid}")
-    with pytest.raises(MonitorUnreachable, match=r"VM web1 has not dialled within 0\.05 s") as info:
-        await dialer.dial("VM web1", 0.05)
+    with pytest.raises(
+        MonitorUnreachable, match=r"the QEMU of VM web1 has not dialled within 0\.05 s"
+    ) as info:
+        await dialer.dial("of VM web1", 0.05)
     assert "linkmgr prepare" in (info.value.hint or "")
     assert dialer.forsaken(info.value)
     assert not dialer.forsaken(MonitorUnreachable("something else"))
@@ -246,7 +248,7 @@ async def test_a_silent_guest_keeps_nobody_waiting_and_is_hung_up_on_in_time(
     await lab.dial(WEB2)
     await until(lambda: lab.offered == [WEB2], 0.4)
     await hung_up(silent)
-    said = "domain web1: the monitor VM web1 sent no greeting within 0.5 s"
+    said = "domain web1: the monitor of VM web1 sent no greeting within 0.5 s"
     await until(lambda: said in caplog.text)
     await lab.dial()
     await until(lambda: WEB1 in lab.offered)

@@ -11,6 +11,8 @@ import pytest
 
 from linkmgr.errors import MonitorUnreachable
 from linkmgr.qmp import Monitor
+from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.qemu import Qemu
 from tests.unit.qmp_peer import GREETING, Peer, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -28,6 +30,30 @@ async def refused(path: str | Path, said: str, timeout: float = 0.1) -> MonitorU
 async def test_a_path_without_a_socket(tmp_path: Path) -> None:
     error = await refused(tmp_path / "qmp", "there is no monitor socket")
     assert str(tmp_path / "qmp") in error.what
+
+
+async def test_the_monitor_of_a_vm_is_called_so(tmp_path: Path) -> None:
+    def nothing(*_: object) -> None:
+        """Nothing is heard of a QEMU that is not there."""
+
+    dialer = SocketDialer(tmp_path / "qmp")
+    with pytest.raises(MonitorUnreachable) as info:
+        await Qemu.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+    path = tmp_path / "qmp"
+    assert info.value.what == f"there is no monitor socket of VM web1 ({path})"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        with pytest.raises(MonitorUnreachable) as info:
+            await Qemu.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+    assert info.value.what == "the monitor of VM web1 sent no greeting within 0.1 s"
+
+
+async def test_what_to_do_is_no_question_so_that_a_sentence_can_end_behind_it(
+    tmp_path: Path,
+) -> None:
+    error = await refused(tmp_path / "qmp", "there is no monitor socket")
+    assert str(error)[-1].isalnum()
 
 
 async def test_a_socket_that_nobody_listens_at(tmp_path: Path) -> None:
@@ -119,7 +145,8 @@ async def test_a_refused_negotiation() -> None:
 async def test_something_that_is_no_control_monitor(greeting: bytes) -> None:
     sock, peer = Peer.pair()
     peer.raw(greeting)
-    with pytest.raises(MonitorUnreachable, match="what listens at web1 does not speak QMP") as info:
+    said = "what answers as the monitor web1 does not speak QMP"
+    with pytest.raises(MonitorUnreachable, match=said) as info:
         await Monitor.over(sock, name="web1", timeout=1)
     assert "control mode" in (info.value.hint or "")
     await peer.close()

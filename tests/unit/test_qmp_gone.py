@@ -299,7 +299,7 @@ async def test_by_garbage_before_there_was_a_monitor(greeted: bool, ending: byte
         peer.send(GREETING)
     end(peer, ending)
     with pytest.raises(
-        MonitorUnreachable, match=r"web1 hung up|at web1 does not speak QMP"
+        MonitorUnreachable, match=r"web1 hung up|the monitor web1 does not speak QMP"
     ) as info:
         await Monitor.over(sock, name="web1", timeout=2)
     assert info.value.hint

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from linkmgr.errors import StateError
+from linkmgr.documents import Documents
+from linkmgr.errors import NetworkInUse, ReadOnly, StateError
 from linkmgr.model import NicRef
 from linkmgr.service.config import Config, NetworkSection
 from linkmgr.service.configured import Configured
@@ -38,7 +39,7 @@ async def links() -> FakeLinks:
 
 
 async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(links: FakeLinks) -> None:
-    configured = Configured(links)
+    configured = Configured(links, Documents(None))
     await configured.use({"blue": network(p7={"isolated": True}), "red": network("br1")})
     assert bridges(links) == {"blue": "br0", "red": "br1"}
     assert [str(port) for port in await links.ports("blue")] == ["blue:p7"]
@@ -50,7 +51,7 @@ async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(links:
 
 
 async def test_what_is_described_otherwise_is_made_anew(links: FakeLinks) -> None:
-    configured = Configured(links)
+    configured = Configured(links, Documents(None))
     await configured.use({"blue": network(p7={"isolated": True})})
     await configured.use({"blue": network("br9", p7={"isolated": False})})
     assert bridges(links) == {"blue": "br9"}
@@ -61,7 +62,7 @@ async def test_what_is_described_otherwise_is_made_anew(links: FakeLinks) -> Non
 
 @pytest.mark.parametrize("target", ["blue", "blue:p7"])
 async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, target: str) -> None:
-    configured = Configured(links)
+    configured = Configured(links, Documents(None))
     following = asyncio.create_task(configured.follow(links.events()))
     await asyncio.sleep(0)
     await configured.use({"blue": network(p7={}), "red": network()})
@@ -82,11 +83,60 @@ async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, targ
     await following
 
 
+async def test_ports_of_the_api_go_with_the_network_of_the_configuration_that_they_are_on(
+    links: FakeLinks,
+) -> None:
+    configured = Configured(links, Documents(None))
+    await configured.use({"blue": network(p7={})})
+    await links.create_port("blue", "p9", isolated=True)
+    await links.plug(NIC, "blue:p9")
+    await configured.use({})
+    assert [port.name for port in await links.ports("blue")] == ["p7", "p9"]
+    for refused in (configured.check_network, lambda name: configured.check_port(name, "p9")):
+        with pytest.raises(ReadOnly, match="blue is no longer in the configuration: it stays"):
+            refused("blue")
+    await links.unplug(NIC)
+    await configured.retry()
+    assert not links.the_networks
+    assert not links.the_ports
+    configured.check_network("blue")
+
+
+async def test_ports_of_the_api_stay_when_their_network_is_described_otherwise(
+    links: FakeLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = Configured(links, Documents(None))
+    await configured.use({"blue": network(p7={})})
+    await links.create_port("blue", "p9", isolated=True)
+    delete = links.delete_network
+
+    async def refuse(name: str) -> bool:
+        raise NetworkInUse(f"network {name} is in use")
+
+    monkeypatch.setattr(links, "delete_network", refuse)  # somebody was faster
+    await configured.use({"blue": network("br9", p7={})})
+    assert bridges(links) == {"blue": "br0"}
+    monkeypatch.setattr(links, "delete_network", delete)
+    assert {port.name: dict(port.options) for port in await links.ports("blue")} == {
+        "p7": {},
+        "p9": {"isolated": True},
+    }
+    await configured.retry()
+    assert bridges(links) == {"blue": "br9"}
+    assert {port.name: dict(port.options) for port in await links.ports("blue")} == {
+        "p7": {},
+        "p9": {"isolated": True},
+    }
+    configured.check_port("blue", "p9")
+    with pytest.raises(ReadOnly, match="described by the configuration"):
+        configured.check_port("blue", "p7")
+
+
 async def test_a_network_of_the_api_is_left_alone(
     links: FakeLinks, caplog: pytest.LogCaptureFixture
 ) -> None:
     await links.create_network("blue", "bridge", bridge="mine")
-    configured = Configured(links)
+    configured = Configured(links, Documents(None))
     await configured.use({"blue": network(), "red": network()})
     assert bridges(links) == {"blue": "mine", "red": "br0"}
     assert "network blue of the configuration" in caplog.text
@@ -97,18 +147,21 @@ async def test_a_network_of_the_api_is_left_alone(
 async def test_a_later_run_knows_which_networks_are_of_the_configuration(
     links: FakeLinks, tmp_path: Path
 ) -> None:
-    record = tmp_path / "state/configuration.json"
     await links.create_network("own", "bridge", bridge="mine")
-    await Configured(links, record).use({"blue": network(p7={}), "red": network()})
-    await Configured(links, record).use({"red": network("br2")})
+    (tmp_path / "state").mkdir()
+    state = Documents(tmp_path / "state")
+    await Configured(links, state).use({"blue": network(p7={}), "red": network()})
+    await Configured(links, state).use({"red": network("br2")})
     assert bridges(links) == {"own": "mine", "red": "br2"}
-    assert [each.name for each in record.parent.iterdir()] == [record.name]
+    (record,) = (tmp_path / "state").iterdir()
+    assert record.name == "configuration.json"
+    assert record.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_network_that_was_made_just_before_a_crash_is_known_to_be_ours(
     links: FakeLinks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = tmp_path / "configuration.json"
+    state = Documents(tmp_path)
     create = links.create_network
 
     async def crash(name: str, driver: str, **options: Any) -> None:
@@ -118,28 +171,32 @@ async def test_a_network_that_was_made_just_before_a_crash_is_known_to_be_ours(
     with monkeypatch.context() as patch:
         patch.setattr(links, "create_network", crash)
         with pytest.raises(asyncio.CancelledError):
-            await Configured(links, record).use({"blue": network()})
+            await Configured(links, state).use({"blue": network()})
     assert bridges(links) == {"blue": "br0"}
-    await Configured(links, record).use({})
+    await Configured(links, state).use({})
     assert not links.the_networks
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"blue": 1}', "\x00"])
-async def test_a_damaged_record_deletes_nothing_and_is_told(
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"blue": 1}', '{"format": 1, "networks": {"blue": {"ports": 1}}}', "\x00"],
+)
+async def test_a_damaged_record_is_set_aside_deletes_nothing_and_is_told(
     links: FakeLinks, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = tmp_path / "configuration.json"
     record.write_text(text)
     await links.create_network("own", "bridge", bridge="mine")
-    await Configured(links, record).use({"blue": network()})
+    await Configured(links, Documents(tmp_path)).use({"blue": network()})
     assert bridges(links) == {"own": "mine", "blue": "br0"}
-    assert "cannot be read" in caplog.text
+    assert "delete the networks that the configuration no longer has" in caplog.text
+    assert (tmp_path / "configuration.json.damaged").read_text() == text
 
 
 async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_there(
     links: FakeLinks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await Configured(links, Path("/proc/nowhere/configuration.json")).use({"blue": network()})
+    await Configured(links, Documents(Path("/proc/nowhere"))).use({"blue": network()})
     assert bridges(links) == {"blue": "br0"}
     assert "cannot be written" in caplog.text
 
@@ -150,7 +207,7 @@ async def test_verbs_that_cannot_write_are_tried_again(
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")
 
-    configured = Configured(links)
+    configured = Configured(links, Documents(None))
     await configured.use({"blue": network(p7={}), "red": network()})
     with monkeypatch.context() as patch:
         for verb in ("create_network", "create_port", "delete_network", "delete_port"):
@@ -191,13 +248,17 @@ async def test_the_api_cannot_change_what_the_configuration_describes(lab: Lab) 
         assert (await lab.ask(method, where, {"network": "blue", "name": "own"})).status == 200
 
 
-async def test_a_port_of_the_api_keeps_its_network_until_it_is_deleted(lab: Lab) -> None:
-    await lab.ask("POST", "/v1/ports", {"network": "blue", "name": "own"})
+async def test_a_network_that_leaves_the_configuration_in_use_takes_no_changes(lab: Lab) -> None:
+    await lab.links.add_vm("web1", "/nowhere")
+    await lab.links.plug(NIC, "blue")
     await lab.core.use(Config())
-    assert bridges(lab.links) == {"blue": "br0"}
-    assert (await lab.ask("DELETE", "/v1/networks/blue")).json["code"] == "read-only"
-    assert (await lab.ask("DELETE", "/v1/ports/blue/own")).json == {"changed": True}
-    assert not lab.links.the_networks
+    for method, where, body in (
+        ("DELETE", "/v1/networks/blue", None),
+        ("POST", "/v1/ports", {"network": "blue", "name": "own"}),
+    ):
+        refused = await lab.ask(method, where, body)
+        assert (refused.status, refused.json["code"]) == (409, "read-only")
+        assert "until its last unplug" in refused.json["detail"]
 
 
 async def test_sighup_reads_the_configuration_again(

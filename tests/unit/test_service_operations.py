@@ -56,6 +56,13 @@ async def test_a_client_that_prefers_so_is_answered_at_once(lab: Lab) -> None:
     models.OutcomeForm.model_validate(operation["result"])
 
 
+async def test_an_operation_that_is_not_known_is_named_as_it_was_asked_for(lab: Lab) -> None:
+    answer = await lab.ask("GET", "/v1/operations/nosuch")
+    assert (answer.status, answer.json["what"]) == (404, "there is no operation nosuch")
+    long = await lab.ask("GET", f"/v1/operations/{'x' * 100}")
+    assert long.json["what"] == f"there is no operation {'x' * 40}"
+
+
 async def test_a_failed_operation_has_the_problem_of_the_verb(lab: Lab) -> None:
     lab.links.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
     operation = await ended(lab, await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC))
