@@ -147,7 +147,7 @@ async def test_a_monitor_through_libvirt_is_one_like_any_other() -> None:
         await libvirtd.virsh("start", "web1")
         uuid = await libvirtd.virsh("domuuid", "web1")
         pid = DomainGuest(libvirtd, "web1").pid
-        monitor = await dialer.dial("VM web1", 5)
+        monitor = await dialer.dial("of VM web1", 5)
         assert monitor.pid == pid
         events = monitor.events()
         await _asked(monitor, uuid)
@@ -177,16 +177,16 @@ async def test_a_monitor_through_libvirt_is_one_like_any_other() -> None:
         assert not unsent.value.sent
         assert (await anext(events)).name == "DISCONNECTED"
         with pytest.raises(MonitorUnreachable) as away:
-            await dialer.dial("VM web1", 0.3)
+            await dialer.dial("of VM web1", 0.3)
         assert not dialer.forsaken(away.value)
         await monitor.close()
 
         await libvirtd.start()
-        async with await dialer.dial("VM web1", 10) as again:
+        async with await dialer.dial("of VM web1", 10) as again:
             assert again.pid == pid
             assert (await again.execute("query-status"))["running"]
             os.kill(pid, signal.SIGSTOP)
-            stuck = await dialer.dial("VM web1", 5)
+            stuck = await dialer.dial("of VM web1", 5)
             call = asyncio.create_task(stuck.execute("query-status"))
             await asyncio.sleep(0.2)
             await asyncio.wait_for(stuck.close(), 0.5)
