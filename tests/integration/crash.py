@@ -1,4 +1,4 @@
-"""A linkmgr of its own process, that kills itself: ``python -m tests.integration.crash STATE ...``.
+"""A linkmgr of its own process, that kills itself; see `forks`. Its words are those of `_main`.
 
 It does one verb and ends by SIGKILL where it was told, and writes down where that was. Instead of a
 step it can be a place inside the steps: a number means after so many answers of QEMU to the verb,
@@ -21,6 +21,7 @@ from linkmgr.host import Host
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import Connection
 from linkmgr.swap import Step
+from tests.integration.forks import fork_each
 
 DIE = "die"  #: as a step: after the verb
 CROSSED = "crossed"
@@ -102,4 +103,4 @@ async def _main(state: str, where: str, vm: str, qmp: str, verb: str, *words: st
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*sys.argv[1:]))
+    fork_each(int(sys.argv[1]), lambda words: asyncio.run(_main(*words)))

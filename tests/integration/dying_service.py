@@ -51,7 +51,9 @@ async def _pass(note: Path, where: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def _arm(note: Path) -> None:
+def arm(note: Path) -> None:
+    """Make the service of this process one that dies, or waits, as the note says."""
+
     async def probe(step: Step) -> None:
         await _pass(note, step.value)
 
@@ -66,6 +68,6 @@ def _arm(note: Path) -> None:
 
 
 if __name__ == "__main__":
-    _arm(Path(sys.argv.pop(1)))
+    arm(Path(sys.argv.pop(1)))
     sys.argv.pop(1)  # the program that this stands for
     main()

@@ -25,6 +25,7 @@ from linkmgr.model import NicState
 from linkmgr.testing.guest import images
 from linkmgr.testing.process import Child, execute, until
 from tests.integration.lab import Lab
+from tests.integration.readme import blocks_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -100,13 +101,6 @@ async def make_host(folder: Path, command: str = "linkmgr serve") -> AsyncIterat
 async def host(tmp_path: Path, lab: Lab) -> AsyncIterator[Host]:
     async with make_host(tmp_path) as made:
         yield made
-
-
-def blocks_of(section: str) -> list[str]:
-    """The commands of a section of the README."""
-    text = (ROOT / "README.md").read_text()
-    body = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^    (\S.*)$", body, re.MULTILINE)
 
 
 @pytest.mark.timeout(120)

@@ -17,8 +17,8 @@ from linkmgr.swap import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab
+from tests.integration.steps import BEFORE_THE_SWITCH, PLUG, REPLUG, UNPLUG
 from tests.integration.test_fd import open_devices, open_tap
-from tests.integration.test_restart import BEFORE_THE_SWITCH, PLUG, REPLUG, UNPLUG
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

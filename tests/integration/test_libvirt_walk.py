@@ -1,8 +1,10 @@
-"""The walk of docs/libvirt.md, from `virsh define` to the end, typed in as it stands there."""
+"""What README.md and docs/libvirt.md say about libvirt, typed in as it stands there.
+
+The README's three commands, and the document's walk from `virsh define` to the end.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from linkmgr.testing import Peer
 from linkmgr.testing.process import execute, until
 from linkmgr.testing.station import Job
 from tests.integration.domain_lab import PROGRAM, DomainLab, domain_lab
 from tests.integration.libvirtd import DomainGuest, tiny_domain
+from tests.integration.readme import blocks_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parents[2]
 HEADING = "## A walk"
@@ -127,7 +133,7 @@ THEN: dict[str, Callable[[Walk], Coroutine[Any, Any, None]]] = {
 
 
 @asynccontextmanager
-async def place(folder: Path) -> AsyncIterator[Walk]:
+async def make_place(folder: Path) -> AsyncIterator[Walk]:
     """A bridge br0 and a device eth1, each with a machine behind it; and the guest's XML."""
     async with (
         Peer("blue", "v-blue", addresses=[f"{GATEWAY}/24"]) as blue,
@@ -145,15 +151,50 @@ async def place(folder: Path) -> AsyncIterator[Walk]:
             await execute(["ip", "link", "del", "br0"])
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Walk]:
+    async with make_place(tmp_path_factory.mktemp("walk")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def walk(place: Walk) -> AsyncIterator[Walk]:
+    """A host that knows no domain and no network, before and after."""
+    yield place
+    await place.guest.stop()
+    await place.type("virsh undefine web1")
+    for network in await place.lab.links.networks():
+        await place.lab.links.delete_network(network.name)
+
+
 @pytest.mark.timeout(120)
-async def test_every_command_of_the_walk_does_what_the_document_says(tmp_path: Path) -> None:
+async def test_every_command_of_the_walk_does_what_the_document_says(walk: Walk) -> None:
     commands = transcript((ROOT / "docs/libvirt.md").read_text())
     assert THEN.keys() <= {command for command, _ in commands}
-    async with place(tmp_path) as walk:
-        for command, shown in commands:
-            printed = await walk.type(command)
-            same = len(printed) == len(shown) and all(map(like, shown, printed))
-            assert not shown or same, f"$ {command}\n" + "\n".join(printed)
-            if command in THEN:
-                await THEN[command](walk)
-        await asyncio.sleep(0)
+    for command, shown in commands:
+        printed = await walk.type(command)
+        same = len(printed) == len(shown) and all(map(like, shown, printed))
+        assert not shown or same, f"$ {command}\n" + "\n".join(printed)
+        if command in THEN:
+            await THEN[command](walk)
+
+
+@pytest.mark.timeout(120)
+async def test_the_readmes_commands_prepare_a_domain_whose_next_start_has_its_cable(
+    walk: Walk,
+) -> None:
+    await walk.type("virsh define web1.xml")
+    await walk.type("linkmgr network create blue bridge bridge=br0")
+    listed = "\n".join(await walk.type("linkmgr nics"))
+    prepare, start, plug = blocks_of("With libvirt")
+    assert prepare in listed, "it says with which command"
+    await walk.type(prepare)
+    await walk.type(start)
+    await walk.booted()
+    assert "plugged into blue" in "\n".join(await walk.type(plug))
+    await walk.on_blue()
+    await walk.off()
+    await walk.type(start)
+    await walk.guest.connect()
+    await walk.on_blue()
+    await walk.off()

@@ -4,25 +4,71 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from linkmgr.testing.process import execute
+from linkmgr.testing.process import Child, execute, until
 from tests.integration.lab import Lab
+from tests.integration.readme import blocks_of, fenced, sections
 
 ROOT = Path(__file__).parents[2]
 
 
-async def test_the_program_of_the_readme_runs_on_a_guest(lab: Lab) -> None:
+#: Which file runs the commands of a section.
+RUN_BY = {
+    "Try it": "test_readme.py",
+    "Quick start": "test_cli.py",
+    "With libvirt": "test_libvirt_walk.py",
+    "Use it from Python": "test_readme.py",
+}
+
+
+def test_every_command_of_the_readme_is_run_by_a_test() -> None:
+    assert sections() == list(RUN_BY)
+    for section, file in RUN_BY.items():
+        text = Path(__file__).with_name(file).read_text()
+        assert f'blocks_of("{section}")' in text, f"{file} does not read {section!r}"
+
+
+async def test_what_the_readme_wants_tried_runs_the_demo_below_and_every_test() -> None:
+    recipes = {}
+    for command in blocks_of("Try it"):
+        make = ["env", "-u", "MAKEFLAGS", "make", "-C", str(ROOT), "-n"]  # shows, runs nothing
+        recipes[command] = (await execute([*make, *command.split()[1:]])).output
+    assert "examples/demo.py" in recipes["make demo"]
+    assert "scripts/test-files.py" in recipes["make test"]
+
+
+async def test_the_program_of_the_readme_runs_on_a_guest_that_was_started_as_it_says(
+    lab: Lab, tmp_path: Path, qemu: str
+) -> None:
+    (_, example), (_, program) = fenced()
+    arguments = example.splitlines()[-1]
+    (start,) = blocks_of("Use it from Python")
+    rest = "-nodefaults -display none -machine q35 -accel tcg -m 96"
+    for written, here in (
+        ("qemu-system-x86_64", qemu),
+        ("/run/web1.qmp", f"{tmp_path}/web1.qmp"),
+        ("ARGUMENTS ...", f"{arguments} {rest}"),
+    ):
+        assert written in start
+        start = start.replace(written, here)
+    program = program.replace("/run/web1.qmp", f"{tmp_path}/web1.qmp")
     await lab.sh("ip link add eth1 type veth peer name eth2")
-    guest = await lab.guest(boot=False, add=False)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (program,) = (block for block in blocks if "LinkManager" in block)
-    program = program.replace("/run/web1.qmp", str(guest.qmp_path))
-    result = await execute([sys.executable, "-W", "error", "-c", program], timeout=60)
+    with tempfile.TemporaryFile() as output:
+        guest = Child(["sh", "-c", f"exec {start}"], output=output)
+        try:
+
+            async def listens() -> bool:
+                return (tmp_path / "web1.qmp").exists()
+
+            await until(listens, timeout=20, what="QEMU's monitor")
+            result = await execute([sys.executable, "-W", "error", "-c", program], timeout=60)
+        finally:
+            await guest.end()
     assert result.output == ""
     await lab.sh("ip link del eth1")
     assert not Path("/sys/class/net/br0").exists()
