@@ -44,6 +44,7 @@ class Carrier:
     """The carrier of one NIC: set it, flap it, know it.
 
     QEMU has no command that reads a carrier back, so `up` is what was last set, ``None`` before.
+    Another monitor may have set it since, and nobody is told.
 
     :param watch: shared by the NICs of a guest.
     """
@@ -55,13 +56,14 @@ class Carrier:
         self._seen_at = float("-inf")
         self.up: bool | None = None
 
-    async def set(self, *, up: bool, seen: bool = True) -> None:
+    async def set(self, *, up: bool, seen: bool = True, anew: bool = False) -> None:
         """Set the carrier if it is not so already.
 
         :param seen: hold it down until the guest must have noticed, before it goes up.
+        :param anew: set it also if it was last set so.
         :raise MonitorError: when QEMU did not confirm; then `up` is ``None``.
         """
-        if self.up is up:
+        if self.up is up and not anew:
             return
         if up and seen:
             await asyncio.sleep(max(0.0, self._seen_at - time.monotonic()))

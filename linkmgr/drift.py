@@ -36,12 +36,14 @@ def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:
     return not REPAIRABLE.isdisjoint(code for code, _, _ in device_faults(slot, links))
 
 
-async def reported(slot: Slot, host: Host) -> tuple[str, ...]:
-    """What is wrong with a cable that nobody repairs, as `Outcome.notes`.
+async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
+    """What is wrong with a cable and not repaired, or not yet, as `Outcome.notes`.
 
-    Asks the kernel about two devices at most, and nothing where the network says `Drift.REPAIR`.
+    Asks the kernel about two devices at most.
+
+    :param watched: whether a `DriftWatch` runs.
     """
-    if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPORT:
+    if slot.plugged is None:
         return ()
     links: dict[str, Link] = {}
     try:
@@ -51,10 +53,16 @@ async def reported(slot: Slot, host: Host) -> tuple[str, ...]:
     except LinkmgrError as error:
         return (f"its device cannot be looked at: {error}",)
     network = slot.plugged.attachment.port.network
-    return tuple(
-        f"{what}, and network {network} says to report that only. To do: {hint}"
-        for _, what, hint in device_faults(slot, links)
-    )
+    faults = device_faults(slot, links)
+    if network.drift is Drift.REPORT:
+        then = f"network {network} says to report that only"
+    elif not watched:
+        then = "nobody watches cables to repair that"
+    elif may_repair(slot, links):
+        then = "that is not repaired yet"
+    else:
+        then = "linkmgr does not repair that by itself"
+    return tuple(f"{what}, and {then}. To do: {hint}" for _, what, hint in faults)
 
 
 def _devices(cable: Cable) -> list[str]:

@@ -220,9 +220,16 @@ class NoCommonEndpoint(CannotAttach):
 
 
 class MtuTooLarge(CannotAttach):
-    """The network carries larger frames than the NIC can take."""
+    """The network carries larger frames than the NIC can take.
+
+    :param mtu: bytes that it carries; ``None`` when that is not known, as over HTTP.
+    """
 
     code = "mtu-too-large"
+
+    def __init__(self, what: str, *, hint: str | None = None, mtu: int | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.mtu = mtu
 
 
 class NotOnHub(CannotAttach):

@@ -29,6 +29,8 @@ class EventKind(StrEnum):
     UNPLUGGED = "unplugged"
     NETWORK_ADDED = "network-added"
     PORT_ADDED = "port-added"
+    NETWORK_REMOVED = "network-removed"
+    PORT_REMOVED = "port-removed"
     NOT_APPLIED = "not-applied"  #: what a domain's XML asks for is not so; the details say why
     FAILED = "failed"  #: a verb failed; the details have its code
     LINK = "link"

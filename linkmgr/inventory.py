@@ -16,7 +16,7 @@ from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
 from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
-from linkmgr.errors import LinkmgrError, MonitorGone, MonitorTimeout, UnknownVm
+from linkmgr.errors import BadRequest, LinkmgrError, MonitorGone, MonitorTimeout, UnknownVm
 from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
@@ -37,9 +37,10 @@ from linkmgr.model import (
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.qmp.dialer import Dialers, only_sockets
+from linkmgr.qmp.qemu import Qemu
 from linkmgr.reservations import Reservations
 from linkmgr.strays import Strays
-from linkmgr.swap import Probe, Slot, no_probe
+from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
 
 #: Seconds that a start waits for QEMUs that do not answer.
@@ -135,7 +136,9 @@ class Inventory(ABC):
         if self._watches:
             self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
 
-    async def _connect(self, journal: VmJournal) -> Vm:
+    async def _connect(
+        self, journal: VmJournal, check: Callable[[Qemu], None] = lambda _: None
+    ) -> Vm:
         record = journal.record
         return await Vm.connect(
             record.vm,
@@ -144,6 +147,7 @@ class Inventory(ABC):
             timeout=self.timeout,
             handler=self._care.on_event,
             journal=journal,
+            check=check,
         )
 
     async def _tidy(self) -> None:
@@ -190,7 +194,7 @@ class Inventory(ABC):
 
     async def nics(self) -> list[Nic]:
         """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
-        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        await asyncio.gather(*(self._look_for_nics(vm) for vm in self._vms.values()))
         return self.seen()[1]
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
@@ -212,7 +216,7 @@ class Inventory(ABC):
             for each in absent.nics():
                 if each.ref == ref:
                     return each
-        vm, slot = self._find(ref)
+        vm, slot = await self._find_now(ref)
         await self._care.ping(vm)
         return vm.nic(slot)
 
@@ -317,6 +321,7 @@ class Inventory(ABC):
     # ------------------------------------------------------------------ inside
 
     def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
+        self._check_open()
         if absent := self._absent.vms.get(ref.vm):
             raise absent.refusal(ref.alias)
         if ref.vm not in self._vms:
@@ -324,6 +329,28 @@ class Inventory(ABC):
             raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
         vm = self._vms[ref.vm]
         return vm, vm.slot(ref.alias)
+
+    async def _find_now(self, ref: NicRef) -> tuple[Vm, Slot]:
+        """As `_find`; a NIC that was hot-plugged since is found, too."""
+        vm = self._vms.get(ref.vm)
+        if vm is not None and ref.alias not in vm.slots:
+            await self._look_for_nics(vm)
+        return self._find(ref)
+
+    async def _look_for_nics(self, vm: Vm) -> None:
+        """Ask QEMU for a sign of life, and for NICs that were hot-plugged since."""
+        await self._care.ping(vm)
+        if vm.qemu.alive and not vm.unknown and not self._closed:
+            await asyncio.shield(self._start(self._find_new_nics(vm)))
+
+    async def _find_new_nics(self, vm: Vm) -> None:
+        async with self._adding.setdefault(vm.name, asyncio.Lock()):
+            if self._vms.get(vm.name) is not vm:  # removed meanwhile
+                return
+            try:
+                await vm.look_for_nics()
+            except LinkmgrError as error:
+                log.warning("VM %s: cannot look for new NICs: %s", vm.name, error)
 
     def _mac_of(self, ref: NicRef) -> str | None:
         """The address of a NIC, ``None`` for one that is gone."""
@@ -367,7 +394,7 @@ class Inventory(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("this LinkManager is closed")
+            raise BadRequest("this LinkManager is closed", hint="enter a new one")
 
     async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
         async with slot.lock:
@@ -377,6 +404,7 @@ class Inventory(ABC):
 
     async def _guarded(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
+        before = slot.plugged
         try:
             if vm.qemu.alive:
                 await swap.settle(slot)
@@ -386,6 +414,8 @@ class Inventory(ABC):
         except LinkmgrError as error:
             if isinstance(error, MonitorTimeout | MonitorGone):
                 self._care.lost(vm)
+            if isinstance(error, MonitorTimeout):
+                error.hint = f"{error.hint}; {_later(before, slot.plugged)}"
             error.about(str(slot.ref), vm.nic(slot).describe())
             self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
             raise
@@ -396,3 +426,10 @@ class Inventory(ABC):
     @abstractmethod
     async def _repair(self, slot: Slot) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""
+
+
+def _later(before: Plugged | None, now: Plugged | None) -> str:
+    """What becomes of a verb that QEMU did not answer."""
+    if now is not before and now is not None:
+        return "the new cable is in, and the guest is told of it when QEMU answers again"
+    return "what was begun is settled when QEMU answers again: repeat it then"

@@ -309,6 +309,7 @@ def _read_domain_nic(form: Form) -> DomainNicInfo:
         link=form.choice_or_none("link", LinkState),
         device=form.text_or_none("device"),
         wanted=form.text_or_none("wanted"),
+        restart=form.flag("restart") if "restart" in form else False,
     )
 
 

@@ -20,6 +20,7 @@ from linkmgr.errors import (
     LinkmgrError,
     MonitorError,
     MonitorGone,
+    MtuTooLarge,
     NetworkInUse,
     PortInUse,
     StateError,
@@ -35,14 +36,19 @@ from linkmgr.model import (
     Notify,
     Outcome,
     Port,
+    Transport,
     check_name,
 )
-from linkmgr.qmp.dialer import address_of, same_socket
+from linkmgr.qmp.dialer import address_of, same_socket, transport_of
+from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Slot, Timings, no_probe
 from linkmgr.vm import Vm
 
 T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
+
+#: What a person calls these.
+_CHOICES = {Notify: "way to notify", LinkState: "link state", Drift: "policy for drift"}
 
 
 class LinkManager(Beside):
@@ -81,7 +87,7 @@ class LinkManager(Beside):
         :return: its NICs.
         :raise BadName: when `name` cannot be a name.
         :raise AlreadyExists: when a living VM of that name has another monitor.
-        :raise Conflict: when another VM has that monitor.
+        :raise Conflict: when another VM has that monitor, or is the same QEMU.
         :raise MonitorError: when QEMU is not there, does not answer or is too old.
         """
         check_name("VM", name)
@@ -114,7 +120,8 @@ class LinkManager(Beside):
             await self._refuse_shared(name, address)
             if known:  # its document goes before the new one is written
                 await self._leave(known)
-            vm = await self._connect(VmJournal(self._journal, VmRecord(name, address)))
+            journal = VmJournal(self._journal, VmRecord(name, address))
+            vm = await self._connect(journal, partial(self._refuse_same, name))
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
             return vm.nics()
@@ -134,6 +141,27 @@ class LinkManager(Beside):
                 raise Conflict(
                     f"the monitor {address} is that of VM {other}, whose NICs linkmgr has already",
                     hint=f"use VM {other}, or remove it first",
+                )
+
+    def _refuse_same(self, name: str, qemu: Qemu) -> None:
+        """Refuse a QEMU that another VM is already, by another way to it.
+
+        Of two sockets that says nothing: the process is who made them, which need not be QEMU.
+        """
+        others = {
+            each.record.vm: (each.record.pid, transport_of(each.record.qmp))
+            for each in self._absent.vms.values()
+            if each.record.process_lives()
+        }
+        others |= {
+            vm.name: (vm.qemu.pid, vm.qemu.transport) for vm in self._vms.values() if vm.qemu.alive
+        }
+        for other, (pid, transport) in others.items():
+            only_sockets = {transport, qemu.transport} == {Transport.SOCKET}
+            if other != name and pid is not None and pid == qemu.pid and not only_sockets:
+                raise Conflict(
+                    f"the QEMU of {qemu.address} is VM {other}, whose NICs linkmgr has already",
+                    hint=f"use VM {other}",
                 )
 
     async def remove_vm(self, name: str) -> bool:
@@ -219,6 +247,7 @@ class LinkManager(Beside):
             self._networks.restore(network)
             raise
         await self._saved(lambda: self._networks.restore(network))
+        self._board.tell(EventKind.NETWORK_REMOVED, network)
         return True
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
@@ -236,6 +265,7 @@ class LinkManager(Beside):
         if port is None:
             return False
         await self._saved(lambda: self._networks.restore_port(port))
+        self._board.tell(EventKind.PORT_REMOVED, port)
         return True
 
     async def _saved(self, undo: Callable[[], object]) -> None:
@@ -263,8 +293,8 @@ class LinkManager(Beside):
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is.
 
-        Plugging the network or port that it is on does nothing. If the cable into it is broken, and
-        the network says `Drift.REPORT`, the notes of the outcome say so.
+        Plugging the network or port that it is on does nothing. If the cable into it is broken, the
+        notes of the outcome say so.
 
         :param nic: ``VM/ALIAS``.
         :param target: ``NETWORK``, ``NETWORK:PORT``, ``fd:NAME``, or what the create verbs
@@ -275,13 +305,13 @@ class LinkManager(Beside):
             error says otherwise.
         """
         ref, how = NicRef.parse(nic), _choice(Notify, notify)
-        vm, slot = self._find(ref)
+        vm, slot = await self._find_now(ref)
 
         async def work() -> Outcome:
             port = self._networks.port(target, ref, uid)
             here = slot.plugged.attachment.port if slot.plugged else None
             if here and (here == port or (port.implied and here.network == port.network)):
-                notes = await reported(slot, self._host)
+                notes = await reported(slot, self._host, watched=self._watches)
                 return Outcome(vm.nic(slot), changed=False, notes=notes)
             driver = self._networks.driver(port.network.driver)
             self._networks.refuse_same_address(port, ref, vm.nic(slot).mac, self._mac_of)
@@ -296,6 +326,11 @@ class LinkManager(Beside):
                 timings = await swap.plug(
                     slot, driver, port, free_port, notify=told, probe=self._probe
                 )
+            except MtuTooLarge as error:
+                # The driver does not know the NIC's model, and only virtio has that property.
+                if error.mtu is not None and vm.nic(slot).model.startswith("virtio-net"):
+                    error.hint = f"boot the NIC with host_mtu={error.mtu}, or {error.hint}"
+                raise
             finally:
                 if arrives:
                     keeps = slot.plugged.attachment.port if slot.plugged else None
@@ -313,7 +348,7 @@ class LinkManager(Beside):
 
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had.
         """
-        vm, slot = self._find(NicRef.parse(nic))
+        vm, slot = await self._find_now(NicRef.parse(nic))
         return await self._verb(vm, slot, partial(self._unplug, vm, slot))
 
     async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
@@ -338,12 +373,14 @@ class LinkManager(Beside):
     async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
         """Set what the guest sees as carrier while the NIC is plugged. Survives replugs.
 
-        An unplugged NIC stays down and takes the state when it is plugged.
+        An unplugged NIC stays down and takes the state when it is plugged. QEMU is told in any
+        case, for another monitor may have set something else since. It cannot be asked what is set,
+        so `changed` is whether this differs from what linkmgr set last.
 
         :raise MonitorError: when QEMU did not confirm it.
         """
         ref, wanted = NicRef.parse(nic), _choice(LinkState, state)
-        vm, slot = self._find(ref)
+        vm, slot = await self._find_now(ref)
 
         async def work() -> Outcome:
             await vm.check_managed(slot)
@@ -351,8 +388,8 @@ class LinkManager(Beside):
             slot.wanted = wanted
             try:
                 await slot.journal.change(ref.alias, wanted=wanted)
-                if slot.plugged or slot.foreign:
-                    await slot.carrier.set(up=wanted is LinkState.UP)
+                if slot.plugged or slot.foreign or slot.carrier.up is False:
+                    await slot.apply_link(anew=True)
             except LinkmgrError:
                 slot.wanted = before[0]
                 slot.leftovers += [slot.apply_link, slot.remember]
@@ -405,9 +442,10 @@ def _choice(kind: type[E], value: str) -> E:
     try:
         return kind(value)
     except ValueError:
+        *most, last = kind
         raise BadOption(
-            f"{ascii(value)[:43]} is not a {kind.__name__.lower()}",
-            hint="give one of " + ", ".join(kind),
+            f"{ascii(value)[:43]} is not a {_CHOICES[kind]}",
+            hint=f"give {', '.join(most)} or {last}",
         ) from None
 
 

@@ -361,6 +361,7 @@ class DomainNicInfo:
     :param network: what it is plugged into: a port of linkmgr, else libvirt's own source.
     :param device: of the host; ``None`` while there is none.
     :param wanted: what the domain's XML asks for; ``None`` when it asks for nothing.
+    :param restart: whether it boots so from the next start on, but did not when it was started.
     """
 
     alias: str
@@ -373,6 +374,7 @@ class DomainNicInfo:
     link: LinkState | None = None
     device: str | None = None
     wanted: str | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -382,7 +384,8 @@ class DomainInfo:
     :param state: in virsh's words: ``running``, ``shut off``.
     :param transport: how its QEMU is spoken to; ``None`` when it is not.
     :param prepared: whether all its NICs are.
-    :param command: what would prepare it; ``None`` if nothing need be done, or can be.
+    :param command: what would prepare it; ``None`` if nothing need be done, or can be. Where it has
+        been done since it was started, its NICs say `restart`.
     """
 
     name: str

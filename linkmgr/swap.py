@@ -135,12 +135,12 @@ class Slot:
             record = self.plugged.record() if self.plugged else None
             await self.journal.change(self.ref.alias, wanted=self.wanted, cable=record, intent=None)
 
-    async def apply_link(self, *, seen: bool = True) -> None:
-        """Show the guest the wanted link if the NIC is on a cable, else none."""
+    async def apply_link(self, *, seen: bool = True, anew: bool = False) -> None:
+        """Show the guest the wanted link if the NIC is on a cable, else none: see `Carrier.set`."""
         if self.lost:
             return
         up = (self.plugged is not None or self.foreign) and self.wanted is LinkState.UP
-        await self.carrier.set(up=up, seen=seen)
+        await self.carrier.set(up=up, seen=seen, anew=anew)
 
 
 class Timings(dict[str, float]):

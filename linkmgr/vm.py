@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from linkmgr.carrier import Carrier, LinkWatch
-from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, UnknownNic
+from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, StateError, UnknownNic
 from linkmgr.host import Host
 from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
@@ -51,6 +51,7 @@ class Vm:
         timeout: float,
         handler: Callable[[Vm, MonitorEvent], None],
         journal: VmJournal,
+        check: Callable[[Qemu], None] = lambda _: None,
     ) -> Vm:
         """Connect to QEMU, find its NICs and take the unplugged ones down.
 
@@ -58,6 +59,7 @@ class Vm:
         argument against that.
 
         :param journal: what is known of it. A NIC with a cable or an intent there is left as it is.
+        :param check: raises if this QEMU is not to be had; before anything is done to its NICs.
         :raise MonitorError: when QEMU is not there or does not answer.
         :raise StateError: when the NICs cannot be written down.
         """
@@ -73,6 +75,7 @@ class Vm:
         qemu = await Qemu.connect(dialer, name=f"VM {name}", timeout=timeout, handler=hand_on)
         try:
             vm = cls(name, qemu, host, journal)
+            check(qemu)
             _require(qemu)
             await vm.find_nics()
             while True:
@@ -192,6 +195,8 @@ class Vm:
         nics = (await self.qemu.network()).nics
         found = {alias: client for alias, client in nics.items() if alias not in self.slots}
         managed = set()
+        slots: dict[str, Slot] = {}
+        facts: dict[str, Facts] = {}
         for alias in found:  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
             slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
@@ -206,19 +211,34 @@ class Vm:
                 managed.add(alias)
             except (CannotAttach, CommandFailed):
                 pass  # listed all the same; plugging it says why not
-            self.slots[alias] = slot
+            slots[alias] = slot
         same = self.journal.record.is_of(self.qemu.pid)
         for alias, client in found.items():
             if same and (known := self.journal.record.nics.get(alias)):
-                self.facts[alias] = replace(known.facts, managed=alias in managed)
+                facts[alias] = replace(known.facts, managed=alias in managed)
                 continue
             mac, mtu = client.mac or "", DEFAULT_MTU
             if alias in managed:
                 with contextlib.suppress(CannotAttach, CommandFailed):
                     offer = await self.wiring.offer(NicRef(self.name, alias))
                     mac, mtu = offer.mac, offer.mtu
-            self.facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
-        await self.remember()
+            facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
+        self.facts.update(facts)  # all that is known of them at once: others look meanwhile
+        self.slots.update(slots)
+        try:
+            await self.remember()
+        except StateError:  # what is not written down may not be plugged: a restart would miss it
+            for alias in slots:
+                del self.slots[alias]
+            raise
+
+    async def look_for_nics(self) -> None:
+        """Find the NICs that were hot-plugged since, of which QEMU tells nobody.
+
+        :raise LinkmgrError: as `find_nics`, and when QEMU does not answer.
+        """
+        if (await self.qemu.network()).nics.keys() - self.slots.keys():
+            await self.find_nics()
 
     async def remember(self) -> None:
         """Write down which NICs there are, and of each what was known before.

@@ -47,7 +47,7 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
         areas = await asyncio.gather(
             probes.kernel(),
             probes.qemu(),
-            probes.libvirt(),
+            _libvirt(config or CONFIG),
             probes.hook(),
             probes.apparmor(),
             probes.ovs(),
@@ -58,6 +58,10 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
     order = ["kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"]
     found = [line for area in areas for line in area]
     return sorted(found, key=lambda line: order.index(line.area))
+
+
+async def _libvirt(config: Path) -> list[Line]:
+    return await probes.libvirt(uri=await probes.libvirt_uri(config))
 
 
 def show(lines: Sequence[Line]) -> None:

@@ -15,7 +15,7 @@ from linkmgr.cli.show import age, natural, printed_as_json, table
 if TYPE_CHECKING:
     from linkmgr.client import Client
     from linkmgr.errors import LibvirtError
-    from linkmgr.model import DomainInfo, Nic, VmInfo
+    from linkmgr.model import DomainInfo, DomainNicInfo, Nic, VmInfo
 
 
 @click.command(cls=Verb)
@@ -70,18 +70,34 @@ def rows_of(
     for domain in domains:
         for each in domain.nics:
             name = f"{domain.name}/{each.alias or each.mac or '?'}"
-            todo = "" if each.prepared else domain.command or ""
+            todo = _to_do(domain, each)
             if name in known:
                 known[name][-1] = todo
                 continue
             rows.append(
                 [
-                    name, domain.state, each.link or "-", each.network or each.wanted or "-",
+                    name, domain.state, each.link or "-",
+                    each.network or _wanted(domain, each) or "-",
                     each.device or "-", each.mac, "-", each.model,
                     "hub" if each.prepared else "fixed", domain.transport or "-", "-", todo,
                 ]
             )  # fmt: skip
     return sorted(rows, key=lambda row: natural(row[0]))
+
+
+def _to_do(domain: DomainInfo, nic: DomainNicInfo) -> str:
+    """What makes the NIC one whose cable can change, or nothing."""
+    if nic.prepared:
+        return ""
+    return f"shut {domain.name} down and start it" if nic.restart else domain.command or ""
+
+
+def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:
+    """What the domain's XML asks for, which is not so now: ``at its start: blue``."""
+    if not nic.wanted:
+        return ""
+    when = "at its start" if domain.state == "shut off" else "desired"
+    return f"{when}: {nic.wanted.removeprefix('plugged into ').removesuffix(', link up')}"
 
 
 @click.command(cls=Verb)

@@ -11,7 +11,7 @@ import click
 
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import printable, printed_as_json
-from linkmgr.cli.words import DomainType
+from linkmgr.cli.words import DomainNicType, DomainType, is_file
 
 if TYPE_CHECKING:
     from linkmgr.libvirt.prepare import Rewritten
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 @click.argument("domain", type=DomainType(), metavar="DOMAIN.xml|DOMAIN")
-@click.option("--nic", metavar="ALIAS|MAC", help="One NIC only; by default all of the domain.")
+@click.option(
+    "--nic",
+    type=DomainNicType(),
+    metavar="ALIAS|MAC",
+    help="One NIC only; by default all of the domain.",
+)
 @click.option("--undo", is_flag=True, help="Make the NICs again what they were.")
 @click.option("--define", is_flag=True, help="Hand the result to libvirt, as virsh define does.")
 @click.option("--xml", "as_xml", is_flag=True, help="Print the whole XML, not what is different.")
@@ -55,7 +60,7 @@ def prepare(
     if undo and monitor is not None:
         raise click.UsageError("--monitor says nothing together with --undo.")
     virsh = Virsh(connect)
-    from_file = "/" in domain or domain.endswith(".xml") or domain == "-"
+    from_file = is_file(domain)
     notes: list[str] = []
     if from_file:
         xml = _read(domain)

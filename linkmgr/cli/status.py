@@ -42,7 +42,10 @@ def status() -> None:
     if printed_as_json({"vms": vms, "nics": nics, "findings": findings}):
         return
     if not vms:
-        click.echo("No VM is known. Add one with 'linkmgr vm add NAME QMP-SOCKET'.")
+        click.echo(
+            "No VM is known. A guest of libvirt is, once it is prepared and started: 'linkmgr "
+            "prepare DOMAIN --define'.\nAdd any other with 'linkmgr vm add NAME QMP-SOCKET'."
+        )
     for text in report(lines(vms, nics, found, datetime.now(UTC))):
         click.echo(text)
 

@@ -9,7 +9,7 @@ import click
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verbs
 from linkmgr.cli.show import age, natural, printed_as_json, table
-from linkmgr.cli.words import VmType
+from linkmgr.cli.words import MonitorType, VmType
 
 
 @click.group(cls=Verbs)
@@ -19,7 +19,7 @@ def vm() -> None:
 
 @vm.command()
 @click.argument("name")
-@click.argument("qmp", type=click.Path(), metavar="QMP-SOCKET")
+@click.argument("qmp", type=MonitorType(), metavar="QMP-SOCKET|libvirt:DOMAIN")
 def add(name: str, qmp: str) -> None:
     """Take charge of a running guest's NICs. Unplugged ones lose their carrier at once.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,8 @@ else:
     _Type = click.ParamType  # older releases of click have no parameter here
 
 COMPLETION_SECONDS = 1.0  #: for which the shell waits when names are completed
+
+_LIBVIRT = "libvirt:"  # before the domain whose QEMU is reached through libvirt
 
 Names = Callable[["Client"], Awaitable[Iterable[str]]]
 
@@ -80,6 +83,20 @@ async def _target_names(links: Client) -> list[str]:
     return sorted(networks + [str(port) for each in ports for port in each])
 
 
+async def _passthrough_names(links: Client) -> list[str]:
+    """The running domains that are no VM yet, as `vm add` takes them."""
+    import asyncio
+
+    vms, domains = await asyncio.gather(links.vms(), _domains(links))
+    taken = {each for vm in vms for each in (vm.name, vm.qmp)}
+    return [
+        f"{_LIBVIRT}{each.name}"
+        for each in domains
+        if each.state not in ("shut off", "crashed")
+        and taken.isdisjoint((each.name, f"{_LIBVIRT}{each.uuid}"))
+    ]
+
+
 class NicType(_Named):
     """``VM/NIC``."""
 
@@ -112,6 +129,46 @@ class DomainType(_Named):
         if not found and "/" not in incomplete:
             found = [CompletionItem(n) for n in _of_virsh() if n.startswith(incomplete)]
         return found or [CompletionItem(incomplete, type="file")]
+
+
+class DomainNicType(_Type):
+    """A NIC of the domain that the command names, by its alias or its address."""
+
+    name = "alias"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - click passes it
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The NICs that libvirt, or the file, says there are."""
+        # An option whose value is still to come keeps click from giving the arguments their names.
+        domain = ctx.params.get("domain") or next(iter(ctx.args), None)
+        if domain is None:
+            return []
+        return [
+            CompletionItem(name)
+            for name in _nics_of(domain, ctx.params.get("connect"))
+            if name.lower().startswith(incomplete.lower())
+        ]
+
+
+class MonitorType(_Named):
+    """The socket of a guest's monitor, or ``libvirt:DOMAIN``."""
+
+    name = "path"
+    names = staticmethod(_passthrough_names)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Files; and libvirt's domains where the word begins as theirs do."""
+        if incomplete and _LIBVIRT.startswith(incomplete[: len(_LIBVIRT)]):
+            found = super().shell_complete(ctx, param, incomplete)
+            if found or incomplete.startswith(_LIBVIRT):
+                return found
+        return [CompletionItem(incomplete, type="file")]
 
 
 class VmType(_Named):
@@ -202,3 +259,28 @@ def _of_virsh() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.split()
+
+
+def is_file(domain: str) -> bool:
+    """Whether what was called a domain is a file with its XML: ``-`` is stdin."""
+    return "/" in domain or domain.endswith(".xml") or domain == "-"
+
+
+def _nics_of(domain: str, connect: str | None) -> list[str]:
+    from linkmgr.libvirt.domain_xml import MAX_BYTES, Document
+    from linkmgr.libvirt.nics import nics_of
+    from linkmgr.libvirt.virsh import Virsh
+
+    try:
+        if not is_file(domain):
+            xml = Virsh(connect, seconds=COMPLETION_SECONDS).xml(domain)
+        else:
+            path = Path(domain).expanduser()
+            if not path.is_file():  # which a pipe is not: reading it would wait, and take from it
+                return []
+            with path.open("rb") as file:
+                xml = file.read(MAX_BYTES + 1)
+        nics = nics_of(Document(xml))
+    except Exception:  # noqa: BLE001 - a shell that completes has no place for errors
+        return []
+    return [name for nic in nics for name in (nic.alias, nic.mac) if name]

@@ -121,8 +121,8 @@ class BridgeDriver(NetworkDriver):
                 if not network.options.get("create"):
                     raise LinkMissing(
                         f"network {network} has no bridge: there is no device {name}",
-                        hint=f"run 'ip link add {name} type bridge', or give the network "
-                        "create=True",
+                        hint=f"run 'ip link add {name} type bridge', or create the network "
+                        "anew with create=true (in Python create=True)",
                     )
                 mtu = network.options.get("mtu") or DEFAULT_MTU
                 assert isinstance(mtu, int)

@@ -73,8 +73,8 @@ class FdAttachment(Attachment):
             raise MtuTooLarge(
                 f"device {found.device}, fd {self.port.name}, carries {found.mtu} bytes, but the "
                 f"NIC takes only {self.offer.mtu}",
-                hint=f"boot the NIC with host_mtu={found.mtu}, or give the device the MTU "
-                f"{self.offer.mtu}",
+                hint=f"give the device the MTU {self.offer.mtu}",
+                mtu=found.mtu,
             )
         return FdEndpoint(self.port.name, found.device, vnet_hdr=found.vnet_hdr, mtu=found.mtu)
 

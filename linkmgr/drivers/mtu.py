@@ -20,7 +20,8 @@ def check_mtu(offer: Offer, port: Port, *, promised: int | None, device: str, ca
     if mtu > offer.mtu:
         raise MtuTooLarge(
             f"network {port.network} carries {mtu} bytes, but the NIC takes only {offer.mtu}",
-            hint=f"boot the NIC with host_mtu={mtu}, or give the network mtu={offer.mtu}",
+            hint=f"give the network mtu={offer.mtu}",
+            mtu=mtu,
         )
     if carried < mtu:
         raise HostError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import ExitStack
 
+from linkmgr.host import sysfiles
 from linkmgr.host.names import private_mac
 from linkmgr.host.rtnl import (
     IFF_UP,
@@ -16,6 +19,11 @@ from linkmgr.host.rtnl import (
 )
 from linkmgr.host.silence import silence
 from linkmgr.model import Mark
+
+_SYSFS = "/sys/class/net"
+_SET = "3"  # NET_ADDR_SET of linux/netdevice.h
+_NO_ADDRESS = "00:00:00:00:00:00"
+_addressing = threading.Lock()  # between seeing that a bridge has no address set, and setting one
 
 
 def make_bridge(name: str, mark: Mark, *, mtu: int) -> None:
@@ -38,6 +46,45 @@ def make_bridge(name: str, mark: Mark, *, mtu: int) -> None:
         silence(rtnl, name)
         rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))
         undo.pop_all()
+
+
+def keep_address(bridge: int, name: str) -> str | None:
+    """Set the address that a bridge has, if it would take those of our taps; return it if so.
+
+    A bridge whose address nobody set has the lowest of its ports: with none but taps of ours that
+    is one of theirs, another after each swap, and guests look for this host where it was. A bridge
+    with a port of anybody else is left to follow that. One whose last port went has no address at
+    all, and gets one.
+
+    :raise Refused: when the kernel does.
+    """
+    of = f"{_SYSFS}/{name}"
+    with _addressing:
+        try:
+            # The index tells a sysfs of another network namespace from ours.
+            if int(sysfiles.read(f"{of}/ifindex")) != bridge:
+                return None
+            if sysfiles.read(f"{of}/addr_assign_type").strip() == _SET:
+                return None
+            if not all(_is_ours(port) for port in os.listdir(f"{of}/brif")):  # noqa: PTH208 - see sysfiles
+                return None
+            address = sysfiles.read(f"{of}/address").strip()
+        except (OSError, ValueError):  # the bridge goes just now, or sysfs is not ours
+            return None
+        if address == _NO_ADDRESS:
+            address = private_mac()
+        with Rtnl() as rtnl:
+            rtnl.change(set_link(f"give {name} its address for good", bridge, address=address))
+        return address
+
+
+def _is_ours(port: str) -> bool:
+    try:
+        return Mark.parse(sysfiles.read(f"{_SYSFS}/{port}/ifalias").strip()) is not None
+    except FileNotFoundError:  # it went meanwhile
+        return True
+    except ValueError:  # an alias that is not ASCII
+        return False
 
 
 def join(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 from collections.abc import Iterable
 from functools import partial
 
 from linkmgr.errors import LinkBusy, NotForwarding
-from linkmgr.host.bridge import join, leave, take_off
+from linkmgr.host.bridge import join, keep_address, leave, take_off
 from linkmgr.host.devices import Devices, speaking
 from linkmgr.host.links import Link, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import IFF_UP, Change, forget, forward, index_of, set_link, set_port_state
 from linkmgr.host.threads import made_in_thread, to_the_end
 from linkmgr.host.trouble import Refused
+
+log = logging.getLogger(__name__)
 
 #: Why a port cannot be shut that passes nothing: it is down, or no port any more.
 _SHUT_ANYWAY = frozenset({errno.ENETDOWN, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP})
@@ -40,6 +43,9 @@ class Ports(Devices):
         A device that is down gets its options first and is brought up then, so they hold from the
         first frame on. A device that is up forwards with default options for some 10 us. A device
         that is a port of this bridge already gets the options.
+
+        A bridge with none but ports of ours has its address set before, to the one that it has: see
+        `linkmgr.host.bridge.keep_address`.
 
         :param up: ``False`` leaves a device that is down as it is, and does not wait.
         :param timeout: seconds. A spanning tree takes twice its forward delay, 30 s by default.
@@ -71,6 +77,11 @@ class Ports(Devices):
             bring_up=up and not port.up,
         )
         undo = partial(take_off, port.index, name)
+        if joining:
+            with speaking(bridge):
+                kept = await to_the_end(keep_address, over.index, bridge)
+            if kept is not None:
+                log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
         with speaking(name):
             if not joining:
                 await to_the_end(put)
@@ -200,9 +211,24 @@ class Ports(Devices):
         answers = {errno.EPERM} if is_port else {errno.EOPNOTSUPP, errno.EINVAL}
         if link is None or link.port_state is PortState.FORWARDING or refused.code not in answers:
             return refused
+        return await self._not_forwarding(link, bridge, "so it cannot have addresses")
+
+    async def _not_forwarding(self, link: Link, bridge: str, then: str) -> NotForwarding:
+        """Make the error. The device may be removed by the time that somebody reads it."""
+        if await self.find_link(bridge) is None:
+            return NotForwarding(
+                f"bridge {bridge} does not exist any more, so it forwards nothing to {link.name}",
+                hint=f"make it again: 'ip link add {bridge} type bridge', then try again",
+            )
+        if link.port_state is None:
+            return NotForwarding(
+                f"{link.name} is no port of {bridge} any more, {then}",
+                hint=f"look which program takes ports off {bridge}, and try again",
+            )
         return NotForwarding(
-            f"{device} is {_port_state(link, bridge)}, so it cannot have addresses",
-            hint=f"look at 'bridge -d link show dev {device}'",
+            f"{link.name} is a port of {bridge} in the state {link.port_state.name.lower()}, "
+            f"{then}",
+            hint=f"a spanning tree takes twice its forward delay, see 'ip -d link show {bridge}'",
         )
 
     async def _wait_until_forwarding(self, name: str, bridge: str, timeout: float) -> None:
@@ -214,16 +240,6 @@ class Ports(Devices):
                 return
             left = end - asyncio.get_running_loop().time()
             if link.port_state is None or left <= 0:
-                raise NotForwarding(
-                    f"{name} is {_port_state(link, bridge)} after {timeout - left:.1f} s",
-                    hint=f"look at 'bridge -d link show dev {name}'; a spanning tree takes twice "
-                    f"its forward delay, see 'ip -d link show {bridge}'",
-                )
+                raise await self._not_forwarding(link, bridge, f"after {timeout - left:.1f} s")
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, 0.1)  # nothing to wait for without a spanning tree, 30 s with
-
-
-def _port_state(link: Link, bridge: str) -> str:
-    if link.port_state is None:
-        return f"no port of {bridge}"
-    return f"a port of {bridge} in the state {link.port_state.name.lower()}"

@@ -94,8 +94,10 @@ class Applier:
         except LinkmgrError as error:
             if self._has_ended(domain):
                 return wish  # and whoever sees that forgets the wish, too
-            self.trouble(domain, cable.nic, _trouble(error, cable))
-            return wish
+            if not isinstance(error, UnknownNic) or cable != Cable(cable.nic):
+                self.trouble(domain, cable.nic, _trouble(error, cable))
+                return wish
+            # Nothing is asked for a NIC that is not there.
         except Exception as error:
             log.exception("%s: a fault", domain.subject(cable.nic))
             what = f"the service failed: {type(error).__name__}"

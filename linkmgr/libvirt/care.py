@@ -18,7 +18,8 @@ from linkmgr.events import Event, EventKind, Events
 from linkmgr.journal import started_at
 from linkmgr.libvirt.apply import Applier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
-from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble, Wish
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
@@ -73,7 +74,7 @@ class DomainCare:
         self._raw = RawPorts(links)
         self.applier = Applier(links, self._raw)
         self._hooks = Hooks(self.known, links, self._raw)
-        self.verbs = DomainVerbs(links, self.known, self.asking)
+        self.verbs = DomainVerbs(links, self.known, self.asking, self._is_unwritten)
         self._pauses = pauses
         self.began = 0.0  #: when, in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -132,7 +133,7 @@ class DomainCare:
     async def domains(self) -> list[DomainInfo]:
         """All guests of libvirt on this host, prepared or not, running or not.
 
-        Without a connection to libvirt those that linkmgr has to do with. Who asks while somebody
+        Without libvirt those that linkmgr has to do with. Who asks while somebody
         looks gets the same answer: anybody may ask, and each look is some calls per domain.
         """
         if self._looking is None or self._looking.done():
@@ -175,6 +176,9 @@ class DomainCare:
     def _on_event(self, event: Event) -> None:
         if event.kind in _LOOK:
             self._spawn(self._look(event.subject), f"look at domain {event.subject}")
+        elif event.kind is EventKind.VM_REMOVED:
+            if (domain := self.known.find(event.subject)) is not None:
+                domain.wired = None  # whoever adds it again does that anew
         elif event.kind is EventKind.VM_GONE:
             self._spawn(self._gone(event.subject), f"forget domain {event.subject}")
         elif event.kind is EventKind.OVERFLOW:
@@ -204,8 +208,13 @@ class DomainCare:
     async def _on_libvirt(self, event: DomainEvent) -> None:
         match event.kind:
             case DomainEventKind.CONNECTED:
+                for domain in self.known:
+                    domain.is_stale()
                 self._look_at_all()
             case DomainEventKind.METADATA if event.detail == CABLES:
+                for domain in self.known:
+                    if domain.uuid == event.uuid:
+                        domain.is_stale()
                 self._spawn(self._look(event.name), f"look at domain {event.name}")
             case DomainEventKind.STOPPED:
                 # Of one whose process linkmgr cannot watch nobody else tells.
@@ -281,6 +290,7 @@ class DomainCare:
                 domain.record = domain.record.follow(wanted).done(done)
                 domain.acted.clear()
                 self.applier.trouble(domain, "", None)
+                await self._write_down(domain, document)
                 await self.known.save()  # before: what a crash cuts off is done after the restart
                 await self._carry_out(domain)
             finally:  # also when its metadata cannot be read
@@ -289,6 +299,25 @@ class DomainCare:
                     domain.wired = process
         finally:
             domain.applied.set()
+
+    async def _write_down(self, domain: Domain, document: Document) -> None:
+        """Make up for what could not be written into the live XML when it was done."""
+        if not domain.unwritten:
+            return
+        try:
+            before, after = await self.verbs.write_down(domain, document)
+        except LinkmgrError as error:
+            self._is_unwritten(domain, error)
+            return
+        assert domain.record is not None
+        nics = [nic for nic in {**before.of, **after.of} if before.get(nic) != after.get(nic)]
+        domain.record = domain.record.put(*(Wish(after.get(nic), done=True) for nic in nics))
+
+    def _is_unwritten(self, domain: Domain, error: LinkmgrError) -> None:
+        what = f"its live XML does not say yet what was done to its NICs: {error.what}"
+        hint = error.hint or "look at libvirt's log"
+        self.applier.trouble(domain, "", Trouble(error.code, what, hint))
+        self._later(domain)
 
     async def _carry_out(self, domain: Domain) -> None:
         if not await self.applier.carry_out(domain):

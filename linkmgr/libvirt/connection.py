@@ -33,6 +33,7 @@ from linkmgr.libvirt.domain_events import (
     lifecycle,
 )
 from linkmgr.libvirt.handle import Handle
+from linkmgr.libvirt.identity import CONFIG_DIR
 from linkmgr.libvirt.lanes import Lanes
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Libvirt:
         self.uri = uri
         self.run_dir = run_dir or default_run_dir(uri)
         self.problem: str | None = "it has not been tried yet"  #: why there is no connection
+        self._hint: str | None = None  #: what to do about that
         self._hub = DomainHub()
         self._handle: Handle | None = None
         self._lanes: Lanes | None = None
@@ -73,6 +75,11 @@ class Libvirt:
     def connected(self) -> bool:
         """Whether there is a connection now."""
         return self._handle is not None and self._handle.alive
+
+    @property
+    def installed(self) -> bool:
+        """Whether this host has a libvirt at all, which may be stopped: else nothing is missed."""
+        return self.connected or self.uri != "qemu:///system" or CONFIG_DIR.exists()
 
     def events(self) -> DomainEvents:
         """Listen from now on: an async iterator, with `close`.
@@ -204,9 +211,11 @@ class Libvirt:
         return await lanes.call(what, work, timeout)
 
     def _unreachable(self, what: str) -> LibvirtUnreachable:
+        at = "" if self.uri in str(self.problem) else f" at {self.uri}"
         return LibvirtUnreachable(
-            f"{what}: there is no connection to libvirt at {self.uri}: {self.problem}",
-            hint="it is connected by itself once libvirt is there; see 'linkmgr doctor'",
+            f"{what}: there is no connection to libvirt{at}: {self.problem}",
+            hint=self._hint
+            or "it is connected by itself once libvirt is there; see 'linkmgr doctor'",
         )
 
     async def _while_connected(self, handle: Handle) -> None:
@@ -229,11 +238,11 @@ class Libvirt:
 
     def _note(self, error: Exception) -> None:
         """Say once why there is no connection."""
-        said = str(error)
+        known = error if isinstance(error, LibvirtError) else None
+        said = known.what if known else str(error)
         if said != self.problem:
-            known = isinstance(error, LibvirtError)
-            log.warning("no libvirt at %s: %s", self.uri, said, exc_info=None if known else error)
-        self.problem = said
+            log.warning("no libvirt at %s: %s", self.uri, error, exc_info=None if known else error)
+        self.problem, self._hint = said, known.hint if known else None
 
     # --- events -----------------------------------------------------------------------------------
     def _subscribe(self, handle: Handle, api: Any, connection: Any) -> None:

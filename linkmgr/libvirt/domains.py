@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -24,6 +24,9 @@ from linkmgr.libvirt.metadata import Cable, Cables, parse, render
 log = logging.getLogger(__name__)
 
 DOCUMENT = "domains"
+
+#: Changes what a domain asks for.
+Edit = Callable[[Cables], Cables]
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,19 @@ class Domain:
         self.applied = asyncio.Event()  #: set when all is done for its process that can be now
         self.wired: Process | None = None  #: of which process the wiring was looked at
         self.queued = False  #: somebody waits for the lock to look at everything
+        #: What was done to its NICs, and could not be written into its live metadata yet.
+        self.unwritten: list[Edit] = []
         self.acted: set[str] = set()  #: NICs that were changed before it was known what is asked
         self.hooks = 0  #: of it that libvirt waits for now
         self.retry: asyncio.Task[None] | None = None
+
+    def is_stale(self) -> None:
+        """The metadata was edited, or may have been, since a hook brought the XML.
+
+        While one waits it is not: nobody can edit the metadata then, and libvirt cannot be asked.
+        """
+        if not self.hooks:
+            self.bring(None)
 
     def bring(self, xml: str | None) -> None:
         """Have the XML of a process that is about to run, or no more."""
@@ -221,6 +234,7 @@ class Domains:
         domain.record = domain.wired = domain.read = None
         domain.troubles.clear()
         domain.acted.clear()
+        domain.unwritten.clear()
         domain.applied.clear()
         if domain.hooks <= 1 and domain.brought is None:  # a hook that says so is one itself
             self._known.pop(domain.uuid, None)

@@ -29,7 +29,7 @@ from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
 from linkmgr.libvirt.status import BadStatus, Status, read_status
 from linkmgr.manager import LinkManager
-from linkmgr.model import LinkState, Nic, NicState
+from linkmgr.model import LinkState, Nic, NicRef, NicState
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ PAUSE = 5.0  #: seconds until what failed, or was not there, is tried again
 
 #: Sets a link in libvirt: uuid of the domain, MAC of the NIC, whether it is up.
 SetLink = Callable[[str, str, bool], Awaitable[None]]
+#: Gives a NIC a link.
+TakeWish = Callable[[NicRef, LinkState], Awaitable[object]]
 
 _WRITTEN = Mask.MOVED_TO | Mask.CLOSE_WRITE
 _GONE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED | Mask.UNMOUNT
@@ -112,6 +114,7 @@ class LinkFollower:
     :param run_dir: where libvirt keeps its status files; without it nothing happens, until it is
         there. Domains are the VMs of the same name.
     :param set_link: tells libvirt; ``None`` when there is no connection to it.
+    :param wish: takes what an operator told libvirt; by default the verb alone.
 
     What libvirt said is kept in the state directory, so that what an operator does while linkmgr is
     away is seen when it is back.
@@ -123,10 +126,12 @@ class LinkFollower:
         links: LinkManager,
         *,
         set_link: SetLink | None = None,
+        wish: TakeWish | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._links = links
         self._set_link = set_link
+        self._wish = wish or links.set_link
         self._domains: dict[str, _Domain] = {}  # by name
         self._bells: dict[str, asyncio.Event] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
@@ -199,7 +204,7 @@ class LinkFollower:
         if verdict.wish is not None:
             log.info("%s: link %s, as libvirt was told", ref, verdict.wish)
             try:
-                await self._links.set_link(ref, verdict.wish)
+                await self._wish(ref, verdict.wish)
             except LinkmgrError:
                 # It is still to be taken: libvirt says it, and is to be believed the next time.
                 domain.said[alias] = _other(verdict.wish)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from linkmgr.errors import LinkmgrError
+from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
 from linkmgr.libvirt.metadata import Cables, cables_of, read_document
@@ -31,11 +34,11 @@ class Listing:
         self._nics = {(nic.ref.vm, nic.ref.alias): nic for nic in nics}
 
     async def all(self) -> list[DomainInfo]:
-        """All domains, by name.
+        """All domains, by name. Without libvirt those that linkmgr has to do with.
 
-        :raise LibvirtError: when libvirt does not answer, though it is connected.
+        :raise LibvirtError: when libvirt is stopped or does not answer: some would be missing.
         """
-        if self._libvirt is None or not self._libvirt.connected:
+        if self._libvirt is None or not self._libvirt.installed:
             return [self._unseen(each.name, each.uuid) for each in self._known if each.record]
         found = []
         for view in await self._libvirt.domains():
@@ -47,28 +50,48 @@ class Listing:
                 document = read_document(await self._libvirt.xml(view.uuid, live=True), view.name)
             except LinkmgrError:  # it is gone by now, say
                 continue
-            found.append(self._of(view.name, view.uuid, str(view.state), view.active, document))
+            later = await self._prepared_later(self._libvirt, view, document)
+            found.append(self._of(view, document, later))
         return found
 
-    def _of(self, name: str, uuid: str, state: str, active: bool, document: Document) -> DomainInfo:
-        prepared = records_of(document)
+    async def _prepared_later(
+        self, libvirt: LibvirtSide, view: DomainView, document: Document
+    ) -> set[str]:
+        """Aliases and addresses of the NICs that were prepared since the domain was started."""
+        here = records_of(document)
+        if not view.active or not view.persistent:
+            return set()
+        if all(nic.alias in here for nic in nics_of(document)):
+            return set()
+        try:
+            stored = read_document(await libvirt.xml(view.uuid, live=False), view.name)
+        except LinkmgrError:  # it is gone by now, say
+            return set()
+        later = [nic for nic in nics_of(stored) if nic.alias in records_of(stored)]
+        return {nic.alias for nic in later} | {nic.mac for nic in later if nic.mac}
+
+    def _of(self, view: DomainView, document: Document, later: set[str]) -> DomainInfo:
+        name, prepared = view.name, records_of(document)
         try:
             cables = cables_of(document)
         except LinkmgrError:  # `check` says what is wrong
             cables = Cables()
-        vm = self._vms.get(name) if active else None
+        vm = self._vms.get(name) if view.active else None
         nics = tuple(
-            self._nic(name if vm else "", each, each.alias in prepared, cables)
+            replace(
+                self._nic(name if vm else "", each, each.alias in prepared, cables),
+                restart=each.alias not in prepared and bool({each.alias, each.mac} & later),
+            )
             for each in nics_of(document)
         )
         could = [
             nic for nic, info in zip(nics_of(document), nics, strict=True)
-            if not info.prepared and nic.kind in KINDS
+            if not info.prepared and not info.restart and nic.kind in KINDS
         ]  # fmt: skip
         return DomainInfo(
             name=name,
-            uuid=uuid,
-            state=state,
+            uuid=view.uuid,
+            state=str(view.state),
             transport=vm.transport if vm else None,
             prepared=all(nic.prepared for nic in nics),
             command=f"linkmgr prepare {name} --define" if could else None,

@@ -150,9 +150,12 @@ def cables_of(document: Document) -> Cables:
     with _told_of(domain_name(document)):
         metadata = document.root.find("metadata")
         there = metadata.children if metadata else []
-        found = [each for each in there if each.name == f"{{{CABLES}}}cables"]
+        # Of that namespace, whatever it is called: misspelt it would ask for no cables, silently.
+        found = [each for each in there if each.name.startswith(f"{{{CABLES}}}")]
         if len(found) > 1:
-            _refuse(None, f"there are {len(found)} elements <cables>", "merge them into one")
+            _refuse(
+                None, f"there are {len(found)} elements of {CABLES}", "merge them into one <cables>"
+            )
         return _read(found[0]) if found else Cables()
 
 

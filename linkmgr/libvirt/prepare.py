@@ -9,9 +9,10 @@ These functions work on text alone. They never talk to libvirt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,13 @@ from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import Document, Element, quoted
 from linkmgr.libvirt.nics import DomainNic, chosen, new_alias, nics_of
 from linkmgr.libvirt.records import add_record, drop_record, original, records_of
-from linkmgr.libvirt.refusals import check_clashes, check_domain, check_ids, check_nic
+from linkmgr.libvirt.refusals import (
+    check_aliases,
+    check_clashes,
+    check_domain,
+    check_ids,
+    check_nic,
+)
 from linkmgr.wirings.args import hub_args
 
 MONITOR = Path("/run/linkmgr/qmp.sock")  #: on which the service waits for QEMUs to dial
@@ -31,6 +38,8 @@ _PATH_MAX = 107  # bytes; sun_path of unix(7) without its final NUL
 _MON = f"chardev={MONITOR_ID},mode=control"
 _CHARDEV = f"socket,id={MONITOR_ID},path="
 _BEHIND_PATH = ",server=off,reconnect=1"
+#: The same, as a person writes it for a QEMU that has no reconnect= any more: deprecated since 9.2.
+_BEHIND_PATH_MS = ",server=off,reconnect-ms=1000"
 
 #: What of an interface is the cable's and goes with it, and how a person calls it.
 _CABLE: Mapping[str, str] = {
@@ -66,7 +75,8 @@ def prepare(xml: bytes, *, nic: str | None = None, monitor: str | Path | None = 
     """Make NICs boot on hubs. What is prepared already stays as it is, what is damaged is mended.
 
     :param nic: an alias or an address; ``None`` means all NICs of the domain.
-    :param monitor: the socket that QEMU dials; by default the one that is there, else `MONITOR`.
+    :param monitor: the socket that QEMU dials; by default the one that is there, if it can be one,
+        else `MONITOR`.
     :raise CannotPrepare: the domain or the NIC cannot be prepared; says what to do.
     :raise UnknownNic: there is no such NIC.
     :raise BadOption: the socket's path cannot be one.
@@ -74,6 +84,7 @@ def prepare(xml: bytes, *, nic: str | None = None, monitor: str | Path | None = 
     document = Document(xml)
     check_domain(document)
     dial = None if monitor is None else _dialled(Path(monitor))
+    check_aliases(document)
     _check_renamed(document)
     done, notes = [], []
     for index in [each.index for each in chosen(document, nic)]:
@@ -95,12 +106,13 @@ def undo(xml: bytes, *, nic: str | None = None) -> Rewritten:
     What was changed since, other than the cable, stays: PCI addresses, the model, the boot order.
 
     :param nic: an alias or an address; ``None`` means all NICs of the domain.
-    :raise CannotPrepare: the XML cannot be read.
+    :raise CannotPrepare: the XML cannot be read, or two NICs have one alias.
     :raise UnknownNic: there is no such NIC.
     """
     document = Document(xml)
     if document.root.name != "domain":
         check_domain(document)
+    check_aliases(document)
     _check_renamed(document)
     there = {each.alias: each for each in chosen(document, nic)}
     aliases = [a for a in records_of(document) if nic is None or a in there]
@@ -213,7 +225,7 @@ def _is_complete(document: Document, nic: DomainNic) -> bool:
     return (
         nic.kind == "ethernet"
         and nic.element.get("target", "dev") == _device_name(nic, nic.alias)
-        and all(pair in pairs for pair in zip(args[::2], args[1::2], strict=True))
+        and all(pairs.count(pair) == 1 for pair in zip(args[::2], args[1::2], strict=True))
         and qemu_xml.override(document, nic.alias, "netdev") == args[1].split(",")[1][3:]
     )
 
@@ -273,17 +285,40 @@ def _dialled(path: Path) -> str:
 
 
 def _with_monitor(document: Document, dial: str | None) -> Document:
-    values = qemu_xml.arguments(document)
-    pairs = list(pairwise(values))
-    there = [value for value in values if value.startswith(_CHARDEV)]
-    whole = [pairs.count(("-chardev", value)) for value in there] + [pairs.count(("-mon", _MON))]
-    if whole == [1, 1] and dial in (None, there[0]):
+    pairs = list(pairwise(["", *qemu_xml.arguments(document)]))
+    dials = [
+        (word, value)
+        for word, value in pairs
+        if value.startswith(_CHARDEV) or (word == "-chardev" and _is_our_chardev(value))
+    ]
+    mons = [value for word, value in pairs if word == "-mon" and _is_our_mon(value)]
+    wanted = dial or _dialled_now([value for _, value in dials])
+    as_wanted = {wanted}
+    if dial is None:
+        as_wanted.add(wanted.removesuffix(_BEHIND_PATH) + _BEHIND_PATH_MS)
+    if mons == [_MON] and dials in [[("-chardev", each)] for each in as_wanted]:
         return document
-    dial = dial or (there[0] if there else _dialled(MONITOR))
     document = _without_monitor(document)
-    return qemu_xml.add_arguments(document, ["-chardev", dial, "-mon", _MON])
+    return qemu_xml.add_arguments(document, ["-chardev", wanted, "-mon", _MON])
+
+
+def _dialled_now(there: Sequence[str]) -> str:
+    """The chardev as it should be, with the path of one that is there."""
+    for value in there:
+        path = qemu_xml.options(value, implied="backend").get("path", "")
+        with contextlib.suppress(BadOption):
+            return _dialled(Path(path))
+    return _dialled(MONITOR)
+
+
+def _is_our_chardev(value: str) -> bool:
+    return qemu_xml.options(value, implied="backend").get("id") == MONITOR_ID
+
+
+def _is_our_mon(value: str) -> bool:
+    return qemu_xml.options(value, implied="chardev").get("chardev") == MONITOR_ID
 
 
 def _without_monitor(document: Document) -> Document:
-    document = qemu_xml.drop_arguments(document, "-mon", _MON)
-    return qemu_xml.drop_arguments(document, "-chardev", _CHARDEV)
+    document = qemu_xml.drop_arguments(document, "-mon", _MON, _is_our_mon)
+    return qemu_xml.drop_arguments(document, "-chardev", _CHARDEV, _is_our_chardev)

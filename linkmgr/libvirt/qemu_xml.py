@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from linkmgr.libvirt.domain_xml import QEMU, Document, Element, Lines, quoted
 
@@ -21,11 +21,29 @@ def add_arguments(document: Document, values: Sequence[str]) -> Document:
     return _add(document, "commandline", [(arg, []) for arg in args])
 
 
-def drop_arguments(document: Document, word: str, beginning: str) -> Document:
+def options(value: str, *, implied: str) -> dict[str, str]:
+    """Read a value as QEMU does: ``KEY=VALUE`` between commas, a comma in a value being doubled.
+
+    :param implied: the key of the first one, which may stand there without it.
+    """
+    found: dict[str, str] = {}
+    for number, part in enumerate(value.replace(",,", "\0").split(",")):
+        key, equals, text = part.replace("\0", ",").partition("=")
+        if not equals:
+            key, text = (implied, key) if number == 0 else (key, "on")
+        found[key] = text
+    return found
+
+
+def drop_arguments(
+    document: Document, word: str, beginning: str, ours: Callable[[str], bool] = lambda _: False
+) -> Document:
     """Remove each pair of `word` and a value that begins so, then the element if it is empty.
 
     What is left of a pair that was damaged goes too: such a value without its word, and a `word`
     that another option or nothing follows, which QEMU would refuse.
+
+    :param ours: of which other values behind `word` the pair goes too.
     """
     args = _args(document)
     values = [arg.attributes.get("value", "") for arg in args]
@@ -34,6 +52,8 @@ def drop_arguments(document: Document, word: str, beginning: str) -> Document:
         behind = values[number + 1] if number + 1 < len(values) else "-"
         if value.startswith(beginning) or (value == word and behind.startswith((beginning, "-"))):
             gone.add(number)
+        elif value == word and ours(behind):
+            gone |= {number, number + 1}
     for number in sorted(gone, reverse=True):
         document = document.remove(args[number])
     return _tidy(document, "commandline")

@@ -76,6 +76,21 @@ def is_raw(network: Network) -> bool:
     return named and network.name == network_name(network.driver, network.options)
 
 
+def described(network: Network) -> RawPort | None:
+    """The raw port that a network was made for; ``None`` for any other network."""
+    if not is_raw(network):
+        return None
+    options = {
+        key: json.dumps(value) if isinstance(value, bool) else str(value)
+        for key, value in network.options.items()
+    }
+    raw = RawPort(network.driver, options)
+    try:
+        return raw if network_name(raw.driver, typed(raw)) == network.name else None
+    except LinkmgrError:  # its driver is not installed any more, say
+        return None
+
+
 def typed(raw: RawPort) -> dict[str, Any]:
     """A raw port's options, in their proper types.
 

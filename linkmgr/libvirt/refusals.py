@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from linkmgr.errors import CannotPrepare
+from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
+from linkmgr.model import check_name
 
 #: Kinds of libvirt whose NIC is QEMU's own, so that it can be held by a hub.
 KINDS = frozenset(
@@ -33,7 +35,7 @@ _ID = re.compile(r"(?:.*,)?id=([^,]+)")
 
 
 def check_domain(document: Document) -> None:
-    """Refuse what is no domain of QEMU, or one without NICs.
+    """Refuse what is no domain of QEMU, one that is never taken in, or one without NICs.
 
     :raise CannotPrepare: with what it is instead.
     """
@@ -51,11 +53,31 @@ def check_domain(document: Document) -> None:
         )
     if not root.find("name"):
         raise CannotPrepare("the domain has no name", hint="add a <name>")
+    try:
+        check_name("VM", domain_name(document))
+    except BadName as error:
+        raise CannotPrepare(
+            f"{error.what}, so linkmgr would never take the domain in",
+            hint=f"give it another name ('virsh domrename', while it is shut off): {error.hint}",
+        ) from error
     if not nics_of(document):
         raise CannotPrepare(
             f"domain {domain_name(document)} has no NIC",
             hint="add an <interface>, of type user if it need not be connected at first",
         )
+
+
+def check_aliases(document: Document) -> None:
+    """Refuse two NICs of one alias that stays: one record and one wiring would be both's.
+
+    :raise CannotPrepare: which alias.
+    """
+    for alias, count in Counter(nic.user_alias for nic in nics_of(document)).items():
+        if alias and count > 1:
+            raise CannotPrepare(
+                f"domain {domain_name(document)} has {count} NICs with the alias {alias}",
+                hint="give each an alias of its own, or none: remove <alias> from what was copied",
+            )
 
 
 def check_nic(nic: DomainNic) -> None:

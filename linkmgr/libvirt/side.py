@@ -21,6 +21,10 @@ class LibvirtSide(Protocol):
     def connected(self) -> bool:
         """Whether there is a connection now."""
 
+    @property
+    def installed(self) -> bool:
+        """Whether this host has a libvirt at all, which may be stopped."""
+
     def events(self) -> DomainEvents:
         """What happens, from now on; first `CONNECTED` if there is a connection."""
 
@@ -50,6 +54,11 @@ class Asking:
 
     def __init__(self, libvirt: LibvirtSide | None) -> None:
         self._libvirt = libvirt
+
+    @property
+    def without(self) -> bool:
+        """Whether the service is told to do without libvirt."""
+        return self._libvirt is None
 
     @property
     def side(self) -> LibvirtSide:

@@ -55,5 +55,6 @@ def _finding(name: str) -> Finding:
         "it runs and its NICs are prepared, but its QEMU has not dialled, so they have no cable",
         "see in the service's log whether its call was refused, and whether the service listens on "
         f"the socket that 'virsh dumpxml {name}' names; else shut it down, run "
-        f"'linkmgr prepare {name} --define' and start it again",
+        f"'linkmgr prepare {name} --define', with '--monitor PATH' if that socket is not the "
+        "service's own, and start it again",
     )

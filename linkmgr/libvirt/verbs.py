@@ -8,17 +8,28 @@ what cannot be written is said in the outcome's notes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 
-from linkmgr.errors import BadOption, LibvirtRefused, LinkmgrError, UnknownNic, UnknownVm
+from linkmgr.errors import (
+    BadOption,
+    Conflict,
+    LibvirtError,
+    LibvirtRefused,
+    LinkmgrError,
+    UnknownNic,
+    UnknownVm,
+)
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Domains, Wish
+from linkmgr.libvirt.domains import Domain, Domains, Edit, Wish
 from linkmgr.libvirt.metadata import CABLES, KEY, Cable, Cables, cables_of, read_document, render
 from linkmgr.libvirt.nics import nics_of
+from linkmgr.libvirt.raw_ports import described
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking
+from linkmgr.libvirt.unknown import explained
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
     DEFAULT_MTU,
@@ -34,16 +45,22 @@ from linkmgr.model import (
 )
 from linkmgr.qmp.dialer import dials
 
-Edit = Callable[[Cables], Cables]
-
 
 class DomainVerbs:
     """Plugs NICs of libvirt's guests, and says so in their XML.
 
     :param links: the verbs for guests that run.
+    :param on_unwritten: called when what was done could not be written; see `write_down`.
     """
 
-    def __init__(self, links: LinkManager, known: Domains, asking: Asking) -> None:
+    def __init__(
+        self,
+        links: LinkManager,
+        known: Domains,
+        asking: Asking,
+        on_unwritten: Callable[[Domain, LinkmgrError], None],
+    ) -> None:
+        self._on_unwritten = on_unwritten
         self._links = links
         self._known = known
         self._asking = asking
@@ -67,7 +84,7 @@ class DomainVerbs:
             ref,
             affects,
             lambda: self._links.plug(ref, target, notify=how, uid=uid),
-            lambda cables: cables.with_target(ref.alias, str(target), how),
+            await self._asking_for(ref, target, how),
         )
 
     async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
@@ -96,6 +113,19 @@ class DomainVerbs:
             lambda cables: cables.with_link(ref.alias, link),
         )
 
+    async def _asking_for(self, ref: NicRef, target: str | Network | Port, how: Notify) -> Edit:
+        """Make the edit that asks for a target; for a raw port by what it is.
+
+        Its network is there for as long as somebody is plugged into it, and not at the next start.
+        """
+        networks = await self._links.networks()
+        network = next((each for each in networks if each.name == str(target)), None)
+        raw = described(network) if network else None
+        if raw is None:
+            return lambda cables: cables.with_target(ref.alias, str(target), how)
+        bare = Cable(ref.alias, raw=raw, notify=how)
+        return lambda cables: cables.put(replace(bare, link=cables.get(ref.alias).link))
+
     # ------------------------------------------------------------------ how a verb runs
 
     async def _change(
@@ -109,7 +139,7 @@ class DomainVerbs:
         runs = domain if domain and (domain.record or self._is_here(domain)) else None
         match _affects(affects):
             case Affects.LIVE:
-                return await self._now(ref, runs, live, edit) if runs else await live()
+                return await self._now(ref, runs, live, edit) if runs else await self._do(ref, live)
             case Affects.CONFIG:
                 return await self._next(ref, edit)
             case Affects.PERSISTENT if runs is None:
@@ -118,11 +148,24 @@ class DomainVerbs:
                 outcome = await self._now(ref, runs, live, edit)
                 try:
                     later = await self._next(ref, edit)
+                except Conflict as error:
+                    note = f"it holds until the guest ends: {error.what}"
+                    return replace(outcome, notes=(*outcome.notes, note))
                 except LinkmgrError as error:
                     note = f"the next start is as before: {error}"
                     return replace(outcome, notes=(*outcome.notes, note))
                 changed = outcome.changed or later.changed
                 return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
+
+    async def _do(self, ref: NicRef, live: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Change a guest of which no domain is known.
+
+        :raise UnknownVm: says what its domain lacks, if libvirt has one of that name.
+        """
+        try:
+            return await live()
+        except UnknownVm as error:
+            raise await explained(error, ref.vm, self._known, self._asking) from None
 
     async def _now(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: Edit
@@ -134,9 +177,14 @@ class DomainVerbs:
             outcome = await live()
             notes: tuple[str, ...] = ()
             asked = domain.record.asked(ref.alias) if domain.record else Cable(ref.alias)
+            domain.unwritten.append(edit)
             try:
-                asked = (await self._write(domain, edit, live=True))[1].get(ref.alias)
+                asked = (await self.write_down(domain))[1].get(ref.alias)
             except LinkmgrError as error:
+                if self._asking.without:
+                    domain.unwritten.clear()
+                else:
+                    self._on_unwritten(domain, error)
                 notes = (
                     f"the domain's live XML still asks for what it did before ({asked}): {error}",
                 )
@@ -149,6 +197,22 @@ class DomainVerbs:
             await self._known.save()
         return replace(outcome, notes=outcome.notes + notes)
 
+    async def write_down(
+        self, domain: Domain, document: Document | None = None
+    ) -> tuple[Cables, Cables]:
+        """Write into a domain's live metadata what was done to its NICs. Its lock is held.
+
+        :param document: its live XML, if that is known.
+        :return: what the metadata asked for before, and now.
+        :raise LinkmgrError: nothing was written, or libvirt did not say so; it is kept.
+        """
+        edits = list(domain.unwritten)
+        found = await self._write(
+            domain, lambda cables: reduce(_apply, edits, cables), live=True, document=document
+        )
+        del domain.unwritten[: len(edits)]
+        return found
+
     def _is_here(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, of which nothing more is known yet."""
         vms = self._links.seen()[0]
@@ -158,6 +222,7 @@ class DomainVerbs:
         """Change what holds from the next start on.
 
         :raise UnknownVm: libvirt has no such domain.
+        :raise Conflict: it is transient.
         :raise UnknownNic: the domain will have no such NIC.
         :raise LibvirtError: it could not be written.
         """
@@ -170,14 +235,20 @@ class DomainVerbs:
                 f"libvirt has no domain {ref.vm}",
                 hint="only a guest of libvirt has a next start that linkmgr knows of",
             ) from None
+        if not view.persistent:  # and libvirt would give the live XML as if it were stored
+            raise Conflict(
+                f"{view.name} is transient: it has no next start",
+                hint="change what runs, without --config; 'virsh define' gives it a next start",
+            )
         domain = self._known.get(view.uuid, view.name)
         async with domain.lock:
             side = await self._asking.quiet(domain)
-            document = read_document(await side.xml(domain.uuid, live=False), domain.name)
+            with _named(domain):
+                document = read_document(await side.xml(domain.uuid, live=False), domain.name)
             nic, prepared = self._stored(ref, document)
             before, after = await self._write(domain, edit, live=False, document=document)
         cable = after.get(ref.alias)
-        notes = [f"from its next start on {ref} is {cable}"]
+        notes = [f"from its next start on it is {cable}"]
         if cable.network and cable.network not in {
             each.name for each in await self._links.networks()
         }:
@@ -197,15 +268,16 @@ class DomainVerbs:
         :raise LinkmgrError: nothing was written, or libvirt did not say so.
         """
         side = self._asking.check(domain)
-        if document is None:
-            document = read_document(await side.xml(domain.uuid, live=live), domain.name)
-        before = cables_of(document)
-        after = edit(before)
-        if after != before:
-            await side.set_metadata(
-                domain.uuid, CABLES, KEY, render(after) if after.of else None,
-                live=live, config=not live,
-            )  # fmt: skip
+        with _named(domain):
+            if document is None:
+                document = read_document(await side.xml(domain.uuid, live=live), domain.name)
+            before = cables_of(document)
+            after = edit(before)
+            if after != before:
+                await side.set_metadata(
+                    domain.uuid, CABLES, KEY, render(after) if after.of else None,
+                    live=live, config=not live,
+                )  # fmt: skip
         return before, after
 
     def _stored(self, ref: NicRef, document: Document) -> tuple[Nic, bool]:
@@ -234,6 +306,20 @@ class DomainVerbs:
             wiring="hub" if prepared else None,
             since=datetime.now(UTC),
         ), prepared
+
+
+@contextlib.contextmanager
+def _named(domain: Domain) -> Iterator[None]:
+    """Have errors of libvirt speak of a domain by its name: it is asked by uuid."""
+    try:
+        yield
+    except LibvirtError as error:
+        error.what = error.what.replace(domain.uuid, domain.name)
+        raise
+
+
+def _apply(cables: Cables, edit: Edit) -> Cables:
+    return edit(cables)
 
 
 def _affects(value: str) -> Affects:

@@ -11,21 +11,37 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from linkmgr.errors import CannotPrepare, Denied, LinkmgrError, NotFound, Unsupported
+from linkmgr.errors import (
+    CannotPrepare,
+    LibvirtRefused,
+    LibvirtUnreachable,
+    LinkmgrError,
+    NotFound,
+    Unsupported,
+)
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.nics import chosen
 
 SECONDS = 30.0  #: that libvirt may take for one answer
 
+_NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, before libvirt's
+_LOST = ("Disconnected from", "End of file while reading data", "client socket is closed")
+
 
 class Virsh:
     """libvirt, at one connection.
 
+    Everything that asks it raises `LibvirtUnreachable` when no answer came, `LibvirtRefused` when
+    the answer was an error that has no better name, and `Unsupported` where there is no virsh.
+
     :param uri: as for ``virsh --connect``; ``None`` leaves it to virsh.
+    :param seconds: that one answer may take; by default `SECONDS`.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, *, seconds: float | None = None) -> None:
+        self._seconds = SECONDS if seconds is None else seconds
         self._connect = ["--connect", uri] if uri else []
+        self._at = f" at {uri}" if uri else ""
 
     def xml(self, domain: str, *, secrets: bool = False) -> bytes:
         """The domain's stored XML, which holds for its next start.
@@ -71,7 +87,7 @@ class Virsh:
                 continue
             try:
                 forward = Document(self._run("net-dumpxml", "--network", name)).root.find("forward")
-            except LinkmgrError:
+            except LibvirtRefused:
                 continue  # it does not exist now: libvirt will say so, if it is still wanted
             if forward and forward.attributes.get("mode") == "hostdev":
                 raise CannotPrepare(
@@ -94,9 +110,7 @@ class Virsh:
         """
         try:
             self._run("define", "--validate", "--file", "/dev/stdin", xml=xml)
-        except (Denied, NotFound, Unsupported):
-            raise
-        except LinkmgrError as error:
+        except LibvirtRefused as error:
             raise CannotPrepare(
                 error.what, hint="the domain is as it was; see libvirt's own log"
             ) from error
@@ -105,7 +119,7 @@ class Virsh:
         argv = ["virsh", "--quiet", *self._connect, *words]
         try:
             done = subprocess.run(
-                argv, input=xml or b"", capture_output=True, check=False, timeout=SECONDS,
+                argv, input=xml or b"", capture_output=True, check=False, timeout=self._seconds,
                 env=os.environ | {"LC_ALL": "C"},
             )  # fmt: skip
         except FileNotFoundError:
@@ -114,21 +128,33 @@ class Virsh:
                 hint="'apt install libvirt-clients', or give the domain's XML in a file",
             ) from None
         except subprocess.TimeoutExpired:
-            raise LinkmgrError(
-                f"libvirt did not answer 'virsh {words[0]}' within {SECONDS:g} s",
+            raise LibvirtUnreachable(
+                f"libvirt did not answer 'virsh {words[0]}' within {self._seconds:g} s",
                 hint="look at libvirtd; nothing was changed unless it was 'define'",
+                sent=True,
             ) from None
         if done.returncode == 0:
             return done.stdout
         said = " ".join(done.stderr.decode(errors="replace").replace("error:", "").split())
+        if _NO_CONNECTION in said:
+            text = said.partition(_NO_CONNECTION)[2].strip() or said
+            raise LibvirtUnreachable(
+                f"there is no connection to libvirt{self._at}: {text}",
+                hint="look whether libvirtd (or virtqemud) runs and --connect names it; call as "
+                "root",
+            )
+        if any(each in said for each in _LOST):
+            raise LibvirtUnreachable(
+                f"the connection to libvirt ended before it answered 'virsh {words[0]}': {said}",
+                hint="look at libvirtd; nothing was changed unless it was 'define'",
+                sent=True,
+            )
         if "failed to get domain" in said or "Domain not found" in said:
             raise NotFound(
                 f"libvirt has no domain {words[-1]}",
                 hint="see 'virsh list --all'; a file is written with a slash or ends with .xml",
             )
-        if "authentication" in said or "Permission denied" in said:
-            raise Denied(f"libvirt refuses: {said}", hint="call as root")
-        raise LinkmgrError(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")
+        raise LibvirtRefused(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")
 
 
 def validate(xml: bytes, what: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from linkmgr.errors import BadRequest, MonitorUnreachable
+from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
 from linkmgr.model import Transport
 from linkmgr.qmp.monitor import Monitor
 
@@ -84,8 +84,13 @@ def address_of(qmp: str | Path) -> str:
     """The one spelling of an address.
 
     :param qmp: an address as a caller gives it; a path may be a `Path`.
-    :raise BadRequest: when what dials is not named by a uuid.
+    :raise BadRequest: when what dials is not named by a uuid, or this is no address at all.
     """
+    if not isinstance(qmp, str | Path) or not str(qmp):
+        raise BadOption(
+            f"{ascii(qmp)[:43]} is not the address of a monitor",
+            hint="give the path of its socket, dials:UUID or libvirt:NAME",
+        )
     if isinstance(qmp, Path) or transport_of(qmp) is Transport.SOCKET:
         return str(Path(qmp))
     if transport_of(qmp) is Transport.DIALS:

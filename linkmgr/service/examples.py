@@ -64,7 +64,7 @@ UNCHANGED: Example = {
 DOMAIN_NIC: Example = {
     "alias": "ua-net0", "mac": "52:54:00:12:34:58", "model": "virtio-net-pci", "prepared": True,
     "wiring": "hub", "state": "plugged", "network": "blue", "link": "up", "device": "db-net0",
-    "wanted": "plugged into blue, link up",
+    "wanted": "plugged into blue, link up", "restart": False,
 }  # fmt: skip
 
 DOMAIN: Example = {

@@ -40,6 +40,8 @@ async def care(
                 Path(settings.run_dir),
                 links,
                 set_link=libvirt.set_link if libvirt else None,
+                # Its live metadata says so too, or it would end with a managedsave.
+                wish=made.verbs.set_link,
             )
             await stack.enter_async_context(_running(follower.run(), "links of domains"))
         yield made

@@ -252,6 +252,7 @@ class DomainNicForm(_Form):
     link: LinkState | None
     device: str | None
     wanted: str | None
+    restart: bool
 
 
 class DomainForm(_Form):

@@ -8,6 +8,8 @@ import zlib
 from linkmgr.errors import BadName, BadOption
 from linkmgr.model import check_name
 
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
 
 def hub_number(alias: str) -> int:
     """The hub of a NIC: a number made from its alias, so that no two NICs ask for the same."""
@@ -38,18 +40,24 @@ def hub_args(
     :param host_mtu: bytes, told to the guest; virtio only.
     :param properties: further properties of the device, as in ``romfile=,bus=pci.0``.
     :raise BadName: when the alias cannot be a device id of QEMU.
-    :raise BadOption: when the address or the number cannot be one.
+    :raise BadOption: when QEMU would not take one of the others, or take it for something else.
     """
     check_name("NIC", alias)
     if not alias[0].isalpha():
         raise BadName(f"{alias!r} cannot be a device id of QEMU", hint="begin it with a letter")
-    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac) or int(mac[:2], 16) & 1:
+    _check_mac(mac)
+    if not isinstance(model, str) or not _MODEL.fullmatch(model):
+        raise BadOption(f"{_shown(model)} cannot be a model of a NIC", hint="write virtio-net-pci")
+    if not isinstance(properties, str):
         raise BadOption(
-            f"{ascii(mac)[:43]} cannot be the address of a NIC", hint="write 52:54:00:12:34:56"
+            f"{_shown(properties)} cannot be properties of a NIC", hint="write romfile=,bus=pci.0"
         )
     number = hub_number(alias) if hub is None else hub
-    if not 0 <= number < 2**31:
-        raise BadOption(f"{number} cannot be the number of a hub", hint="use 0 to 2147483647")
+    if not _is_number(number, 0, 2**31 - 1):
+        raise BadOption(f"{_shown(number)} cannot be the number of a hub",
+                        hint="use 0 to 2147483647")  # fmt: skip
+    if host_mtu is not None:
+        _check_mtu(model, host_mtu)
     device = f"{model},id={alias},netdev=lm-hub-{alias},mac={mac}"
     if host_mtu is not None:
         device += f",host_mtu={host_mtu}"
@@ -60,3 +68,33 @@ def hub_args(
         "-netdev", f"hubport,id=lm-sink-{alias},hubid={number}",
         "-device", device,
     ]  # fmt: skip
+
+
+def _check_mac(mac: object) -> None:
+    hint = "write 52:54:00:12:34:56"
+    good = isinstance(mac, str) and re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac)
+    if not good or int(str(mac)[:2], 16) & 1:
+        raise BadOption(f"{_shown(mac)} cannot be the address of a NIC", hint=hint)
+    if mac == "00:00:00:00:00:00":
+        raise BadOption(
+            f"with {mac} QEMU would give the NIC an address of its own, the same in every guest",
+            hint=hint,
+        )
+
+
+def _check_mtu(model: str, host_mtu: object) -> None:
+    if not _is_number(host_mtu, 68, 65535):
+        raise BadOption(f"{_shown(host_mtu)} cannot be the MTU of a NIC", hint="use 68 to 65535")
+    if not model.startswith("virtio-net"):
+        raise BadOption(
+            f"{model} has no host_mtu, only virtio has",
+            hint="use the model virtio-net-pci, or leave host_mtu out",
+        )
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:43]

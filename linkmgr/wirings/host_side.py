@@ -31,8 +31,20 @@ async def make_tap(
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
     cable.device, cable.fd = device, tap.fd
+    await attach(host, cable, endpoint)
+    if replacing and replacing.device and _keeps_addresses(endpoint, replacing):
+        with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
+            cable.macs |= await host.forwarding(endpoint.bridge, replacing.device)
+
+
+async def attach(host: Host, cable: Cable, endpoint: BridgeEndpoint) -> None:
+    """Make a cable's tap a port of its bridge, and bring it up unless it waits. Repeats freely.
+
+    :raise HostError: when the kernel refuses, or the bridge does not forward to it in time.
+    """
+    assert cable.device is not None
     await host.attach_to_bridge(
-        device,
+        cable.device,
         endpoint.bridge,
         isolated=endpoint.isolated,
         hairpin=endpoint.hairpin,
@@ -40,9 +52,6 @@ async def make_tap(
         up=not cable.waits,
         timeout=FORWARDING_SECONDS,
     )
-    if replacing and replacing.device and _keeps_addresses(endpoint, replacing):
-        with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
-            cable.macs |= await host.forwarding(endpoint.bridge, replacing.device)
 
 
 async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> None:
@@ -110,17 +119,41 @@ async def cross(host: Host, new: Cable, old: Cable) -> None:
 
 
 async def take_over(host: Host, cable: Cable) -> None:
-    """Make the network deliver to the cable at once, not when the guest next speaks."""
+    """Make the network deliver to the cable at once, not when the guest next speaks.
+
+    :raise LinkMissing: when its device is gone.
+    :raise NotForwarding: when that is no port of its bridge, or one that does not forward.
+    :raise LinkBusy: when it is a macvtap that is down, or whose parent is.
+    """
     match cable.endpoint:
         case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
             await host.move_forwarding(cable.macs, cable.device, bridge=bridge, static=not learning)
-        case _:
-            pass  # a macvtap has the NIC's address from the start
+        case DirectEndpoint(parent=parent) if cable.device:
+            # It has the NIC's address from the start, so there is nothing to tell. But nothing has
+            # looked at it since it was staged, and it goes with its parent.
+            await _must_reach(host, cable.device, parent)
+
+
+async def _must_reach(host: Host, device: str, parent: str) -> None:
+    link = await host.find_link(device)
+    # By its index, for it may have been renamed. None: it is in another network namespace.
+    below = await host.find_link(link.parent) if link and link.parent else None
+    if link is None or (link.parent and below is None):
+        raise LinkMissing(
+            f"{device} is gone: somebody has deleted it, or its parent {parent}",
+            hint=f"see that {parent} stays ('ip link show {parent}'), and plug the NIC again",
+        )
+    for each in (link, below):
+        if each is not None and not each.up:
+            raise LinkBusy(
+                f"{each.name} is down, so nothing can be reached through it",
+                hint=f"see that nobody takes {each.name} down, and plug the NIC again",
+            )
 
 
 async def take_back(host: Host, cable: Cable) -> None:
-    """As `_take_over`, for a cable whose port may be shut and whose network dead by now."""
-    with contextlib.suppress(LinkMissing, NotForwarding):
+    """As `take_over`, for a cable whose port may be shut and whose network dead by now."""
+    with contextlib.suppress(LinkMissing, NotForwarding, LinkBusy):
         await _open(host, cable)
         await take_over(host, cable)
 

@@ -46,6 +46,7 @@ from linkmgr.wirings.device import (
     silence_device,
 )
 from linkmgr.wirings.host_side import (
+    attach,
     can_keep,
     cross,
     look_after,
@@ -230,18 +231,32 @@ class HubWiring(Wiring):
                 command="netdev_add",
                 hint="look whether somebody else uses QEMU's monitors, and try again",
             )
-        if {port.id for port in hub.cables} != ({replacing.port} if replacing else set()):
+        if {port.id for port in hub.cables} - ({replacing.port} if replacing else set()):
             raise crowded(nic, hub)
         cable.hub = hub.number
-        if cable.waits and replacing is not None:
+        if not cable.waits or replacing is None:
+            return
+        if hub.cables:
             reply, look = await self._qemu.batch([_plug(cable), _LOOK])
             await self._must_carry(nic, (replacing, cable), [reply], look)
+        else:
+            # Somebody has taken the old port out: there is nothing to cross from.
+            assert isinstance(cable.endpoint, BridgeEndpoint)
+            cable.waits = False
+            await attach(self._host, cable, cable.endpoint)
 
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
         if new is not None and new.kept and old is not None:
             await self._reuse(new, old)
-            await self._must_carry(nic, [new])
+            await take_over(self._host, new)
+            hub = find_hub(await self._qemu.network(), nic)
+            replies = []
+            if not hub.cables:  # somebody has taken its port out
+                new.hub = hub.number
+                replies = await self._qemu.batch([_plug(new)])
+                hub = find_hub(await self._qemu.network(), nic)
+            _refuse_others(hub, [new], replies)
             return
         if new is not None and new.waits and old is not None:
             await self._cross(nic, new, old)
@@ -320,15 +335,7 @@ class HubWiring(Wiring):
         if isinstance(seen, CommandFailed):
             raise seen
         info = await self._qemu.network() if seen is None else parse_info_network(str(seen))
-        hub = find_hub(info, nic)
-        if {port.id for port in hub.cables} == {cable.port for cable in cables}:
-            return
-        refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
-        has = ", ".join(port.id for port in hub.cables) or "nothing"
-        raise SwitchFailed(
-            f"the switch went wrong: {has} is plugged in ({refused or 'QEMU did not say why'})",
-            hint="try again; if it persists, see QEMU's log",
-        )
+        _refuse_others(find_hub(info, nic), cables, replies)
 
     async def release(self, cable: Cable) -> None:
         """See `Wiring.release`. A foreign cable stays in QEMU, unplugged.
@@ -428,6 +435,17 @@ class HubWiring(Wiring):
         except CommandFailed:  # only virtio has it
             return DEFAULT_MTU
         return mtu if isinstance(mtu, int) and mtu else DEFAULT_MTU
+
+
+def _refuse_others(hub: Hub, cables: Collection[Cable], replies: Collection[object]) -> None:
+    if {port.id for port in hub.cables} == {cable.port for cable in cables}:
+        return
+    refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
+    has = ", ".join(port.id for port in hub.cables) or "nothing"
+    raise SwitchFailed(
+        f"the switch went wrong: {has} is plugged in ({refused or 'QEMU did not say why'})",
+        hint="try again; if it persists, see QEMU's log",
+    )
 
 
 def _plug(cable: Cable) -> Command:

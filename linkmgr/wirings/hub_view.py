@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from linkmgr.errors import CannotAttach, HubCrowded, NoSink, NotOnHub, UnknownNic
+from linkmgr.errors import BadRequest, CannotAttach, HubCrowded, NoSink, NotOnHub, UnknownNic
 from linkmgr.model import NicRef
 from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo
+from linkmgr.wirings.args import hub_args
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
         has = f"is wired to {client.peer}" if client.peer else "has no backend"
         raise NotOnHub(
             f"the NIC {has}, and QEMU can never exchange that",
-            hint="boot the guest with the arguments of hub_args()",
+            hint=f"boot the guest with: {_args(client)}",
         ).about(str(nic))
     hub = info.hubs[place[0]]
     if len(hub.nics) > 1:
@@ -54,6 +55,15 @@ def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
             f"hubid={hub.number}",
         ).about(str(nic))
     return Hub(hub.number, hub.backends)
+
+
+def _args(client: NetClient) -> str:
+    """The arguments that put a NIC on a hub, as far as QEMU shows what it is."""
+    try:
+        model = client.model or "virtio-net-pci"
+        return " ".join(hub_args(client.id, mac=client.mac or "", model=model))
+    except BadRequest:
+        return "the arguments of hub_args()"
 
 
 def crowded(nic: NicRef, hub: Hub) -> CannotAttach:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from linkmgr.errors import CommandFailed, HostError, MonitorError
 from linkmgr.host import Host
-from linkmgr.model import DirectEndpoint, DirectMode, NicRef
+from linkmgr.model import DirectEndpoint, DirectMode, Endpoint, NicRef
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings.base import Cable
 
+_ALL_FRAMES = "the guest asks for all frames"
+_FAILED = "the guest's receive filter cannot be followed"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -69,7 +71,7 @@ async def obey_filter(
         )
     if asked.promiscuous and not promiscuous:
         refused.append(
-            "the guest asks for all frames; only a trusted port in passthru mode gives them, and "
+            f"{_ALL_FRAMES}; only a trusted port in passthru mode gives them, and "
             f"this one is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
         )
     assert cable.device is not None
@@ -80,5 +82,19 @@ async def obey_filter(
         if link.promisc != promiscuous and passthru:
             await host.set_promiscuity(cable.device, promiscuous)
     except HostError as error:
-        refused.append(f"the guest's receive filter cannot be followed: {error}")
+        refused.append(f"{_FAILED}: {error}")
     return refused
+
+
+def advice(refused: str, endpoint: Endpoint | None) -> str:
+    """What to do about something that `obey_filter` said.
+
+    :param endpoint: what the NIC is plugged into.
+    """
+    if refused.startswith(_FAILED):
+        return "mend that, then unplug the NIC and plug it again"
+    if not refused.startswith(_ALL_FRAMES) or not isinstance(endpoint, DirectEndpoint):
+        return "give its port trust_guest if the guest may do that"
+    missing = [] if endpoint.trust_guest else ["trust_guest"]
+    missing += [] if endpoint.mode is DirectMode.PASSTHRU else ["passthru mode"]
+    return f"plug it into a network with {' and '.join(missing)} if the guest may have them"

@@ -283,6 +283,24 @@ async def test_the_arguments_in_the_error_boot_a_nic_that_can_be_plugged(
         assert outcome.nic.model == model
 
 
+@pytest.mark.parametrize(
+    ("device", "alias"),
+    [("virtio-net-pci,id=net0", "net0"), ("virtio-net-pci,netdev=wall", "virtio-net-pci.0")],
+    ids=["no-backend", "no-id"],
+)
+async def test_a_nic_without_backend_or_id_gets_its_arguments_too(
+    lab: Lab, device: str, alias: str
+) -> None:
+    wall = ["-netdev", "user,id=wall"]
+    async with another_guest(lab, "odd", [*wall, "-device", f"{device},mac={MAC}"]):
+        with pytest.raises(NotOnHub) as caught:
+            await lab.links.plug(f"odd/{alias}", "blue")
+    said = str(caught.value).partition("boot the guest with: ")[2].split()
+    assert said == hub_args(alias, mac=MAC)
+    async with another_guest(lab, "even", said):
+        assert (await lab.links.plug(f"even/{alias}", "blue", notify="silent")).changed
+
+
 async def test_a_nic_that_is_on_two_cables_at_once(lab: Lab) -> None:
     async with another_guest(lab, "odd", [*HUB, *DEVICE, *SINK, *cable(1), *cable(2)]):
         async with refused(lab, HubCrowded, "p1", "p2") as caught:
@@ -324,6 +342,10 @@ async def test_a_network_that_carries_more_than_the_nic_takes(lab: Lab) -> None:
         async with refused(lab, MtuTooLarge, "carries 9000 bytes", "host_mtu=9000") as caught:
             await lab.links.plug("web1/net0", "jumbo")
         is_told(caught[0], nic="web1/net0", state="plugged into blue:one, link up")
+        async with another_guest(lab, "small", hub_args("net0", mac=MAC, model="vmxnet3")):
+            with pytest.raises(MtuTooLarge) as raised:
+                await lab.links.plug("small/net0", "jumbo")
+            assert raised.value.hint == "give the network mtu=1500"  # only virtio has host_mtu
         args = hub_args("net0", mac=MAC, host_mtu=9000)
         async with another_guest(lab, "jumbo", args):
             outcome = await lab.links.plug("jumbo/net0", "jumbo", notify="silent")

@@ -103,13 +103,14 @@ async def lab(tmp_path: Path) -> AsyncIterator[Cables]:
         assert "Traceback" not in served.said(), served.said()
 
 
-async def define(lab: Cables, nics: int = 2) -> None:
+async def define(lab: Cables, nics: int = 2, *, devices: str = "") -> None:
     words = "lm.ip.eth0=10.1.0.2/24 lm.ip.eth0=10.2.0.2/24"
     made = [
         f"<interface type='user'><mac address='{MAC.format(n)}'/><model type='virtio'/></interface>"
         for n in range(nics)
     ]
-    await lab.libvirtd.define(tiny_domain(lab.libvirtd, "web1", made, cmdline=words))
+    xml = tiny_domain(lab.libvirtd, "web1", made, cmdline=words, devices=devices)
+    await lab.libvirtd.define(xml)
     argv = [PROGRAM, "prepare", "--connect", lab.libvirtd.uri, "--define", "web1"]
     await execute(argv, timeout=60)
 
@@ -157,7 +158,7 @@ async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_wh
 
     # Asked for while it is off; the second one's network is not there yet.
     said = await lab.linkmgr("plug", NET0, "blue", "--persistent")
-    assert said.output == f"{NET0}  from its next start on {NET0} is plugged into blue, link up\n"
+    assert said.output == f"{NET0}  from its next start on it is plugged into blue, link up\n"
     said = await lab.linkmgr("plug", NET1, "green", "--config")
     assert "network green does not exist yet" in said.output
     refused = await lab.linkmgr("plug", NET0, "blue", check=False)
@@ -293,6 +294,72 @@ async def test_a_wrong_alias_in_the_override_is_told_and_other_guests_are_listed
     assert rows[1]["nics"][0]["network"] == "bridge br-green"
     assert "linkmgr prepare web2 --define" in (await lab.linkmgr("nics")).output
     await lab.libvirtd.virsh("destroy", "web1")
+
+
+async def test_who_is_sent_away_is_told_what_the_domain_lacks(lab: Cables, tmp_path: Path) -> None:
+    async def refused(status: int, *words: str) -> str:
+        said = await lab.linkmgr(*words, check=False)
+        assert said.status == status, said.output
+        return said.output
+
+    ports = [f"<controller type='pci' index='{n}' model='pcie-root-port'/>" for n in range(1, 9)]
+    await define(
+        lab, nics=1, devices="<controller type='pci' index='0' model='pcie-root'/>" + "".join(ports)
+    )  # some stay free
+    assert "domain web1 is shut off. To do: start it" in await refused(3, "plug", NET0, "blue")
+    await lab.linkmgr("plug", NET0, "blue", "--config")
+    assert "at its start: blue" in (await lab.linkmgr("nics")).output
+
+    # One that runs, and is prepared only then.
+    bare = (
+        f"<interface type='user'><mac address='{MAC.format(9)}'/><model type='virtio'/></interface>"
+    )
+    web2 = tiny_domain(lab.libvirtd, "web2", [bare])
+    await lab.libvirtd.define(web2)
+    await lab.libvirtd.virsh("start", "web2")
+    prepare = [PROGRAM, "prepare", "--connect", lab.libvirtd.uri]
+    assert "linkmgr prepare web2 --define" in await refused(3, "plug", "web2/ua-net0", "blue")
+    await execute([*prepare, "--define", "web2"], timeout=60)
+    assert "shut it down and start it" in await refused(3, "plug", "web2/ua-net0", "blue")
+    assert "shut web2 down and start it" in (await lab.linkmgr("nics")).output
+    await lab.libvirtd.virsh("destroy", "web2")
+
+    # One QEMU is one VM.
+    await lab.libvirtd.virsh("start", "web1")
+    await lab.comes(NET0, "blue")
+    assert "is VM web1, whose NICs linkmgr has" in await refused(
+        4, "vm", "add", "w1", "libvirt:web1"
+    )
+    assert (await lab.linkmgr("check")).status == 0
+
+    # A NIC that is hot-plugged has no hub.
+    hot = bare.replace(MAC.format(9), MAC.format(8)).replace("/></i", "/><alias name='ua-hot'/></i")
+    (tmp_path / "hot.xml").write_text(hot)
+    await lab.libvirtd.virsh("attach-device", "web1", str(tmp_path / "hot.xml"))
+    assert "the NIC is wired to hostua-hot" in await refused(5, "plug", "web1/ua-hot", "blue")
+    assert await lab.on(NET0) == "blue"
+
+    # One that is transient has no next start.
+    (tmp_path / "web3.xml").write_text(tiny_domain(lab.libvirtd, "web3", [bare]))
+    made = await execute([*prepare, "--xml", str(tmp_path / "web3.xml")], timeout=60)
+    (tmp_path / "made.xml").write_text(made.output[made.output.index("<domain") :])
+    await lab.libvirtd.virsh("create", str(tmp_path / "made.xml"))
+    await lab.comes("web3/ua-net0", None)
+    said = await refused(4, "plug", "web3/ua-net0", "blue", "--config")
+    assert "web3 is transient: it has no next start" in said
+    said = (await lab.linkmgr("plug", "web3/ua-net0", "blue", "--persistent")).output
+    assert "it holds until the guest ends: web3 is transient" in said
+    assert await lab.on("web3/ua-net0") == "blue"
+
+    await lab.libvirtd.stop()
+    said = await refused(13, "plug", NET0, "blue", "--config")
+    assert (said.count("To do: "), said.count(lab.libvirtd.uri)) == (1, 1)
+    said = (await lab.linkmgr("nics")).output
+    assert "libvirt's other guests are not listed" in said
+    assert NET0 in said
+    await lab.libvirtd.start()
+    for name in ("web1", "web3"):
+        await lab.libvirtd.virsh("destroy", name)
 
 
 async def test_with_the_hook_a_start_is_done_when_the_cables_are_in_and_libvirt_is_never_asked(

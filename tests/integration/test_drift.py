@@ -129,6 +129,57 @@ async def test_with_the_policy_report_it_is_told_once_and_left_alone(watched: La
     await links.unplug(NIC)
 
 
+@pytest.mark.parametrize(
+    ("network", "harm", "said"),
+    [
+        ("blue", "ip link set {device} nomaster", "is not on br-blue any more"),
+        ("blue", "ip link del br-blue", "br-blue does not exist any more"),
+        ("green", "ip link del v-green", "does not exist any more"),
+    ],
+)
+async def test_where_nobody_watches_a_plug_that_changes_nothing_says_what_is_wrong(
+    tmp_path: Path, network: str, harm: str, said: str
+) -> None:
+    async with make_lab(tmp_path) as lab:
+        links = lab.links
+        await lab.network(network)
+        await lab.guest(boot=False)
+        await links.plug(NIC, network)
+        await lab.sh(harm.format(device=await device(links)))
+        again = await links.plug(NIC, network)
+        assert not again.changed
+        (note,) = again.notes
+        assert f"{said}, and nobody watches cables to repair that. To do: " in note
+        if harm == "ip link del br-blue":
+            assert "make br-blue again, then unplug the NIC and plug it again" in note
+            await lab.sh("ip link add br-blue type bridge && ip link set br-blue up")
+            await lab.sh("ip link set v-blue master br-blue")
+        if network == "blue":  # what the note says helps
+            await links.unplug(NIC)
+            assert (await links.plug(NIC, network)).changed
+            assert (await links.plug(NIC, network)).notes == ()
+            assert await links.check() == []
+        await links.unplug(NIC)
+
+
+async def test_while_a_repair_fails_a_plug_that_changes_nothing_says_so(watched: Lab) -> None:
+    links = watched.links
+    await watched.network("blue")
+    await watched.guest(boot=False)
+    await links.plug(NIC, "blue")
+    events = links.events()
+    await watched.sh("ip link del br-blue")
+    await event(events, EventKind.FAILED)
+    events.close()
+    again = await links.plug(NIC, "blue")
+    assert again.notes == (
+        "br-blue does not exist any more, and that is not repaired yet. "
+        "To do: make br-blue again, then unplug the NIC and plug it again; "
+        "where linkmgr watches it is repaired by itself then",
+    )
+    await links.unplug(NIC)
+
+
 async def test_verbs_and_repairs_do_not_disturb_each_other(watched: Lab) -> None:
     """Devices come and go all the time while a NIC is swapped; in the end all is whole."""
     links = watched.links

@@ -76,6 +76,12 @@ async def is_unknown(scene: Scene, begin: datetime) -> None:
     assert begin <= nic.since <= datetime.now(UTC)
 
 
+def says_what_comes(error: MonitorTimeout, *, switched: bool) -> None:
+    assert error.hint
+    assert ("the new cable is in" in error.hint) is switched
+    assert ("when QEMU answers again: repeat it then" in error.hint) is not switched
+
+
 @pytest.mark.parametrize("target", ["red", "green"])
 @pytest.mark.parametrize("step", UNTOUCHED)
 async def test_stopped_before_the_switch_qemu_comes_back_to_its_old_cable(
@@ -109,6 +115,7 @@ async def test_stopped_in_the_switch_or_later_qemu_comes_back_to_one_cable(
     with pytest.raises(MonitorTimeout) as caught:
         await scene.lab.links.plug(NIC, "red")
     is_told(caught.value, state=STOPPED)
+    says_what_comes(caught.value, switched=after == "red")
     await is_unknown(scene, begin)
     scene.guest.signal(signal.SIGCONT)
     await until(lambda: settled(scene), timeout=10, what="QEMU answers")
@@ -142,6 +149,7 @@ async def test_stopped_while_it_is_plugged_qemu_comes_back_without_a_cable_or_wi
     scene.guest.signal(signal.SIGCONT)
     await until(lambda: settled(scene), timeout=10, what="QEMU answers")
     done = step in (Step.ACTIVATE, Step.NOTIFY)
+    says_what_comes(caught.value, switched=done)
     assert await scene.state() == ("plugged blue" if done else "unplugged")
     await scene.guest.wait_carrier("eth0", done)
     assert (await scene.lab.links.plug(NIC, "blue", notify="silent")).changed is not done
@@ -190,6 +198,7 @@ async def test_while_qemu_is_stopped_every_verb_says_so_and_others_work_on(scene
     with pytest.raises(MonitorTimeout) as caught:
         await links.set_link(NIC, "down")
     is_told(caught.value, state=STOPPED)
+    says_what_comes(caught.value, switched=False)
     (connection,) = await links.connections()  # what is known is told all the same
     assert connection.network == "blue"
     assert [finding.code for finding in await links.check()] == ["unknown"]

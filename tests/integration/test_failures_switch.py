@@ -13,7 +13,9 @@ from linkmgr.errors import (
     Denied,
     HostError,
     HubCrowded,
+    LinkBusy,
     LinkmgrError,
+    LinkMissing,
     NotForwarding,
     SwitchFailed,
 )
@@ -119,10 +121,73 @@ async def test_a_bridge_that_vanishes_in_the_switch(scene: Scene, spare: str) ->
     before = await traces(scene.lab)
     await scene.lab.sh("ip link add spare type bridge && ip link set spare up")
     scene.fault.at(Step.SWITCH, lambda: scene.lab.sh("ip link del spare"))
-    with pytest.raises(NotForwarding, match="no port of spare") as caught:
+    with pytest.raises(NotForwarding, match="bridge spare does not exist any more") as caught:
         await scene.lab.links.plug(NIC, "spare")
     is_told(caught.value, state="plugged into blue, link up")
     await is_back(scene, "blue", before)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "what"),
+    [
+        ("ip link del spare", LinkMissing, "is gone: somebody has deleted it, or its parent spare"),
+        ("ip link del lm0badcafe", LinkMissing, "lm0badcafe is gone"),
+        ("ip link set spare down", LinkBusy, "spare is down"),
+        ("ip link set lm0badcafe down", LinkBusy, "lm0badcafe is down"),
+    ],
+)
+@pytest.mark.parametrize("start", ["blue", None])
+async def test_a_macvtap_that_reaches_nothing_by_the_time_of_the_switch(
+    scene: Scene, spare: str, monkeypatch: pytest.MonkeyPatch,
+    start: str | None, command: str, kind: type[LinkmgrError], what: str,
+) -> None:  # fmt: skip
+    if start:
+        await scene.plug(start)
+    before = await traces(scene.lab)
+    known_ids(monkeypatch)
+    await scene.lab.sh("ip link add spare type veth peer name spare-far && ip link set spare up")
+    scene.fault.at(Step.SWITCH, lambda: scene.lab.sh(command))
+    with pytest.raises(kind, match=what) as caught:
+        await scene.lab.links.plug(NIC, "spare-direct")
+    is_told(caught.value, state=f"plugged into {start}, link up" if start else "unplugged")
+    await scene.lab.sh("ip link del spare 2>/dev/null || true")
+    if start:
+        await is_back(scene, start, before)
+    else:
+        await nothing_left(scene.lab, before)
+
+
+async def test_a_parent_that_is_taken_down_under_a_macvtap_that_stays(scene: Scene) -> None:
+    await scene.plug("green:one")
+    before = await traces(scene.lab)
+    scene.fault.at(Step.SWITCH, lambda: scene.lab.sh("ip link set v-green down"))
+    try:
+        with pytest.raises(LinkBusy, match="v-green is down") as caught:
+            await scene.lab.links.plug(NIC, "private")
+        is_told(caught.value, state="plugged into green:one, link up")
+    finally:
+        await scene.lab.sh("ip link set v-green up")
+    await is_back(scene, "green", before)
+
+
+@pytest.mark.parametrize("start", ["blue:one", "green:one"])
+@pytest.mark.parametrize("target", ["red", "blue:two", "green:two", None])
+async def test_an_old_cable_that_somebody_took_out_long_ago_hinders_nobody(
+    scene: Scene, start: str, target: str | None
+) -> None:
+    await scene.plug(start)
+    (connection,) = await scene.lab.links.connections()
+    await scene.guest.qmp("netdev_del", id=f"lmp-{connection.attachment}")
+    assert [each.code for each in await scene.lab.links.check()] == ["wrong-cable"]
+    if target is None:
+        await scene.lab.links.unplug(NIC)
+    else:
+        await scene.lab.links.plug(NIC, target)
+        network = target.partition(":")[0]
+        assert await scene.state() == f"plugged {network}"
+        async with no_frame_lost(scene.guest, scene.lab.peers[network]):
+            pass
+    assert await scene.lab.links.check() == []
 
 
 @pytest.mark.parametrize(

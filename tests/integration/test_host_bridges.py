@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -197,6 +199,78 @@ async def test_when_the_time_is_over_the_port_is_off_the_bridge_again(host: Host
         assert (await host.link(tap.link.name)).master is None
 
 
+def set_by_somebody(name: str) -> bool:
+    return Path("/sys/class/net", name, "addr_assign_type").read_text().strip() == "3"
+
+
+async def test_a_bridge_keeps_its_address_while_our_taps_come_and_go(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else every guest loses the host, which is what the bridge's address is there for."""
+    caplog.set_level(logging.INFO, "linkmgr")
+    with bridge() as over:
+        ip(f"addr add 10.9.0.1/24 dev {over}")
+        had = (await host.link(over)).mac
+        seen = []
+        taps: list[Tap] = []
+        with contextlib.ExitStack() as at_the_end:
+            for moment in ("join", "join", "leave", "join", "leave", "leave", "join"):
+                if moment == "join":
+                    made = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+                    at_the_end.enter_context(made.fd)
+                    taps.append(made)
+                    await host.attach_to_bridge(made.link.name, over, **PLAIN)
+                else:
+                    await taps.pop(0).fd.close_in_thread()
+                seen.append((await host.link(over)).mac)
+        assert seen == [had] * len(seen)
+        told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+        assert told == [f"bridge {over} keeps its address {had}, whichever taps come and go"]
+
+
+async def test_a_bridge_that_has_lost_its_address_is_given_one(host: Host, tap: Tap) -> None:
+    """The kernel leaves a bridge whose last port goes without any, which cannot be set."""
+    with contextlib.ExitStack() as at_the_end:
+        over = at_the_end.enter_context(bridge())
+        with veth() as (one, _):
+            ip(f"link set {one} master {over}")
+        assert (await host.link(over)).mac == "00:00:00:00:00:00"
+        others = [await host.open_tap(f"lmother{n}", MARK, mtu=1500) for n in range(4)]
+        for other in others:
+            at_the_end.enter_context(other.fd)
+        names = [tap.link.name, *(other.link.name for other in others)]
+        await asyncio.gather(*(host.attach_to_bridge(name, over, **PLAIN) for name in names))
+        had = (await host.link(over)).mac
+        assert had[1] in "26ae"
+        assert had not in {(await host.link(name)).mac for name in names}
+        for other in others:
+            await other.fd.close_in_thread()
+        assert (await host.link(over)).mac == had
+
+
+async def test_a_bridge_follows_the_address_of_its_uplink(
+    host: Host, tap: Tap, cable: tuple[str, str]
+) -> None:
+    ip(f"link set {cable[0]} address 02:00:00:00:00:01")
+    with bridge(cable[0]) as over:
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        assert (await host.link(over)).mac == "02:00:00:00:00:01"
+        assert not set_by_somebody(over)
+        ip(f"link set {cable[0]} address 02:00:00:00:00:02")
+        assert (await host.link(over)).mac == "02:00:00:00:00:02"
+
+
+async def test_an_address_that_was_set_is_left_alone(
+    host: Host, tap: Tap, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "linkmgr")
+    with bridge() as over:
+        ip(f"link set {over} address 02:00:00:00:00:09")
+        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        assert (await host.link(over)).mac == "02:00:00:00:00:09"
+        assert caplog.records == []
+
+
 async def test_a_caller_that_leaves_takes_the_port_along(host: Host, tap: Tap) -> None:
     with bridge(options=STP) as over:
         for moment in (0, 0.001, 0.002, 0.004, 0.1):
@@ -213,7 +287,7 @@ async def test_a_bridge_that_goes_while_it_waits_is_noticed(host: Host, tap: Tap
         task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
         await asyncio.sleep(0.2)
         await host.delete_link(over)
-        with pytest.raises(NotForwarding, match=f"{tap.link.name} is no port of {over}"):
+        with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more"):
             await task
 
 

@@ -205,6 +205,16 @@ async def test_what_is_no_port_cannot_have_addresses(
         await host.move_forwarding([NIC], new.link.name, bridge=over)
 
 
+async def test_a_bridge_that_is_gone_is_said_to_be_gone(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, _, new = two_taps
+    await host.delete_link(over)
+    with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more") as caught:
+        await host.move_forwarding([NIC], new.link.name, bridge=over)
+    assert caught.value.hint == f"make it again: 'ip link add {over} type bridge', then try again"
+
+
 async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
     with bridge(options="stp_state 1") as over:
         tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from linkmgr.model import LinkState
 from linkmgr.testing.process import execute, until
 from tests.integration.domain_lab import DomainLab, domain_lab
 from tests.integration.lab import SUBNETS
@@ -186,9 +187,21 @@ async def suspend(m: Matrix) -> None:
 
 
 async def managedsave(m: Matrix) -> None:
+    """Also: a link that virsh took down is down when the guest is back."""
+    mac = (await m.lab.nics(VM))["ua-net0"].mac
+    await m.virsh("domif-setlink", VM, mac, "down")
+
+    async def written() -> bool:
+        return 'link="down"' in await m.virsh("metadata", VM, "urn:linkmgr:cables", "--live")
+
+    await until(written, timeout=10, what="the live metadata says so")
     await m.virsh("managedsave", VM)
     await m.ended()
     await m.virsh("start", VM)
+    nics = await m.lab.settled(VM, LIVE)
+    assert nics["ua-net0"].link is LinkState.DOWN
+    assert (await m.virsh("domif-getlink", VM, mac)).endswith("down")
+    await m.virsh("domif-setlink", VM, mac, "up")
 
 
 async def save(m: Matrix) -> None:
@@ -326,7 +339,10 @@ ROWS = (
     Row("`virsh reset`", reset),
     Row("the guest's kernel panics, `on_crash` is `restart`", crash, remark="with `<panic>`"),
     Row("`virsh suspend`, `resume`", suspend),
-    Row("`virsh managedsave`, `start`", managedsave, Cables.AGAIN, "in between nothing is left"),
+    Row(
+        "`virsh managedsave`, `start`", managedsave, Cables.AGAIN,
+        "in between nothing is left; a link that virsh took down stays so",
+    ),
     Row("`virsh save`, `restore`", restore, Cables.AGAIN, "in between nothing is left"),
     Row(
         "`virsh snapshot-create-as` (internal), `snapshot-revert`", internal, Cables.AGAIN,

@@ -41,6 +41,21 @@ async def test_a_bridge_port_behaves_as_its_options_say(lab: Lab) -> None:
         assert flags(outcome.nic.connection.device) == expected
 
 
+async def test_a_port_that_does_not_learn_is_told_where_the_nic_is_and_does_not_forget_it(
+    lab: Lab,
+) -> None:
+    await lab.network("blue")
+    await lab.guest(boot=False)
+    for name, learning in (("p1", False), ("p2", True), ("p3", False)):
+        await lab.links.create_port("blue", name, learning=learning)
+        outcome = await lab.links.plug(NIC, f"blue:{name}")
+        assert outcome.nic.connection
+        device = outcome.nic.connection.device
+        known = await lab.sh(f"bridge fdb show br br-blue brport {device}")
+        (entry,) = [line for line in known.splitlines() if line.startswith(mac_of(1, 0))]
+        assert ("static" in entry.split()) is not learning, f"{name}: {entry}"
+
+
 @pytest.mark.parametrize("network", ["blue", "green"])
 async def test_a_replug_within_a_network_keeps_the_address_and_the_carrier(
     lab: Lab, network: str

@@ -179,6 +179,25 @@ async def test_link_state_is_obeyed_before_during_and_after_a_swap(lab: Lab) -> 
     await guest.wait_carrier("eth0", True)
 
 
+@pytest.mark.parametrize("wanted", ["up", "down"])
+async def test_a_link_that_another_monitor_has_set_is_as_it_is_told_to_be(
+    lab: Lab, wanted: str
+) -> None:
+    """QEMU tells nobody of it, so linkmgr cannot know; what it is told it does all the same."""
+    await lab.network("blue")
+    guest = await lab.guest()
+    await lab.links.set_link(NIC, wanted)
+    for network in ("blue", None):
+        await (lab.links.plug(NIC, network) if network else lab.links.unplug(NIC))
+        up = wanted == "up" and network is not None
+        await guest.wait_carrier("eth0", up)
+        await guest.qmp("set_link", name="net0", up=not up)
+        await guest.wait_carrier("eth0", not up)
+        outcome = await lab.links.set_link(NIC, wanted)
+        await guest.wait_carrier("eth0", up)
+        assert not outcome.changed, "as far as anybody can know"
+
+
 async def test_a_guest_notices_every_swap_to_another_network_and_none_within_one(lab: Lab) -> None:
     await lab.network("blue")
     await lab.network("green")
@@ -210,26 +229,53 @@ async def _operstates(guest: Guest) -> AsyncIterator[set[str]]:
     seen.update((await job.stop()).output.split())
 
 
-@pytest.mark.parametrize("network", ["blue", "green"])
-async def test_the_network_delivers_to_the_new_place_at_once(tmp_path: Path, network: str) -> None:
-    """A same-network replug with nobody speaking, while the old device is still there."""
+@pytest.mark.parametrize(
+    ("start", "target"),
+    [
+        ("blue:p1", "blue:p2"),
+        ("tree:p1", "tree:p2"),
+        ("tree:p1", "tree:strict"),
+        ("beside", "blue:p1"),
+        ("green:p1", "green:p2"),
+    ],
+    ids=["by-the-kernel", "with-a-spanning-tree", "to-one-that-learns-nothing", "from-a-macvtap",
+         "of-one-parent"],
+)  # fmt: skip
+async def test_the_network_delivers_to_the_new_place_at_once(
+    tmp_path: Path, start: str, target: str
+) -> None:
+    """A replug within one layer 2 with nobody speaking, while the old device is still there."""
     switched, go_on = asyncio.Event(), asyncio.Event()
+    swaps = 0
 
     async def hold(step: Step) -> None:
-        if step is Step.RELEASE:
+        nonlocal swaps
+        swaps += step is Step.SWITCH
+        if step is Step.RELEASE and swaps == 2:
             switched.set()
             await go_on.wait()
 
     async with make_lab(tmp_path, probe=hold) as lab:
+        network = "green" if target.startswith("green") else "blue"
         peer = await lab.network(network)
-        for name in ("p1", "p2"):
-            await lab.links.create_port(network, name)
+        if network == "blue":
+            await lab.sh("ip link add v-in type veth peer name v-out && ip link set v-in up")
+            lab.stack.push_async_callback(lab.sh, "ip link del v-in")
+            await lab.sh("ip link set v-out up master br-blue")
+            await lab.links.create_network("beside", "direct", parent="v-in")
+            await lab.links.create_network("tree", "bridge", bridge="br-blue")
+            await lab.links.create_port("tree", "strict", learning=False)
+        if start.startswith("tree"):
+            await lab.sh("ip link set br-blue type bridge stp_state 1 forward_delay 200")
+        for where in {network, "tree" if network == "blue" else network}:
+            for name in ("p1", "p2"):
+                await lab.links.create_port(where, name)
         guest = await lab.guest(cmdline=STATIC)
-        await lab.links.plug(NIC, f"{network}:p1")
+        await lab.links.plug(NIC, start)
         assert (await guest.ping(f"10.{SUBNETS[network]}.0.1")).received
         mac = await guest.mac("eth0")
         async with guest.counting("eth0", tag="peer") as heard:
-            replug = asyncio.create_task(lab.links.plug(NIC, f"{network}:p2", notify="silent"))
+            replug = asyncio.create_task(lab.links.plug(NIC, target, notify="silent"))
             await switched.wait()
             said = await peer.send_frames("eth0", mac, rate=500, count=100, tag="peer")
         go_on.set()

@@ -262,9 +262,10 @@ class FakeLibvirt:
 
     def __init__(self) -> None:
         self.hub = DomainHub()
-        self.connected = True
+        self.connected = self.installed = True
         self.live = self.stored = domain_xml()
         self.active = True
+        self.persistent = True
         self.pid: int | None = None
         self.calls: list[str] = []
         self.fails: LinkmgrError | None = None
@@ -292,16 +293,18 @@ class FakeLibvirt:
             raise LibvirtRefused("Domain not found", number=LibvirtRefused.NO_DOMAIN)
         state = DomainState.RUNNING if self.active else DomainState.SHUT_OFF
         pid = self.pid if self.active else None
-        return DomainView(UUID, "web1", self.active, state, pid, persistent=True)
+        return DomainView(UUID, "web1", self.active, state, pid, self.persistent)
 
     async def xml(self, which: str, /, *, live: bool) -> str:
         await self._called(f"xml {which} {live}")
-        return self.live if live and self.active else self.stored
+        return self.live if self.active and (live or not self.persistent) else self.stored
 
     async def set_metadata(
         self, which: str, uri: str, key: str, xml: str | None, /, *, live: bool, config: bool
     ) -> None:
         await self._called(f"set_metadata {which} {live} {config}")
+        if config and not self.persistent:
+            raise LibvirtRefused("transient domains do not have any persistent config", number=55)
         # libvirt adds the namespace to what it is given without.
         made = (xml or "").replace("<cables>", f"<cables xmlns='{uri}'>")
         if live:

@@ -1,5 +1,7 @@
 """The arguments that boot a NIC on a hub."""
 
+from typing import Any
+
 import pytest
 
 from linkmgr import hub_args
@@ -23,9 +25,12 @@ def test_two_nics_get_two_hubs() -> None:
 
 def test_model_mtu_and_properties_are_passed_on() -> None:
     args = hub_args(
-        "n", mac="52:54:00:12:34:56", model="vmxnet3", host_mtu=9000, properties="romfile="
+        "n", mac="52:54:00:12:34:56", model="virtio-net-ccw", host_mtu=9000, properties="romfile="
     )
-    assert args[-1] == "vmxnet3,id=n,netdev=lm-hub-n,mac=52:54:00:12:34:56,host_mtu=9000,romfile="
+    assert args[-1] == (
+        "virtio-net-ccw,id=n,netdev=lm-hub-n,mac=52:54:00:12:34:56,host_mtu=9000,romfile="
+    )
+    assert hub_args("n", mac="52:54:00:12:34:56", model="vmxnet3")[-1].startswith("vmxnet3,id=n,")
 
 
 @pytest.mark.parametrize("alias", ["", "0net", "net,0", "net 0", "a/b"])
@@ -42,3 +47,31 @@ def test_an_alias_that_qemu_would_not_take_is_refused(alias: str) -> None:
 def test_an_address_or_a_hub_that_qemu_would_not_take_is_refused(mac: str, hub: int) -> None:
     with pytest.raises(BadOption):
         hub_args("net0", mac=mac, hub=hub)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"host_mtu": -4}, "-4 cannot be the MTU of a NIC"),
+        ({"host_mtu": 67}, "67 cannot be the MTU"),
+        ({"host_mtu": 65536}, "65536 cannot be the MTU"),
+        ({"host_mtu": "big"}, "'big' cannot be the MTU"),
+        ({"host_mtu": True}, "True cannot be the MTU"),
+        ({"host_mtu": 9000, "model": "vmxnet3"}, "vmxnet3 has no host_mtu"),
+        ({"mac": "00:00:00:00:00:00"}, "QEMU would give the NIC an address of its own"),
+        ({"mac": None}, "None cannot be the address of a NIC"),
+        ({"mac": 5}, "5 cannot be the address of a NIC"),
+        ({"hub": "x"}, "'x' cannot be the number of a hub"),
+        ({"hub": True}, "True cannot be the number of a hub"),
+        ({"model": None}, "None cannot be a model of a NIC"),
+        ({"model": "vmxnet3,id=x"}, "'vmxnet3,id=x' cannot be a model of a NIC"),
+        ({"properties": None}, "None cannot be properties of a NIC"),
+    ],
+)
+def test_what_would_end_qemu_or_this_call_is_refused_in_a_sentence(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadOption) as caught:
+        hub_args("net0", **{"mac": "52:54:00:12:34:56", **given})
+    assert said in str(caught.value)
+    assert caught.value.hint

@@ -38,6 +38,15 @@ async def test_setting_what_is_set_does_nothing(link: Link, carrier: Carrier) ->
     assert [up for up, _ in link.set] == [False]
 
 
+@pytest.mark.parametrize("up", [False, True])
+async def test_what_another_monitor_may_have_set_is_set_anew(
+    link: Link, carrier: Carrier, up: bool
+) -> None:
+    await carrier.set(up=up)
+    await carrier.set(up=up, anew=True)
+    assert [was for was, _ in link.set] == [up, up]
+
+
 async def test_a_first_flap_holds_the_carrier_down_long_enough_to_be_seen(
     link: Link, carrier: Carrier
 ) -> None:

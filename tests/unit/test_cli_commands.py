@@ -168,9 +168,9 @@ async def test_the_socket_may_be_named_before_the_command_after_it_or_in_the_env
 
 async def test_args_prints_what_a_shell_gives_to_qemu_and_needs_no_service(tmp_path: Path) -> None:
     nobody = tmp_path / "none.sock"
-    line = "args web1/net0 --mac 52:54:00:00:00:01 --model e1000 --mtu 9000"
+    line = "args web1/net0 --mac 52:54:00:00:00:01 --model virtio-net-ccw --mtu 9000"
     result = await run(nobody, *line.split())
-    expected = hub_args("net0", mac="52:54:00:00:00:01", model="e1000", host_mtu=9000)
+    expected = hub_args("net0", mac="52:54:00:00:00:01", model="virtio-net-ccw", host_mtu=9000)
     assert shlex.split(result.stdout) == expected
     as_json = await run(nobody, "args", "web1/net0", "--mac", "52:54:00:00:00:01", "--json")
     assert json.loads(as_json.stdout) == hub_args("net0", mac="52:54:00:00:00:01")

@@ -23,7 +23,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield made
 
 
-NEXT = "from its next start on web1/net0 is plugged into blue, link up"
+NEXT = "from its next start on it is plugged into blue, link up"
 GONE = Outcome(samples.nic(state=NicState.GONE), changed=True, notes=(NEXT, "it is not prepared"))
 
 
@@ -82,13 +82,20 @@ def answers(service: Service, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
 
 async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Service) -> None:
     off = samples.domain("web10", prepared=True, network=None, wanted="plugged into red, link up")
-    said = answers(service, samples.nic(), domains=[samples.domain("web3"), off])
+    down = samples.domain("web11", prepared=True, network=None, wanted="unplugged, link down")
+    silent = replace(off, name="web12", state="running")
+    again = replace(samples.domain("web13", restart=True), state="running", command=None)
+    others = [samples.domain("web3"), off, down, silent, again]
+    said = answers(service, samples.nic(), domains=others)
     result = await run(service.path, "nics")
     heads, *rows = [line.split(maxsplit=20) for line in result.stdout.splitlines()]
     assert heads == (
         "NIC STATE LINK PORT DEVICE MAC MTU MODEL WIRING BY FOR TO DO".split()  # noqa: SIM905
     )
-    assert [row[0] for row in rows] == ["web1/net0", "web3/ua-net0", "web10/ua-net0"]
+    assert [row[0] for row in rows] == [
+        "web1/net0", "web3/ua-net0",
+        "web10/ua-net0", "web11/ua-net0", "web12/ua-net0", "web13/ua-net0",
+    ]  # fmt: skip
     assert rows[0][:5] == ["web1/net0", "plugged", "up", "blue", "lm3f9a1c2e"]
     assert rows[0][8:10] == ["hub", "dials"]
     text = result.stdout.splitlines()[2]
@@ -96,7 +103,11 @@ async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Ser
     assert "bridge br7" in text
     assert text.endswith("linkmgr prepare web3 --define")
     assert "fixed" in text
-    assert "plugged into red, link up" in result.stdout.splitlines()[3]
+    ports = result.stdout.splitlines()[3:6]
+    assert "at its start: red" in ports[0]
+    assert "at its start: unplugged, link down" in ports[1]
+    assert "desired: red" in ports[2], "it runs, and its QEMU has not dialled yet"
+    assert result.stdout.splitlines()[6].endswith("shut web13 down and start it")
     as_json = await run(service.path, "nics", "--json")
     assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": said["domains"]}
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 
 from linkmgr.cli.app import cli
-from linkmgr.jsonform import to_json
-from linkmgr.model import Port
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, Service, serving
 from tests.unit.test_client_events import message, stream
@@ -226,70 +224,6 @@ def _rest_of(terminal: int) -> bytes:
             said += os.read(terminal, 65536)
         except OSError:  # EIO is the end
             return said
-
-
-# ---------------------------------------------------------------------- completion
-
-
-async def complete(service: Service, line: str) -> set[str]:
-    words = line.split(" ")
-    process = await asyncio.create_subprocess_exec(
-        *LINKMGR,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ
-        | {
-            "_LINKMGR_COMPLETE": "bash_complete",
-            "COMP_WORDS": line,
-            "COMP_CWORD": str(len(words) - 1),
-            "LINKMGR_SOCKET": str(service.path),
-        },
-    )
-    async with asyncio.timeout(20):
-        out, said = await process.communicate()
-    assert said == b""
-    return {each.partition(",")[2] for each in out.decode().split()}
-
-
-async def test_the_shell_completes_commands_nics_networks_and_ports(service: Service) -> None:
-    answers = {
-        "/v1/nics": {"nics": [to_json(samples.nic(f"web{n}/net0")) for n in (1, 2)]},
-        "/v1/vms": {"vms": [to_json(samples.vm("web1")), to_json(samples.vm("db"))]},
-        "/v1/domains": {"domains": [to_json(samples.domain("web3"))]},
-        "/v1/networks": {"networks": [to_json(samples.BLUE)]},
-        "/v1/ports?network=blue": {"ports": [to_json(Port(samples.BLUE, "p1"))]},
-    }
-    service.script = lambda exchange: exchange.answer(answers[exchange.request.target])
-    assert await complete(service, "linkmgr un") == {"unplug"}
-    nics = {"web1/net0", "web2/net0", "web3/ua-net0"}
-    assert await complete(service, "linkmgr plug web") == nics
-    assert await complete(service, "linkmgr prepare w") == {"web3"}
-    assert await complete(service, "linkmgr plug web1/net0 b") == {"blue", "blue:p1"}
-    assert await complete(service, "linkmgr vm remove ") == {"web1", "db"}
-    assert await complete(service, "linkmgr port list ") == {"blue"}
-    assert await complete(service, "linkmgr link web1/net0 d") == {"down"}
-
-
-async def test_completion_gives_up_quietly_when_the_service_is_slow_or_away(
-    service: Service,
-) -> None:
-    async def never(exchange: Exchange) -> None:
-        await exchange.client_left()
-
-    service.script = never
-    began = time.monotonic()
-    assert await complete(service, "linkmgr unplug web") == set()
-    await service.stop()
-    assert await complete(service, "linkmgr unplug web") == set()
-    assert time.monotonic() - began < 8
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_printed(shell: str) -> None:
-    done = subprocess.run(
-        [*LINKMGR, "completion", shell], capture_output=True, text=True, check=True
-    )
-    assert f"_LINKMGR_COMPLETE={shell}_complete" in done.stdout
 
 
 # ---------------------------------------------------------------------- documentation

@@ -169,6 +169,7 @@ async def test_without_any_guest_status_says_how_to_add_one(service: Service) ->
     service.answers({"vms": [], "nics": [], "findings": []})
     result = await run(service.path, "status")
     assert "linkmgr vm add" in result.stdout
+    assert "linkmgr prepare DOMAIN --define" in result.stdout
 
 
 @pytest.mark.parametrize(

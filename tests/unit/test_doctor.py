@@ -110,6 +110,51 @@ async def test_a_libvirt_that_listens_works(program: Program, tmp_path: Path) ->
     assert "9.0.0" in found.what
 
 
+async def test_the_libvirt_of_the_configuration_is_asked_itself(
+    program: Program, tmp_path: Path
+) -> None:
+    program("libvirtd", "echo 'libvirtd (libvirt) 9.0.0'")
+    program(
+        "virsh",
+        'case "$*" in *"--connect qemu:///system?socket=/run/own/sock "*) ;; *) exit 9; esac\n'
+        '[ "$LIBVIRT_AUTOSTART" = 0 ] && echo "Running against daemon: 9.0.0"',
+    )
+    found = (await probes.libvirt(tmp_path, "qemu:///system?socket=/run/own/sock"))[0]
+    assert (found.name, found.verdict, found.todo) == ("daemon", Verdict.WORKS, None)
+    assert found.what == "libvirt 9.0.0, qemu:///system?socket=/run/own/sock"
+
+
+async def test_a_libvirt_of_the_configuration_that_does_not_answer_is_told(
+    program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "libvirt-sock").touch()  # of another one
+    (unasked, *_) = await probes.libvirt(tmp_path, "qemu:///session")
+    assert (unasked.verdict, "virsh" in unasked.what) == (Verdict.UNKNOWN, True)
+    program("virsh", "echo 'error: failed to connect' >&2; echo 'error: no such file' >&2; exit 1")
+    (refused, *_) = await probes.libvirt(tmp_path, "qemu:///session")
+    assert refused.verdict is Verdict.MISSING
+    assert "qemu:///session does not answer: failed to connect no such file" in refused.what
+    assert "[libvirt]" in str(refused.todo)
+
+
+async def test_a_service_that_does_without_libvirt_misses_none(
+    program: Program, tmp_path: Path
+) -> None:
+    (found,) = await probes.libvirt(tmp_path, "")
+    assert (found.verdict, found.todo) == (Verdict.WORKS, None)
+
+
+async def test_the_libvirt_that_is_looked_at_is_that_of_the_named_file(tmp_path: Path) -> None:
+    file = tmp_path / "linkmgr.toml"
+    assert await probes.libvirt_uri(file) == "qemu:///system"
+    file.write_text('[networks.blue]\ndriver = "bridge"\noptions = { bridge = "br0" }\n')
+    assert await probes.libvirt_uri(file) == "qemu:///system"
+    file.write_text('[libvirt]\nuri = "qemu:///session"\n')
+    assert await probes.libvirt_uri(file) == "qemu:///session"
+    file.write_text("[libvirt\n")
+    assert await probes.libvirt_uri(file) == "qemu:///system"
+
+
 async def test_an_ovs_whose_database_does_not_answer_is_told(
     program: Program, tmp_path: Path
 ) -> None:
@@ -313,6 +358,15 @@ def test_the_command_exits_with_1_and_prints_all_areas_as_json(tmp_path: Path) -
     areas = {each["area"] for each in said["lines"]}
     assert areas >= {"kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"}
     assert all(each["todo"] for each in said["lines"] if each["verdict"] == "missing")
+
+
+def test_the_command_looks_for_the_libvirt_of_the_file_that_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "linkmgr.toml"
+    file.write_text('[libvirt]\nuri = ""\n')
+    done = run("doctor", "--json", "--config", str(file), "--socket", str(tmp_path / "nobody"))
+    daemon = [each for each in json.loads(done.stdout)["lines"] if each["name"] == "daemon"]
+    assert [each["verdict"] for each in daemon] == ["works"]
+    assert "not used" in daemon[0]["what"]
 
 
 def test_the_command_prints_plain_columns_where_no_terminal_is(tmp_path: Path) -> None:

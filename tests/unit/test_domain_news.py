@@ -16,6 +16,7 @@ import pytest
 from linkmgr.errors import LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
+from linkmgr.libvirt.metadata import CABLES
 from linkmgr.model import Transport, VmState
 from tests.unit.care_lab import (
     BLUE,
@@ -269,6 +270,8 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
         assert [(each.code, each.subject) for each in await care.check()] == [
             ("guest-does-not-dial", "web1")
         ]
+        (found,) = await care.check()
+        assert "'linkmgr prepare web1 --define', with '--monitor PATH' if" in found.hint
         lab.libvirt.connected = False
         assert await care.check() == [], "nobody knows"
         lab.libvirt.connected = True
@@ -369,3 +372,106 @@ async def test_a_list_that_libvirt_cannot_give_is_an_error_for_all_and_not_for_t
         assert [type(each) for each in said] == [LibvirtUnreachable] * 3
         lab.libvirt.fails = None
         assert len(await care.domains()) == 1
+
+
+async def test_metadata_that_is_edited_while_the_guest_is_paused_holds_when_it_is_resumed(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        for operation in ("prepare", "start"):
+            await care.on_hook(operation, "begin", "-", domain_xml(BLUE))
+        await care.on_new(Dialled())
+        assert (
+            "when it is resumed"
+            in (await care.on_hook("started", "begin", "-", domain_xml(BLUE))).said
+        )
+        lab.libvirt.edit(RED)
+        await lab.settle()
+        lab.links.resume()
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "red"}
+        lab.libvirt.edit("")
+        await lab.settle()
+        assert lab.links.on() == {}
+
+
+async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resumed(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        await care.on_hook("start", "begin", "-", domain_xml(BLUE))
+        await care.on_new(Dialled())
+        await care.on_hook("started", "begin", "-", domain_xml(BLUE))
+        lab.libvirt.live = domain_xml(BLUE)
+        await care.verbs.plug(NET0, "red")
+        lab.links.resume()
+        await lab.settle()
+        domain = care.known.find("web1")
+        assert domain is not None
+        assert domain.record is not None
+        assert domain.record.asked("ua-net0").network == "red"
+        assert lab.links.on() == {"ua-net0": "red"}
+
+
+async def test_an_edit_from_before_the_start_does_not_make_a_waiting_hook_ask_libvirt(
+    lab: Lab,
+) -> None:
+    lab.libvirt.gate.clear()  # as libvirt does while a hook runs
+    async with lab.care() as care:
+        await care.on_new(Dialled())
+        waiting = asyncio.create_task(care.on_hook("started", "begin", "-", domain_xml(BLUE)))
+        await lab.settle()
+        lab.libvirt.tell(DomainEventKind.METADATA, CABLES)
+        lab.links.resume()
+        async with asyncio.timeout(2):
+            assert (await waiting).ok
+        assert lab.links.on() == {"ua-net0": "blue"}
+        lab.libvirt.gate.set()
+
+
+async def test_who_is_removed_and_added_again_gets_its_names_again(lab: Lab) -> None:
+    async with lab.care():
+        lab.links.boot()
+        await lab.settle()
+        named = [call for call in lab.links.calls if call.startswith("name_device")]
+        assert named
+        lab.links.board.tell(EventKind.VM_REMOVED, "web1")
+        lab.links.board.tell(EventKind.VM_ADDED, "web1")
+        await lab.settle()
+        again = [call for call in lab.links.calls if call.startswith("name_device")]
+        assert again == named + named
+
+
+async def test_a_nic_that_is_not_there_is_no_trouble_once_nothing_asks_for_it(lab: Lab) -> None:
+    lab.libvirt.live = domain_xml(cables(cable("ua-net9", network="blue")))
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert [each.code for each in care.findings()] == ["unknown-nic"]
+        lab.libvirt.edit(BLUE)
+        await lab.settle()
+        assert care.findings() == []
+
+
+async def test_what_could_not_be_written_into_the_live_xml_is_a_finding_until_it_is(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.libvirt.connected = False
+        outcome = await care.verbs.plug(NET0, "red")
+        assert outcome.changed
+        assert "still asks for what it did before" in outcome.notes[0]
+        (finding,) = care.findings()
+        assert (finding.subject, finding.code) == ("web1", "libvirt-unreachable")
+        assert "its live XML does not say yet what was done to its NICs" in finding.what
+        await care.verbs.set_link(NET0, "down")
+        lab.libvirt.connected = True
+        lab.libvirt.live = domain_xml(cables(cable("ua-net1", network="blue")))  # by somebody else
+        lab.libvirt.tell(DomainEventKind.CONNECTED)
+        await lab.settle()
+        assert "nic='ua-net0' network='red' link='down'" in lab.libvirt.live
+        assert "nic='ua-net1' network='blue'" in lab.libvirt.live
+        assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
+        assert care.findings() == []

@@ -12,6 +12,7 @@ from linkmgr.errors import (
     AlreadyExists,
     BadMetadata,
     BadOption,
+    Conflict,
     LibvirtRefused,
     LibvirtUnreachable,
     UnknownNetwork,
@@ -92,7 +93,7 @@ async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) 
         outcome = await care.verbs.plug(NET0, "green", affects="config")
         assert outcome.changed
         assert outcome.notes == (
-            "from its next start on web1/ua-net0 is plugged into green, link up",
+            "from its next start on it is plugged into green, link up",
             "network green does not exist yet; it is plugged when it does",
         )
         assert outcome.nic.state is NicState.PLUGGED, "as it is now"
@@ -110,9 +111,7 @@ async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start
         lab.links.boot()
         await lab.settle()
         outcome = await care.verbs.plug(NET0, "red", affects=Affects.PERSISTENT)
-        assert outcome.notes == (
-            "from its next start on web1/ua-net0 is plugged into red, link up",
-        )
+        assert outcome.notes == ("from its next start on it is plugged into red, link up",)
         assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into red, link up"
         assert lab.links.on() == {"ua-net0": "red"}
         lab.links.end()
@@ -124,6 +123,89 @@ async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start
         assert desired_of(lab.libvirt.stored).of == {}
         with pytest.raises(UnknownVm):
             await care.verbs.plug(NET0, "red")
+
+
+async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab: Lab) -> None:
+    lab.libvirt.persistent = False
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        for target in ("red", "blue"):  # blue is what its XML asks for already
+            with pytest.raises(Conflict, match="web1 is transient: it has no next start") as raised:
+                await care.verbs.plug(NET0, target, affects="config")
+            assert "virsh define" in str(raised.value)
+        assert lab.links.on() == {"ua-net0": "blue"}
+        outcome = await care.verbs.plug(NET0, "red", affects="persistent")
+        assert outcome.changed
+        assert outcome.notes == (
+            "it holds until the guest ends: web1 is transient: it has no next start",
+        )
+        assert lab.links.on() == {"ua-net0": "red"}
+        assert asked(lab.libvirt.live) == "plugged into red, link up"
+
+
+async def test_a_verb_on_a_guest_that_is_no_vm_says_what_its_domain_lacks(lab: Lab) -> None:
+    prepared, bare = domain_xml(), domain_xml(prepared=0)
+    lab.libvirt.live = lab.libvirt.stored = prepared
+    async with lab.care() as care:
+
+        async def said() -> str:
+            texts = set()
+            for change in (
+                care.verbs.plug(NET0, "blue"),
+                care.verbs.unplug(NET0),
+                care.verbs.set_link(NET0, "down"),
+            ):
+                with pytest.raises(UnknownVm) as raised:
+                    await change
+                texts.add(str(raised.value))
+            (text,) = texts
+            return text
+
+        lab.libvirt.active = False
+        assert await said() == (
+            "domain web1 is shut off. To do: start it ('virsh start web1'), or use --config, "
+            "for its next start"
+        )
+        lab.libvirt.stored = bare
+        assert await said() == (
+            "domain web1 is shut off, and was never prepared. To do: run "
+            "'linkmgr prepare web1 --define', then start it"
+        )
+        lab.libvirt.active = True
+        assert "runs and is prepared, but its QEMU has not dialled" in await said()
+        lab.libvirt.live = bare
+        assert await said() == (
+            "domain web1 was never prepared, so its cables cannot change. To do: run "
+            "'linkmgr prepare web1 --define', then shut it down and start it again"
+        )
+        lab.libvirt.stored = prepared
+        assert await said() == (
+            "domain web1 was started before it was prepared, so its cables cannot change. "
+            "To do: shut it down and start it again"
+        )
+        lab.libvirt.persistent = False
+        assert "linkmgr prepare --xml FILE.xml" in await said()
+
+
+async def test_a_vm_that_nobody_knows_is_told_as_ever_when_libvirt_cannot_say_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.unknown.PATIENCE", 0.01)
+    lab.libvirt.active = False
+    async with lab.care() as care:
+        with pytest.raises(UnknownVm, match="there is no VM web9"):
+            await care.verbs.plug("web9/ua-net0", "blue")
+        lab.libvirt.gate.clear()  # a libvirtd that hangs
+        with pytest.raises(UnknownVm, match="there is no VM web1"):
+            await care.verbs.plug(NET0, "blue")
+        lab.libvirt.gate.set()
+        lab.libvirt.connected = False
+        with pytest.raises(UnknownVm, match="there is no VM web1"):
+            await care.verbs.plug(NET0, "blue")
+    async with lab.care(libvirt=False) as care:
+        with pytest.raises(UnknownVm, match="there is no VM web1"):
+            await care.verbs.plug(NET0, "blue")
 
 
 async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is_not_written(
@@ -149,6 +231,39 @@ async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is
         lab.libvirt.edit(BLUE)
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "red"}
+
+
+async def test_an_error_of_libvirt_calls_the_domain_by_its_name(lab: Lab) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.libvirt.fails = LibvirtUnreachable(f"the XML of domain {UUID}: no answer")
+        outcome = await care.verbs.plug(NET0, "red")
+        assert "the XML of domain web1: no answer" in outcome.notes[0]
+
+
+async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
+    option = "<lm:option name='{}' value='{}'/>"
+    options = option.format("bridge", "br0") + option.format("create", "true")
+    options += option.format("mtu", "9000")
+    raw = f"<lm:cable nic='ua-net0' driver='bridge'>{options}</lm:cable>"
+    lab.libvirt.live = lab.libvirt.stored = domain_xml(cables(raw))
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        (name,) = lab.links.on().values()
+        assert name.startswith("raw-bridge-")
+        outcome = await care.verbs.plug("web1/ua-net1", name, notify="flap", affects="persistent")
+        assert lab.links.on() == {"ua-net0": name, "ua-net1": name}
+        for xml in (lab.libvirt.live, lab.libvirt.stored):
+            first, second = (desired_of(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
+            assert (second.raw, second.network) == (first.raw, None)
+            assert second.notify is Notify.FLAP
+        said = "plugged into bridge(bridge=br0,create=true,mtu=9000), link up"
+        assert outcome.notes == (f"from its next start on it is {said}",)
+        await care.verbs.set_link("web1/ua-net1", "down", affects="config")
+        await care.verbs.plug("web1/ua-net1", name, affects="config")
+        assert asked(lab.libvirt.stored, "ua-net1") == said.replace("link up", "link down")
 
 
 async def test_what_an_operator_does_ends_what_was_still_to_be_done(lab: Lab) -> None:
@@ -251,7 +366,7 @@ async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
 async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_prepared(
     lab: Lab,
 ) -> None:
-    lab.libvirt.live = domain_xml(BLUE, prepared=1)
+    lab.libvirt.live = lab.libvirt.stored = domain_xml(BLUE, prepared=1)
     async with lab.care() as care:
         (off,) = await care.domains()
         assert (off.name, off.uuid, off.transport) == ("web1", UUID, None)
@@ -266,9 +381,19 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         assert (first.network, first.link, first.device) == ("blue", "up", "lm0")
         assert (second.prepared, second.wiring, second.state) == (False, None, None)
         assert (second.network, second.link, second.device) == ("ethernet", "down", "lmtap1")
-        lab.libvirt.live = domain_xml(BLUE)
-        lab.libvirt.connected = False
+        assert [nic.restart for nic in info.nics] == [False, False]
+
+        lab.libvirt.stored = domain_xml(BLUE)  # it is prepared while it runs
         (info,) = await care.domains()
+        assert [nic.restart for nic in info.nics] == [False, True]
+        assert (info.prepared, info.command) == (False, None), "to prepare it again changes nothing"
+        lab.libvirt.connected = False
+        with pytest.raises(LibvirtUnreachable):  # a list that lacks what is off would say nothing
+            await care.domains()
+        lab.libvirt.installed = False  # nor are there any, on a host without libvirt
+        (info,) = await care.domains()
+    async with lab.care(libvirt=False) as care:
+        assert await care.domains() == [info]
         assert (info.name, info.transport, info.nics[0].network) == ("web1", "dials", "blue")
 
 
@@ -287,8 +412,8 @@ async def test_what_an_operator_does_before_a_paused_guest_runs_holds(lab: Lab) 
 
 
 async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(lab: Lab) -> None:
-    lab.libvirt.live = domain_xml(cables(cable("ua-net0", network="blue"),
-                                         cable("ua-net1", network="blue")))  # fmt: skip
+    asked = domain_xml(cables(cable("ua-net0", network="blue"), cable("ua-net1", network="blue")))
+    lab.libvirt.live = asked
     lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
     async with lab.care() as care:
         lab.links.boot()
@@ -298,8 +423,10 @@ async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(
         lab.libvirt.tell(DomainEventKind.CONNECTED)
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
+        assert "'ua-net0' network='red'" in lab.libvirt.live, "and its live XML says so, late"
         lab.links.end()
         await lab.settle()
+        lab.libvirt.live = asked
         lab.links.boot()
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "blue", "ua-net1": "blue"}, "it was for one process"

@@ -229,6 +229,23 @@ async def test_what_virsh_sets_is_taken_once(bench: Bench) -> None:
     assert await bench.look() == []
 
 
+async def test_what_virsh_sets_is_taken_by_whoever_writes_it_down_too(bench: Bench) -> None:
+    taken = []
+
+    async def take(ref: NicRef, state: LinkState) -> None:
+        taken.append((str(ref), state))
+
+    bench.follower = LinkFollower(
+        bench.run_dir, cast("LinkManager", bench.links), set_link=bench.tell, wish=take
+    )
+    bench.links.plug()
+    bench.virsh(UP)
+    await bench.look()
+    bench.virsh(DOWN)
+    assert await bench.look() == []
+    assert taken == [("web1/ua-net0", DOWN)]
+
+
 async def test_up_for_an_unplugged_nic_is_kept_as_a_wish_and_taken_back(bench: Bench) -> None:
     bench.links.nic = nic(NicState.UNPLUGGED, wanted=DOWN)
     bench.virsh(DOWN)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from linkmgr.errors import CommandFailed, LinkBusy, MonitorError, MonitorTimeout
-from linkmgr.host import Host
-from linkmgr.model import BridgeEndpoint, NicRef
-from linkmgr.qmp.network import NetClient, NetworkInfo
+from linkmgr.errors import (
+    CommandFailed,
+    HostError,
+    HubCrowded,
+    LinkBusy,
+    LinkMissing,
+    MonitorError,
+    MonitorTimeout,
+)
+from linkmgr.host import Fd, Host
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef
+from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings import Cable, HubWiring
-from linkmgr.wirings.host_side import make_tap
+from linkmgr.wirings.host_side import make_tap, take_back, take_over
 from linkmgr.wirings.receive_filter import guest_filter
+from tests.unit.qmp_peer import Peer, Received, connected
 
 NIC = NicRef("web1", "net0")
 ID = "0000000a"
@@ -33,7 +47,7 @@ class FakeQemu:
     async def network(self) -> NetworkInfo:
         return NetworkInfo(netdevs={BACKEND: NetClient(BACKEND, "tap")})
 
-    async def execute(self, name: str, _arguments: object = None) -> object:
+    async def execute(self, name: str, _arguments: object = None, **_: object) -> object:
         if name == "query-rx-filter":
             return [{"main-mac": OTHERS, "promiscuous": False}]
         if self.error is not None:
@@ -48,7 +62,7 @@ class FakeHost:
         self.done: list[str] = []
         mark = f"linkmgr:{NIC}:{ID}"
         self.link = SimpleNamespace(name="lm1", index=7, alias=mark, spanning_tree=False)
-        self.keeper = SimpleNamespace(drop=lambda _: None)
+        self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
     async def find_link(self, _: object) -> object:
         return self.link
@@ -59,11 +73,19 @@ class FakeHost:
     async def open_tap(self, *_: object, **__: object) -> object:
         return SimpleNamespace(fd=None)
 
-    async def attach_to_bridge(self, *_: object, **__: object) -> None:
-        pass
+    async def attach_to_bridge(self, *_: object, up: bool, **__: object) -> None:
+        self.done.append(f"attach {'up' if up else 'down'}")
 
     async def forwarding(self, *_: object) -> set[str]:
         return {OTHERS}
+
+    async def flood(self, macs: set[str], device: str) -> None:
+        self.done.append(f"flood {device} {sorted(macs)}")
+
+    async def move_forwarding(
+        self, macs: set[str], device: str, *, bridge: str, static: bool
+    ) -> None:
+        self.done.append(f"forward {device} {sorted(macs)}")
 
     async def set_down(self, device: object) -> None:
         self.done.append(f"down {device}")
@@ -141,3 +163,183 @@ async def test_a_receive_filter_that_is_none_is_a_fault_of_the_monitor(answer: o
 
     with pytest.raises(MonitorError, match="web1/net0"):
         await guest_filter(cast("Qemu", Liar()), NIC)
+
+
+# --- the switch -----------------------------------------------------------------------------------
+NEW = "0000000b"
+NIC_LINES = r"""
+ \ lm-sink0
+ \ lm-hub0: net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01
+"""
+
+
+def hub_with(*idents: str) -> str:
+    """What QEMU shows of a hub with these cables plugged in."""
+    ports = "".join(f"\n \\ lmp-{i}: lmt-{i}: index=0,type=tap,fd=11" for i in idents)
+    return f"hub 1{ports}{NIC_LINES}"
+
+
+def new_cable(endpoint: Endpoint | None = None) -> Cable:
+    """One that is staged, to plug instead of `cable`."""
+    made = Cable(NEW, NIC, endpoint or BridgeEndpoint("br0"), f"lmp-{NEW}", f"lmt-{NEW}", mac=OWN)
+    made.device, made.macs, made.hub = "lm2", {OWN}, 1
+    return made
+
+
+@pytest.fixture
+async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, Peer]]:
+    """A wiring whose QEMU answers when the test says so."""
+    async with connected() as (monitor, peer):
+        dialer = SocketDialer("/run/web1.qmp")
+        qemu = Qemu(dialer, name="VM web1", timeout=5, handler=lambda _: None)
+        qemu._monitor = monitor
+        host = FakeHost()
+        yield HubWiring(qemu, cast("Host", host)), host, peer
+
+
+@asynccontextmanager
+async def switching(wiring: HubWiring, peer: Peer, new: Cable) -> AsyncIterator[list[Received]]:
+    """Switch from `cable`. In the block all commands have come, and none is answered yet."""
+    switch = asyncio.create_task(wiring.switch(NIC, new, cable()))
+    try:
+        commands = [await peer.next() for _ in range(4)]
+        yield commands
+        for each in commands[:-1]:
+            peer.answer(each)
+        peer.answer(commands[-1], hub_with(NEW))
+        await switch
+    finally:
+        switch.cancel()
+        await asyncio.gather(switch, return_exceptions=True)
+
+
+@pytest.mark.parametrize("where", ["br0", "br1"])
+async def test_both_commands_of_a_switch_are_there_before_qemu_answers_anything(
+    wired: tuple[HubWiring, FakeHost, Peer], where: str
+) -> None:
+    """Between them the NIC is without a cable: nobody is to be waited for then."""
+    wiring, _, peer = wired
+    async with switching(wiring, peer, new_cable(BridgeEndpoint(where))) as commands:
+        assert [(each.name, each.arguments.get("id")) for each in commands] == [
+            ("query-status", None),
+            ("netdev_del", f"lmp-{ID}"),
+            ("netdev_add", f"lmp-{NEW}"),
+            ("human-monitor-command", None),
+        ]
+
+
+async def test_a_bridge_forgets_the_nic_before_the_old_cable_goes_and_is_told_after_the_new_came(
+    wired: tuple[HubWiring, FakeHost, Peer],
+) -> None:
+    """Between QEMU's commands frames go to both ports, so none waits at the old one in vain."""
+    wiring, host, peer = wired
+    forgets = f"flood lm1 {[OWN]}"
+    async with switching(wiring, peer, new_cable()):
+        assert host.done == [forgets]
+    assert host.done == [forgets, f"forward lm2 {[OWN]}"]
+
+
+# --- a macvtap that reaches nothing ---------------------------------------------------------------
+class MacvtapHost:
+    """Has a macvtap and its parent, or what the test leaves of them."""
+
+    def __init__(self) -> None:
+        self.by: dict[str | int, Any] = {
+            "lm2": SimpleNamespace(name="lm2", up=True, parent=3),
+            3: SimpleNamespace(name="eth1", up=True, parent=None),
+        }
+
+    async def find_link(self, device: str | int) -> object:
+        return self.by.get(device)
+
+
+@pytest.mark.parametrize(
+    ("gone", "down", "kind", "what"),
+    [
+        (["lm2", 3], [], LinkMissing, "lm2 is gone: .* or its parent eth1"),
+        (["lm2"], [], LinkMissing, "lm2 is gone"),
+        ([3], [], LinkMissing, "lm2 is gone"),  # it goes with it, an instant later
+        ([], [3], LinkBusy, "eth1 is down"),
+        ([], ["lm2"], LinkBusy, "lm2 is down"),
+    ],
+)
+async def test_a_macvtap_that_reaches_nothing_is_not_taken_for_a_cable(
+    gone: list[str | int], down: list[str | int], kind: type[HostError], what: str
+) -> None:
+    host = MacvtapHost()
+    for each in gone:
+        del host.by[each]
+    for each in down:
+        host.by[each].up = False
+    new = new_cable(DirectEndpoint("eth1"))
+    with pytest.raises(kind, match=what):
+        await take_over(cast("Host", host), new)
+    # As the old cable, to go back to, it is better than none.
+    await take_back(cast("Host", host), new)
+
+
+async def test_a_macvtap_whose_parent_cannot_be_seen_is_taken_for_a_cable() -> None:
+    """That is in another network namespace."""
+    host = MacvtapHost()
+    host.by["lm2"].parent = None
+    await take_over(cast("Host", host), new_cable(DirectEndpoint("eth1")))
+
+
+# --- an old cable that is not there any more ------------------------------------------------------
+class StagingHost(FakeHost):
+    """Makes taps with an fd of nobody."""
+
+    async def open_tap(self, *_: object, **__: object) -> object:
+        return SimpleNamespace(fd=SimpleNamespace(number=99))
+
+
+class HubQemu(FakeQemu):
+    """Has a NIC on a hub with some cables, and the new backend on none."""
+
+    def __init__(self, *idents: str) -> None:
+        super().__init__()
+        self.idents = idents
+        self.batches: list[list[str]] = []
+
+    async def network(self) -> NetworkInfo:
+        return parse_info_network(f"{hub_with(*self.idents)}lmt-{NEW}: index=0,type=tap,fd=12\n")
+
+    async def batch(self, commands: list[Any]) -> list[object]:
+        self.batches.append([command.name for command in commands])
+        return [{}, hub_with(NEW, *self.idents)]
+
+
+async def test_a_new_cable_does_not_wait_beside_one_that_somebody_took_out() -> None:
+    for idents, last in ([ID], "attach down"), ([], "attach up"):
+        host, qemu, new = StagingHost(), HubQemu(*idents), new_cable()
+        await made(qemu, host).stage(new, cable())
+        assert host.done[-1] == last
+        assert new.waits is bool(idents)
+        assert bool(qemu.batches) is bool(idents), "plugged in beside the old one"
+        assert new.hub == 1
+
+
+@pytest.mark.parametrize("idents", [["00000bad"], [ID, "00000bad"]])
+async def test_a_new_cable_comes_to_no_hub_with_a_strangers(idents: list[str]) -> None:
+    host, qemu = StagingHost(), HubQemu(*idents)
+    with pytest.raises(HubCrowded, match="00000bad"):
+        await made(qemu, host).stage(new_cable(), cable())
+    assert qemu.batches == []
+
+
+# --- the fd ---------------------------------------------------------------------------------------
+async def test_our_duplicate_of_the_fd_outlives_the_one_of_qemu() -> None:
+    """The last one to close a tap waits 20 ms for the kernel: not QEMU, with its guest."""
+    open_then: list[bool] = []
+    old = cable()
+
+    class Watching(FakeQemu):
+        async def execute(self, name: str, _arguments: object = None, **_: object) -> object:
+            if name == "netdev_del":
+                open_then.append(old.fd is not None and not old.fd.closed)
+            return None
+
+    old.fd = Fd(os.open("/dev/null", os.O_RDONLY))
+    await made(Watching(), FakeHost()).release(old)
+    assert open_then == [True]
+    assert old.fd is None

@@ -209,7 +209,23 @@ async def test_without_a_daemon_it_is_tried_again_and_told_once(
         with pytest.raises(LibvirtUnreachable, match="there is no connection"):
             await libvirt.wait_connected(timeout=0.3)
         assert "/nonexistent/sock" in str(libvirt.problem)
+        with pytest.raises(LibvirtUnreachable) as raised:
+            await libvirt.domain("web1")
+        text = str(raised.value)
+        assert text.startswith("domain web1: there is no connection to libvirt: cannot connect to")
+        assert (text.count("To do: "), text.count(libvirt.uri)) == (1, 1)
+        assert "systemctl start libvirtd.socket" in text
     assert len([each for each in caplog.records if "no libvirt at" in each.message]) == 1
+
+
+async def test_a_host_without_libvirt_is_told_from_one_where_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "CONFIG_DIR", tmp_path / "qemu")
+    assert not Libvirt("qemu:///system").installed
+    assert Libvirt("qemu:///session").installed, "somebody has configured it"
+    (tmp_path / "qemu").mkdir()
+    assert Libvirt("qemu:///system").installed
 
 
 async def test_libvirt_python_is_not_loaded_before_there_is_a_daemon(tmp_path: Path) -> None:

@@ -131,9 +131,16 @@ def test_what_cannot_be_read_is_refused_with_domain_nic_and_what_to_do(
         assert raised.value.nic == error.nic
 
 
+@pytest.mark.parametrize("tag", ["cabels", "cable", "Cables"])
+def test_a_misspelt_element_does_not_ask_for_no_cables(tag: str) -> None:
+    with pytest.raises(BadMetadata, match=rf"web1: .*{tag}'> is not <cables>"):
+        desired_of(DOMAIN.format(f"<{tag} xmlns='urn:linkmgr:cables'/>"))
+    assert desired_of(DOMAIN.format("<cabels xmlns='urn:others'/>")) == Cables()
+
+
 def test_two_elements_in_one_domain_are_refused() -> None:
     twice = "<cables xmlns='urn:linkmgr:cables'/>" * 2
-    with pytest.raises(BadMetadata, match=r"web1: .*2 elements <cables>"):
+    with pytest.raises(BadMetadata, match=r"web1: .*there are 2 elements"):
         desired_of(DOMAIN.format(twice))
 
 

@@ -4,17 +4,20 @@ from typing import Any
 
 import pytest
 
+from linkmgr.cli.words import OptionType, options_of
+from linkmgr.drivers.bridge import BridgeDriver
 from linkmgr.errors import (
     AlreadyExists,
     BadName,
     BadOption,
+    LinkMissing,
     NetworkInUse,
     PortInUse,
     UnknownNetwork,
     UnknownPort,
 )
 from linkmgr.host import Host
-from linkmgr.model import NicRef
+from linkmgr.model import Network, NicRef
 from linkmgr.networks import Networks
 
 NET0 = NicRef("web1", "net0")
@@ -155,3 +158,16 @@ def test_deleting_twice_succeeds(networks: Networks) -> None:
     assert networks.delete("blue")
     assert networks.delete("blue") is None
     assert networks.delete_port("blue", "p1") is None
+
+
+async def test_a_bridge_that_is_missing_is_told_with_words_that_the_command_line_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def none(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(Host, "find_link", none)
+    driver = BridgeDriver(Host())
+    with pytest.raises(LinkMissing, match=r"create=true \(in Python create=True\)"):
+        await driver.ensure_bridge(Network("blue", "bridge", {"bridge": "br0"}))
+    assert options_of([OptionType().convert("create=true", None, None)]) == {"create": True}

@@ -108,7 +108,7 @@ def test_what_a_person_wrote_stays_byte_for_byte() -> None:
     done = prepare(BY_HAND).xml
     for kept in (
         "<!-- Zoë's guest; & < > and ]]> are only words here -->\n<domain xmlns:q=\"http://",
-        '       type="qemu" >\n\t<name>web 1 &amp; more</name><!-- no uuid -->\n\t<memory   unit =',
+        '       type="qemu" >\n\t<name>web&#x31;</name><!-- no uuid -->\n\t<memory   unit =',
         '<mine:note xmlns:mine="urn:mine" text="a > b">keep &#x41; <![CDATA[<me>]]></mine:note>\n',
         '\t\t<interface\n\t\t           type="ethernet"  >\n\t\t\t<!-- a comment with <source/>',
         "<mac address='52:54:00:AB:CD:01' />",
@@ -176,6 +176,17 @@ def test_a_preparation_that_lost_an_argument_is_mended(beginning: bytes) -> None
     assert undo(mended.source).xml == PLAIN or beginning == b"-netdev"
 
 
+def test_a_hub_that_stands_there_twice_is_mended() -> None:
+    done = prepare(PLAIN).xml
+    hub = (
+        rb"(\n *<qemu:arg value='-netdev'/>\n *<qemu:arg value='hubport,id=lm-sink-ua-net1,[^>]*>)"
+    )
+    twice = re.sub(hub, rb"\1\1", done)
+    assert twice != done
+    values = arguments(Document(prepare(twice).xml))
+    assert sorted(values) == sorted(arguments(Document(done)))
+
+
 def test_a_preparation_that_lost_its_override_is_mended() -> None:
     done = prepare(PLAIN).xml
     wrong = done.replace(b"value='lm-hub-ua-net0'", b"value='lm-hub-net0'")
@@ -201,6 +212,73 @@ def test_the_monitor_is_what_is_asked_for_and_stays() -> None:
     assert undo(moved).xml == PLAIN
 
 
+DIAL = "socket,id=lm-qmp,path={},server=off,reconnect=1"
+
+
+@pytest.mark.parametrize(
+    ("dial", "path"),
+    [
+        ("socket,id=lm-qmp,path=/run/own,,1.sock,server=on,wait=off", "/run/own,,1.sock"),
+        ("socket,id=lm-qmp,path=/run/own.sock,server=off", "/run/own.sock"),
+        ("socket,path=/run/own.sock,reconnect=1,id=lm-qmp,server=on", "/run/own.sock"),
+        (DIAL.format("/run/own.sock") + ",logfile=/tmp/log", "/run/own.sock"),
+        ("socket,id=lm-qmp,path=own.sock,server=off,reconnect=1", "/run/linkmgr/qmp.sock"),
+        ("socket,id=lm-qmp,host=127.0.0.1,port=1,server=off", "/run/linkmgr/qmp.sock"),
+        ("null,id=lm-qmp", "/run/linkmgr/qmp.sock"),
+    ],
+)
+def test_a_monitor_with_other_options_is_mended_and_keeps_its_path(dial: str, path: str) -> None:
+    done = prepare(PLAIN).xml
+    there = DIAL.format("/run/linkmgr/qmp.sock").encode()
+    assert there in done
+    mended = prepare(done.replace(there, dial.encode()))
+    assert arguments(Document(mended.xml))[-4:] == [
+        "-chardev", DIAL.format(path), "-mon", "chardev=lm-qmp,mode=control",
+    ]  # fmt: skip
+    assert arguments(Document(mended.xml)).count("-chardev") == 1
+    assert prepare(mended.xml).xml == mended.xml
+    assert undo(mended.xml).xml == PLAIN
+
+
+@pytest.mark.parametrize(
+    "mon",
+    ["chardev=lm-qmp,mode=readline", "chardev=lm-qmp", "lm-qmp", "mode=control,chardev=lm-qmp"],
+)
+def test_another_way_to_use_the_monitors_chardev_goes(mon: str) -> None:
+    done = prepare(PLAIN).xml
+    ours = b"<qemu:arg value='chardev=lm-qmp,mode=control'/>"
+    changed = f"<qemu:arg value='{mon}'/>".encode()
+    beside = ours + b"<qemu:arg value='-mon'/>" + changed
+    for damaged in (done.replace(ours, changed), done.replace(ours, beside)):
+        assert prepare(damaged).xml == done
+        assert undo(damaged).xml == PLAIN
+
+
+def test_a_chardev_without_its_word_goes_and_its_path_stays() -> None:
+    done = prepare(PLAIN, monitor="/run/own.sock").xml
+    alone = re.sub(rb"\n *<qemu:arg value='-chardev'/>", b"", done)
+    twice = re.sub(rb"(\n *<qemu:arg value='socket,[^>]*>)", rb"\1\1", done)
+    assert prepare(alone).xml == done
+    assert prepare(twice).xml == done
+
+
+def test_the_domains_own_monitors_stay_when_ours_is_mended() -> None:
+    more = ["-chardev", "null,id=lm-qmp2", "-mon", "chardev=lm-qmp2,mode=control"]
+    args = "".join(f"<qemu:arg value='{value}'/>" for value in more)
+    xml = domain(
+        "<interface type='user'/>", more=f"<qemu:commandline {QEMU}>{args}</qemu:commandline>"
+    )
+    done = prepare(xml).xml
+    mended = prepare(done.replace(b"server=off", b"server=on")).xml
+    assert mended == done
+    assert undo(mended).xml == xml
+
+
+def test_a_monitor_for_a_qemu_that_counts_milliseconds_is_whole() -> None:
+    done = prepare(PLAIN).xml.replace(b"reconnect=1'", b"reconnect-ms=1000'")
+    assert prepare(done).xml == done
+
+
 @pytest.mark.parametrize("path", ["qmp.sock", "/" + "x" * 107, "/run/a\nb"])
 def test_a_socket_that_cannot_be_one_is_refused(path: str) -> None:
     with pytest.raises(BadOption, match="cannot be the socket"):
@@ -209,7 +287,7 @@ def test_a_socket_that_cannot_be_one_is_refused(path: str) -> None:
 
 def test_what_was_the_cables_is_said() -> None:
     (note,) = prepare(BY_HAND).notes
-    assert note.startswith("web 1 & more/ua-uplink: its VLAN belonged to its cable")
+    assert note.startswith("web1/ua-uplink: its VLAN belonged to its cable")
 
 
 def test_the_original_can_hold_the_end_of_a_cdata_section() -> None:
@@ -305,6 +383,7 @@ def test_what_the_domain_says_to_qemu_itself_is_not_broken(more: str, what: str)
         (b"<domain type='lxc'><name>a</name></domain>", "'lxc'"),
         (b"<domain type='kvm'/>", "no name"),
         (b"<domain type='kvm'><name>a</name></domain>", "has no NIC"),
+        (b"<domain type='kvm'><name/></domain>", "'' cannot be the name of a VM"),
     ],
 )
 def test_what_is_no_domain_of_qemu_is_refused(xml: bytes, what: str) -> None:
@@ -329,6 +408,37 @@ def test_a_nic_that_is_not_there_is_an_unknown_nic() -> None:
     twin = domain("<interface type='user'><mac address='52:54:00:00:00:07'/></interface>" * 2)
     with pytest.raises(CannotPrepare, match="2 NICs that are called 52:54"):
         prepare(twin, nic="52:54:00:00:00:07")
+
+
+@pytest.mark.parametrize("name", ["web 2", "-web", "wëb", "x" * 64])
+def test_a_domain_that_would_never_be_taken_in_is_refused(name: str) -> None:
+    other = f"<name>{name}</name>".encode()
+    with pytest.raises(CannotPrepare, match="cannot be the name of a VM") as refused:
+        prepare(PLAIN.replace(b"<name>web1</name>", other))
+    assert "virsh domrename" in str(refused.value.hint)
+    assert "1 to 63 letters, digits" in str(refused.value.hint)
+    as_before = prepare(PLAIN).xml.replace(b"<name>web1</name>", other)
+    assert undo(as_before).xml == PLAIN.replace(b"<name>web1</name>", other)
+
+
+def test_two_nics_of_one_alias_are_refused() -> None:
+    nic = "<interface type='user'><alias name='ua-x'/></interface>"
+    done = prepare(domain(nic)).xml
+    element = nics_of(Document(done))[0].element
+    copied = done[: element.end] + done[element.start : element.end] + done[element.end :]
+    for xml in (domain(nic, nic), copied):
+        for rewrite in (prepare, undo):
+            for which in (None, "ua-x"):
+                with pytest.raises(CannotPrepare, match=r"2 NICs .*ua-x") as refused:
+                    rewrite(xml, nic=which)
+                assert "alias" in str(refused.value.hint)
+
+
+def test_two_nics_of_an_alias_that_libvirt_does_not_keep_are_two_nics() -> None:
+    xml = domain("<interface type='user'><alias name='net0'/></interface>" * 2)
+    done = prepare(xml)
+    assert done.nics == ("ua-net0", "ua-net1")
+    assert undo(done.xml).xml == xml
 
 
 def test_a_prepared_nic_whose_alias_was_changed_is_refused() -> None:

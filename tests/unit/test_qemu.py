@@ -6,10 +6,11 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from linkmgr.errors import BadRequest, MonitorUnreachable
+from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketDialer, address_of, only_sockets, transport_of
@@ -185,6 +186,12 @@ def test_an_address_has_one_spelling() -> None:
     assert address_of(f"dials:{UUID.upper().replace('-', '')}") == f"dials:{UUID}"
     with pytest.raises(BadRequest, match="'web1' is not a uuid"):
         address_of("dials:web1")
+
+
+@pytest.mark.parametrize("nothing", [None, "", 5, b"/run/web1.qmp"])
+def test_what_is_no_address_is_refused_in_a_sentence(nothing: Any) -> None:
+    with pytest.raises(BadOption, match=r"is not the address of a monitor\. To do: give"):
+        address_of(nothing)
 
 
 def test_without_a_listener_only_sockets_can_be_reached() -> None:

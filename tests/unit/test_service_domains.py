@@ -16,7 +16,7 @@ from linkmgr.service.config import AccessSection, Config, Rule
 from tests.unit.samples import domain
 from tests.unit.service_lab import FakeGuests, Lab, running
 
-NOTE = "from its next start on web1/net0 is plugged into blue, link up"
+NOTE = "from its next start on it is plugged into blue, link up"
 
 
 @pytest.fixture

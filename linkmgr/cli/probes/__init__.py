@@ -9,7 +9,7 @@ from linkmgr.cli.probes.abilities import kernel
 from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
-from linkmgr.cli.probes.standing import configuration, rights, service
+from linkmgr.cli.probes.standing import configuration, libvirt_uri, rights, service
 
 __all__ = [
     "Line",
@@ -19,6 +19,7 @@ __all__ = [
     "hook",
     "kernel",
     "libvirt",
+    "libvirt_uri",
     "ovs",
     "qemu",
     "rights",

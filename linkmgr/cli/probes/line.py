@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -41,10 +42,12 @@ class Line:
         return self.needed and self.verdict is Verdict.MISSING
 
 
-async def run(argv: Sequence[str]) -> tuple[int, str]:
+async def run(argv: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Run a program; return its status and what it said, on both channels.
 
     One that cannot be started or takes too long has status -1.
+
+    :param more: variables, beside those of this process.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -52,6 +55,7 @@ async def run(argv: Sequence[str]) -> tuple[int, str]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | (more or {}),
         )
     except OSError as error:
         return -1, f"{argv[0]}: {error.strerror}"

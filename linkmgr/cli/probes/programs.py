@@ -12,6 +12,7 @@ from linkmgr.errors import LibvirtUnreachable
 from linkmgr.libvirt.binding import load
 
 OLDEST_QEMU = (4, 2)
+SYSTEM = "qemu:///system"  #: the libvirt of a service whose configuration names none
 _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
 _KVM = Path("/usr/libexec/qemu-kvm")  # where RHEL and its kin have it
 
@@ -47,8 +48,16 @@ async def _one_qemu(path: str) -> Line:
     return Line("QEMU", name, Verdict.WORKS, version[0])
 
 
-async def libvirt(folder: Path = Path("/run/libvirt")) -> list[Line]:
-    """Look for libvirt's daemon and its Python module."""
+async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> list[Line]:
+    """Look for libvirt's daemon and its Python module.
+
+    :param uri: of the service's libvirt; empty if it does without.
+    """
+    if not uri:
+        what = 'not used: the configuration says uri = "" in [libvirt]'
+        return [Line("libvirt", "daemon", Verdict.WORKS, what)]
+    if uri != SYSTEM:
+        return [await _libvirt_at(uri), _libvirt_python()]
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
     at = next((each for each in sockets if each.exists()), None)
     daemon = shutil.which("virtqemud") or shutil.which("libvirtd")
@@ -64,6 +73,23 @@ async def libvirt(folder: Path = Path("/run/libvirt")) -> list[Line]:
         said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
         first = Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {at}")
     return [first, _libvirt_python()]
+
+
+async def _libvirt_at(uri: str) -> Line:
+    """Ask a libvirt of which only the URI is known; one that does not run is not started for it."""
+    program = shutil.which("virsh")
+    if program is None:
+        what = f"{uri} was not asked: there is no virsh"
+        return Line("libvirt", "daemon", Verdict.UNKNOWN, what, "'apt install libvirt-clients'")
+    argv = [program, "--quiet", "--connect", uri, "version", "--daemon"]
+    status, said = await run(argv, {"LC_ALL": "C", "LIBVIRT_AUTOSTART": "0"})
+    version = re.search(r"daemon: (\S+)", said)
+    if status or version is None:
+        words = " ".join(said.replace("error:", "").split())[:200]
+        what = f"{uri} does not answer: {words or f'virsh ended with status {status}'}"
+        todo = "start that libvirtd or virtqemud, or mend uri in [libvirt] of the configuration"
+        return Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+    return Line("libvirt", "daemon", Verdict.WORKS, f"libvirt {version[1]}, {uri}")
 
 
 def _libvirt_python() -> Line:

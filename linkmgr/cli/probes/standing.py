@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.programs import SYSTEM
 
 GROUP = "linkmgr"
 PATIENCE = 3.0  # seconds
@@ -150,3 +151,16 @@ async def configuration(path: Path, *, asked: bool) -> list[Line]:
     networks = ", ".join(found.networks) or "none"
     what = f"{path} is right; networks: {networks}"
     return [Line("configuration", "file", Verdict.WORKS, what, needed=True)]
+
+
+async def libvirt_uri(path: Path) -> str:
+    """Which libvirt a configuration file names; the default one when the file is of no use."""
+    if not os.access(path, os.R_OK):
+        return SYSTEM
+    from linkmgr.errors import LinkmgrError
+    from linkmgr.service.config import load_config
+
+    try:
+        return (await asyncio.to_thread(load_config, path)).libvirt.uri
+    except LinkmgrError:
+        return SYSTEM

@@ -1,0 +1,63 @@
+"""Why a guest that libvirt has is none of linkmgr's VMs: it is off, was not prepared, is silent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from linkmgr.errors import LinkmgrError, UnknownVm
+from linkmgr.libvirt.calls import DomainView
+from linkmgr.libvirt.domains import Domains
+from linkmgr.libvirt.metadata import read_document
+from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.side import Asking, LibvirtSide
+
+PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
+
+
+async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking) -> UnknownVm:
+    """Say of a VM that is not known what its domain lacks.
+
+    :return: the error itself when libvirt has no such domain, is not there, or does not say in
+        time.
+    """
+    domain = known.find(name)
+    if domain is not None and domain.hooks:  # libvirt would wait for the hook
+        return error
+    try:
+        async with asyncio.timeout(PATIENCE):
+            side = asking.side
+            view = await side.domain(name)
+            if view.name == name:  # and was not asked for by its uuid
+                return await _of(view, side)
+    except (LinkmgrError, TimeoutError):
+        pass
+    return error
+
+
+async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:
+    name = view.name
+    prepare = f"run 'linkmgr prepare {name} --define'"
+    if not view.persistent:
+        prepare = "prepare the file that it is created from ('linkmgr prepare --xml FILE.xml')"
+    stored = await _prepared(view, side, live=False)
+    if not view.active:
+        if stored:
+            hint = f"start it ('virsh start {name}'), or use --config, for its next start"
+            return UnknownVm(f"domain {name} is {view.state}", hint=hint)
+        what = f"domain {name} is {view.state}, and was never prepared"
+        return UnknownVm(what, hint=f"{prepare}, then start it")
+    if await _prepared(view, side, live=True):
+        return UnknownVm(
+            f"domain {name} runs and is prepared, but its QEMU has not dialled",
+            hint="try again if it has just been started; else 'linkmgr check' says what to look at",
+        )
+    again = "shut it down and start it again"
+    if stored:
+        what = f"domain {name} was started before it was prepared, so its cables cannot change"
+        return UnknownVm(what, hint=again)
+    what = f"domain {name} was never prepared, so its cables cannot change"
+    return UnknownVm(what, hint=f"{prepare}, then {again}")
+
+
+async def _prepared(view: DomainView, side: LibvirtSide, *, live: bool) -> bool:
+    return bool(records_of(read_document(await side.xml(view.uuid, live=live), view.name)))

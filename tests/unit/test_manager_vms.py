@@ -1,0 +1,165 @@
+"""Which VMs and NICs there are, as `LinkManager` finds out from QEMUs that are scripted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from linkmgr.absent import Absent
+from linkmgr.errors import Conflict, NotOnHub, UnknownNic
+from linkmgr.journal import VmRecord, started_at
+from linkmgr.manager import LinkManager
+from linkmgr.model import NicState, Transport
+from linkmgr.qmp import Monitor
+from linkmgr.qmp.dialer import transport_of
+from linkmgr.qmp.features import Features
+from tests.unit.qmp_peer import Peer, Received, nothing_left_behind
+
+__all__ = ["nothing_left_behind"]  # a fixture
+
+HUB = """hub 1
+ \\ lm-sink0
+ \\ lm-hub0: ua-net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01
+"""
+HOT = """ua-hot: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:02
+ \\ hostua-hot: index=0,type=tap,ifname=vnet3,script=no,downscript=no
+"""
+
+
+class FakeQemu:
+    """A QEMU with whatever NICs `shown` says; each monitor is another connection to it.
+
+    Its pid is that of the tests.
+    """
+
+    def __init__(self) -> None:
+        self.shown = HUB
+        self.peers: list[Peer] = []
+        self.links: list[tuple[str, bool]] = []
+
+    def dialer(self, address: str) -> FakeDialer:
+        return FakeDialer(self, address)
+
+    def answer(self, command: Received) -> object:
+        given = command.arguments
+        match command.name:
+            case "human-monitor-command":
+                assert given["command-line"] == "info network"
+                return self.shown
+            case "query-status":
+                return {"running": True}
+            case "qom-get":
+                return "52:54:00:00:00:01" if given["property"] == "mac" else 1500
+            case "set_link":
+                self.links.append((given["name"], given["up"]))
+        return None
+
+
+class FakeDialer:
+    """One way to that QEMU."""
+
+    def __init__(self, qemu: FakeQemu, address: str) -> None:
+        self.address = address
+        self.transport = transport_of(address)
+        self._qemu = qemu
+
+    async def dial(self, who: str, timeout: float) -> Monitor:
+        sock, peer = Peer.pair()
+        self._qemu.peers.append(peer)
+        peer.send({"QMP": {"version": {}, "capabilities": []}})
+        peer.serve(self._qemu.answer)
+        return await Monitor.over(sock, name=who, timeout=timeout)
+
+    def forsaken(self, error: Exception) -> bool:
+        return False
+
+
+@pytest.fixture
+async def qemu(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeQemu]:
+    async def probe(_: Monitor) -> Features:
+        return Features("7.2.22", frozenset())
+
+    monkeypatch.setattr("linkmgr.qmp.qemu.probe", probe)
+    monkeypatch.setattr("linkmgr.vm._require", lambda _: None)
+    made = FakeQemu()
+    yield made
+    for peer in made.peers:
+        await peer.close()
+
+
+@pytest.fixture
+async def links(qemu: FakeQemu) -> AsyncIterator[LinkManager]:
+    made = LinkManager(dialers=qemu.dialer)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("dials:11111111-2222-3333-4444-555555555555", "libvirt:web2"),
+        ("libvirt:web2", "dials:11111111-2222-3333-4444-555555555555"),
+        ("libvirt:web2", "libvirt:11111111-2222-3333-4444-555555555555"),
+        ("/run/web2.qmp", "libvirt:web2"),
+    ],
+)
+async def test_one_qemu_is_one_vm_whatever_way_leads_to_it(
+    qemu: FakeQemu, links: LinkManager, first: str, second: str
+) -> None:
+    await links.add_vm("web2", first)
+    before = list(qemu.links)
+    with pytest.raises(Conflict, match="is VM web2, whose NICs linkmgr has already") as raised:
+        await links.add_vm("w2", second)
+    assert raised.value.hint == "use VM web2"
+    assert [vm.name for vm in links.seen()[0]] == ["web2"]
+    assert qemu.links == before, "the guest was not touched"
+    assert qemu.peers[1].sock.fileno() < 0 or qemu.peers[1].timeline == ["qmp_capabilities"]
+    assert await links.remove_vm("web2")
+    await links.add_vm("w2", second)
+
+
+async def test_a_vm_of_an_earlier_run_is_found_again_by_its_process(
+    links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = os.getpid()
+    record = VmRecord("web2", "libvirt:web2", pid=pid, started=started_at(pid))
+    monkeypatch.setitem(links._absent.vms, "web2", Absent(record))
+    with pytest.raises(Conflict, match="is VM web2"):
+        await links.add_vm("w2", "libvirt:11111111-2222-3333-4444-555555555555")
+    monkeypatch.setitem(links._absent.vms, "web2", Absent(replace(record, started=1)))
+    assert await links.add_vm("w2", "libvirt:11111111-2222-3333-4444-555555555555")
+    monkeypatch.undo()
+
+
+async def test_two_sockets_that_one_process_made_may_be_those_of_two_qemus(
+    links: LinkManager,
+) -> None:
+    await links.add_vm("web1", "/run/web1.qmp")
+    await links.add_vm("web2", "/run/web2.qmp")
+    assert links.process_of("web1") == links.process_of("web2")
+    assert links.process_of("web1") is not None
+    assert {vm.transport for vm in links.seen()[0]} == {Transport.SOCKET}
+
+
+async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
+    qemu: FakeQemu, links: LinkManager
+) -> None:
+    await links.add_vm("web1", "/run/web1.qmp")
+    known, asked = await links.nics(), list(qemu.links)
+    assert [str(nic.ref) for nic in known] == ["web1/ua-net0"]
+    with pytest.raises(UnknownNic, match="VM web1 has no NIC ua-hot"):
+        await links.unplug("web1/ua-hot")
+    qemu.shown = HUB + HOT
+    with pytest.raises(NotOnHub):
+        await links.unplug("web1/ua-hot")
+    hot, before = await links.nics()
+    assert (str(hot.ref), hot.state, hot.mac) == (
+        "web1/ua-hot", NicState.UNMANAGED, "52:54:00:00:00:02",
+    )  # fmt: skip
+    assert before == known[0], "the others are as they were"
+    assert qemu.links == asked
+    qemu.shown += HOT.replace("ua-hot", "ua-two").replace("00:02", "00:03")
+    assert [nic.ref.alias for nic in await links.nics()] == ["ua-hot", "ua-net0", "ua-two"]
