@@ -14,7 +14,16 @@ from linkmgr.host.bridge import join, keep_address, leave, take_off
 from linkmgr.host.devices import Devices, speaking
 from linkmgr.host.links import Link, PortState
 from linkmgr.host.names import check_ifname
-from linkmgr.host.rtnl import IFF_UP, Change, forget, forward, index_of, set_link, set_port_state
+from linkmgr.host.rtnl import (
+    IFF_UP,
+    Change,
+    forget,
+    forward,
+    index_of,
+    is_up,
+    set_link,
+    set_port_state,
+)
 from linkmgr.host.threads import made_in_thread, to_the_end
 from linkmgr.host.trouble import Refused
 
@@ -179,6 +188,10 @@ class Ports(Devices):
         with speaking(device):
             change = set_port_state(index_of(check_ifname(device)), device, PortState.FORWARDING)
             self._opened[1].attempt([change])
+
+    def is_up(self, device: str) -> bool:
+        """Whether there is such a device, and it is up. Takes a few microseconds."""
+        return is_up(check_ifname(device))
 
     async def flood(self, macs: Iterable[str], device: str) -> None:
         """Make a bridge forget that `macs` are behind its port `device`.

@@ -159,10 +159,10 @@ async def test_a_name_that_cannot_be_one(lab: Lab, name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: m.plug("web1/net1", "blue", notify="loud"), "auto, flap, announce, silent"),
-        (lambda m: m.plug("web1/net1", "blue", notify=None), "auto, flap, announce, silent"),
-        (lambda m: m.set_link("web1/net0", "sideways"), "up, down"),
-        (lambda m: m.set_link("web1/net0", True), "up, down"),
+        (lambda m: m.plug("web1/net1", "blue", notify="loud"), "auto, flap, announce or silent"),
+        (lambda m: m.plug("web1/net1", "blue", notify=None), "auto, flap, announce or silent"),
+        (lambda m: m.set_link("web1/net0", "sideways"), "up or down"),
+        (lambda m: m.set_link("web1/net0", True), "up or down"),
         (lambda m: m.create_network("pink", "carrier-pigeon"), "bridge, direct"),
         (lambda m: m.create_network("pink", "bridge"), "'bridge'"),
         (lambda m: m.create_network("pink", "bridge", bridge=7), "give text"),

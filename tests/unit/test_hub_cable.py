@@ -249,6 +249,9 @@ class MacvtapHost:
             3: SimpleNamespace(name="eth1", up=True, parent=None),
         }
 
+    def is_up(self, device: str) -> bool:
+        return any(link.name == device and link.up for link in self.by.values())
+
     async def find_link(self, device: str | int) -> object:
         return self.by.get(device)
 
@@ -278,10 +281,12 @@ async def test_a_macvtap_that_reaches_nothing_is_not_taken_for_a_cable(
     await take_back(cast("Host", host), new)
 
 
-async def test_a_macvtap_whose_parent_cannot_be_seen_is_taken_for_a_cable() -> None:
-    """That is in another network namespace."""
+@pytest.mark.parametrize("parent", [None, 3], ids=["is-in-another-namespace", "was-renamed"])
+async def test_a_macvtap_whose_parent_is_not_there_by_its_name_is_a_cable(
+    parent: int | None,
+) -> None:
     host = MacvtapHost()
-    host.by["lm2"].parent = None
+    host.by["lm2"].parent, host.by[3].name = parent, "eth9"
     await take_over(cast("Host", host), new_cable(DirectEndpoint("eth1")))
 
 
