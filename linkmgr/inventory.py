@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -45,6 +46,8 @@ from linkmgr.vm import Vm
 
 #: Seconds that a start waits for QEMUs that do not answer.
 PATIENCE = 3.0
+#: Seconds between two looks for new NICs, for those who list them.
+LOOK_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +196,11 @@ class Inventory(ABC):
         return self.seen()[0]
 
     async def nics(self) -> list[Nic]:
-        """All NICs as they are now. Asks every QEMU for a sign of life, all at once."""
-        await asyncio.gather(*(self._look_for_nics(vm) for vm in self._vms.values()))
+        """All NICs as they are now. Asks every QEMU for a sign of life, all at once.
+
+        One that was hot-plugged within the last `LOOK_SECONDS` may be missing.
+        """
+        await asyncio.gather(*(self._look_for_nics(vm, LOOK_SECONDS) for vm in self._vms.values()))
         return self.seen()[1]
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
@@ -337,10 +343,15 @@ class Inventory(ABC):
             await self._look_for_nics(vm)
         return self._find(ref)
 
-    async def _look_for_nics(self, vm: Vm) -> None:
-        """Ask QEMU for a sign of life, and for NICs that were hot-plugged since."""
+    async def _look_for_nics(self, vm: Vm, seconds: float = 0.0) -> None:
+        """Ask QEMU for a sign of life, and for NICs that were hot-plugged since.
+
+        :param seconds: for which what was seen is good enough: many may ask at once.
+        """
         await self._care.ping(vm)
-        if vm.qemu.alive and not vm.unknown and not self._closed:
+        old = time.monotonic() - vm.looked >= seconds
+        if old and vm.qemu.alive and not vm.unknown and not self._closed:
+            vm.looked = time.monotonic()
             await asyncio.shield(self._start(self._find_new_nics(vm)))
 
     async def _find_new_nics(self, vm: Vm) -> None:

@@ -36,6 +36,7 @@ class Vm:
         self.slots: dict[str, Slot] = {}
         self.since = datetime.now(UTC)
         self.unknown = False
+        self.looked = float("-inf")  #: when its NICs were last looked for, in monotonic seconds
         self.running: bool | None = None  #: what QEMU last said of its processors
         self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
         self.mender: asyncio.Task[None] | None = None

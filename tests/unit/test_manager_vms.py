@@ -144,9 +144,22 @@ async def test_two_sockets_that_one_process_made_may_be_those_of_two_qemus(
     assert {vm.transport for vm in links.seen()[0]} == {Transport.SOCKET}
 
 
-async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
+async def test_many_who_list_nics_look_for_new_ones_once_in_a_while(
     qemu: FakeQemu, links: LinkManager
 ) -> None:
+    await links.add_vm("web1", "/run/web1.qmp")
+    await links.nics()
+    qemu.shown = HUB + HOT
+    for _ in range(3):
+        assert [nic.ref.alias for nic in await links.nics()] == ["ua-net0"]
+    with pytest.raises(NotOnHub):  # who names it need not wait
+        await links.unplug("web1/ua-hot")
+
+
+async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
+    qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.inventory.LOOK_SECONDS", 0.0)
     await links.add_vm("web1", "/run/web1.qmp")
     known, asked = await links.nics(), list(qemu.links)
     assert [str(nic.ref) for nic in known] == ["web1/ua-net0"]
