@@ -181,10 +181,10 @@ class DomainVerbs:
             try:
                 asked = (await self.write_down(domain))[1].get(ref.alias)
             except LinkmgrError as error:
-                if self._asking.without:
-                    domain.unwritten.clear()
-                else:
+                if isinstance(error, LibvirtError) and not self._asking.without:
                     self._on_unwritten(domain, error)
+                else:  # no XML can say it, or none that is there: nothing to be made up for
+                    domain.unwritten.remove(edit)
                 notes = (
                     f"the domain's live XML still asks for what it did before ({asked}): {error}",
                 )

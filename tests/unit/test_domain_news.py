@@ -475,3 +475,15 @@ async def test_what_could_not_be_written_into_the_live_xml_is_a_finding_until_it
         assert "nic='ua-net1' network='blue'" in lab.libvirt.live
         assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
         assert care.findings() == []
+
+
+async def test_what_no_xml_can_say_does_not_keep_later_things_from_being_written(lab: Lab) -> None:
+    lab.links.network("fd")
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        outcome = await care.verbs.plug(NET0, "fd:mine")
+        assert "cannot ask for it" in outcome.notes[0]
+        assert care.findings() == []
+        assert (await care.verbs.plug(NET0, "red")).notes == ()
+        assert "nic='ua-net0' network='red'" in lab.libvirt.live
