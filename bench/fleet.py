@@ -8,7 +8,6 @@ import shlex
 import tempfile
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from linkmgr import hub_args
@@ -44,12 +43,7 @@ class Fleet:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await finish(self._end())
 
     def monitor(self, name: str) -> Path:

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from linkmgr import Client
@@ -46,12 +45,7 @@ class Served:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await finish(self._end())
 
     async def start(self, *, before: tuple[str, ...] | None = None) -> float:

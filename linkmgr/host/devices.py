@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from linkmgr.errors import HostError, LinkBusy
@@ -42,12 +41,7 @@ class Devices:
         self._open = Reader(), Rtnl()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.fds.close()
         (_, rtnl), self._open = self._opened, None
         rtnl.close()

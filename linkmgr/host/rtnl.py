@@ -13,7 +13,6 @@ import fcntl
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -211,12 +210,7 @@ class Rtnl:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def change(self, *changes: Change) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import socket
 import struct
-from types import TracebackType
 from typing import Self
 
 _RTMGRP_LINK = 1  # linux/rtnetlink.h
@@ -41,12 +40,7 @@ class LinkChanges:
         self._sock = sock
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()

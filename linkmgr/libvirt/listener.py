@@ -17,7 +17,6 @@ import socket
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
@@ -102,12 +101,7 @@ class MonitorListener:
         self._accepting = asyncio.create_task(self._accept(), name="monitor listener")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
         self._sock.close()

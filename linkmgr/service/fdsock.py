@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from linkmgr.errors import AlreadyExists, BadRequest, HostError, LinkmgrError
@@ -112,12 +111,7 @@ class FdSocket:
         self._start(self._accept(), "fd socket")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 if self._path.lstat().st_ino == self._inode:

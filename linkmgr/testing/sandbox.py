@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from linkmgr.testing.guest import images
@@ -114,12 +113,7 @@ class Peer(Station):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await finish(self._undo.aclose())
 
     async def run(self, command: str, *, timeout: float = 10.0, check: bool = False) -> Result:

@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from linkmgr.testing.process import Child, finish
@@ -53,12 +52,7 @@ class Forks:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await finish(self._end())
 
     async def start(self, *words: str) -> None:

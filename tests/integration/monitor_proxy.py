@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 
@@ -87,12 +86,7 @@ class MonitorProxy:
         self._server = asyncio.create_task(self._serve(self._listener))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         assert self._server is not None
         assert self._listener is not None
         self._server.cancel()
