@@ -1,8 +1,8 @@
 """The steps of each verb, in their order: what every test of single steps is parametrized with.
 
 They are taken from the enum, so a new step is in all three verbs until it is said here that it is
-not, and a test that wants it reached fails. `test_restart` and `test_failures_steps` compare these
-lists with the steps that undisturbed verbs take.
+not, and a test that wants it reached fails. `test_restart_killed` and `test_failures_steps` compare
+these lists with the steps that undisturbed verbs take.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ __all__ = ["scene"]  # a fixture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: Nobody asked for a name for its devices; `test_restart` has a NIC that takes that step too.
+#: Nobody asked for a name for its devices; in `test_restart_killed` a NIC takes that step too.
 PLUG: list[Step] = [step for step in steps.PLUG if step is not Step.NAME]
 TAKE_DOWN, UNPLUG = steps.OLD_SIDE, steps.UNPLUG
 #: What fails at or before these is undone; after them there is no way back, and no need for one.
