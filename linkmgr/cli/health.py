@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +10,7 @@ import click
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Settings, Verb
 from linkmgr.cli.exits import Exit
+from linkmgr.cli.outfile import STDOUT, write_output
 from linkmgr.cli.show import natural, printable, printed_as_json, table
 
 if TYPE_CHECKING:
@@ -84,22 +81,23 @@ def _outcome(stray: Stray, *, dry_run: bool) -> str:
 @click.command(cls=Verb)
 @click.option(
     "--textfile",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Write them into this file at once, for the textfile collector of node_exporter; its "
-    "name should end in .prom. By default they are printed.",
+    help="Replace this file at once, for the textfile collector of node_exporter; its name should "
+    "end in .prom. A device or pipe is written through. By default, and for -, they are printed.",
 )
-def metrics(textfile: Path | None) -> None:
+def metrics(textfile: str | None) -> None:
     """Fetch the service's figures in the text form of Prometheus.
 
     With --json each is an object with its name, labels and value.
     """
     text = ask(lambda links: links.metrics(), "asking")
-    if textfile is not None:
-        _write(textfile, text)
+    named = textfile if textfile != STDOUT else None
+    if named is not None:
+        write_output(named, text)
     if Settings.current().json:
         printed_as_json({"metrics": _figures(text)})
-    elif textfile is None:
+    elif named is None:
         click.echo(text, nl=False)
 
 
@@ -116,30 +114,3 @@ def _figures(text: str) -> list[dict[str, object]]:
         for family in text_string_to_metric_families(text)
         for each in family.samples
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        _write_whole(path, text)
-    except OSError as error:
-        from linkmgr.errors import HostError
-
-        raise HostError(
-            f"{str(path)!a} cannot be written: {error.strerror}",
-            hint="name a file in a directory that exists and that you may write to",
-        ) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees the old or the new one, never half of it."""
-    # The name begins with a dot, so the collector does not read it.
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(number, 0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
