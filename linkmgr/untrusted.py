@@ -1,0 +1,53 @@
+"""Text that a stranger wrote: a QEMU, a caller, the author of a domain's XML."""
+
+from __future__ import annotations
+
+import json
+
+#: Characters of a stranger's text that stand in a message, a log line or an answer of ours: every
+#: error text of QEMU 4.2 to 11 fits, and a thousand of them kept are a fifth of a megabyte.
+TEXT_LIMIT = 200
+
+
+def printable(value: object, limit: int = TEXT_LIMIT) -> str:
+    r"""Show a stranger's value on one line of text that moves no cursor and hides nothing.
+
+    What Unicode does not call printable is escaped: control characters, line ends, ESC, the marks
+    that turn the direction of writing, halves of surrogate pairs. Work and length are bounded by
+    `limit`, whatever was given.
+
+    :param value: a text, shown as it is; or anything else that JSON can say, shown as JSON.
+    :param limit: characters of the answer at most; a longer text is cut and ends in ``...``.
+    """
+    text = value[: limit + 1] if isinstance(value, str) else _as_json(value, limit + 1)
+    shown = "".join(each if each.isprintable() else _escaped(each) for each in text)
+    if len(shown) <= limit:
+        return shown
+    room, kept = limit - 3, ""
+    for each in text:
+        part = each if each.isprintable() else _escaped(each)
+        if len(kept) + len(part) > room:
+            break
+        kept += part
+    return kept + "..."
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _as_json(value: object, limit: int) -> str:
+    """The beginning of the JSON form of a value: no further than `limit` characters."""
+    text = ""
+    try:
+        for part in json.JSONEncoder(ensure_ascii=False, default=_kind).iterencode(value):
+            text += part[: limit - len(text)]
+            if len(text) >= limit:
+                break
+    except (ValueError, TypeError):  # a number of too many digits, a key that is no text
+        text += "?"
+    return text
+
+
+def _kind(value: object) -> str:
+    return f"<{type(value).__name__}>"
