@@ -82,7 +82,7 @@ def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str,
     if link is None:
         return [("device-gone", f"its device {cable.device} does not exist any more", again)]
     found: list[tuple[str, str, str]] = []
-    if link.alias != str(Mark(str(slot.ref), cable.id)):
+    if link.mark != Mark(str(slot.ref), cable.id):
         found.append(("not-ours", f"device {link.name} does not carry its mark", again))
     if not link.up:
         found.append(("device-down", f"device {link.name} is down",

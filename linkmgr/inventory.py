@@ -284,18 +284,19 @@ class Inventory(ABC):
         """
         return await self._strays.remove(self._recorded, older_than=older_than, dry_run=dry_run)
 
-    def _recorded(self) -> tuple[set[str], set[str]]:
+    def _recorded(self) -> tuple[set[Mark], set[str]]:
         """The marks of what is recorded, and the owners of what may be in the making."""
-        known, busy = set(), set()
+        known: set[Mark] = set()
+        busy: set[str] = set()
         for vm in self._vms.values():
             for slot in vm.slots.values():
                 if slot.plugged:
-                    known.add(str(Mark(str(slot.ref), slot.plugged.cable.id)))
+                    known.add(Mark(str(slot.ref), slot.plugged.cable.id))
                 if slot.leftovers or slot.foreign or slot.lock.locked():
                     busy.add(str(slot.ref))
         for absent in self._absent.vms.values():
             busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
-        busy |= {f"network/{name}" for name in self._networks.in_use()}
+        busy |= {Mark.of_network(name, "").owner for name in self._networks.in_use()}
         return known, busy
 
     def _cables(self) -> tuple[set[str], set[str]]:

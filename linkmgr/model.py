@@ -415,7 +415,7 @@ class Finding:
 class Stray:
     """A device with our mark that nothing recorded.
 
-    :param owner: from its mark: a NIC, or ``network/NAME``.
+    :param owner: from its mark: a NIC, or ``network:NAME``.
     :param id: from its mark.
     :param seen: seconds since it was first seen to be a stray.
     :param removed: whether this run removed it.
@@ -430,27 +430,64 @@ class Stray:
     error: str | None = None
 
     @property
-    def mark(self) -> str:
-        """The device's interface alias."""
-        return str(Mark(self.owner, self.id))
+    def mark(self) -> Mark:
+        """The mark of the device."""
+        return Mark(self.owner, self.id)
+
+
+_NETWORK_PREFIX = "network:"  # of owners; no name has a colon
+_ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The interface alias by which linkmgr knows its own devices: ``linkmgr:OWNER:ID``.
+    """The interface alias of a device that linkmgr made: ``linkmgr:KIND:NAME:ID``.
 
-    OWNER is a NIC (``web1/net0``) for its cable, or ``network/NAME`` for what a driver made.
+    KIND is ``nic`` for a cable, whose NAME is ``VM/ALIAS``, and ``network`` for what a driver made.
+
+    :param owner: a NIC as ``VM/ALIAS``, or ``network:NAME``. No text can be both.
+    :param id: of the attachment or the device, eight hexadecimal digits.
     """
 
     owner: str
     id: str
 
     def __str__(self) -> str:
-        return f"linkmgr:{self.owner}:{self.id}"
+        kind = "" if self.network else "nic:"
+        return f"linkmgr:{kind}{self.owner}:{self.id}"
 
     @classmethod
-    def parse(cls, text: str | None) -> Self | None:
-        """Read an interface alias; ``None`` if it is not one of ours."""
-        head, _, rest = (text or "").partition(":")
-        owner, colon, ident = rest.rpartition(":")
-        return cls(owner, ident) if head == "linkmgr" and colon else None
+    def of_network(cls, name: str, ident: str) -> Self:
+        """The mark of a device that a driver made for a network."""
+        return cls(_NETWORK_PREFIX + name, ident)
+
+    @property
+    def network(self) -> str | None:
+        """Name of the network that owns the device; ``None`` if a NIC does."""
+        name = self.owner.removeprefix(_NETWORK_PREFIX)
+        return name if name != self.owner else None
+
+    @property
+    def vm(self) -> str | None:
+        """Name of the VM whose NIC owns the device; ``None`` if a network does."""
+        return None if self.network else self.owner.partition("/")[0]
+
+    @classmethod
+    def parse(cls, text: str | None, *, of_cable: bool = True) -> Self | None:
+        """Read an interface alias; ``None`` if it is not one of ours.
+
+        :param of_cable: whether the device is of a kind that cables have. It decides about aliases
+            without a KIND, as they were written before there was one: ``network/NAME`` is a network
+            or a NIC of a VM called network.
+        """
+        head, *parts = (text or "").split(":")
+        if head != "linkmgr" or len(parts) not in {2, 3} or not _ID.fullmatch(parts[-1]):
+            return None
+        *kind, name, ident = parts
+        vm, slash, alias = name.partition("/")
+        if kind == ["network"] and _NAME.fullmatch(name):
+            return cls.of_network(name, ident)
+        if not kind and vm == "network" and _NAME.fullmatch(alias) and not of_cable:
+            return cls.of_network(alias, ident)
+        is_nic = slash and _NAME.fullmatch(vm) and _NAME.fullmatch(alias)
+        return cls(name, ident) if kind in ([], ["nic"]) and is_nic else None

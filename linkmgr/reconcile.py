@@ -124,10 +124,10 @@ async def remove_devices(vm: str, host: Host, marked: Marked, *, but: Iterable[s
     """Remove the devices that carry the mark of a VM's NIC and belong to no cable of it."""
     kept = set(but)
     for mark, link in marked:
-        if mark.owner.partition("/")[0] != vm or "/" not in mark.owner or link.name in kept:
+        if mark.vm != vm or link.name in kept:
             continue
         now = await host.find_link(link.index)
-        if now is None or now.alias != str(mark):
+        if now is None or now.mark != mark:
             continue
         try:
             await host.delete_link(link.index)

@@ -23,19 +23,19 @@ class Strays:
     def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
         self._host = host
         self._clock = clock
-        self._seen: dict[tuple[int, str], float] = {}
+        self._seen: dict[tuple[int, Mark], float] = {}
 
-    async def look(self, known: Collection[str], busy: Collection[str]) -> list[Stray]:
+    async def look(self, known: Collection[Mark], busy: Collection[str]) -> list[Stray]:
         """Find strays.
 
         :param known: marks of what is recorded.
-        :param busy: owners (NICs, ``network/NAME``) at whose devices nobody may look now.
+        :param busy: owners (NICs, ``network:NAME``) at whose devices nobody may look now.
         """
         return [stray for stray, _ in await self._look(known, busy)]
 
     async def remove(
         self,
-        recorded: Callable[[], tuple[Collection[str], Collection[str]]],
+        recorded: Callable[[], tuple[Collection[Mark], Collection[str]]],
         *,
         older_than: float,
         dry_run: bool,
@@ -67,18 +67,18 @@ class Strays:
         return found
 
     async def _look(
-        self, known: Collection[str], busy: Collection[str]
+        self, known: Collection[Mark], busy: Collection[str]
     ) -> list[tuple[Stray, Link]]:
         now = self._clock()
         links = await self._host.links()
         users = {each for link in links for each in (link.master, link.parent) if each}
-        seen: dict[tuple[int, str], float] = {}
+        seen: dict[tuple[int, Mark], float] = {}
         found = []
         for link in links:
-            mark = Mark.parse(link.alias)
-            if mark is None or str(mark) in known or mark.owner in busy or link.index in users:
+            mark = link.mark
+            if mark is None or mark in known or mark.owner in busy or link.index in users:
                 continue
-            key = (link.index, str(mark))
+            key = (link.index, mark)
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
             found.append((Stray(link.name, mark.owner, mark.id, age, removed=False), link))

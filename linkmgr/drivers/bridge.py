@@ -126,7 +126,7 @@ class BridgeDriver(NetworkDriver):
                     )
                 mtu = network.options.get("mtu") or DEFAULT_MTU
                 assert isinstance(mtu, int)
-                mark = Mark(f"network/{network}", new_id())
+                mark = Mark.of_network(network.name, new_id())
                 return await self.host.create_bridge(name, mark, mtu=mtu)
             if link.kind != "bridge":
                 raise LinkBusy(
@@ -146,8 +146,9 @@ class BridgeDriver(NetworkDriver):
             self._users.pop(bridge, None)
             links = await self.host.links()
             link = next((link for link in links if link.name == bridge), None)
-            mark = Mark.parse(link.alias) if link else None
-            if link is None or mark is None or not mark.owner.startswith("network/"):
+            if link is None or link.kind != "bridge":
+                return
+            if link.mark is None or link.mark.network is None:
                 return
             # Somebody may have given our bridge an uplink; pulling it would cut others off.
             if not any(link.index in (other.master, other.parent) for other in links):

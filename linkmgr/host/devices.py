@@ -63,7 +63,7 @@ class Devices:
 
     async def marked(self) -> list[tuple[Mark, Link]]:
         """Return the devices that carry our mark."""
-        found = [(Mark.parse(link.alias), link) for link in await self._reader.links()]
+        found = [(link.mark, link) for link in await self._reader.links()]
         return [(mark, link) for mark, link in found if mark is not None]
 
     async def delete_link(self, name_or_index: Device) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from linkmgr.model import Mark
+
+CABLE_KINDS = frozenset({"tun", "macvtap"})  #: the kinds of device that a cable can have
+
 
 class PortState(IntEnum):
     """State of a bridge port in the spanning tree (linux/if_bridge.h)."""
@@ -29,7 +33,7 @@ class Link:
     :param master: index of the bridge (or bond, team, ...) that it is a port of.
     :param parent: index of the device below a macvtap, the peer of a veth (IFLA_LINK); ``None``
         also when that one is in another network namespace.
-    :param alias: free text; ours is a `linkmgr.model.Mark`.
+    :param alias: free text; see `mark`.
     :param mode: macvtap and macvlan only.
     :param promisc: whether somebody asked for promiscuity (not: whether a bridge did).
     :param port_state: ports of a bridge only.
@@ -53,3 +57,8 @@ class Link:
     allmulti: bool
     port_state: PortState | None = None
     spanning_tree: bool = False
+
+    @property
+    def mark(self) -> Mark | None:
+        """The mark in the alias; ``None`` on a device that linkmgr did not make."""
+        return Mark.parse(self.alias, of_cable=self.kind in CABLE_KINDS)

@@ -8,7 +8,7 @@ from linkmgr.errors import HostError, LinkBusy, Unsupported
 from linkmgr.host.links import Link
 from linkmgr.host.reader import Reader
 from linkmgr.host.trouble import Refused, as_error
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode
 
 _KINDS = {"macvtap", "macvlan"}
 
@@ -40,7 +40,7 @@ async def check_siblings(
     siblings = [
         link
         for link in await _siblings(reader, parent.index)
-        if (mark := Mark.parse(link.alias)) is None or mark.owner != owner
+        if link.mark is None or link.mark.owner != owner
     ]
     for link in siblings:
         if link.mode == DirectMode.PASSTHRU:
@@ -114,5 +114,4 @@ async def _siblings(reader: Reader, parent: int) -> list[Link]:
 
 
 def _shown(link: Link) -> str:
-    mark = Mark.parse(link.alias)
-    return f"{link.name} (of {mark.owner})" if mark else link.name
+    return f"{link.name} (of {link.mark.owner})" if link.mark else link.name

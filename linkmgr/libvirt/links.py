@@ -29,7 +29,7 @@ from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
 from linkmgr.libvirt.status import BadStatus, Status, read_status
 from linkmgr.manager import LinkManager
-from linkmgr.model import LinkState, Nic, NicRef, NicState
+from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +174,15 @@ class LinkFollower:
         :raise LinkmgrError: when something cannot be done; look again.
         :raise BadStatus: when libvirt's file cannot be understood.
         """
-        if vm not in {each.name for each in self._links.seen()[0]}:
+        info = next((each for each in self._links.seen()[0] if each.name == vm), None)
+        if info is None:
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
                 async with self._saving:
                     await self._save()
             return
         # A string, because this comes with every change: see `linkmgr.host.sysfiles`.
         status = await asyncio.to_thread(read_status, f"{self._run_dir}/{vm}.xml")
-        if status is None or status.name != vm:
+        if status is None or status.name != vm or not self._is_domain(info, status):
             self._domains.pop(vm, None)
             return
         domain = self._domain(status)
@@ -198,6 +199,13 @@ class LinkFollower:
         finally:
             async with self._saving:
                 await self._save()
+
+    def _is_domain(self, vm: VmInfo, status: Status) -> bool:
+        """Whether a VM is that domain, and not another QEMU that was added under its name."""
+        if vm.transport is not Transport.SOCKET:
+            return True  # libvirt's uuid led to it
+        process = self._links.process_of(vm.name)
+        return process is not None and process[0] == status.pid
 
     async def _agree(self, domain: _Domain, status: Status, nic: Nic, verdict: Verdict) -> None:
         alias, ref = nic.ref.alias, nic.ref

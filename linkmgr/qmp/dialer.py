@@ -92,7 +92,9 @@ def address_of(qmp: str | Path) -> str:
             hint="give the path of its socket, dials:UUID or libvirt:NAME",
         )
     if isinstance(qmp, Path) or transport_of(qmp) is Transport.SOCKET:
-        return str(Path(qmp))
+        path = str(Path(qmp))
+        # A file's name may begin as another address does.
+        return path if transport_of(path) is Transport.SOCKET else f"./{path}"
     if transport_of(qmp) is Transport.DIALS:
         return dials(qmp.partition(":")[2])
     return qmp

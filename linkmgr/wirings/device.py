@@ -24,11 +24,11 @@ def mark_of(cable: Cable) -> Mark:
 
 async def find_device(host: Host, cable: Cable) -> Link | None:
     """The cable's device, whatever it is called now; ``None`` when it is gone, or not ours."""
-    mark, own = str(mark_of(cable)), device_name(PREFIX, cable.id)
+    mark, own = mark_of(cable), device_name(PREFIX, cable.id)
     link = None if cable.device is None else await host.find_link(cable.device)
-    if link is not None and (link.alias == mark or link.name == own):
+    if link is not None and (link.mark == mark or link.name == own):
         return link
-    return next((link for link in await host.links() if link.alias == mark), None)
+    return next((link for link in await host.links() if link.mark == mark), None)
 
 
 async def first_name(host: Host, cable: Cable) -> str:

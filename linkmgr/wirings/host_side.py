@@ -168,6 +168,9 @@ async def look_after(host: Host, cable: Cable) -> None:
     if (link := await find_device(host, cable)) is not None:
         cable.device = link.name
     try:
+        mark = mark_of(cable)
+        if link is not None and link.mark == mark and link.alias != str(mark):
+            await host.set_alias(link.index, mark)  # it has the form that an older linkmgr gave it
         match cable.endpoint:
             case DirectEndpoint(mode=mode, mtu=mtu):
                 # A replug that kept the macvtap may have been cut off in the middle.

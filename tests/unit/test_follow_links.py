@@ -19,7 +19,7 @@ from linkmgr.events import EventKind, Switchboard
 from linkmgr.libvirt.links import LinkFollower, Verdict, compare
 from linkmgr.libvirt.status import BadStatus, parse_status, read_status
 from linkmgr.manager import LinkManager
-from linkmgr.model import LinkState, Nic, NicRef, NicState, VmInfo, VmState
+from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.testing.process import until
 
 UP, DOWN = LinkState.UP, LinkState.DOWN
@@ -142,6 +142,7 @@ class Links:
         self.board = Switchboard()
         self.fails: Exception | None = None
         self.ended = False
+        self.transport, self.pid = Transport.DIALS, 1
         self.reservations: set[NicRef] = set()
 
     def events(self) -> object:
@@ -150,7 +151,11 @@ class Links:
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
         if self.ended:
             return [], []
-        return [VmInfo("web1", "/q", VmState.ANSWERS, NOW)], [self.nic]
+        vm = VmInfo("web1", "/q", VmState.ANSWERS, NOW, transport=self.transport)
+        return [vm], [self.nic]
+
+    def process_of(self, _: str) -> tuple[int, int]:
+        return self.pid, 1
 
     async def set_link(self, ref: NicRef, state: LinkState) -> None:
         self.asked.append(f"link {state}")
@@ -227,6 +232,19 @@ async def test_what_virsh_sets_is_taken_once(bench: Bench) -> None:
     bench.links.nic = replace(bench.links.nic, wanted_link=DOWN)
     assert await bench.look() == ["tell down"]
     assert await bench.look() == []
+
+
+async def test_a_vm_that_has_only_the_name_of_a_domain_takes_nothing_from_it(bench: Bench) -> None:
+    """Its NIC may even have the same alias and the same address."""
+    bench.links.transport = Transport.SOCKET
+    bench.links.plug()
+    bench.virsh(DOWN, pid=2)
+    assert await bench.look() == []
+    bench.virsh(UP, pid=2)
+    bench.virsh(DOWN, pid=2)
+    assert await bench.look() == []
+    bench.virsh(DOWN, pid=1)  # this one is that domain
+    assert await bench.look() == ["tell up"]
 
 
 async def test_what_virsh_sets_is_taken_by_whoever_writes_it_down_too(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from linkmgr.errors import (
     MonitorTimeout,
 )
 from linkmgr.host import Fd, Host
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import Qemu
@@ -60,8 +60,9 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        mark = f"linkmgr:{NIC}:{ID}"
-        self.link = SimpleNamespace(name="lm1", index=7, alias=mark, spanning_tree=False)
+        self.link = SimpleNamespace(
+            name="lm1", index=7, mark=Mark(str(NIC), ID), spanning_tree=False
+        )
         self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
     async def find_link(self, _: object) -> object:

@@ -54,10 +54,43 @@ def test_an_implied_port_is_shown_as_its_network() -> None:
 
 
 def test_a_mark_reads_back_and_nothing_else_is_one() -> None:
-    mark = Mark("web1/net0", "3f9a1c2e")
-    assert Mark.parse(str(mark)) == mark
-    for text in (None, "", "uplink", "linkmgr", "linkmgr:", "linkmgr:web1/net0"):
+    for mark in (
+        Mark("web1/net0", "3f9a1c2e"),
+        Mark("network/net0", "3f9a1c2e"),
+        Mark.of_network("blue", "3f9a1c2e"),
+    ):
+        assert Mark.parse(str(mark)) == mark
+        assert Mark.parse(str(mark), of_cable=False) == mark
+    for text in (
+        None,
+        "",
+        "uplink",
+        "linkmgr",
+        "linkmgr:",
+        "linkmgr:web1/net0",
+        "linkmgr:web1/net0:uplink",
+        "linkmgr:nic:web1:3f9a1c2e",
+        "linkmgr:port:blue:3f9a1c2e",
+        "linkmgr:network:blue/net0:3f9a1c2e",
+        "linkmgr:nic:network:blue:3f9a1c2e",
+    ):
         assert Mark.parse(text) is None
+
+
+def test_a_mark_without_its_kind_is_told_by_the_kind_of_the_device() -> None:
+    """So the aliases are that were written before the kind of owner was part of them."""
+    assert Mark.parse("linkmgr:web1/net0:3f9a1c2e") == Mark("web1/net0", "3f9a1c2e")
+    old = "linkmgr:network/blue:3f9a1c2e"
+    assert Mark.parse(old, of_cable=True) == Mark("network/blue", "3f9a1c2e")
+    assert Mark.parse(old, of_cable=False) == Mark.of_network("blue", "3f9a1c2e")
+
+
+def test_a_nic_and_a_network_never_own_the_same() -> None:
+    nic, network = Mark("network/blue", "3f9a1c2e"), Mark.of_network("blue", "3f9a1c2e")
+    assert (nic.vm, nic.network) == ("network", None)
+    assert (network.vm, network.network) == (None, "blue")
+    assert nic != network
+    assert nic.owner != network.owner
 
 
 def test_an_error_says_what_happened_to_which_nic_its_state_and_what_to_do() -> None:

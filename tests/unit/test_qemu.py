@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,9 @@ def test_an_address_says_how_its_qemu_is_reached(address: str, transport: Transp
 
 def test_an_address_has_one_spelling() -> None:
     assert address_of("/run//x/./web1.qmp") == "/run/x/web1.qmp"
+    file = address_of(Path("libvirt:web1"))
+    assert (file, transport_of(file)) == ("./libvirt:web1", Transport.SOCKET)
+    assert address_of(file) == file
     assert address_of(f"dials:{UUID.upper().replace('-', '')}") == f"dials:{UUID}"
     with pytest.raises(BadRequest, match="'web1' is not a uuid"):
         address_of("dials:web1")
