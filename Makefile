@@ -119,6 +119,10 @@ format: setup ## Format the code
 bench: setup images ## Measure; exits 1 when a budget is missed
 	@$(ROOT_PY) -m bench
 
+.PHONY: bench-hostile
+bench-hostile: setup images ## Measure what attackers cost other guests; exits 1 when it is too much
+	@$(ROOT_PY) -m bench.hostile
+
 .PHONY: soak
 soak: setup images ## Swap 10,000 times; exits 1 when something has grown
 	@$(ROOT_PY) -m bench.soak

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -24,15 +25,24 @@ class Served:
     :param folder: where its socket, its state and its log are.
     :param config: text of its configuration file.
     :param before: words before the command, such as those of a profiler.
+    :param program: words that start another linkmgr than this checkout's.
     """
 
-    def __init__(self, folder: Path, *, config: str = "", before: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: str = "",
+        before: tuple[str, ...] = (),
+        program: Sequence[str] = (),
+    ) -> None:
         self.socket = folder / "lm.sock"
         self.state = folder / "state"
         self._log_path = folder / "service.log"
         self._config = folder / "linkmgr.toml"
         self._config.write_text(config)
         self._before = before
+        self._program = tuple(program) or (str(_PROGRAM),)
         self._log: IO[bytes] | None = None
         self._child: Child | None = None
 
@@ -58,7 +68,7 @@ class Served:
         begun = time.monotonic()
         self._child = Child(
             [
-                *(*words, str(_PROGRAM), "--socket", str(self.socket), "serve"),
+                *(*words, *self._program, "--socket", str(self.socket), "serve"),
                 *("--state-dir", str(self.state), "--config", str(self._config)),
             ],
             output=self._log,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.against import interval
 from bench.budgets import BUDGETS, Budget, judge
 from bench.hook import DOWN, EXIT_0, HANGS, OURS, HookFigures
 from bench.loss import IN, OUT, Loss
@@ -36,6 +37,11 @@ def test_a_percentile_of_nothing_is_refused() -> None:
         percentile([], 99)
     with pytest.raises(ValueError, match="not a percentage"):
         percentile([1.0], 0)
+
+
+def test_an_interval_leaves_out_no_pair_that_could_be_the_median() -> None:
+    assert interval([1.0, 3.0, 2.0, 4.0, 5.0, 6.0]) == (1.0, 6.0)  # 3.1 % miss it
+    assert interval([float(number) for number in range(1, 13)]) == (3.0, 10.0)  # 3.9 %, not 14.6 %
 
 
 def test_a_spread_tells_the_worst() -> None:
