@@ -69,6 +69,8 @@ unit linkmgr.service
 unit linkmgr.socket
 unit linkmgr-fd.socket
 unit linkmgr-qmp.socket
+unit linkmgr-metrics.service
+unit linkmgr-metrics.timer
 install -D -m 644 "$here/linkmgr.sysusers" "$destdir$prefix/lib/sysusers.d/linkmgr.conf"
 install -D -m 644 "$here/linkmgr.tmpfiles" "$destdir$prefix/lib/tmpfiles.d/linkmgr.conf"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.samples import Sample
 
 from linkmgr.events import Event
 from linkmgr.model import Finding, Nic, NicState, VmInfo, VmState
@@ -31,13 +33,31 @@ class Seen(Protocol):
         """All VMs and NICs, as last known."""
 
 
+class _WithoutCreated:
+    """A registry without the time at which each counter and histogram began to count.
+
+    Nothing asks for it, it doubles the series, and prometheus_client can leave it out only for
+    the whole process, which may be another's.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Family]:
+        """Collect all families."""
+        for family in self._registry.collect():
+            family.samples = [each for each in family.samples if not _is_created(family, each)]
+            yield family
+
+
 class Metrics:
     """All figures of one service, or of one look at a service."""
 
     def __init__(self, *, process: bool = True) -> None:
         self._registry = registry = CollectorRegistry()
         if process:
-            ProcessCollector(registry=registry)
+            # node_exporter, whose textfile collector may read this, has process_* of its own.
+            ProcessCollector(namespace="linkmgr", registry=registry)
         self._nics = Gauge("linkmgr_nics", "NICs by state", ["state"], registry=registry)
         self._vms = Gauge("linkmgr_vms", "VMs by state", ["state"], registry=registry)
         self._networks = Gauge("linkmgr_networks", "Networks", registry=registry)
@@ -48,7 +68,7 @@ class Metrics:
             "linkmgr_findings", "What the last check found", ["code"], registry=registry
         )
         self._checked = Gauge(
-            "linkmgr_last_check_timestamp_seconds", "When that was", registry=registry
+            "linkmgr_last_check_timestamp_seconds", "When that was", registry=None
         )
         self._verbs = Counter(
             "linkmgr_verbs", "Changes by verb and code", ["verb", "code"], registry=registry
@@ -63,6 +83,7 @@ class Metrics:
         self._events = Counter("linkmgr_events", "Events by kind", ["kind"], registry=registry)
         build = Gauge("linkmgr_build_info", "The version", ["version"], registry=registry)
         build.labels(version()).set(1)
+        self._is_checked = False
         self._asking: asyncio.Task[None] | None = None
 
     def on_operation(self, operation: Operation) -> None:
@@ -82,6 +103,9 @@ class Metrics:
         self._findings.clear()
         for code, count in Tally(finding.code for finding in findings).items():
             self._findings.labels(code).set(count)
+        if not self._is_checked:  # until then there is no such figure: 0 would be 1970
+            self._registry.register(self._checked)
+            self._is_checked = True
         self._checked.set_to_current_time()
 
     async def text(self, links: Links) -> str:
@@ -96,7 +120,7 @@ class Metrics:
         await asyncio.wait({self._asking}, timeout=_PATIENCE)
         if self._asking.done():
             self._asking.result()
-        return generate_latest(self._registry).decode()
+        return generate_latest(_WithoutCreated(self._registry)).decode()
 
     async def close(self) -> None:
         """Wait for a look that is still under way."""
@@ -132,6 +156,10 @@ async def metrics_text(links: Links) -> str:
         return await metrics.text(links)
     finally:
         await metrics.close()
+
+
+def _is_created(family: Family, sample: Sample) -> bool:
+    return sample.name == f"{family.name}_created"
 
 
 def _looked_at(task: asyncio.Task[None]) -> None:

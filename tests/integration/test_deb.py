@@ -84,6 +84,35 @@ async def test_an_upgrade_brings_a_socket_that_the_package_before_did_not_have(
     assert await machine.says("systemctl is-active linkmgr linkmgr-qmp.socket") == "active\nactive"
 
 
+async def test_a_timer_that_is_off_by_default_writes_the_metrics_for_node_exporter(
+    machine: Machine,
+) -> None:
+    before = await machine.says(EVERYTHING)
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    timer = "linkmgr-metrics.timer"
+    state = await machine.run(
+        f"systemctl is-enabled {timer}; systemctl is-active {timer}", check=False
+    )
+    assert state.output.split() == ["disabled", "inactive"]
+    await machine.run("systemctl start linkmgr-metrics.service")  # without node_exporter: nothing
+    assert await machine.property("linkmgr-metrics.service", "ConditionResult") == "no"
+
+    folder = "/var/lib/prometheus/node-exporter"
+    await machine.run(f"mkdir -p {folder} && chown daemon: {folder}")
+    await machine.run(f"systemctl enable --now {timer} && systemctl start linkmgr-metrics.service")
+    assert await machine.says(f"ls -A {folder}; stat -c '%a %U' {folder}/*") == (
+        "linkmgr.prom\n644 root"
+    )
+    assert "linkmgr_nics{" in await machine.says(f"su daemon -s /bin/cat {folder}/linkmgr.prom")
+    timer_says = await machine.says(f"systemctl list-timers --no-legend {timer}")
+    assert timer in timer_says
+    assert not timer_says.startswith(("-", "n/a")), "it elapses again"
+
+    await machine.run("dpkg -r linkmgr", timeout=60)
+    await machine.run(f"dpkg -P linkmgr; rm -r {folder} && rmdir {Path(folder).parent}", timeout=60)
+    assert new(before, await machine.says(EVERYTHING)) == []
+
+
 def test_its_python_finds_the_libvirt_python_of_debian_and_nothing_else_there(
     tmp_path: Path, package: Path
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from linkmgr.errors import PortInUse
 from linkmgr.model import Finding, VmInfo
@@ -51,7 +52,18 @@ async def test_changes_are_counted_by_verb_and_code(lab: Lab) -> None:
     assert found['linkmgr_step_seconds_count{step="switch"}'] == 1
     assert found['linkmgr_step_seconds_sum{step="switch"}'] == 0.0005
     assert found['linkmgr_events_total{kind="plugged"}'] == 1
-    assert found["process_resident_memory_bytes"] > 0
+    assert found["linkmgr_process_resident_memory_bytes"] > 0
+
+
+async def test_every_name_is_our_own_and_none_is_about_when_counting_began(lab: Lab) -> None:
+    await lab.ask("PUT", WHERE, {"target": "blue"})
+    await lab.ask("GET", "/v1/check")
+    text = (await lab.ask("GET", "/metrics")).raw.decode()
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert len(names) > 10
+    # node_exporter's textfile collector refuses process_*, which it has itself.
+    assert [name for name in names if not name.startswith("linkmgr_")] == []
+    assert "_created" not in text
 
 
 async def test_what_is_there_is_counted_by_state(lab: Lab) -> None:
@@ -70,7 +82,8 @@ async def test_what_is_there_is_counted_by_state(lab: Lab) -> None:
 
 
 async def test_what_a_check_found_is_counted(lab: Lab) -> None:
-    assert (await scrape(lab))["linkmgr_last_check_timestamp_seconds"] == 0
+    before = (await lab.ask("GET", "/metrics")).raw.decode()
+    assert "last_check" not in before, "there was none"
     lab.links.findings = [Finding("moved", f"web1/net{n}", "it moved", "plug it") for n in (0, 1)]
     await lab.ask("GET", "/v1/check")
     found = await scrape(lab)
