@@ -28,7 +28,7 @@ class Beside(Inventory):
         :raise BadName: when no device can be called that.
         :raise StateError: when it cannot be written down; nothing was changed.
         """
-        ref = NicRef.parse(nic)
+        ref = await self.resolve(nic)
         if name is not None:
             check_ifname(name)
         vm, slot = self._find(ref)
@@ -52,7 +52,7 @@ class Beside(Inventory):
         :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
         :raise MonitorError: when QEMU does not answer, or refuses.
         """
-        vm, slot = self._find(NicRef.parse(nic))
+        vm, slot = self._find(await self.resolve(nic))
 
         async def work() -> Outcome:
             await vm.check_managed(slot)
@@ -69,7 +69,7 @@ class Beside(Inventory):
         :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
         :raise MonitorError: when QEMU did not confirm it.
         """
-        vm, slot = self._find(NicRef.parse(nic))
+        vm, slot = self._find(await self.resolve(nic))
 
         async def work() -> Outcome:
             await vm.check_managed(slot)

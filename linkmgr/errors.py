@@ -5,6 +5,7 @@ One tree, so that a caller can catch as much or as little as it wants::
     LinkmgrError
     ├── BadRequest                 the call itself is wrong; nothing was tried
     │   ├── BadName                    a name that cannot be a name
+    │   ├── AmbiguousNic               a name that several NICs have
     │   ├── BadOption                  an option that is unknown or has a wrong value
     │   ├── BadConfig                  the configuration file; says on which line
     │   ├── BadFd                      an fd that is no tap or macvtap which a NIC can use
@@ -103,6 +104,12 @@ class BadName(BadRequest):
     """A name that cannot be the name of anything."""
 
     code = "bad-name"
+
+
+class AmbiguousNic(BadRequest):
+    """Several NICs have that name; the hint tells them apart."""
+
+    code = "ambiguous-nic"
 
 
 class BadOption(BadRequest):

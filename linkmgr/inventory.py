@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,14 @@ from linkmgr.care import Caretaker
 from linkmgr.checks import check_nic
 from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
-from linkmgr.errors import BadRequest, LinkmgrError, MonitorGone, MonitorTimeout, UnknownVm
+from linkmgr.errors import (
+    BadRequest,
+    LinkmgrError,
+    MonitorGone,
+    MonitorTimeout,
+    NotFound,
+    UnknownVm,
+)
 from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
@@ -35,6 +42,7 @@ from linkmgr.model import (
     Stray,
     VmInfo,
 )
+from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.qmp.dialer import Dialers, only_sockets
@@ -48,6 +56,8 @@ from linkmgr.vm import Vm
 PATIENCE = 3.0
 #: Seconds between two looks for new NICs, for those who list them.
 LOOK_SECONDS = 1.0
+#: Seconds that QEMUs get to tell of new NICs when no known NIC has the name that is asked for.
+NAMING_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +227,7 @@ class Inventory(ABC):
 
         :raise NotFound: when there is none of that name.
         """
-        ref = NicRef.parse(nic)
+        ref = await self.resolve(nic)
         if absent := self._absent.vms.get(ref.vm):
             for each in absent.nics():
                 if each.ref == ref:
@@ -225,6 +235,47 @@ class Inventory(ABC):
         vm, slot = await self._find_now(ref)
         await self._care.ping(vm)
         return vm.nic(slot)
+
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        """Which NIC a name means: ``VM/ALIAS``, a MAC address, a device, or a VM with one NIC.
+
+        Behind a VM's name stands its alias, or an address or device of it. All verbs read names
+        so. A NIC of a guest that has ended has no address any more.
+
+        :raise BadName: when it cannot be the name of a NIC.
+        :raise AmbiguousNic: when several NICs have it; the hint names them.
+        :raise NotFound: when none has it. ``VM/ALIAS`` is returned whether there is one or not.
+        """
+        self._check_open()
+        if isinstance(nic, NicRef):
+            return nic
+        name = NicName.parse(nic)
+        if name.vm is None and (vm := self._vms.get(name.word)):
+            await self._look_for_nics(vm, LOOK_SECONDS)
+        try:
+            return find_nic(name, self._named(), self._vm_names())
+        except NotFound:
+            if name.vm is None and not name.is_mac:
+                raise
+        due = time.monotonic() - LOOK_SECONDS
+        vms = [vm for vm in self._vms.values() if name.vm in (None, vm.name) and vm.looked < due]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAMING_SECONDS):
+                await asyncio.gather(*map(self._look_for_nics, vms))
+        return find_nic(name, self._named(), self._vm_names())
+
+    def _named(self) -> Iterator[Named]:
+        for vm in self._vms.values():
+            for slot in vm.slots.values():
+                here = slot.plugged.cable.device if slot.plugged else None
+                yield Named(slot.ref, self._mac_of(slot.ref), here, slot.name)
+        for absent in self._absent.vms.values():
+            for alias, nic in absent.record.nics.items():
+                device = nic.cable.device if nic.cable else None
+                yield Named(NicRef(absent.record.vm, alias), nic.facts.mac, device, nic.name)
+
+    def _vm_names(self) -> list[str]:
+        return [*self._vms, *self._absent.vms]
 
     async def networks(self) -> list[Network]:
         """All networks."""

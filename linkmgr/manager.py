@@ -296,7 +296,7 @@ class LinkManager(Beside):
         Plugging the network or port that it is on does nothing. If the cable into it is broken, the
         notes of the outcome say so.
 
-        :param nic: ``VM/ALIAS``.
+        :param nic: ``VM/ALIAS``, or what else `resolve` understands.
         :param target: ``NETWORK``, ``NETWORK:PORT``, ``fd:NAME``, or what the create verbs
             returned.
         :param notify: how the guest and the network hear of it.
@@ -304,7 +304,8 @@ class LinkManager(Beside):
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had, or the
             error says otherwise.
         """
-        ref, how = NicRef.parse(nic), _choice(Notify, notify)
+        how = _choice(Notify, notify)
+        ref = await self.resolve(nic)
         vm, slot = await self._find_now(ref)
 
         async def work() -> Outcome:
@@ -348,7 +349,7 @@ class LinkManager(Beside):
 
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had.
         """
-        vm, slot = await self._find_now(NicRef.parse(nic))
+        vm, slot = await self._find_now(await self.resolve(nic))
         return await self._verb(vm, slot, partial(self._unplug, vm, slot))
 
     async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
@@ -379,7 +380,8 @@ class LinkManager(Beside):
 
         :raise MonitorError: when QEMU did not confirm it.
         """
-        ref, wanted = NicRef.parse(nic), _choice(LinkState, state)
+        wanted = _choice(LinkState, state)
+        ref = await self.resolve(nic)
         vm, slot = await self._find_now(ref)
 
         async def work() -> Outcome:

@@ -27,7 +27,8 @@ from linkmgr.cli.watch import watch
 def cli() -> None:
     """Plug, unplug and exchange the network cable of running QEMU guests.
 
-    A NIC is written VM/NIC (web1/net0), a port NETWORK:PORT. Exit codes are in linkmgr(1).
+    A NIC is written VM/NIC (web1/net0), or is its MAC address, its device on the host, or its VM if
+    that has one NIC; a port is written NETWORK:PORT. Exit codes are in linkmgr(1).
     """
 
 

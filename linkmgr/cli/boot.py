@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.base import Verb
-from linkmgr.cli.cable import NIC
 from linkmgr.cli.show import printed_as_json
+from linkmgr.cli.words import NewNicType
 
 if TYPE_CHECKING:
     from linkmgr.model import NicRef
@@ -20,7 +20,7 @@ MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @click.command(cls=Verb)
-@NIC
+@click.argument("nic", type=NewNicType(), metavar="VM/NIC")
 @click.option("--mac", help="The NIC's address; by default made from VM/NIC, always the same.")
 @click.option("--model", default="virtio-net-pci", show_default=True, help="A NIC model of QEMU.")
 @click.option(

@@ -13,9 +13,9 @@ from linkmgr.cli.show import printable, printed_as_json, where
 from linkmgr.cli.words import NicType, TargetType
 
 if TYPE_CHECKING:
-    from linkmgr.model import NicRef, Outcome
+    from linkmgr.model import Outcome
 
-NIC = click.argument("nic", type=NicType(), metavar="VM/NIC")
+NIC = click.argument("nic", type=NicType(), metavar="NIC")
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -49,7 +49,7 @@ def _affects(*, live: bool, config: bool, persistent: bool) -> str:
     "announced, nothing, or what fits (auto).",
 )
 @_affecting
-def plug(nic: NicRef, target: str, notify: str, **flags: bool) -> None:
+def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
     """Plug a NIC into a network or port, from wherever it is."""
     affects = _affects(**flags)
     work = f"plugging {nic}"
@@ -60,7 +60,7 @@ def plug(nic: NicRef, target: str, notify: str, **flags: bool) -> None:
 @click.command(cls=Verb)
 @NIC
 @_affecting
-def unplug(nic: NicRef, **flags: bool) -> None:
+def unplug(nic: str, **flags: bool) -> None:
     """Take a NIC off its cable."""
     affects = _affects(**flags)
     _tell(ask(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"), affects)
@@ -70,7 +70,7 @@ def unplug(nic: NicRef, **flags: bool) -> None:
 @NIC
 @click.argument("state", type=click.Choice(["up", "down"]))
 @_affecting
-def link(nic: NicRef, state: str, **flags: bool) -> None:
+def link(nic: str, state: str, **flags: bool) -> None:
     """Set the carrier that the guest sees while the NIC is plugged."""
     affects = _affects(**flags)
     work = f"setting the link of {nic} {state}"

@@ -98,7 +98,23 @@ async def _passthrough_names(links: Client) -> list[str]:
 
 
 class NicType(_Named):
-    """``VM/NIC``."""
+    """A NIC by any of its names, which the service resolves."""
+
+    name = "nic"
+    names = staticmethod(_nic_names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check that it can name a NIC."""
+        from linkmgr.naming import NicName
+
+        try:
+            return str(NicName.parse(value))
+        except BadName as error:
+            raise click.BadParameter(f"{error}.", ctx, param) from error
+
+
+class NewNicType(_Named):
+    """``VM/ALIAS`` of a NIC that need not exist."""
 
     name = "nic"
     names = staticmethod(_nic_names)

@@ -42,6 +42,7 @@ from linkmgr.model import (
     check_name,
 )
 from linkmgr.model import Transport as VmTransport
+from linkmgr.naming import NicName
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.where import find_socket
 
@@ -195,7 +196,7 @@ class Client:
 
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now; see `LinkManager.nic`."""
-        return await self._transport.get(f"/v1/nics/{NicRef.parse(nic)}", read_nic)
+        return await self._transport.get(f"/v1/nics/{NicName.parse(nic)}", read_nic)
 
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
@@ -237,11 +238,11 @@ class Client:
     async def _verb(
         self, method: str, path: str, nic: str | NicRef, body: Mapping[str, object] | None
     ) -> Outcome:
-        ref = NicRef.parse(nic)
+        name = NicName.parse(nic)
         try:
-            return await self._change(method, path.format(ref), body, read_outcome)
+            return await self._change(method, path.format(name), body, read_outcome)
         except (ServiceUnreachable, ServiceGone) as error:
-            error.about(str(ref))
+            error.about(str(name))
             raise
 
     async def _change(

@@ -7,6 +7,7 @@ what cannot be written is said in the outcome's notes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from linkmgr.errors import (
     LibvirtError,
     LibvirtRefused,
     LinkmgrError,
+    NotFound,
     UnknownNic,
     UnknownVm,
 )
@@ -43,7 +45,10 @@ from linkmgr.model import (
     Outcome,
     Port,
 )
+from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.qmp.dialer import dials
+
+NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
 
 
 class DomainVerbs:
@@ -65,6 +70,39 @@ class DomainVerbs:
         self._known = known
         self._asking = asking
 
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        """Which NIC a name means: as `LinkManager.resolve`; also one of a domain that is off.
+
+        A domain that is off is named by its name: ``web1``, ``web1/52:54:00:12:34:56``.
+        """
+        try:
+            return await self._links.resolve(nic)
+        except NotFound as error:
+            name = NicName.parse(nic)
+            vm = name.vm or name.word
+            if found := await self._in_stored(name, vm):
+                return found
+            if isinstance(error, UnknownVm):
+                raise await explained(error, vm, self._known, self._asking) from None
+            raise
+
+    async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
+        """A NIC of a domain that is off; ``None`` if libvirt has no such domain, or it no NIC."""
+        domain = self._known.find(vm)
+        if (name.vm is None and name.is_mac) or (domain is not None and domain.hooks):
+            return None
+        try:
+            async with asyncio.timeout(NAMING_SECONDS):
+                side = self._asking.side
+                view = await side.domain(vm)
+                if view.name != vm or view.active:
+                    return None
+                document = read_document(await side.xml(view.uuid, live=False), vm)
+        except (LinkmgrError, TimeoutError):
+            return None
+        nics = [Named(NicRef(vm, nic.alias), nic.mac) for nic in nics_of(document) if nic.alias]
+        return find_nic(name, nics, [vm]) if nics else None
+
     async def plug(
         self,
         nic: str | NicRef,
@@ -79,7 +117,8 @@ class DomainVerbs:
         :param affects: the guest that runs, its next start, or both.
         :raise LinkmgrError: any of the tree; for the next start alone `LibvirtError` too.
         """
-        ref, how = NicRef.parse(nic), _notify(notify)
+        how = _notify(notify)
+        ref = await self.resolve(nic)
         return await self._change(
             ref,
             affects,
@@ -89,7 +128,7 @@ class DomainVerbs:
 
     async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
         """Take a NIC off its cable; see `LinkManager.unplug` and `plug`."""
-        ref = NicRef.parse(nic)
+        ref = await self.resolve(nic)
         return await self._change(
             ref,
             affects,
@@ -105,7 +144,8 @@ class DomainVerbs:
         affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
         """Set what the guest sees as carrier; see `LinkManager.set_link` and `plug`."""
-        ref, link = NicRef.parse(nic), _link(state)
+        link = _link(state)
+        ref = await self.resolve(nic)
         return await self._change(
             ref,
             affects,

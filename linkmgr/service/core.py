@@ -27,6 +27,9 @@ from linkmgr.service.stream import Stream
 class Served(Links, Protocol):
     """The verbs as the service needs them: `LinkManager` has them so."""
 
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        """Which NIC a name means."""
+
     async def plug(
         self,
         nic: str | NicRef,

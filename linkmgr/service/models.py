@@ -29,9 +29,23 @@ def _of(example: str) -> dict[str, Any]:
     return {"json_schema_extra": _FORM, "examples": [example]}
 
 
+def _of_nic(example: str) -> dict[str, Any]:
+    mac = "[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+    return {"json_schema_extra": {"pattern": f"^({_NAME}|{mac})$"}, "examples": [example]}
+
+
 Name = Annotated[str, Field(max_length=200, json_schema_extra=_FORM)]
 VmPath = Annotated[str, Path(description="name of a VM", **_of("web1"))]
-AliasPath = Annotated[str, Path(description="QEMU's id of a NIC", **_of("net0"))]
+AliasPath = Annotated[
+    str, Path(description="QEMU's id of a NIC, or its MAC address or device", **_of_nic("net0"))
+]
+NicPath = Annotated[
+    str,
+    Path(
+        description="a NIC by its MAC address, its device, or its VM if that has one NIC",
+        **_of_nic("52:54:00:12:34:56"),
+    ),
+]
 NetworkPath = Annotated[str, Path(description="name of a network", **_of("blue"))]
 PortPath = Annotated[str, Path(description="name of a port", **_of("p7"))]
 NetworkQuery = Annotated[Name | None, Query(description="of one network only", examples=["blue"])]

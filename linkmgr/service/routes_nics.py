@@ -1,4 +1,8 @@
-"""/v1/nics and /v1/connections."""
+"""/v1/nics and /v1/connections.
+
+A NIC is two segments, ``VM/NIC``, or one: its address, its device, or its VM. Which one it is is
+settled before anybody is asked whether the caller may change it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from linkmgr.jsonform import to_json
-from linkmgr.model import Affects, NicRef
+from linkmgr.model import Affects
 from linkmgr.service import models
-from linkmgr.service.call import CallIn
+from linkmgr.service.call import Call, CallIn
 from linkmgr.service.config import Verb
 from linkmgr.service.problems import JsonResponse
 
@@ -27,7 +31,22 @@ async def nics(call: CallIn) -> Response:
 @router.get("/v1/nics/{vm}/{alias}", responses={200: {"model": models.NicForm}}, summary="One NIC")
 async def nic(call: CallIn, vm: models.VmPath, alias: models.AliasPath) -> Response:
     """Show one NIC as it is now."""
-    return JsonResponse(to_json(await call.links.nic(_ref(vm, alias))))
+    return await _nic(call, f"{vm}/{alias}")
+
+
+@router.get(
+    "/v1/nics/{nic}",
+    responses={200: {"model": models.NicForm}},
+    summary="One NIC, by address, device or VM",
+)
+async def nic_by_name(call: CallIn, nic: models.NicPath) -> Response:
+    """Show one NIC as it is now."""
+    return await _nic(call, nic)
+
+
+async def _nic(call: Call, name: str) -> Response:
+    ref = await call.core.guests.verbs.resolve(name)
+    return JsonResponse(to_json(await call.links.nic(ref)))
 
 
 @router.put(
@@ -39,11 +58,25 @@ async def set_link(
     call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.SetLink
 ) -> Response:
     """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
-    ref = _ref(vm, alias)
+    return await _set_link(call, f"{vm}/{alias}", body)
+
+
+@router.put(
+    "/v1/nics/{nic}/link",
+    responses={200: {"model": models.OutcomeForm}},
+    summary="Set the link state, by address, device or VM",
+)
+async def set_link_by_name(call: CallIn, nic: models.NicPath, body: models.SetLink) -> Response:
+    """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
+    return await _set_link(call, nic, body)
+
+
+async def _set_link(call: Call, name: str, body: models.SetLink) -> Response:
+    verbs = call.core.guests.verbs
+    ref = await verbs.resolve(name)
 
     async def work() -> Mapping[str, Any]:
-        made = await call.core.guests.verbs.set_link(ref, body.state, affects=body.affects)
-        return dict(to_json(made))
+        return dict(to_json(await verbs.set_link(ref, body.state, affects=body.affects)))
 
     about = _about(f"{ref} {body.state}", body.affects)
     return await call.change(Verb.SET_LINK, about, work, nic=ref)
@@ -66,10 +99,25 @@ async def plug(
     call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.Plug
 ) -> Response:
     """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
-    ref = _ref(vm, alias)
+    return await _plug(call, f"{vm}/{alias}", body)
+
+
+@router.put(
+    "/v1/connections/{nic}",
+    responses={200: {"model": models.OutcomeForm}},
+    summary="Plug, or replug, by address, device or VM",
+)
+async def plug_by_name(call: CallIn, nic: models.NicPath, body: models.Plug) -> Response:
+    """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
+    return await _plug(call, nic, body)
+
+
+async def _plug(call: Call, name: str, body: models.Plug) -> Response:
+    verbs = call.core.guests.verbs
+    ref = await verbs.resolve(name)
 
     async def work() -> Mapping[str, Any]:
-        made = await call.core.guests.verbs.plug(
+        made = await verbs.plug(
             ref, body.target, notify=body.notify, uid=call.peer.uid, affects=body.affects
         )
         return dict(to_json(made))
@@ -92,17 +140,30 @@ async def unplug(
     affects: models.AffectsQuery = Affects.LIVE,
 ) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
-    ref = _ref(vm, alias)
+    return await _unplug(call, f"{vm}/{alias}", affects)
+
+
+@router.delete(
+    "/v1/connections/{nic}",
+    responses={200: {"model": models.OutcomeForm}},
+    summary="Unplug, by address, device or VM",
+)
+async def unplug_by_name(
+    call: CallIn, nic: models.NicPath, affects: models.AffectsQuery = Affects.LIVE
+) -> Response:
+    """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
+    return await _unplug(call, nic, affects)
+
+
+async def _unplug(call: Call, name: str, affects: Affects) -> Response:
+    verbs = call.core.guests.verbs
+    ref = await verbs.resolve(name)
 
     async def work() -> Mapping[str, Any]:
-        return dict(to_json(await call.core.guests.verbs.unplug(ref, affects=affects)))
+        return dict(to_json(await verbs.unplug(ref, affects=affects)))
 
     return await call.change(Verb.UNPLUG, _about(str(ref), affects), work, nic=ref)
 
 
 def _about(what: str, affects: Affects) -> str:
     return what if affects is Affects.LIVE else f"{what} ({affects})"
-
-
-def _ref(vm: str, alias: str) -> NicRef:
-    return NicRef.parse(f"{vm}/{alias}")

@@ -216,6 +216,27 @@ async def test_a_guest_is_plugged_swapped_and_unplugged_from_the_shell(
     ]  # fmt: skip
 
 
+async def test_a_nic_is_found_by_its_address_its_device_and_its_vm(host: Host, lab: Lab) -> None:
+    await lab.network("blue")
+    guest = await lab.guest(boot=False, add=False, nics=1)
+    await host.run(f"linkmgr vm add web1 {guest.qmp_path}")
+    await host.run("linkmgr network create blue bridge bridge=br-blue")
+    plugged = await host.json("linkmgr plug web1 blue")
+    assert plugged["nic"]["ref"] == "web1/net0"
+    device = plugged["nic"]["connection"]["device"]
+    for name in (device, "52:54:00:00:01:00", "web1/52:54:00:00:01:00"):
+        again = await host.json(f"linkmgr plug {name} blue")
+        assert (again["nic"]["ref"], again["changed"]) == ("web1/net0", False)
+        assert (await host.json(f"linkmgr link {name} up"))["nic"]["ref"] == "web1/net0"
+    assert await host.run(f"linkmgr unplug {device}") == "web1/net0  unplugged\n"
+    said = await host.run(f"linkmgr unplug {device}", status=3)
+    assert said.startswith(f"linkmgr: there is no VM {device}, and no NIC whose device has that")
+    other = await lab.guest("web2", boot=False, add=False, nics=2)
+    await host.run(f"linkmgr vm add web2 {other.qmp_path}")
+    said = await host.run("linkmgr unplug web2", status=2)
+    assert "name one of them: web2/net0, web2/net1" in said
+
+
 async def test_each_family_of_errors_has_its_exit_code(host: Host, lab: Lab) -> None:
     guest = await lab.guest(
         nic_args=["-netdev", "user,id=u0", "-device", "virtio-net-pci,id=net0,netdev=u0"],

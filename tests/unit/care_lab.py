@@ -46,6 +46,7 @@ from linkmgr.model import (
     check_name,
 )
 from linkmgr.reservations import Reservations
+from tests.unit import samples
 
 UUID = "11111111-2222-3333-4444-555555555555"
 SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -151,6 +152,9 @@ class FakeLinks:
         self.board.tell(EventKind.NETWORK_ADDED, name)
 
     # --- as LinkManager has it ---
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        return samples.named(nic, self.the_nics.values(), self.vms)
+
     async def add_vm(self, name: str, qmp: str) -> list[Nic]:
         self.calls.append(f"add_vm {name} {qmp}")
         if "add_vm" in self.broken:

@@ -1,5 +1,6 @@
 """A NIC and its surroundings as the service tells of them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from linkmgr.model import (
     VmInfo,
     VmState,
 )
+from linkmgr.naming import Named, NicName, find_nic
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 BLUE = Network("blue", "bridge", {"bridge": "br0"})
@@ -58,6 +60,15 @@ def nic(
         since=since,
         connection=connection if state is NicState.PLUGGED else None,
     )
+
+
+def named(name: str | NicRef, nics: Iterable[Nic], vms: Iterable[str] = ()) -> NicRef:
+    """Which of these NICs a name means, as `LinkManager.resolve` would say."""
+    known = [
+        Named(each.ref, each.mac, each.connection.device if each.connection else None)
+        for each in nics
+    ]
+    return find_nic(NicName.parse(name), known, {*vms, *(each.ref.vm for each in known)})
 
 
 def fd_nic() -> Nic:

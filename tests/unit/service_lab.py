@@ -46,6 +46,7 @@ from linkmgr.service.core import Core
 from linkmgr.service.notify import Notifier
 from linkmgr.service.run import Service
 from linkmgr.service.sockets import listening
+from tests.unit import samples
 
 SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -79,6 +80,9 @@ class FakeLinks:
         for ref in gone:
             del self.the_nics[ref]
         return bool(gone)
+
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        return samples.named(nic, self.the_nics.values())
 
     async def vms(self) -> list[VmInfo]:
         return [
@@ -199,6 +203,9 @@ class FakeGuests:
     @property
     def verbs(self) -> FakeGuests:
         return self
+
+    async def resolve(self, nic: str | NicRef) -> NicRef:
+        return await self.links.resolve(nic)
 
     async def plug(
         self, nic: Any, target: Any, *, notify: str | Notify = Notify.AUTO,

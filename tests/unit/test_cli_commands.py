@@ -42,6 +42,15 @@ PORT = to_json(Port(samples.BLUE, "p1", {"isolated": True}))
             {"target": "blue", "notify": "auto"}, PLUGGED + " (it was so already)",
         ),
         (
+            "plug 52:54:00:12:34:56 blue", OUTCOME, "PUT /v1/connections/52:54:00:12:34:56",
+            {"target": "blue", "notify": "auto"}, PLUGGED,
+        ),
+        ("link web1 up", OUTCOME, "PUT /v1/nics/web1/link", {"state": "up"}, PLUGGED),
+        (
+            "unplug lm3f9a1c2e", samples.outcome(state=NicState.UNPLUGGED),
+            "DELETE /v1/connections/lm3f9a1c2e", None, "web1/net0  unplugged",
+        ),
+        (
             "unplug web1/net0", samples.outcome(state=NicState.UNPLUGGED),
             "DELETE /v1/connections/web1/net0", None, "web1/net0  unplugged",
         ),

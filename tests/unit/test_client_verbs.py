@@ -187,7 +187,7 @@ async def test_an_older_service_says_nothing_of_transport_and_running(
 
 async def test_a_name_that_cannot_be_one_is_not_even_sent(links: Client, service: Service) -> None:
     for call in (
-        links.plug("web1", "blue"),
+        links.plug("web1/", "blue"),
         links.unplug("../../etc/net0"),
         links.remove_vm("../x"),
         links.delete_network("a/b"),

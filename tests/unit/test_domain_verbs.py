@@ -10,6 +10,7 @@ import pytest
 
 from linkmgr.errors import (
     AlreadyExists,
+    AmbiguousNic,
     BadMetadata,
     BadOption,
     Conflict,
@@ -123,6 +124,24 @@ async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start
         assert desired_of(lab.libvirt.stored).of == {}
         with pytest.raises(UnknownVm):
             await care.verbs.plug(NET0, "red")
+
+
+async def test_a_guest_that_is_off_is_named_by_its_name_and_the_address_of_its_nic(
+    lab: Lab,
+) -> None:
+    lab.libvirt.active = False
+    async with lab.care() as care:
+        named = "web1/52:54:00:00:00:01"
+        assert (await care.verbs.plug(named, "red", affects="config")).nic.ref.alias == "ua-net1"
+        with pytest.raises(AmbiguousNic, match="web1/ua-net0, web1/ua-net1"):
+            await care.verbs.plug("web1", "red", affects="config")
+        lab.libvirt.stored = domain_xml(BLUE, nics=1, prepared=1)
+        with pytest.raises(UnknownVm, match="domain web1 is shut off"):
+            await care.verbs.plug("web1", "red")
+        assert (await care.verbs.unplug("web1", affects="config")).nic.ref == NET0
+        assert desired_of(lab.libvirt.stored).of == {}
+        with pytest.raises(UnknownVm, match="there is no VM web7"):
+            await care.verbs.plug("web7", "red", affects="config")
 
 
 async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab: Lab) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,6 +146,28 @@ async def test_a_user_with_a_rule_does_what_it_says_and_nothing_else(lab: Lab) -
         ],
     )  # fmt: skip
     assert [status for status, _ in answers] == [200, 200, 200, 403, 403, 403]
+
+
+@NEEDS_ROOT
+async def test_a_rule_is_held_against_the_nic_that_a_name_means(lab: Lab) -> None:
+    await lab.links.add_vm("root1", "/nowhere")
+    theirs = "52:54:00:00:00:77"
+    root1 = NicRef("root1", "net0")
+    lab.links.the_nics[root1] = replace(lab.links.the_nics[root1], mac=theirs)
+    answers = await as_user(
+        lab, 1001, 1001, [GROUP],
+        [
+            ("PUT", "/v1/connections/52:54:00:12:34:56", {"target": "blue"}),
+            ("DELETE", "/v1/connections/web1", None),
+            ("PUT", f"/v1/connections/{theirs}", {"target": "blue"}),
+            ("PUT", f"/v1/connections/root1/{theirs}", {"target": "blue"}),
+            ("PUT", "/v1/connections/root1", {"target": "blue"}),
+            ("DELETE", f"/v1/connections/{theirs}", None),
+            ("PUT", f"/v1/nics/{theirs}/link", {"state": "down"}),
+        ],
+    )  # fmt: skip
+    assert [status for status, _ in answers] == [200, 200, 403, 403, 403, 403, 403]
+    assert "may not plug root1/net0 blue" in str(answers[2][1]["what"])
 
 
 async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
