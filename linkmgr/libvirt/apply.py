@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from linkmgr.errors import (
@@ -28,6 +28,9 @@ from linkmgr.model import LinkState, Nic, NicRef, NicState, VmState
 
 log = logging.getLogger(__name__)
 
+#: NICs of a domain that one line speaks of, and characters of each: who wrote the XML may have
+#: written of many, and options of any length.
+MAX_TOLD, MAX_TEXT = 10, 300
 #: Errors that do not pass by themselves.
 _FINAL = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
 
@@ -175,6 +178,12 @@ def _trouble(error: LinkmgrError, cable: Cable) -> Trouble:
 
 def summary(troubles: Mapping[str, Trouble], name: str) -> str:
     """All troubles of a domain in one line."""
-    return "; ".join(
-        f"{f'{name}/{alias}' if alias else name}: {each.what}" for alias, each in troubles.items()
+    return in_a_line(
+        [f"{f'{name}/{alias}' if alias else name}: {each.what}" for alias, each in troubles.items()]
     )
+
+
+def in_a_line(texts: Sequence[str]) -> str:
+    """Join texts about a domain's NICs for a log and a hook's answer: of many the first few."""
+    more = [f"and {len(texts) - MAX_TOLD} more"] if len(texts) > MAX_TOLD else []
+    return "; ".join([*(text[:MAX_TEXT] for text in texts[:MAX_TOLD]), *more])

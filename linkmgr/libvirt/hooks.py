@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 
 from linkmgr.errors import BadMetadata, LinkmgrError
-from linkmgr.libvirt.apply import summary
+from linkmgr.libvirt.apply import in_a_line, summary
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Domains
 from linkmgr.libvirt.metadata import Cables, cables_of, read_document
@@ -125,8 +125,8 @@ class Hooks:
                     return HookAnswer(True, "its cables are plugged when it is resumed")
         if domain.troubles:
             return HookAnswer(False, summary(domain.troubles, domain.name))
-        said = "; ".join(f"{domain.name}/{each.nic}: {each}" for each in wanted.of.values())
-        return HookAnswer(True, said)
+        said = [f"{domain.name}/{each.nic}: {each}" for each in wanted.of.values()]
+        return HookAnswer(True, in_a_line(said))
 
     async def _freed(self, domain: Domain) -> None:
         """Wait until what the process held is free. Another one may come after that."""

@@ -21,6 +21,9 @@ from linkmgr.model import LinkState, Notify, check_name
 
 CABLES = "urn:linkmgr:cables"  #: namespace of the element
 KEY = "lm"  #: its prefix, where linkmgr writes it
+MAX_CABLES = 256  #: of a domain, each of which is a task, a finding and an event; NICs are fewer
+#: Bytes of the element: it is kept for each domain, and written down with each change of any.
+MAX_CABLES_BYTES = 32 << 10
 RESERVED = frozenset({"fd"})  #: networks of what somebody hands over: not there at the next start
 
 _TAG = {"cables", f"{{{CABLES}}}cables"}
@@ -218,6 +221,10 @@ def _document(text: str | bytes) -> Document:
 def _read(element: Element) -> Cables:
     if element.name not in _TAG:
         _refuse(None, f"<{_shown(element.name)}> is not <cables>", "begin with <cables>")
+    if element.end - element.start > MAX_CABLES_BYTES:
+        _refuse(None, f"<cables> is longer than {MAX_CABLES_BYTES} bytes", "ask for less")
+    if len(element.children) > MAX_CABLES:
+        _refuse(None, f"there are more than {MAX_CABLES} cables", "leave out what is unplugged")
     _check(None, element, {})
     found: dict[str, Cable] = {}
     for child in element.children:
@@ -286,7 +293,7 @@ def _check(nic: str | None, element: Element, known: Mapping[str, object]) -> No
     tag = element.name.rpartition("}")[2]
     for name in element.attributes:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name[:64], known, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
             _refuse(nic, f"<{tag}> has an attribute {_shown(name)} that nobody knows", hint)
     if text := element.text.strip():

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from linkmgr.errors import Forbidden
 from linkmgr.jsonform import to_json
+from linkmgr.libvirt.domain_xml import MAX_BYTES
 from linkmgr.service import body as bodies
 from linkmgr.service import models
 from linkmgr.service.call import CallIn
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 HOOK = "/v1/libvirt/hook"
 _LATE = 1.0  # seconds that a hook has ended for, when nobody waits for it any more
-MOST = 16 << 20  #: bytes of a hook's request: a domain's XML has no limit, and JSON makes it longer
+#: Bytes of a hook's request: the XML, which JSON makes up to six times as long, and the rest.
+MOST = 6 * MAX_BYTES + (64 << 10)
 
 router = APIRouter(tags=["libvirt"])
 

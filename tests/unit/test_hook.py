@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from linkmgr.libvirt.domain_xml import MAX_BYTES
 from tests.hook_copy import HOOK, write_hook
 from tests.unit.hook_lab import XML, HookLab, Manner, full, http
 
@@ -72,13 +73,30 @@ async def test_it_waits_only_where_it_matters(
     assert (ran.status, ran.out, ran.err) == (0, b"", "")
 
 
-@pytest.mark.parametrize("size", [0, 1, 100_000, 10 << 20])
+@pytest.mark.parametrize("size", [0, 1, 100_000, MAX_BYTES])
 async def test_xml_of_any_size_arrives_whole(lab: HookLab, size: int) -> None:
     xml = (b"<domain>" + b"\n<a b='c'/>" * (size // 10))[:size]
     async with lab.service(lab.answering(YES)):
         ran = await lab.run("web1", "started", "begin", "-", xml=xml, config="[hook]\nseconds=9\n")
     assert (ran.status, ran.out, ran.err) == (0, b"", "")
     assert lab.heard[0]["xml"] == xml.decode()
+
+
+@pytest.mark.parametrize(
+    ("operation", "config", "status"),
+    [
+        ("prepare", OPEN, 0), ("prepare", CLOSED, 1), ("start", OPEN, 0), ("started", OPEN, 0),
+        ("migrate", OPEN, 1), ("stopped", OPEN, 0),
+    ],
+)  # fmt: skip
+async def test_xml_that_is_too_long_is_not_handed_over_and_starts_as_the_configuration_says(
+    lab: HookLab, operation: str, config: str, status: int
+) -> None:
+    async with lab.service(lab.answering(YES)):
+        ran = await lab.run("web1", operation, "begin", "-", xml=b" " * (3 << 20), config=config)
+    assert (ran.status, ran.out, lab.heard) == (status, b"", [])
+    told = f"its XML is longer than {MAX_BYTES} bytes" in ran.err
+    assert told is (status == 1 or operation == "started")
 
 
 async def test_what_is_not_utf_8_is_replaced_and_what_is_stays(lab: HookLab) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 
 from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.domain_xml import MAX_BYTES
 from linkmgr.service import routes_libvirt, wire
 from linkmgr.service.config import Config, HookSection
 from linkmgr.service.peers import Peer
@@ -103,7 +104,7 @@ async def test_only_root_hands_over_what_becomes_of_a_domain(
 
 
 async def test_large_xml_of_root_is_heard_and_larger_is_refused(lab: Lab, care: Care) -> None:
-    xml = "<a b='c'>\n</a>" * 400_000
+    xml = "\x01" * MAX_BYTES  # six characters of JSON each
     assert (await lab.ask("POST", HOOK, CALL | {"xml": xml})).status == 200
     assert care.heard[0][3] == xml
     answer = await lab.ask("POST", HOOK, raw=b"x" * (routes_libvirt.MOST + 1))
