@@ -17,9 +17,9 @@ from linkmgr.errors import CannotPrepare
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"  #: of qemu:commandline and qemu:override
 
-# A domain's author writes what he likes into it, and the service reads it in its event loop. So that
-# this takes less than 0.1 s (measured: 2.5 us for an element, 1.3 us for an attribute) there are
-# bounds, each far above what a machine with hundreds of NICs and disks needs.
+# A domain's author writes what he likes into it, and the service reads it in its event loop. These
+# bounds keep that under 0.1 s (measured: 2.5 us for an element, 1.3 us for an attribute); each is
+# far above what a machine with hundreds of NICs and disks needs.
 MAX_BYTES = 1 << 20  #: of a document; one with 256 NICs has 150,000
 MAX_ELEMENTS = 10_000  #: of a document; a NIC has 8
 MAX_ATTRIBUTES = 20_000  #: of a document, counted by its ``=``, before the parser collects them
@@ -105,8 +105,9 @@ class Document:
             _refuse("the XML is not in UTF-8, and nothing else is read", "convert it: iconv(1)")
         self.source = source
         self.newline = b"\r\n" if b"\r\n" in source else b"\n"
-        self.prefixes: dict[str, str] = {}  # namespace -> prefix, as the root declares them
-        self.root = self._parse()
+        reader = _Reader(source)
+        self.root = reader.read()
+        self.prefixes = reader.prefixes  # namespace -> prefix, as the root declares them
 
     # --- edits ------------------------------------------------------------------------------------
     def replace(self, element: Element, new: bytes) -> Document:
@@ -189,78 +190,96 @@ class Document:
         space = b"" if unit is None else self.newline + before + unit * depth
         return space + text.encode()
 
-    # --- reading ----------------------------------------------------------------------------------
-    def _parse(self) -> Element:
-        parser = expat.ParserCreate("UTF-8", namespace_separator=" ")
+
+class _Reader:
+    """Reads a document with expat, within the bounds.
+
+    :param prefixes: of each namespace, as the root declares them.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        self.prefixes: dict[str, str] = {}
+        self._source = source
+        self._open: list[Element] = []
+        self._texts: list[list[str]] = []  # of each open element, in pieces
+        self._begun = 0
+        self._root: Element | None = None
+
+    def read(self) -> Element:
+        """The root. Call it once.
+
+        :raise CannotPrepare: see `Document`.
+        """
+        self._parser = parser = expat.ParserCreate("UTF-8", namespace_separator=" ")
         parser.namespace_prefixes = True
         parser.ordered_attributes = False
         parser.buffer_text = True
-        open_elements: list[Element] = []
-        texts: list[list[str]] = []  # of each open element, in pieces
-        begun = 0
-        root: Element | None = None
-
-        def begin(name: str, attributes: dict[str, str]) -> None:
-            nonlocal begun, root
-            begun += 1
-            if begun > MAX_ELEMENTS:
-                _refuse(f"the XML has more than {MAX_ELEMENTS} elements")
-            if len(open_elements) >= MAX_DEPTH:
-                _refuse(f"the XML is nested more than {MAX_DEPTH} levels deep")
-            start = parser.CurrentByteIndex
-            tag = _TAG_END.match(self.source, start)
-            assert tag is not None
-            full, prefix = _name(name)
-            named = {_name(key)[0]: value for key, value in attributes.items()}
-            element = Element(full, prefix, named, start, tag.end())
-            if open_elements:
-                open_elements[-1].children.append(element)
-            root = root or element
-            open_elements.append(element)
-            texts.append([])
-
-        def finish(_: str) -> None:
-            element = open_elements.pop()
-            element.text = "".join(texts.pop())
-            if self.source[element.inner - 2 : element.inner] == b"/>":
-                element.outer = element.end = element.inner
-            else:
-                element.outer = parser.CurrentByteIndex
-                element.end = self.source.index(b">", element.outer) + 1
-
-        def declare(prefix: str | None, uri: str | None) -> None:
-            if uri and len(uri) > MAX_NAMESPACE:
-                _refuse(f"the XML has a namespace longer than {MAX_NAMESPACE} characters")
-            if root is None and prefix and uri:
-                self.prefixes.setdefault(uri, f"{prefix}:")
-
-        def characters(data: str) -> None:
-            if texts:
-                texts[-1].append(data)
-
-        def declared(_version: str, encoding: str | None, _standalone: int) -> None:
-            if encoding and encoding.upper() not in ("UTF-8", "US-ASCII", "ASCII"):
-                _refuse(f"the XML is in {encoding}, and only UTF-8 is read", "convert it: iconv(1)")
-
-        def doctype(*_: object) -> None:
-            _refuse(
-                "the XML has a document type (<!DOCTYPE>), which no domain needs and which could "
-                "bring entities in",
-                "remove it",
-            )
-
-        parser.StartElementHandler = begin
-        parser.EndElementHandler = finish
-        parser.StartNamespaceDeclHandler = declare
-        parser.CharacterDataHandler = characters
-        parser.XmlDeclHandler = declared
-        parser.StartDoctypeDeclHandler = doctype
+        parser.StartElementHandler = self._begin
+        parser.EndElementHandler = self._finish
+        parser.StartNamespaceDeclHandler = self._declare
+        parser.CharacterDataHandler = self._characters
+        parser.XmlDeclHandler = self._declared
+        parser.StartDoctypeDeclHandler = self._doctype
         try:
-            parser.Parse(self.source, True)
+            parser.Parse(self._source, True)
         except expat.ExpatError as error:
             _refuse(f"this is not XML: {error}", "look at it with xmllint")
-        assert root is not None
-        return root
+        finally:
+            del self._parser  # which holds this: such a ring would keep the document for a while
+        assert self._root is not None
+        return self._root
+
+    def _begin(self, name: str, attributes: dict[str, str]) -> None:
+        self._begun += 1
+        if self._begun > MAX_ELEMENTS:
+            _refuse(f"the XML has more than {MAX_ELEMENTS} elements")
+        if len(self._open) >= MAX_DEPTH:
+            _refuse(f"the XML is nested more than {MAX_DEPTH} levels deep")
+        start = self._parser.CurrentByteIndex
+        tag = _TAG_END.match(self._source, start)
+        assert tag is not None
+        full, prefix = _name(name)
+        named = {_name(key)[0]: value for key, value in attributes.items()}
+        element = Element(full, prefix, named, start, tag.end())
+        if self._open:
+            self._open[-1].children.append(element)
+        self._root = self._root or element
+        self._open.append(element)
+        self._texts.append([])
+
+    def _finish(self, _: str) -> None:
+        element = self._open.pop()
+        element.text = "".join(self._texts.pop())
+        if self._source[element.inner - 2 : element.inner] == b"/>":
+            element.outer = element.end = element.inner
+        else:
+            element.outer = self._parser.CurrentByteIndex
+            element.end = self._source.index(b">", element.outer) + 1
+
+    def _declare(self, prefix: str | None, uri: str | None) -> None:
+        if uri and len(uri) > MAX_NAMESPACE:
+            _refuse(f"the XML has a namespace longer than {MAX_NAMESPACE} characters")
+        if self._root is None and prefix and uri:
+            self.prefixes.setdefault(uri, f"{prefix}:")
+
+    def _characters(self, data: str) -> None:
+        if self._texts:
+            self._texts[-1].append(data)
+
+    @staticmethod
+    def _declared(_version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding and encoding.upper() not in ("UTF-8", "US-ASCII", "ASCII"):
+            _refuse(
+                f"the XML is in {encoding[:40]}, and only UTF-8 is read", "convert it: iconv(1)"
+            )
+
+    @staticmethod
+    def _doctype(*_: object) -> None:
+        _refuse(
+            "the XML has a document type (<!DOCTYPE>), which no domain needs and which could "
+            "bring entities in",
+            "remove it",
+        )
 
 
 def quoted(value: str) -> str:
