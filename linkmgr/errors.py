@@ -48,7 +48,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── LibvirtUnreachable         no connection to it now, or no answer in time
     │   └── LibvirtRefused             it answered with an error
     ├── ServiceUnreachable         no connection to the service could be made; nothing was done
-    └── ServiceGone                the service went away before it answered: it may be done
+    ├── ServiceGone                the service went away before it answered: it may be done
+    └── ServiceTimeout             the caller's time was up before it answered: it may be done
 
 The shape follows the errors of ``qemu.qmp``; the codes become the ``type`` of RFC 9457 problem
 documents, so they are stable: a code is never renamed and never reused.
@@ -422,3 +423,9 @@ class ServiceGone(LinkmgrError):
     """The service went away before it answered: what was asked may or may not have been done."""
 
     code = "service-gone"
+
+
+class ServiceTimeout(LinkmgrError):
+    """The service did not answer in the time that the caller gave: it may still be done."""
+
+    code = "service-timeout"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import click
 
 from linkmgr.cli.base import Settings
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 1.0  #: seconds to wait for a service that is just starting again
 BLINK = 0.3  #: seconds after which progress is shown
+SILENCE_SECONDS = 3.0  #: of a service, after which stderr says why it may be silent
 
 T = TypeVar("T")
 
@@ -22,18 +26,79 @@ def ask(work: Callable[[Client], Awaitable[T]], doing: str) -> T:
     """Do some work with a client.
 
     :param doing: what takes so long, such as "plugging web1/net0".
+    :raise ServiceTimeout: it took longer than --timeout.
     """
     import asyncio
 
     from linkmgr.client import Client
 
-    socket = Settings.current().socket
+    settings = Settings.current()
 
     async def run() -> T:
-        async with progress(doing), Client(socket, patience=PATIENCE) as links:
+        async with (
+            answering(settings),
+            progress(doing),
+            Client(settings.socket, patience=PATIENCE) as links,
+        ):
             return await work(links)
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def answering(settings: Settings) -> AsyncIterator[None]:
+    """Bound the wait for the service by --timeout, and tell on stderr why it is silent.
+
+    :raise ServiceTimeout: the time is up.
+    :raise ServiceUnreachable: as the client raised it, with the reason that systemd knows.
+    """
+    import asyncio
+
+    from linkmgr.cli.diagnose import diagnose
+    from linkmgr.errors import ServiceTimeout, ServiceUnreachable
+    from linkmgr.where import find_socket
+
+    path, seconds = find_socket(settings.socket), settings.seconds()
+    watching = asyncio.create_task(_tell_of_silence(path))
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        found = await diagnose(path)
+        raise ServiceTimeout(
+            f"the service at {path} has not answered within {seconds:g} s"
+            + (f": {found.why}" if found else ", though it runs")
+            + "; what it was asked may still be done",
+            hint=found.hint if found else "wait longer (--timeout), and look with 'linkmgr status'",
+        ) from None
+    except ServiceUnreachable as error:
+        found = await diagnose(path)
+        if found is not None:
+            error.what, error.hint = f"{error.what}; {found.why}", found.hint
+        raise
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def _tell_of_silence(path: Path) -> None:
+    import asyncio
+
+    from linkmgr.cli.diagnose import diagnose
+
+    told = None
+    while True:
+        await asyncio.sleep(SILENCE_SECONDS)
+        found = await diagnose(path)
+        if found is not None and found != told:
+            told = found
+            click.echo(
+                f"linkmgr: the service at {path} does not answer: {found.why}. To do: {found.hint}."
+                " Still waiting; Ctrl-C or --timeout SECONDS ends that.",
+                err=True,
+            )
 
 
 @asynccontextmanager

@@ -7,12 +7,19 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from linkmgr.cli.exits import Exit, exit_of
 from linkmgr.errors import BadRequest, LinkmgrError
+
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # older releases of click have no parameter here
+
+TIMEOUT_VARIABLE = "LINKMGR_TIMEOUT"
 
 
 @dataclass
@@ -22,20 +29,64 @@ class Settings:
     :param socket: of the service; ``None`` leaves it to LINKMGR_SOCKET and the default.
     :param json: whether a program reads the output. `Root` looks for it before anything is parsed:
         what stands behind a wrong word is never read, and the error must be told as asked for.
+    :param timeout: seconds to wait for the service; ``None`` leaves it to LINKMGR_TIMEOUT.
     """
 
     socket: str | None = None
     json: bool = False
+    timeout: float | None = None
 
     @classmethod
     def current(cls) -> Settings:
         """Those of the command that runs."""
         return click.get_current_context().ensure_object(cls)
 
+    def seconds(self) -> float | None:
+        """How long to wait for the service; ``None`` is as long as it takes.
+
+        :raise click.UsageError: LINKMGR_TIMEOUT is no such number.
+        """
+        said = os.environ.get(TIMEOUT_VARIABLE)
+        if self.timeout is not None or not said:
+            return self.timeout
+        return Seconds().convert(said, None, None, name=TIMEOUT_VARIABLE)
+
+
+class Seconds(_Type):
+    """A time that can be waited for: more than 0."""
+
+    name = "seconds"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+        *,
+        name: str | None = None,
+    ) -> float:
+        """Read it.
+
+        :param name: of what the value comes from, if it is no parameter.
+        """
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0
+        if seconds > 0:  # which nan is not
+            return seconds
+        what = f"{str(value)!r} is not a number of seconds that is greater than 0."
+        raise click.BadParameter(what, ctx, param, param_hint=name and f"'{name}'")
+
 
 def _set_socket(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.ensure_object(Settings).socket = value
+
+
+def _set_timeout(ctx: click.Context, _: click.Parameter, value: float | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Settings).timeout = value
 
 
 def common_options() -> list[click.Parameter]:
@@ -48,6 +99,15 @@ def common_options() -> list[click.Parameter]:
             expose_value=False,
             callback=_set_socket,
             help="Socket of the service; else LINKMGR_SOCKET, else /run/linkmgr/linkmgr.sock.",
+        ),
+        click.Option(
+            ["--timeout"],
+            type=Seconds(),
+            metavar="SECONDS",
+            expose_value=False,
+            callback=_set_timeout,
+            help="How long to wait for the service's answer; else LINKMGR_TIMEOUT, else as long as "
+            "it takes.",
         ),
         click.Option(
             ["--json"],

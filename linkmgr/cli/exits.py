@@ -16,6 +16,7 @@ from linkmgr.errors import (
     MonitorError,
     NotFound,
     ServiceGone,
+    ServiceTimeout,
     ServiceUnreachable,
     StateError,
 )
@@ -38,6 +39,7 @@ class Exit(IntEnum):
     STATE = 11
     OTHER = 12
     LIBVIRT = 13  #: libvirt's daemon is not there, is too late or refused
+    TIMEOUT = 14  #: the service did not answer in time; it may or may not have been done
     INTERRUPTED = 130  #: by Ctrl-C, as shells count
     BROKEN_PIPE = 141  #: nobody reads the output any more, as shells count
 
@@ -53,6 +55,7 @@ _FAMILIES: Mapping[type[LinkmgrError], Exit] = {
     Forbidden: Exit.FORBIDDEN,
     ServiceUnreachable: Exit.UNREACHABLE,
     ServiceGone: Exit.GONE,
+    ServiceTimeout: Exit.TIMEOUT,
     StateError: Exit.STATE,
     LinkmgrError: Exit.OTHER,
 }

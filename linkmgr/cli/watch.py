@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import PATIENCE
+from linkmgr.cli.ask import PATIENCE, answering
 from linkmgr.cli.base import Settings, Verb
 from linkmgr.cli.show import printable
 
@@ -32,7 +32,8 @@ async def _watch(settings: Settings) -> None:
 
     async with Client(settings.socket, patience=PATIENCE) as links:
         events = links.events()
-        await events.settled.wait()
+        async with answering(settings):
+            await events.settled.wait()
         click.echo("listening", err=True)  # what happens from now on is told
         async for event in events:
             click.echo(json.dumps(to_json(event)) if settings.json else describe(event))

@@ -361,6 +361,17 @@ async def test_a_service_that_hangs_is_noticed_by_the_heartbeat_that_it_announce
             events.close()
 
 
+async def test_who_waits_for_a_stopped_service_is_told_so_and_how_to_mend_it(host: Host) -> None:
+    assert host.child
+    host.child.signal(signal.SIGSTOP)
+    try:
+        said = await host.run("linkmgr --timeout 5 status", status=14)
+    finally:
+        host.child.signal(signal.SIGCONT)
+    assert re.search(r"its process (\d+) is stopped\. To do: 'kill -CONT \1' lets it go on", said)
+    await host.run("linkmgr --timeout 5 status")
+
+
 async def test_a_service_that_ends_leaves_no_socket_and_says_nothing_of_errors(
     tmp_path: Path,
 ) -> None:

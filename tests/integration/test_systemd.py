@@ -246,6 +246,38 @@ async def test_a_reload_puts_a_changed_configuration_in_force_and_a_wrong_one_no
     assert await machine.property("linkmgr", "ActiveState") == "active"
 
 
+async def test_who_asks_a_service_that_cannot_start_or_is_stopped_is_told_why(
+    machine: Machine,
+) -> None:
+    await use_the_real_service(machine)
+    wait = "linkmgr --timeout 8 vm list"
+    await machine.run("mkdir /etc/linkmgr && echo '[networks' >/etc/linkmgr/linkmgr.toml")
+    said = await machine.run(wait, check=False)
+    assert said.status in (9, 14), said.output
+    assert "its configuration is wrong. To do: 'linkmgr doctor' says where" in said.output
+    assert "Traceback" not in said.output
+    await machine.run("rm /etc/linkmgr/linkmgr.toml; systemctl reset-failed")
+    await machine.run("systemctl restart linkmgr.socket linkmgr.service")
+    assert (await machine.run(wait)).status == 0
+
+    pid = await main_pid(machine)
+    await machine.run(f"kill -STOP {pid}")
+    said = await machine.run(wait, check=False)
+    assert said.status == 14
+    assert f"its process {pid} is stopped. To do: 'kill -CONT {pid}'" in said.output
+    await machine.run(f"kill -CONT {pid}")
+    assert (await machine.run(wait)).status == 0
+
+    await machine.run("systemctl stop linkmgr.service")
+    full = "mount -t tmpfs -o size=64k tmpfs /var/lib/linkmgr"
+    await machine.run(f"{full} && dd if=/dev/zero of=/var/lib/linkmgr/fill 2>&1 || true")
+    said = await machine.run(wait, check=False)
+    assert said.status in (0, 9, 14), said.output
+    if said.status:  # a service that starts all the same is as good
+        assert "its state directory cannot be used" in said.output
+        assert "df /var/lib/linkmgr" in said.output
+
+
 async def tun_devices(machine: Machine) -> list[str]:
     """The devices behind the fds of /dev/net/tun that the service has open."""
     pid = await main_pid(machine)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import grp
-import json
 import os
 import pwd
 import stat
 from pathlib import Path
 
+from linkmgr.cli.diagnose import diagnose, health
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.cli.probes.programs import SYSTEM
 
@@ -100,36 +100,18 @@ async def service(path: Path) -> list[Line]:
     there = Line("service", "socket", Verdict.WORKS, str(path), needed=True)
     try:
         async with asyncio.timeout(PATIENCE):
-            version = await _ask(path)
+            version = await health(path)
     except PermissionError:
         what, todo = "this user may not connect", f"'chmod 666 {path}': the service decides itself"
-    except TimeoutError:
-        what = f"does not answer within {PATIENCE:.0f} s"
-        todo = "look at 'journalctl -u linkmgr'; 'systemctl restart linkmgr' touches no cable"
-    except (OSError, ValueError) as error:
-        what, todo = f"does not answer: {error}", _START
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        silent = isinstance(error, TimeoutError)
+        what = f"does not answer within {PATIENCE:.0f} s" if silent else f"does not answer: {error}"
+        todo = "look at 'journalctl -u linkmgr'" if silent else _START
+        if (found := await diagnose(path)) is not None:
+            what, todo = f"{what}: {found.why}", found.hint
     else:
         return [there, Line("service", "answer", Verdict.WORKS, f"linkmgr {version}", needed=True)]
     return [there, Line("service", "answer", Verdict.MISSING, what, todo, needed=True)]
-
-
-async def _ask(path: Path) -> str:
-    """Get /healthz.
-
-    :raise ValueError: when that is not how a healthy service answers.
-    """
-    reader, writer = await asyncio.open_unix_connection(str(path))
-    try:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: linkmgr\r\nConnection: close\r\n\r\n")
-        await writer.drain()
-        answer = (await reader.read()).decode(errors="replace")
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    head, _, body = answer.partition("\r\n\r\n")
-    if " 200 " not in head.partition("\r\n")[0]:
-        raise ValueError(f"it says {head.partition(chr(13))[0][:80]!r}")
-    return str(json.loads(body)["version"])
 
 
 async def configuration(path: Path, *, asked: bool) -> list[Line]:
