@@ -222,6 +222,11 @@ class Inventory(ABC):
             nics += absent.nics()
         return sorted(vms, key=lambda vm: vm.name), sorted(nics, key=lambda nic: nic.ref)
 
+    def seen_vm(self, name: str) -> VmInfo | None:
+        """One VM as last known, ``None`` when there is none of that name. Asks no QEMU."""
+        known = self._vms.get(name) or self._absent.vms.get(name)
+        return known.info() if known else None
+
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now.
 

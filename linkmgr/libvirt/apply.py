@@ -137,7 +137,7 @@ class Applier:
             log.exception("%s: a fault", seen.ref)
 
     def _has_ended(self, domain: Domain) -> bool:
-        vm = next((vm for vm in self._links.seen()[0] if vm.name == domain.name), None)
+        vm = self._links.seen_vm(domain.name)
         return vm is None or vm.state is VmState.GONE
 
     def _prepared(self, domain: Domain, document: Document) -> list[tuple[DomainNic, Nic]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from linkmgr.budget import TimeBudget
 from linkmgr.documents import Documents
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
@@ -138,6 +139,8 @@ class Domain:
         self.acted: set[str] = set()  #: NICs that were changed before it was known what is asked
         self.hooks = 0  #: of it that libvirt waits for now
         self.retry: asyncio.Task[None] | None = None
+        #: What its author's words may cost: who edits them without end is looked at later.
+        self.budget = TimeBudget()
 
     def is_stale(self) -> None:
         """The metadata was edited, or may have been, since a hook brought the XML.
@@ -182,6 +185,10 @@ class Domains:
         domain = self._known.setdefault(uuid.lower(), Domain(uuid.lower(), name))
         domain.name = name
         return domain
+
+    def known(self, uuid: str) -> Domain | None:
+        """The domain of that uuid, if linkmgr has to do with it."""
+        return self._known.get(uuid.lower())
 
     def find(self, name: str) -> Domain | None:
         """The domain of that name that has a process, else any of that name."""

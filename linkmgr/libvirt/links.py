@@ -23,6 +23,7 @@ from pathlib import Path
 
 from asyncinotify import Inotify, Mask
 
+from linkmgr.budget import TimeBudget
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind
 from linkmgr.journal import started_at
@@ -136,6 +137,8 @@ class LinkFollower:
         self._bells: dict[str, asyncio.Event] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._trouble: dict[str, str] = {}
+        #: By name: what may be spent on a domain's status file, which has its author's words in it.
+        self._budgets: dict[str, TimeBudget] = {}
         self._saving = asyncio.Lock()
         self._saved: object = None
 
@@ -176,12 +179,13 @@ class LinkFollower:
         """
         info = next((each for each in self._links.seen()[0] if each.name == vm), None)
         if info is None:
+            self._budgets.pop(vm, None)
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
                 async with self._saving:
                     await self._save()
             return
         # A string, because this comes with every change: see `linkmgr.host.sysfiles`.
-        status = await asyncio.to_thread(read_status, f"{self._run_dir}/{vm}.xml")
+        status = await asyncio.to_thread(self._read, vm)
         if status is None or status.name != vm or not self._is_domain(info, status):
             self._domains.pop(vm, None)
             return
@@ -206,6 +210,10 @@ class LinkFollower:
             return True  # libvirt's uuid led to it
         process = self._links.process_of(vm.name)
         return process is not None and process[0] == status.pid
+
+    def _read(self, vm: str) -> Status | None:
+        with self._budgets.setdefault(vm, TimeBudget()).spending():
+            return read_status(f"{self._run_dir}/{vm}.xml")
 
     async def _agree(self, domain: _Domain, status: Status, nic: Nic, verdict: Verdict) -> None:
         alias, ref = nic.ref.alias, nic.ref
@@ -236,6 +244,8 @@ class LinkFollower:
 
     async def _serve(self, vm: str, bell: asyncio.Event) -> None:
         while bell.is_set():
+            if vm in self._budgets:
+                await asyncio.sleep(self._budgets[vm].wait)
             bell.clear()
             try:
                 await self.look(vm)

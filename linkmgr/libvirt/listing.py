@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
-from linkmgr.errors import LinkmgrError
+from linkmgr.budget import TimeBudget
+from linkmgr.errors import LibvirtRefused, LinkmgrError
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
@@ -24,10 +26,18 @@ class Listing:
 
     :param links: knows the VMs that it takes care of.
     :param libvirt: ``None`` does without.
+    :param budget: what reading the domains' XML may cost.
     """
 
-    def __init__(self, links: LinkManager, known: Domains, libvirt: LibvirtSide | None) -> None:
+    def __init__(
+        self,
+        links: LinkManager,
+        known: Domains,
+        libvirt: LibvirtSide | None,
+        budget: TimeBudget,
+    ) -> None:
         self._known = known
+        self._budget = budget
         self._libvirt = libvirt
         vms, nics = links.seen()
         self._vms = {vm.name: vm for vm in vms}
@@ -42,17 +52,28 @@ class Listing:
             return [self._unseen(each.name, each.uuid) for each in self._known if each.record]
         found = []
         for view in await self._libvirt.domains():
-            domain = next((each for each in self._known if each.uuid == view.uuid.lower()), None)
+            domain = self._known.known(view.uuid)
             if domain is not None and domain.hooks:  # libvirt would not answer
                 found.append(self._unseen(view.name, view.uuid))
                 continue
             try:
-                document = read_document(await self._libvirt.xml(view.uuid, live=True), view.name)
-            except LinkmgrError:  # it is gone by now, say
+                document = await self._read(self._libvirt, view, live=True)
+            except LibvirtRefused as refused:
+                if not refused.no_domain:
+                    found.append(self._unseen(view.name, view.uuid, view.state))
+                continue
+            except LinkmgrError:  # `check` says what is wrong
+                found.append(self._unseen(view.name, view.uuid, view.state))
                 continue
             later = await self._prepared_later(self._libvirt, view, document)
             found.append(self._of(view, document, later))
         return found
+
+    async def _read(self, libvirt: LibvirtSide, view: DomainView, *, live: bool) -> Document:
+        xml = await libvirt.xml(view.uuid, live=live)
+        await asyncio.sleep(self._budget.wait)
+        with self._budget.spending():
+            return read_document(xml, view.name)
 
     async def _prepared_later(
         self, libvirt: LibvirtSide, view: DomainView, document: Document
@@ -64,7 +85,7 @@ class Listing:
         if all(nic.alias in here for nic in nics_of(document)):
             return set()
         try:
-            stored = read_document(await libvirt.xml(view.uuid, live=False), view.name)
+            stored = await self._read(libvirt, view, live=False)
         except LinkmgrError:  # it is gone by now, say
             return set()
         later = [nic for nic in nics_of(stored) if nic.alias in records_of(stored)]
@@ -118,13 +139,13 @@ class Listing:
             wanted=str(wanted) if wanted else None,
         )
 
-    def _unseen(self, name: str, uuid: str) -> DomainInfo:
-        """A domain of which libvirt says nothing now."""
+    def _unseen(self, name: str, uuid: str, state: str = "unknown") -> DomainInfo:
+        """A domain of which libvirt says nothing now, or nothing that can be read."""
         vm: VmInfo | None = self._vms.get(name)
         nics = [nic for (owner, _), nic in self._nics.items() if owner == name]
         made = tuple(_of_linkmgr(nic, nic.wiring is not None, None) for nic in nics)
         transport = vm.transport if vm else None
-        return DomainInfo(name, uuid, "unknown", transport, True, None, made)
+        return DomainInfo(name, uuid, str(state), transport, True, None, made)
 
 
 def _of_linkmgr(nic: Nic, prepared: bool, wanted: str | None) -> DomainNicInfo:

@@ -7,8 +7,10 @@ import os
 import time
 from collections.abc import Collection
 
+from linkmgr.budget import TimeBudget
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
+from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import LibvirtSide
@@ -19,10 +21,13 @@ SECONDS = 5.0
 PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
 
 
-async def silent(libvirt: LibvirtSide | None, known: Collection[str]) -> list[Finding]:
-    """Find them. Nothing is found when libvirt does not say in time what runs.
+async def silent(
+    libvirt: LibvirtSide | None, known: Collection[str], budget: TimeBudget
+) -> list[Finding]:
+    """Find them, as far as libvirt says in time what runs.
 
     :param known: names of the guests that linkmgr takes care of, or says already why not.
+    :param budget: what reading the domains' XML may cost.
     """
     if libvirt is None or not libvirt.connected:
         return []
@@ -32,12 +37,25 @@ async def silent(libvirt: LibvirtSide | None, known: Collection[str]) -> list[Fi
             for view in await libvirt.domains():
                 if not view.active or view.name in known or _is_new(view.pid):
                     continue
-                document = read_document(await libvirt.xml(view.uuid, live=True), view.name)
-                if records_of(document):
-                    found.append(_finding(view.name))
+                found += await _look(libvirt, view, budget)
     except (LinkmgrError, TimeoutError):
-        return []
+        return found
     return found
+
+
+async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> list[Finding]:
+    """Look at one guest. One that cannot be looked at hides no other."""
+    try:
+        xml = await libvirt.xml(view.uuid, live=True)
+    except LinkmgrError:  # it is gone by now, say
+        return []
+    await asyncio.sleep(budget.wait)
+    try:
+        with budget.spending():
+            document = read_document(xml, view.name)
+    except LinkmgrError as error:
+        return [Finding(error.code, view.name, error.what, error.hint or "look at its XML")]
+    return [_finding(view.name)] if records_of(document) else []
 
 
 def _is_new(pid: int | None) -> bool:

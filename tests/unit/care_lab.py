@@ -173,6 +173,9 @@ class FakeLinks:
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
         return list(self.vms.values()), list(self.the_nics.values())
 
+    def seen_vm(self, name: str) -> VmInfo | None:
+        return self.vms.get(name)
+
     def process_of(self, name: str) -> tuple[int | None, int | None] | None:
         return self.processes.get(name)
 
@@ -268,6 +271,7 @@ class FakeLibvirt:
         self.hub = DomainHub()
         self.connected = self.installed = True
         self.live = self.stored = domain_xml()
+        self.others: dict[str, str] = {}  #: more domains that run: the XML of each, by its uuid
         self.active = True
         self.persistent = True
         self.pid: int | None = None
@@ -289,10 +293,13 @@ class FakeLibvirt:
         return self.hub.listen(connected=self.connected)
 
     async def domains(self) -> list[DomainView]:
-        return [await self.domain(UUID)]
+        return [await self.domain(each) for each in (UUID, *self.others)]
 
     async def domain(self, which: str, /) -> DomainView:
         await self._called(f"domain {which}")
+        if which in self.others:
+            name = f"web{list(self.others).index(which) + 2}"
+            return DomainView(which, name, True, DomainState.RUNNING, None, True)
         if which not in (UUID, "web1"):
             raise LibvirtRefused("Domain not found", number=LibvirtRefused.NO_DOMAIN)
         state = DomainState.RUNNING if self.active else DomainState.SHUT_OFF
@@ -301,6 +308,8 @@ class FakeLibvirt:
 
     async def xml(self, which: str, /, *, live: bool) -> str:
         await self._called(f"xml {which} {live}")
+        if which in self.others:
+            return self.others[which]
         return self.live if self.active and (live or not self.persistent) else self.stored
 
     async def set_metadata(

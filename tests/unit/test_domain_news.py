@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from linkmgr.budget import TimeBudget
 from linkmgr.errors import LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
@@ -360,6 +361,46 @@ async def test_who_asks_for_the_list_while_somebody_looks_gets_the_same_look(lab
         assert len(lab.libvirt.calls) == 2
         await care.domains()
         assert len(lab.libvirt.calls) == 4
+
+
+async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    broken, well = (UUID[:-1] + each for each in "67")
+    lab.libvirt.others = {broken: "<domain>" + "<a/>" * 20_000 + "</domain>"}
+    lab.libvirt.others[well] = domain_xml(name="web3").replace(UUID, well)
+    async with lab.care() as care:
+        await lab.settle()
+        found = await care.domains()
+        assert [(each.name, each.state, len(each.nics)) for each in found] == [
+            ("web1", "running", 2), ("web2", "running", 0), ("web3", "running", 2)
+        ]  # fmt: skip
+        findings = {each.subject: each.code for each in await care.check()}
+        assert findings == {
+            "web1": "guest-does-not-dial", "web2": "bad-metadata", "web3": "guest-does-not-dial"
+        }  # fmt: skip
+
+
+async def test_who_edits_large_metadata_without_end_is_looked_at_now_and_then(lab: Lab) -> None:
+    """Each look costs the loop a while; it is done in the end, with what was written last."""
+    large = f"<x:x xmlns:x='urn:x'>{'<x:a/> ' * 9_000}</x:x>"
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        lab.libvirt.calls.clear()
+        domain = care.known.known(UUID)
+        assert domain is not None
+        domain.budget = TimeBudget(burst=0.0, share=0.02)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.0:
+            lab.libvirt.edit(RED + large)
+            await asyncio.sleep(0.005)
+        assert 1 <= lab.libvirt.calls.count(f"xml {UUID} True") <= 2
+        lab.libvirt.edit(BLUE + large)
+        async with asyncio.timeout(20):
+            while lab.links.on() != {"ua-net0": "blue"}:  # noqa: ASYNC110 - it knows no test
+                await asyncio.sleep(0.02)
 
 
 async def test_a_list_that_libvirt_cannot_give_is_an_error_for_all_and_not_for_the_next(

@@ -13,11 +13,12 @@ from typing import cast
 
 import pytest
 
+from linkmgr.budget import TimeBudget
 from linkmgr.documents import Documents
 from linkmgr.errors import HostError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.libvirt.links import LinkFollower, Verdict, compare
-from linkmgr.libvirt.status import BadStatus, parse_status, read_status
+from linkmgr.libvirt.status import BadStatus, Status, parse_status, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.testing.process import until
@@ -363,6 +364,33 @@ async def test_the_doorbell_rings_also_for_a_directory_that_comes_later(
         await asyncio.sleep(0.1)
         bench.virsh(UP)
         await bench.asked("link up")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt writes it with each edit of the metadata, which is in it."""
+    read: list[str] = []
+
+    def counted(path: str) -> Status | None:
+        read.append(path)
+        return read_status(path)
+
+    monkeypatch.setattr("linkmgr.libvirt.links.read_status", counted)
+    monkeypatch.setattr("linkmgr.libvirt.links.TimeBudget", lambda: TimeBudget(0.0, 0.02))
+    large = f"<domain type='qemu' id='1'><metadata>{'<a/> ' * 9_000}</metadata>"
+    monkeypatch.setattr(f"{__name__}.STATUS", STATUS.replace("<domain type='qemu' id='1'>", large))
+    bench.virsh(UP)
+    task = asyncio.create_task(bench.follower.run())
+    try:
+        end = asyncio.get_running_loop().time() + 1.0
+        while asyncio.get_running_loop().time() < end:
+            bench.virsh(UP)
+            await asyncio.sleep(0.005)
+        assert 1 <= len(read) <= 2
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,81 @@
+"""Single flight: one run of a look for all who ask for it, as in Go's golang.org/x/sync."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+#: A run begins no sooner after the last one than this many times what that took, and no later than
+#: so many seconds: whoever asks without end has a quarter of the loop's time at most.
+REST, LONGEST_REST = 3.0, 1.0
+
+
+class SingleFlight(Generic[T]):
+    """Runs a look for any number of callers, one run at a time.
+
+    A caller who comes while a run is under way gets the next one, shared with all who come until it
+    begins: what he has just done himself shows in it. A run that nobody waits for any more is
+    cancelled.
+
+    :param look: what is run; it may be cancelled at any await.
+    :param name: of its task.
+    """
+
+    def __init__(self, look: Callable[[], Awaitable[T]], name: str) -> None:
+        self._look = look
+        self._name = name
+        self._last: _Run[T] | None = None
+
+    async def get(self) -> T:
+        """The result of a run that begins from now on, or what it raised."""
+        run = self._last
+        if run is None or run.begun or run.task.done() or run.task.cancelling():
+            run = self._last = _Run(self._look, self._name, run)
+        run.callers += 1
+        try:
+            return await asyncio.shield(run.task)
+        finally:
+            run.callers -= 1
+            if not run.callers:
+                run.task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what is under way, and wait for its end."""
+        if self._last is not None:
+            self._last.task.cancel()
+            await asyncio.wait({self._last.task})
+
+
+class _Run(Generic[T]):
+    """One run, and how many wait for it."""
+
+    def __init__(self, look: Callable[[], Awaitable[T]], name: str, before: _Run[T] | None) -> None:
+        self._look = look
+        self.callers = 0
+        self.begun = False
+        self.ended = 0.0  #: when, in the loop's time
+        self.took = 0.0  #: seconds
+        self.task = asyncio.create_task(self._run(before), name=name)
+        self.task.add_done_callback(_looked_at)
+
+    async def _run(self, before: _Run[T] | None) -> T:
+        clock = asyncio.get_running_loop().time
+        if before is not None:
+            await asyncio.wait({before.task})
+            rest = min(REST * before.took, LONGEST_REST)
+            await asyncio.sleep(max(0.0, before.ended + rest - clock()))
+        self.begun = True
+        begun = clock()
+        try:
+            return await self._look()
+        finally:
+            self.ended = clock()
+            self.took = self.ended - begun
+
+
+def _looked_at(task: asyncio.Task[T]) -> None:
+    if not task.cancelled():
+        task.exception()  # all who asked may have left
