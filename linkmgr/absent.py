@@ -37,9 +37,10 @@ class Absent:
 
     def tell(self, error: Exception) -> bool:
         """Note why it is not here yet; true, and a line in the log, if that is news."""
-        news = str(error) != self._why
+        why = error.what if isinstance(error, LinkmgrError) else str(error)
+        news = why != self._why
         if news:
-            self._why = str(error)
+            self._why = why
             log.warning("VM %s: not here yet: %s", self.record.vm, error)
         return news
 

@@ -90,8 +90,8 @@ class LinkmgrError(Exception):
         text = f"{self.nic}: {self.what}" if self.nic else self.what
         if self.state:
             text += f". {self.nic} is {self.state}"
-        if self.hint:
-            text += f". To do: {self.hint}"
+        if self.hint:  # of an error inside another one both may say what to do
+            text += f"; {self.hint}" if "To do: " in text else f". To do: {self.hint}"
         return text
 
 

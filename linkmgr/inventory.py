@@ -49,6 +49,7 @@ from linkmgr.qmp.dialer import Dialers, only_sockets
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.reservations import Reservations
 from linkmgr.strays import Strays
+from linkmgr.suggest import instead
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
 
@@ -388,8 +389,10 @@ class Inventory(ABC):
         if absent := self._absent.vms.get(ref.vm):
             raise absent.refusal(ref.alias)
         if ref.vm not in self._vms:
-            known = ", ".join(sorted(self._vms)) or "none"
-            raise UnknownVm(f"there is no VM {ref.vm}", hint=f"add it first; the VMs are: {known}")
+            raise UnknownVm(
+                f"there is no VM {ref.vm}",
+                hint=instead(ref.vm, self._vm_names(), "VMs", "add it first"),
+            )
         vm = self._vms[ref.vm]
         return vm, vm.slot(ref.alias)
 

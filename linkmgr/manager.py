@@ -15,7 +15,6 @@ from linkmgr.drift import may_repair, reported
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
-    BadOption,
     Conflict,
     LinkmgrError,
     MonitorError,
@@ -38,6 +37,7 @@ from linkmgr.model import (
     Port,
     Transport,
     check_name,
+    parse_choice,
 )
 from linkmgr.qmp.dialer import address_of, same_socket, transport_of
 from linkmgr.qmp.qemu import Qemu
@@ -441,14 +441,7 @@ class LinkManager(Beside):
 
 
 def _choice(kind: type[E], value: str) -> E:
-    try:
-        return kind(value)
-    except ValueError:
-        *most, last = kind
-        raise BadOption(
-            f"{ascii(value)[:43]} is not a {_CHOICES[kind]}",
-            hint=f"give {', '.join(most)} or {last}",
-        ) from None
+    return parse_choice(kind, value, _CHOICES[kind])
 
 
 def _told(notify: Notify, port: Port) -> Notify:

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Self
+from typing import Self, TypeVar
 
-from linkmgr.errors import BadName
+from linkmgr.errors import BadName, BadOption
+from linkmgr.suggest import meant
+
+E = TypeVar("E", bound=StrEnum)
 
 DEFAULT_MTU = 1500  #: bytes; what a NIC takes when its ``host_mtu`` is not set
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -31,6 +34,32 @@ def check_name(what: str, name: str) -> str:
     raise BadName(
         f"{shown} cannot be the name of {'an' if what == 'fd' else 'a'} {what}",
         hint="use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+    )
+
+
+def parse_choice(kind: type[E], value: str, what: str) -> E:
+    """Read one of an enum's values.
+
+    :param what: that is chosen, for the error.
+    :raise BadOption: it is none of them; says which there are.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        *most, last = kind
+        close = meant(str(value), list(kind))
+        raise BadOption(
+            f"{ascii(value)[:43]} is not a {what}",
+            hint=f"{f'{close} Else ' if close else ''}give {', '.join(most)} or {last}",
+        ) from None
+
+
+def written(options: Mapping[str, object]) -> str:
+    """Options as they are written on the command line: ``bridge=br0 create=true``."""
+    shown = {True: "true", False: "false"}
+    return " ".join(
+        f"{key}={shown[value] if isinstance(value, bool) else value}"
+        for key, value in options.items()
     )
 
 

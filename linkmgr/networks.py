@@ -21,7 +21,8 @@ from linkmgr.errors import (
     UnknownPort,
 )
 from linkmgr.host import Host
-from linkmgr.model import Drift, Network, NicRef, Port, check_name
+from linkmgr.model import Drift, Network, NicRef, Port, check_name, written
+from linkmgr.suggest import instead, listed
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Networks:
         known = self._networks.setdefault(name, network)
         if known != network:
             raise AlreadyExists(
-                f"network {name} exists with other properties: driver {known.driver}, "
-                f"{dict(known.options)}",
+                f"network {name} exists with other properties: driver {known.driver}, drift "
+                f"{known.drift}, {written(known.options) or 'no options'}",
                 hint="delete it first, or choose another name",
             )
         return known
@@ -118,13 +119,12 @@ class Networks:
         nics = [str(nic) for (net, _), nic in self._claims.items() if net == name]
         if nics:
             raise NetworkInUse(
-                f"network {name} is in use by {', '.join(sorted(nics))}", hint="unplug them first"
+                f"network {name} is in use by {listed(nics)}", hint="unplug them first"
             )
         ports = [str(port) for port in self.ports(name)]
         if ports:
-            raise NetworkInUse(
-                f"network {name} has ports: {', '.join(sorted(ports))}", hint="delete them first"
-            )
+            what = f"network {name} has ports: {listed(ports)}"
+            raise NetworkInUse(what, hint="delete them first")
         return self._networks.pop(name)
 
     def create_port(self, network: str, name: str, options: dict[str, Any]) -> Port:
@@ -139,7 +139,7 @@ class Networks:
         known = self._ports.setdefault((network, name), port)
         if known != port:
             raise AlreadyExists(
-                f"port {port} exists with other options: {dict(known.options)}",
+                f"port {port} exists with other options: {written(known.options) or 'none'}",
                 hint="delete it first, or choose another name",
             )
         return known
@@ -169,9 +169,9 @@ class Networks:
         if name == FD_NETWORK.name:
             return FD_NETWORK
         if name not in self._networks:
-            known = ", ".join(sorted(self._networks)) or "none"
             raise UnknownNetwork(
-                f"there is no network {name}", hint=f"create it first; the networks are: {known}"
+                f"there is no network {name}",
+                hint=instead(name, self._networks, "networks", "create it first"),
             )
         return self._networks[name]
 
@@ -198,10 +198,10 @@ class Networks:
             return Port(network, str(nic), implied=True)
         key = (name, check_name("port", port_name))
         if key not in self._ports:
-            known = ", ".join(port.name for port in self.ports(name)) or "none"
+            known = [port.name for port in self.ports(name)]
             raise UnknownPort(
                 f"network {name} has no port {port_name}",
-                hint=f"create it first, or plug into {name}; its ports are: {known}",
+                hint=instead(port_name, known, "ports", f"create it first, or plug into {name}"),
             )
         return self._ports[key]
 

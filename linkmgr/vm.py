@@ -17,6 +17,7 @@ from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo,
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Dialer
 from linkmgr.qmp.qemu import Qemu
+from linkmgr.suggest import instead
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
 
@@ -96,9 +97,8 @@ class Vm:
         :raise UnknownNic: when there is none.
         """
         if alias not in self.slots:
-            known = ", ".join(sorted(self.slots)) or "none"
             raise UnknownNic(
-                f"VM {self.name} has no NIC {alias}", hint=f"name one of its NICs: {known}"
+                f"VM {self.name} has no NIC {alias}", hint=instead(alias, self.slots, "NICs")
             )
         return self.slots[alias]
 

@@ -9,7 +9,7 @@ import click
 
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
-from linkmgr.cli.show import printable, printed_as_json, where
+from linkmgr.cli.show import note, printable, printed_as_json, where
 from linkmgr.cli.words import NicType, TargetType
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ def _tell(outcome: Outcome, affects: str) -> None:
 
 
 def _note(notes: Iterable[str]) -> None:
-    for note in notes:
-        click.echo(f"linkmgr: {printable(note)}.", err=True)
+    for each in notes:
+        note(each)

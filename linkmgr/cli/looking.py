@@ -10,7 +10,7 @@ import click
 
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
-from linkmgr.cli.show import age, natural, printed_as_json, table
+from linkmgr.cli.show import age, natural, note, printed_as_json, table
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
@@ -23,7 +23,7 @@ def nics() -> None:
     """List all NICs, those of libvirt's other guests too."""
     found, vms, domains = ask(_look, "asking every guest")
     if isinstance(domains, Exception):
-        click.echo(f"linkmgr: libvirt's other guests are not listed: {domains}", err=True)
+        note(f"libvirt's other guests are not listed: {domains}")
     others = None if isinstance(domains, Exception) else domains
     if printed_as_json({"nics": found, "domains": others}):
         return
@@ -32,7 +32,7 @@ def nics() -> None:
     if any(row[-1] for row in rows):
         table([*heads, "TO DO"], rows)
     else:
-        table(heads, [row[:-1] for row in rows])
+        table(heads, [row[:-1] for row in rows], none="No NICs.")
 
 
 async def _look(
@@ -116,4 +116,5 @@ def connections() -> None:
             ]
             for each in sorted(found, key=lambda each: natural(str(each.nic)))
         ],
+        none="No NIC is plugged.",
     )  # fmt: skip

@@ -71,6 +71,7 @@ def list_networks() -> None:
         table(
             ["NETWORK", "DRIVER", "DRIFT", "OPTIONS"],
             [[each.name, each.driver, each.drift, pairs(each.options)] for each in found],
+            none="No networks.",
         )
 
 
@@ -110,7 +111,8 @@ def list_ports(network: str | None) -> None:
     found = ask(lambda links: _ports(links, network), "asking")
     if not printed_as_json({"ports": found}):
         found.sort(key=lambda each: natural(str(each)))
-        table(["PORT", "OPTIONS"], [[str(each), pairs(each.options)] for each in found])
+        rows = [[str(each), pairs(each.options)] for each in found]
+        table(["PORT", "OPTIONS"], rows, none="No ports.")
 
 
 async def _ports(links: Client, network: str | None) -> list[Port]:

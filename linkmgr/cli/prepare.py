@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.base import Verb
-from linkmgr.cli.show import printable, printed_as_json
+from linkmgr.cli.show import note, printed_as_json
 from linkmgr.cli.words import DomainNicType, DomainType, is_file
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def prepare(
     said = {"changed": changed, "defined": defined, "nics": made.nics, "notes": notes, "diff": diff}
     if printed_as_json(said | ({"xml": made.xml.decode()} if as_xml else {})):
         return
-    for note in notes:
-        click.echo(f"linkmgr: {printable(note)}.", err=True)
+    for each in notes:
+        note(each)
     if as_xml:
         sys.stdout.flush()
         sys.stdout.buffer.write(made.xml)

@@ -29,9 +29,14 @@ def printed_as_json(value: object) -> bool:
     return True
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with rich on a terminal, else in plain columns. Nothing without rows."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], none: str = "") -> None:
+    """Print a table: with rich on a terminal, else in plain columns.
+
+    :param none: what is said on stderr where there are no rows; stdout stays empty.
+    """
     if not rows:
+        if none:
+            click.echo(none, err=True)
         return
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -74,11 +79,14 @@ def where(nic: Nic) -> str:
 
 def pairs(options: Mapping[str, object]) -> str:
     """Options as they are written on the command line."""
-    shown = {True: "true", False: "false"}
-    return " ".join(
-        f"{key}={shown[value] if isinstance(value, bool) else value}"
-        for key, value in options.items()
-    )
+    from linkmgr.model import written
+
+    return written(options)
+
+
+def note(text: str) -> None:
+    """Tell something that a person should know, which is no error, on stderr."""
+    click.echo(f"note: {printable(text)}.", err=True)
 
 
 def natural(text: str) -> list[tuple[int, str]]:

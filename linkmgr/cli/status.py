@@ -11,7 +11,7 @@ import click
 
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
-from linkmgr.cli.show import age, aligned, natural, printable, printed_as_json, where
+from linkmgr.cli.show import age, aligned, natural, note, printable, printed_as_json, where
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
@@ -37,7 +37,7 @@ def status() -> None:
     """Show what every NIC is plugged into, troubles first."""
     vms, nics, findings = ask(_look, "asking every guest")
     if findings is None:
-        click.echo("linkmgr: The check takes long; only states are shown.", err=True)
+        note("the check takes long; only states are shown")
     found = findings or []
     if printed_as_json({"vms": vms, "nics": nics, "findings": findings}):
         return

@@ -66,4 +66,5 @@ def list_() -> None:
             ]
             for each in sorted(found, key=lambda each: natural(each.name))
         ],
+        none="No VMs.",
     )

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from linkmgr.errors import BadOption
 from linkmgr.model import Options
+from linkmgr.suggest import instead, meant
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,16 @@ def check_options(owner: str, known: Mapping[str, Option], given: Options) -> Op
         if key not in known:
             raise BadOption(
                 f"{owner} has no option {ascii(key)[:43]}",
-                hint=f"the options are {', '.join(sorted(known)) or 'none'}",
+                hint=instead(key, known, "options"),
             )
         try:
             values[key] = known[key].read(value)
         except ValueError:
+            kind = known[key].type
+            close = meant(str(value), list(kind)) if issubclass(kind, StrEnum) else ""
             raise BadOption(
                 f"option {key!r} of {owner} cannot be {ascii(value)[:43]}",
-                hint=f"give {known[key].expected()}: {known[key].help}",
+                hint=close or f"give {known[key].expected()}: {known[key].help}",
             ) from None
     for key, option in known.items():
         if option.required and key not in given:

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from linkmgr.drivers.base import NetworkDriver
 from linkmgr.errors import BadOption
+from linkmgr.suggest import instead
 
 GROUP = "linkmgr.drivers"
 
@@ -28,7 +29,7 @@ def find_driver(name: str) -> type[NetworkDriver]:
     if entry is None:
         raise BadOption(
             f"there is no network driver {ascii(name)[:43]}",
-            hint=f"the installed drivers are {', '.join(known_drivers())}",
+            hint=instead(str(name), known_drivers(), "installed drivers"),
         )
     try:
         driver = entry.load()

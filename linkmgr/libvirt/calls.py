@@ -17,6 +17,7 @@ from linkmgr.libvirt.domain_xml import Document, Element
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NO_METADATA = 80  # VIR_ERR_NO_DOMAIN_METADATA
+_NO_NETWORK = 43  # VIR_ERR_NO_NETWORK
 _INVALID = 8  # VIR_ERR_INVALID_ARG
 
 
@@ -99,6 +100,16 @@ def xml(api: Any, connection: Any, which: str, *, live: bool) -> str:
     """A domain's XML, without passwords: what holds now, or what holds for its next start."""
     flags = 0 if live else api.libvirt.VIR_DOMAIN_XML_INACTIVE
     return str(find(connection, which).XMLDesc(flags))
+
+
+def network_xml(api: Any, connection: Any, name: str) -> str | None:
+    """The XML of a network of libvirt's own; ``None`` if there is none of that name."""
+    try:
+        return str(connection.networkLookupByName(name).XMLDesc(0))
+    except api.libvirt.libvirtError as error:
+        if error.get_error_code() == _NO_NETWORK:
+            return None
+        raise
 
 
 def metadata(api: Any, connection: Any, which: str, uri: str, *, live: bool) -> str | None:

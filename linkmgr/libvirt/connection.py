@@ -149,6 +149,14 @@ class Libvirt:
             timeout,
         )
 
+    async def network_xml(self, name: str, *, timeout: float = TIMEOUT) -> str | None:
+        """The XML of a network of libvirt's own; ``None`` if there is none of that name."""
+        return await self._call(
+            f"network {name} of libvirt",
+            lambda api, made: calls.network_xml(api, made, name),
+            timeout,
+        )
+
     async def metadata(
         self, which: str, uri: str, *, live: bool, timeout: float = TIMEOUT
     ) -> str | None:
@@ -241,7 +249,9 @@ class Libvirt:
         known = error if isinstance(error, LibvirtError) else None
         said = known.what if known else str(error)
         if said != self.problem:
-            log.warning("no libvirt at %s: %s", self.uri, error, exc_info=None if known else error)
+            level = logging.WARNING if self.installed or not known else logging.INFO
+            trace = None if known else error
+            log.log(level, "no libvirt at %s: %s", self.uri, error, exc_info=trace)
         self.problem, self._hint = said, known.hint if known else None
 
     # --- events -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from linkmgr.errors import CannotPrepare, UnknownNic
 from linkmgr.libvirt.domain_xml import Document, Element
+from linkmgr.suggest import instead
 
 _AUTOMATIC = re.compile(r"net\d+")  #: an alias that libvirt gives at the start, by the order
 
@@ -73,10 +74,10 @@ def chosen(document: Document, which: str | None) -> list[DomainNic]:
     found = found or [nic for nic in nics if nic.mac and which.lower() == nic.mac]
     name = domain_name(document)
     if not found:
-        there = ", ".join(nic.alias or nic.mac or "one without either" for nic in nics)
+        there = [nic.alias or nic.mac or "one without either" for nic in nics]
         raise UnknownNic(
             f"domain {name} has no NIC with the alias or address {ascii(which)[:43]}",
-            hint=f"it has: {there}" if there else "it has no NICs at all",
+            hint=instead(which, there, "NICs") if there else "it has no NICs at all",
         )
     if len(found) > 1:
         raise CannotPrepare(

@@ -37,6 +37,9 @@ class LibvirtSide(Protocol):
     async def xml(self, which: str, /, *, live: bool) -> str:
         """A domain's XML: of the guest that runs, or of its next start."""
 
+    async def network_xml(self, name: str, /) -> str | None:
+        """The XML of a network of libvirt's own; ``None`` if there is none of that name."""
+
     async def set_metadata(
         self, which: str, uri: str, key: str, xml: str | None, /, *, live: bool, config: bool
     ) -> None:
@@ -59,6 +62,11 @@ class Asking:
     def without(self) -> bool:
         """Whether the service is told to do without libvirt."""
         return self._libvirt is None
+
+    @property
+    def absent(self) -> bool:
+        """Whether this host has no libvirt at all."""
+        return self._libvirt is not None and not self._libvirt.installed
 
     @property
     def side(self) -> LibvirtSide:

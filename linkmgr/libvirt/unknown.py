@@ -1,16 +1,20 @@
-"""Why a guest that libvirt has is none of linkmgr's VMs: it is off, was not prepared, is silent."""
+"""What libvirt has of a name that linkmgr does not know: a guest, or a network of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 
-from linkmgr.errors import LinkmgrError, UnknownVm
+from linkmgr.errors import LinkmgrError, UnknownNetwork, UnknownVm
 from linkmgr.libvirt.calls import DomainView
+from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking, LibvirtSide
+from linkmgr.model import DirectMode
 
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into a command
 PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
 
 
@@ -32,6 +36,38 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
     except (LinkmgrError, TimeoutError):
         pass
     return error
+
+
+async def network_explained(error: UnknownNetwork, name: str, asking: Asking) -> UnknownNetwork:
+    """Say of a network that is not known that libvirt has one of that name, and how to use it.
+
+    :return: the error itself when libvirt has none, is not there, or does not say in time.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE):
+            text = await asking.side.network_xml(name)
+        return error if text is None else _of_network(name, read_document(text, name))
+    except (LinkmgrError, TimeoutError):
+        return error
+
+
+def _of_network(name: str, document: Document) -> UnknownNetwork:
+    forward, bridge = document.root.find("forward"), document.root.find("bridge")
+    mode = forward.attributes.get("mode", "nat") if forward else "isolated"
+    device = bridge.attributes.get("name", "") if bridge else ""
+    parent = forward.attributes.get("dev", "") if forward else ""
+    create = f"linkmgr network create {name}"
+    if _DEVICE.fullmatch(device):
+        kind, hint = f"{mode}, bridge {device}", f"run '{create} bridge bridge={device}'"
+    elif _DEVICE.fullmatch(parent) and mode in set(DirectMode):
+        kind = f"{mode}, on {parent}"
+        hint = f"run '{create} direct parent={parent} mode={mode}'"
+    else:
+        kind, hint = mode, f"see 'virsh net-dumpxml {name}'; linkmgr has bridge and direct"
+    return UnknownNetwork(
+        f"{name} is a network of libvirt's own ({kind}), and linkmgr has none of that name",
+        hint=f"{hint}, then plug again" if hint.startswith("run") else hint,
+    )
 
 
 async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:

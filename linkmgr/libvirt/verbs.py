@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from functools import reduce
 
 from linkmgr.errors import (
-    BadOption,
     Conflict,
     LibvirtError,
     LibvirtRefused,
     LinkmgrError,
     NotFound,
+    UnknownNetwork,
     UnknownNic,
     UnknownVm,
 )
@@ -31,7 +31,7 @@ from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import described
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking
-from linkmgr.libvirt.unknown import explained
+from linkmgr.libvirt.unknown import explained, network_explained
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
     DEFAULT_MTU,
@@ -44,9 +44,11 @@ from linkmgr.model import (
     Notify,
     Outcome,
     Port,
+    parse_choice,
 )
 from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.qmp.dialer import dials
+from linkmgr.suggest import instead
 
 NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
 
@@ -117,14 +119,17 @@ class DomainVerbs:
         :param affects: the guest that runs, its next start, or both.
         :raise LinkmgrError: any of the tree; for the next start alone `LibvirtError` too.
         """
-        how = _notify(notify)
+        how = parse_choice(Notify, notify, "way to notify")
         ref = await self.resolve(nic)
-        return await self._change(
-            ref,
-            affects,
-            lambda: self._links.plug(ref, target, notify=how, uid=uid),
-            await self._asking_for(ref, target, how),
-        )
+        try:
+            return await self._change(
+                ref,
+                affects,
+                lambda: self._links.plug(ref, target, notify=how, uid=uid),
+                await self._asking_for(ref, target, how),
+            )
+        except UnknownNetwork as error:
+            raise await network_explained(error, str(target), self._asking) from None
 
     async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
         """Take a NIC off its cable; see `LinkManager.unplug` and `plug`."""
@@ -144,7 +149,7 @@ class DomainVerbs:
         affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
         """Set what the guest sees as carrier; see `LinkManager.set_link` and `plug`."""
-        link = _link(state)
+        link = parse_choice(LinkState, state, "link state")
         ref = await self.resolve(nic)
         return await self._change(
             ref,
@@ -177,25 +182,46 @@ class DomainVerbs:
     ) -> Outcome:
         domain = self._known.find(ref.vm)
         runs = domain if domain and (domain.record or self._is_here(domain)) else None
-        match _affects(affects):
+        match parse_choice(Affects, affects, "thing to change"):
+            case Affects.LIVE if runs:
+                return await self._now(ref, runs, live, edit)
             case Affects.LIVE:
-                return await self._now(ref, runs, live, edit) if runs else await self._do(ref, live)
+                return await self._do(ref, live)
             case Affects.CONFIG:
                 return await self._next(ref, edit)
-            case Affects.PERSISTENT if runs is None:
-                return await self._next(ref, edit)
+            case Affects.PERSISTENT if runs:
+                return await self._both(ref, runs, live, edit)
             case Affects.PERSISTENT:
-                outcome = await self._now(ref, runs, live, edit)
-                try:
-                    later = await self._next(ref, edit)
-                except Conflict as error:
-                    note = f"it holds until the guest ends: {error.what}"
-                    return replace(outcome, notes=(*outcome.notes, note))
-                except LinkmgrError as error:
-                    note = f"the next start is as before: {error}"
-                    return replace(outcome, notes=(*outcome.notes, note))
-                changed = outcome.changed or later.changed
-                return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
+                return await self._next_of_idle(ref, live, edit)
+
+    async def _both(
+        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: Edit
+    ) -> Outcome:
+        """Change the guest that runs, then its next start; that the latter failed is a note."""
+        outcome = await self._now(ref, domain, live, edit)
+        try:
+            later = await self._next(ref, edit)
+        except Conflict as error:
+            note = f"it holds until the guest ends: {error.what}"
+            return replace(outcome, notes=(*outcome.notes, note))
+        except LinkmgrError as error:
+            note = f"the next start is as before: {error}"
+            return replace(outcome, notes=(*outcome.notes, note))
+        changed = outcome.changed or later.changed
+        return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
+
+    async def _next_of_idle(
+        self, ref: NicRef, live: Callable[[], Awaitable[Outcome]], edit: Edit
+    ) -> Outcome:
+        """Change the next start of a domain that is off; a guest without libvirt has none."""
+        if not await self._is_plain(ref.vm):
+            return await self._next(ref, edit)
+        outcome = await live()
+        note = (
+            f"libvirt has no guest {ref.vm}, so nothing is kept for its next start: add it and "
+            "plug it again then"
+        )
+        return replace(outcome, notes=(*outcome.notes, note))
 
     async def _do(self, ref: NicRef, live: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Change a guest of which no domain is known.
@@ -258,6 +284,21 @@ class DomainVerbs:
         vms = self._links.seen()[0]
         return any(vm.name == domain.name and vm.qmp == dials(domain.uuid) for vm in vms)
 
+    async def _is_plain(self, vm: str) -> bool:
+        """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
+        if not any(each.name == vm for each in self._links.seen()[0]):
+            return False
+        if self._asking.absent or self._asking.without:
+            return True
+        try:
+            async with asyncio.timeout(NAMING_SECONDS):
+                await self._asking.side.domain(vm)
+        except LibvirtRefused as error:
+            return error.no_domain
+        except (LibvirtError, TimeoutError):
+            return False
+        return False
+
     async def _next(self, ref: NicRef, edit: Edit) -> Outcome:
         """Change what holds from the next start on.
 
@@ -267,14 +308,17 @@ class DomainVerbs:
         :raise LibvirtError: it could not be written.
         """
         try:
-            view = await self._asking.side.domain(ref.vm)
+            view = None if self._asking.absent else await self._asking.side.domain(ref.vm)
         except LibvirtRefused as error:
             if not error.no_domain:
                 raise
+            view = None
+        if view is None:
             raise UnknownVm(
-                f"libvirt has no domain {ref.vm}",
-                hint="only a guest of libvirt has a next start that linkmgr knows of",
-            ) from None
+                f"libvirt has no domain {ref.vm}, and only a guest of libvirt has a next start "
+                "that linkmgr knows of",
+                hint="leave --config out to change what runs; 'virsh list --all' lists the domains",
+            )
         if not view.persistent:  # and libvirt would give the live XML as if it were stored
             raise Conflict(
                 f"{view.name} is transient: it has no next start",
@@ -327,11 +371,15 @@ class DomainVerbs:
         """
         found = next((each for each in nics_of(document) if each.alias == ref.alias), None)
         if found is None:
-            there = ", ".join(each.alias for each in nics_of(document) if each.alias)
+            there = [each.alias for each in nics_of(document) if each.alias]
             raise UnknownNic(
                 f"domain {ref.vm} will have no NIC {ref.alias} at its next start",
-                hint=f"its NICs with an alias that stays are: {there or 'none'}; see "
-                f"'linkmgr prepare {ref.vm}'",
+                hint=instead(
+                    ref.alias,
+                    there,
+                    "NICs with an alias that stays",
+                    f"see 'linkmgr prepare {ref.vm}'",
+                ),
             )
         prepared = ref.alias in records_of(document)
         seen = next((nic for nic in self._links.seen()[1] if nic.ref == ref), None)
@@ -360,31 +408,3 @@ def _named(domain: Domain) -> Iterator[None]:
 
 def _apply(cables: Cables, edit: Edit) -> Cables:
     return edit(cables)
-
-
-def _affects(value: str) -> Affects:
-    try:
-        return Affects(value)
-    except ValueError:
-        raise BadOption(
-            f"{ascii(value)[:43]} says not what is to be changed",
-            hint=f"give one of {', '.join(Affects)}",
-        ) from None
-
-
-def _notify(value: str) -> Notify:
-    try:
-        return Notify(value)
-    except ValueError:
-        raise BadOption(
-            f"{ascii(value)[:43]} is not a notify", hint=f"give one of {', '.join(Notify)}"
-        ) from None
-
-
-def _link(value: str) -> LinkState:
-    try:
-        return LinkState(value)
-    except ValueError:
-        raise BadOption(
-            f"{ascii(value)[:43]} is not a linkstate", hint=f"give one of {', '.join(LinkState)}"
-        ) from None

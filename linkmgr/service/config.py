@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from linkmgr.errors import BadConfig, BadName, BadOption
+from linkmgr.errors import BadConfig, BadName, BadOption, LinkmgrError
 from linkmgr.model import Drift, check_name
 from linkmgr.service.toml_lines import key_lines, line_of
 
@@ -221,10 +221,10 @@ def _bad_networks(config: Config) -> Iterator[_Mistake]:
             refuse_reserved(check_name("network", name))
             driver = find_driver(network.driver)
         except BadName as error:
-            yield where, str(error)
+            yield where, _said(error)
             continue
         except BadOption as error:
-            yield (*where, "driver"), str(error)
+            yield (*where, "driver"), _said(error)
             continue
         known = {**driver.port_options, **driver.network_options}
         for owner, at, allowed, options in (
@@ -237,12 +237,17 @@ def _bad_networks(config: Config) -> Iterator[_Mistake]:
             try:
                 check_options(owner, allowed, options)
             except BadOption as error:
-                yield (*at, *_culprit(allowed, options)), str(error)
+                yield (*at, *_culprit(allowed, options)), _said(error)
         for port in network.ports:
             try:
                 check_name("port", port)
             except BadName as error:
-                yield (*where, "ports", port), str(error)
+                yield (*where, "ports", port), _said(error)
+
+
+def _said(error: LinkmgrError) -> str:
+    """One mistake of several: what to do about all of them stands at the end."""
+    return f"{error.what} ({error.hint})" if error.hint else error.what
 
 
 def _culprit(known: Mapping[str, Any], options: Mapping[str, object]) -> tuple[str, ...]:

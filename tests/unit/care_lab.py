@@ -275,6 +275,7 @@ class FakeLibvirt:
         self.active = True
         self.persistent = True
         self.pid: int | None = None
+        self.networks: dict[str, str] = {}
         self.calls: list[str] = []
         self.fails: LinkmgrError | None = None
         self.gate = asyncio.Event()
@@ -311,6 +312,10 @@ class FakeLibvirt:
         if which in self.others:
             return self.others[which]
         return self.live if self.active and (live or not self.persistent) else self.stored
+
+    async def network_xml(self, name: str, /) -> str | None:
+        await self._called(f"network_xml {name}")
+        return self.networks.get(name)
 
     async def set_metadata(
         self, which: str, uri: str, key: str, xml: str | None, /, *, live: bool, config: bool

@@ -59,11 +59,11 @@ async def test_what_holds_from_the_next_start_on_is_told_and_notes_are_on_stderr
     for words in (["--config"], ["--persistent"]):
         result = await run(service.path, "plug", "web1/net0", "blue", *words)
         assert result.stdout == f"web1/net0  {NEXT}\n"
-        assert result.stderr == "linkmgr: it is not prepared.\n"
+        assert result.stderr == "note: it is not prepared.\n"
     service.answers(to_json(Outcome(samples.nic(), changed=False, notes=("libvirt is away",))))
     result = await run(service.path, "plug", "web1/net0", "blue")
     assert result.stdout.endswith("link up (it was so already)\n")
-    assert result.stderr == "linkmgr: libvirt is away.\n"
+    assert result.stderr == "note: libvirt is away.\n"
     as_json = await run(service.path, "--json", "plug", "web1/net0", "blue")
     assert json.loads(as_json.stdout)["notes"] == ["libvirt is away"]
 

@@ -144,6 +144,64 @@ async def test_a_guest_that_is_off_is_named_by_its_name_and_the_address_of_its_n
             await care.verbs.plug("web7", "red", affects="config")
 
 
+@pytest.mark.parametrize(
+    ("xml", "told"),
+    [
+        (
+            "<network><name>default</name><forward mode='nat'/><bridge name='virbr0'/></network>",
+            "default is a network of libvirt's own (nat, bridge virbr0), and linkmgr has none of "
+            "that name. To do: run 'linkmgr network create default bridge bridge=virbr0', then "
+            "plug again",
+        ),
+        (
+            "<network><name>default</name><bridge name='virbr1'/></network>",
+            "(isolated, bridge virbr1)",
+        ),
+        (
+            "<network><name>default</name><forward dev='eth1' mode='vepa'/></network>",
+            "To do: run 'linkmgr network create default direct parent=eth1 mode=vepa'",
+        ),
+        (
+            "<network><name>default</name><forward mode='bridge'/>"
+            "<bridge name='x; rm -rf /'/></network>",
+            "(bridge), and linkmgr has none of that name. To do: see 'virsh net-dumpxml default'",
+        ),
+        ("<network", "there is no network default"),
+        (None, "there is no network default"),
+    ],
+)
+async def test_a_network_of_libvirts_own_is_told_with_what_makes_it_one_of_linkmgr(
+    lab: Lab, xml: str | None, told: str
+) -> None:
+    if xml is not None:
+        lab.libvirt.networks["default"] = xml
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        with pytest.raises(UnknownNetwork) as raised:
+            await care.verbs.plug(NET0, "default")
+        assert told in str(raised.value)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_persistent_on_a_guest_without_libvirt_is_done_and_says_what_it_means(
+    lab: Lab, installed: bool
+) -> None:
+    lab.libvirt.installed = lab.libvirt.connected = installed
+    async with lab.care() as care:
+        lab.links.boot("plain", transport=Transport.SOCKET)
+        outcome = await care.verbs.plug("plain/ua-net0", "red", affects="persistent")
+        assert outcome.changed
+        assert outcome.notes == (
+            "libvirt has no guest plain, so nothing is kept for its next start: add it and plug "
+            "it again then",
+        )
+        assert (await care.verbs.unplug("plain/ua-net0", affects="persistent")).changed
+        with pytest.raises(UnknownVm, match="libvirt has no domain plain, and only") as raised:
+            await care.verbs.unplug("plain/ua-net0", affects="config")
+        assert "leave --config out" in str(raised.value)
+
+
 async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab: Lab) -> None:
     lab.libvirt.persistent = False
     async with lab.care() as care:
@@ -336,11 +394,11 @@ async def test_nics_and_domains_that_are_not_there_are_refused_and_the_unprepare
     lab: Lab,
 ) -> None:
     async with lab.care() as care:
-        with pytest.raises(UnknownNic, match="ua-net0, ua-net1"):
+        with pytest.raises(UnknownNic, match=r"did you mean ua-net\d or ua-net\d\?"):
             await care.verbs.plug("web1/ua-net7", "red", affects="config")
         with pytest.raises(UnknownVm, match="only a guest of libvirt"):
             await care.verbs.plug("web9/ua-net0", "red", affects="persistent")
-        with pytest.raises(BadOption, match="live, config, persistent"):
+        with pytest.raises(BadOption, match="give live, config or persistent"):
             await care.verbs.plug(NET0, "red", affects="now")
         lab.libvirt.stored = domain_xml(prepared=1)
         outcome = await care.verbs.plug("web1/ua-net1", "red", affects="config")

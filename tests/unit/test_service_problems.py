@@ -99,7 +99,9 @@ async def test_a_fault_while_reading_is_told_the_same_way(
     assert (answer.status, answer.json["code"]) == (500, "internal")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nics/", "/v1/nics/web1", "/docs", "/%ff%00"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/nics/", "/v1/nics/web1/net0/x", "/docs", "/%ff%00"]
+)
 async def test_a_path_that_is_not_there_is_a_problem(lab: Lab, path: str) -> None:
     answer = await lab.ask("GET", path)
     assert (answer.status, answer.json["code"]) == (404, "not-found")
