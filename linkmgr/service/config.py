@@ -41,6 +41,11 @@ class Verb(StrEnum):
     GC = "gc"
 
 
+#: What a rule without verbs allows. The others reach beyond the networks that there are: the user
+#: who creates a network chooses the bridge or device that is behind it.
+CABLE_VERBS = (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
+
+
 class _Section(BaseModel):
     # strict: TOML has types of its own, and "15" is not a number in it.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -64,7 +69,7 @@ class Rule(_Section):
     """
 
     user: Annotated[int, Field(ge=0)] | str
-    verbs: list[Annotated[Verb, Field(strict=False)]] = list(Verb)
+    verbs: list[Annotated[Verb, Field(strict=False)]] = list(CABLE_VERBS)
     nics: list[str] = ["*"]
     networks: list[str] = ["*"]
 

@@ -225,24 +225,34 @@ def test_a_rule_for_a_user_that_is_gone_lets_nobody_in(caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     ("rule", "verb", "about", "may"),
     [
-        ({}, Verb.GC, {"nic": "*", "network": "*"}, True),
-        ({"nics": ["web1/*"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
-        ({"networks": ["blue"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
+        ({"verbs": ["gc"]}, Verb.GC, {"nic": "*", "network": "*"}, True),
+        ({"verbs": ["gc"], "nics": ["web1/*"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
+        ({"verbs": ["gc"], "networks": ["blue"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
         ({"verbs": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
         ({"nics": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
-        ({"nics": ["web1/*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
-        ({"nics": ["web1/net?"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"nics": ["web1/net*"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"nics": ["web1/net0"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"nics": ["web*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
+        ({"verbs": ["remove_vm"], "nics": ["web1/*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
+        ({"verbs": ["remove_vm"], "nics": ["web1/net?"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"verbs": ["remove_vm"], "nics": ["web1/net*"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"verbs": ["remove_vm"], "nics": ["web1/net0"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
+        ({"verbs": ["remove_vm"], "nics": ["web*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
         ({"nics": ["web1"]}, Verb.UNPLUG, {"nic": NIC}, False),
         ({"nics": ["web.*"]}, Verb.UNPLUG, {"nic": NIC}, False),
         ({"nics": ["x", "*/net0"]}, Verb.UNPLUG, {"nic": NIC}, True),
         ({"networks": ["blue"]}, Verb.UNPLUG, {"nic": NIC}, True),
         ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue2"}, False),
         ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue"}, True),
-        ({"networks": ["t-*"]}, Verb.CREATE_NETWORK, {"network": "t-1"}, True),
-        ({"networks": ["t-*"]}, Verb.DELETE_PORT, {"network": "u-1"}, False),
+        (
+            {"verbs": ["create_network"], "networks": ["t-*"]},
+            Verb.CREATE_NETWORK,
+            {"network": "t-1"},
+            True,
+        ),
+        (
+            {"verbs": ["delete_port"], "networks": ["t-*"]},
+            Verb.DELETE_PORT,
+            {"network": "u-1"},
+            False,
+        ),
     ],
 )
 def test_a_rule_is_about_verbs_nics_and_networks(
@@ -250,3 +260,12 @@ def test_a_rule_is_about_verbs_nics_and_networks(
 ) -> None:
     access = Access(AccessSection(rules=[Rule(user=1000, **rule)]))  # type: ignore[arg-type]
     assert allowed(access, MEMBER, verb, **about) is may
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("verb", Verb)
+def test_a_rule_without_verbs_is_about_cables_only(verb: Verb) -> None:
+    """Who may create a network chooses the bridge that is behind its name."""
+    access = Access(AccessSection(rules=[Rule(user=1000, networks=["lab"])]))
+    may = verb in (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
+    assert allowed(access, MEMBER, verb, nic=NIC, network="lab") is may
