@@ -207,7 +207,7 @@ class Absentees:
         """Its QEMU has ended while nobody looked: free what its NICs held."""
         name = absent.record.vm
         log.warning("the QEMU of VM %s (%s) has ended", name, absent.record.qmp)
-        await remove_devices(name, self._host, marked)
+        await remove_devices(name, self._host, marked, unless_held=True)
         free_ports(absent.record, self._networks)
         try:
             await self._journal.drop_vm(name)

@@ -24,15 +24,12 @@ import aiofiles.os
 
 from linkmgr.errors import Conflict, StateError
 from linkmgr.jsonform import Form, FormError, to_json
+from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import check_name
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FORMAT = 1  #: of what is written now
-#: For each older format, what makes the next one of a document.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 #: What comes to the same as mending a document: by its name, or its group's.
 _INSTEAD = {

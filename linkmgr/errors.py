@@ -318,6 +318,12 @@ class MonitorUnreachable(MonitorError):
     code = "monitor-unreachable"
 
 
+class MonitorReplaced(MonitorUnreachable):
+    """Another process listens where the VM's monitor was."""
+
+    code = "monitor-replaced"
+
+
 class MonitorTooOld(MonitorError):
     """This QEMU was built without something that linkmgr needs."""
 

@@ -45,7 +45,8 @@ from linkmgr.model import (
 from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
-from linkmgr.qmp.dialer import Dialers, only_sockets
+from linkmgr.qmp.admission import Admission, Listener, MayUse
+from linkmgr.qmp.dialer import Dialers, SocketDialer, only_sockets
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.reservations import Reservations
 from linkmgr.strays import Strays
@@ -151,12 +152,20 @@ class Inventory(ABC):
             self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
 
     async def _connect(
-        self, journal: VmJournal, check: Callable[[Qemu], None] = lambda _: None
+        self,
+        journal: VmJournal,
+        check: Callable[[Qemu], None] = lambda _: None,
+        may_use: MayUse | None = None,
     ) -> Vm:
         record = journal.record
+        dialer = self._dialers(record.qmp)
+        if isinstance(dialer, SocketDialer):
+            is_new = record.pid is None and record.owner is None
+            known = None if is_new else Listener(record.pid, record.owner)
+            dialer.admit = Admission(may_use=may_use, known=known)
         return await Vm.connect(
             record.vm,
-            self._dialers(record.qmp),
+            dialer,
             self._host,
             timeout=self.timeout,
             handler=self._care.on_event,

@@ -92,6 +92,10 @@ class VmRecord:
     :param qmp: path of its monitor socket.
     :param pid: of QEMU, ``None`` if it is of another pid namespace.
     :param started: when that process began, in clock ticks since boot, for a pid is used again.
+    :param adder: uid of the user who added it; ``None`` if linkmgr did, or it is not known.
+    :param owner: uid of the process that listens on its monitor socket; ``None`` if none does, or
+        it is not known.
+    :param uuid: what QEMU says that it has as uuid; ``None`` if that is not known.
     """
 
     vm: str
@@ -99,6 +103,9 @@ class VmRecord:
     nics: Mapping[str, NicRecord] = field(default_factory=dict)
     pid: int | None = None
     started: int | None = None
+    adder: int | None = None
+    owner: int | None = None
+    uuid: str | None = None
 
     def process_lives(self) -> bool:
         """Whether that very process is still there. False if it was never known."""
@@ -195,14 +202,24 @@ class VmJournal:
                 return
             await self._save(replace(before, nics={**before.nics, alias: after}))
 
-    async def set_vm(self, nics: Mapping[str, NicRecord], pid: int | None) -> None:
+    async def set_vm(
+        self,
+        nics: Mapping[str, NicRecord],
+        pid: int | None,
+        *,
+        owner: int | None = None,
+        uuid: str | None = None,
+    ) -> None:
         """Say which NICs there are, and of which process; write it.
 
+        :param owner: as in `VmRecord`; so is `uuid`.
         :raise StateError: when it could not be written; it is as before then.
         """
         async with self._lock:
             started = None if pid is None else started_at(pid)
-            after = replace(self.record, nics=dict(nics), pid=pid, started=started)
+            after = replace(
+                self.record, nics=dict(nics), pid=pid, started=started, owner=owner, uuid=uuid
+            )
             if after != self.record or not self._saved:
                 await self._save(after)
 
@@ -231,6 +248,9 @@ def _read_vm(name: str, form: Form) -> VmRecord:
         nics=form.children("nics", _read_nic),
         pid=form.integer("pid") if "pid" in form else None,
         started=form.integer("started") if "started" in form else None,
+        adder=form.integer("adder") if "adder" in form else None,
+        owner=form.integer("owner") if "owner" in form else None,
+        uuid=form.text_or_none("uuid"),
     )
     for alias in record.nics:
         _named(f"nics.{alias}", alias)

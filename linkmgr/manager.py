@@ -39,6 +39,7 @@ from linkmgr.model import (
     check_name,
     parse_choice,
 )
+from linkmgr.qmp.admission import MayUse
 from linkmgr.qmp.dialer import address_of, same_socket, transport_of
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Slot, Timings, no_probe
@@ -78,23 +79,36 @@ class LinkManager(Beside):
 
     # ------------------------------------------------------------------ VMs
 
-    async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
+    async def add_vm(
+        self,
+        name: str,
+        qmp: str | Path,
+        *,
+        uid: int | None = None,
+        may_use: MayUse | None = None,
+    ) -> list[Nic]:
         """Take charge of a running guest's NICs, and take every unplugged one down at once.
 
         Start QEMU with ``-S``, add the VM, then send ``cont``: the guest boots with no carrier.
 
         :param qmp: path of its monitor socket, or what else `dialers` can reach.
+        :param uid: who asks; kept in the state directory.
+        :param may_use: says of the uid of the process that listens on the socket whether who asks
+            may use its monitor. By default everybody's.
         :return: its NICs.
         :raise BadName: when `name` cannot be a name.
         :raise AlreadyExists: when a living VM of that name has another monitor.
+        :raise Forbidden: when `may_use` says so; nothing was sent to the monitor.
         :raise Conflict: when another VM has that monitor, or is the same QEMU.
         :raise MonitorError: when QEMU is not there, does not answer or is too old.
         """
         check_name("VM", name)
         self._check_open()
-        return await asyncio.shield(self._start(self._add(name, address_of(qmp))))
+        return await asyncio.shield(self._start(self._add(name, address_of(qmp), uid, may_use)))
 
-    async def _add(self, name: str, address: str) -> list[Nic]:
+    async def _add(
+        self, name: str, address: str, uid: int | None, may_use: MayUse | None
+    ) -> list[Nic]:
         async with self._adding.setdefault(name, asyncio.Lock()):
             known = self._vms.get(name)
             if absent := self._absent.vms.get(name):
@@ -120,8 +134,8 @@ class LinkManager(Beside):
             await self._refuse_shared(name, address)
             if known:  # its document goes before the new one is written
                 await self._leave(known)
-            journal = VmJournal(self._journal, VmRecord(name, address))
-            vm = await self._connect(journal, partial(self._refuse_same, name))
+            journal = VmJournal(self._journal, VmRecord(name, address, adder=uid))
+            vm = await self._connect(journal, partial(self._refuse_same, name), may_use)
             self._vms[name] = vm
             self._board.tell(EventKind.VM_ADDED, name)
             return vm.nics()

@@ -7,6 +7,7 @@ between two cables gets the old one back. A cable that works is not touched.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ from linkmgr.errors import (
     MonitorGone,
     MonitorTimeout,
 )
-from linkmgr.host import Host, Link
+from linkmgr.host import Host, Link, held_by
+from linkmgr.host.holders import UNSEEN
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
 from linkmgr.networks import Networks
@@ -120,14 +122,23 @@ async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
     await remove_devices(vm.name, host, marked, but={name for name in kept if name})
 
 
-async def remove_devices(vm: str, host: Host, marked: Marked, *, but: Iterable[str] = ()) -> None:
-    """Remove the devices that carry the mark of a VM's NIC and belong to no cable of it."""
+async def remove_devices(
+    vm: str, host: Host, marked: Marked, *, but: Iterable[str] = (), unless_held: bool = False
+) -> None:
+    """Remove the devices that carry the mark of a VM's NIC and belong to no cable of it.
+
+    :param but: names of devices that stay.
+    :param unless_held: leave alone what a process has open: a guest may run behind it.
+    """
     kept = set(but)
     for mark, link in marked:
         if mark.vm != vm or link.name in kept:
             continue
         now = await host.find_link(link.index)
         if now is None or now.mark != mark:
+            continue
+        if unless_held and (holders := await asyncio.to_thread(held_by, now)) not in ([], [UNSEEN]):
+            log.warning("%s: %s stays, in use by %s", mark.owner, link.name, ", ".join(holders))
             continue
         try:
             await host.delete_link(link.index)

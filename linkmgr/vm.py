@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
+from uuid import UUID
 
 from linkmgr.carrier import Carrier, LinkWatch
-from linkmgr.errors import CannotAttach, CommandFailed, MonitorTooOld, StateError, UnknownNic
+from linkmgr.errors import (
+    CannotAttach,
+    CommandFailed,
+    MonitorReplaced,
+    MonitorTooOld,
+    StateError,
+    UnknownNic,
+)
 from linkmgr.host import Host
 from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
@@ -41,6 +49,7 @@ class Vm:
         self.running: bool | None = None  #: what QEMU last said of its processors
         self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
         self.mender: asyncio.Task[None] | None = None
+        self.uuid: str | None = None  #: what QEMU says that it has
         self._watch = LinkWatch()
 
     @classmethod
@@ -79,6 +88,7 @@ class Vm:
             vm = cls(name, qemu, host, journal)
             check(qemu)
             _require(qemu)
+            await vm._identify()
             await vm.find_nics()
             while True:
                 early.clear()
@@ -188,6 +198,29 @@ class Vm:
             return NicState.FOREIGN, slot.since
         return NicState.UNPLUGGED, slot.since
 
+    async def _identify(self) -> None:
+        """Learn QEMU's uuid, which tells two apart whose processes cannot be seen.
+
+        :raise MonitorReplaced: it is another one than the journal knows.
+        """
+        known, pid = self.journal.record, self.qemu.pid
+        if known.uuid is not None and pid is not None and known.is_of(pid):
+            self.uuid = known.uuid
+            return
+        try:
+            said = await self.qemu.execute("query-uuid")
+        except CommandFailed:
+            return
+        try:
+            self.uuid = str(UUID(said["UUID"]))
+        except (TypeError, KeyError, ValueError, AttributeError):  # it may say anything
+            return
+        if known.uuid not in (None, self.uuid) and pid is None:
+            raise MonitorReplaced(
+                f"the QEMU at {self.address} has the uuid {self.uuid}, not {known.uuid} as this VM",
+                hint="if the guest was started anew, remove the VM and add it again",
+            )
+
     async def find_nics(self) -> None:
         """Find the NICs that QEMU has and that are not known yet; take the unplugged ones down.
 
@@ -254,6 +287,8 @@ class Vm:
                 if alias in self.slots
             },
             self.qemu.pid,
+            owner=self.qemu.owner,
+            uuid=self.uuid,
         )
 
     async def close(self) -> None:

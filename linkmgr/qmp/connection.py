@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
+from linkmgr.qmp.admission import listener_of
 from linkmgr.qmp.events import MonitorEvent
 
 #: Seconds between two attempts at something that the kernel cannot take right now.
@@ -128,7 +128,8 @@ class Connection:
         self._reason: str | None = None
         self._closed_by_us = False
         self._watcher: asyncio.Task[None] | None = None
-        self.pid = _peer_pid(sock)
+        listener = listener_of(sock)
+        self.pid = listener.pid if listener else None
 
     async def open(self, timeout: float, deadline: float) -> None:
         """Greet and negotiate; everything is freed when this fails.
@@ -351,16 +352,6 @@ def _no_dial(
                 f"cannot connect to the monitor socket {named}: {why}",
                 hint="a socket's path has at most 107 bytes and names a stream socket",
             )
-
-
-def _peer_pid(sock: socket.socket) -> int | None:
-    layout = struct.Struct("3i")  # struct ucred: pid, uid, gid; unix(7)
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
-    except OSError:
-        return None
-    pid: int = layout.unpack(raw)[0]
-    return pid or None  # 0: a process of another pid namespace
 
 
 def _reason(err: Exception | None) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
+from linkmgr.errors import BadOption, BadRequest, MonitorReplaced, MonitorUnreachable
 from linkmgr.model import Transport
+from linkmgr.qmp.admission import Admission
 from linkmgr.qmp.monitor import Monitor
 
 __all__ = [  # noqa: RUF022 - most important first
@@ -54,19 +55,28 @@ Dialers = Callable[[str], Dialer]  #: makes a dialer from an address
 
 
 class SocketDialer:
-    """Connects to a socket on which QEMU listens (``-qmp unix:PATH,server=on,wait=off``)."""
+    """Connects to a socket on which QEMU listens (``-qmp unix:PATH,server=on,wait=off``).
+
+    :param admit: decides at each connect whether the process there is the VM's.
+    """
 
     transport = Transport.SOCKET
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, admit: Admission | None = None) -> None:
         self.address = str(path)
+        self.admit = admit or Admission()
 
     async def dial(self, who: str, timeout: float) -> Monitor:
-        """See `Dialer.dial`."""
-        return await Monitor.connect(self.address, name=who, timeout=timeout)
+        """See `Dialer.dial`.
+
+        :raise Forbidden, MonitorReplaced: as `Admission`.
+        """
+        return await Monitor.connect(self.address, name=who, timeout=timeout, admit=self.admit)
 
     def forsaken(self, error: Exception) -> bool:
         """See `Dialer.forsaken`."""
+        if isinstance(error, MonitorReplaced):
+            return True  # whoever is there, it is not this VM
         return isinstance(error, MonitorUnreachable) and isinstance(
             error.__cause__, ConnectionRefusedError | FileNotFoundError
         )

@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorGone, MonitorTimeout
+from linkmgr.qmp.admission import Admission, listener_of
 from linkmgr.qmp.connection import CLOSE_LIMIT, RETRY_INTERVAL, Connection, SendBusyError, dial
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventHub, EventStream, MonitorEvent
 from linkmgr.qmp.session import MakeSession, Session
@@ -79,17 +80,29 @@ class Monitor:
 
     @classmethod
     async def connect(
-        cls, path: str | Path, *, name: str = "", timeout: float = DEFAULT_TIMEOUT
+        cls,
+        path: str | Path,
+        *,
+        name: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+        admit: Admission | None = None,
     ) -> Monitor:
         """Connect to the unix socket of a monitor in control mode.
 
         :param name: which monitor, for errors: ``of VM web1``; by default the path.
         :param timeout: seconds, for connecting and then for every call that does not say.
+        :param admit: raises if this is not a monitor to be used; nothing was sent to it then.
         :raise MonitorUnreachable: there is no such socket, nobody listens, no permission, no
             greeting in time (``server=on`` serves one client at a time), or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         sock = await dial(path, name or str(path), timeout)
+        if admit is not None:
+            try:
+                admit(str(path), listener_of(sock))
+            except BaseException:
+                sock.close()
+                raise
         return await cls._over(sock, name or str(path), timeout, deadline)
 
     @classmethod

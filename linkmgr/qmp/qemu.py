@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
 from linkmgr.model import Transport
-from linkmgr.qmp.dialer import Dialer
+from linkmgr.qmp.dialer import Dialer, SocketDialer
 from linkmgr.qmp.features import Features, probe
 from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
@@ -91,6 +91,12 @@ class Qemu:
     def pid(self) -> int | None:
         """QEMU, or who made the socket for it; ``None`` if it is of another pid namespace."""
         return self._pid
+
+    @property
+    def owner(self) -> int | None:
+        """Uid of the process that listens on its socket; ``None`` if it is reached otherwise."""
+        listener = self._dialer.admit.listener if isinstance(self._dialer, SocketDialer) else None
+        return listener.uid if listener else None
 
     @property
     def closed(self) -> bool:

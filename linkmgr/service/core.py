@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Protocol
 
 from linkmgr.documents import Documents
 from linkmgr.libvirt.care import DomainCare
 from linkmgr.model import (
     Network,
+    Nic,
     NicRef,
     Notify,
     Outcome,
     Port,
 )
 from linkmgr.protocol import Links
+from linkmgr.qmp.admission import MayUse
 from linkmgr.service.access import Access
 from linkmgr.service.config import Config, Limits
 from linkmgr.service.configured import Configured
@@ -29,6 +32,16 @@ class Served(Links, Protocol):
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
         """Which NIC a name means."""
+
+    async def add_vm(
+        self,
+        name: str,
+        qmp: str | Path,
+        *,
+        uid: int | None = None,
+        may_use: MayUse | None = None,
+    ) -> list[Nic]:
+        """Take charge of a guest whose monitor user `uid` may use."""
 
     async def plug(
         self,

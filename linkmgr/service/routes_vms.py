@@ -35,7 +35,9 @@ async def add_vm(call: CallIn, body: models.AddVm) -> Response:
 
     async def work() -> Mapping[str, Any]:  # only now is it known that the caller may ask
         qmp = await asyncio.to_thread(qmp_path.allowed, asked, may_use)
-        return {"nics": to_json(await call.links.add_vm(name, qmp))}
+        # The path may lead elsewhere by the time that it is connected to: asked once more then.
+        added = await call.links.add_vm(name, qmp, uid=call.peer.uid, may_use=may_use)
+        return {"nics": to_json(added)}
 
     return await call.change(Verb.ADD_VM, name, work, nic=name)
 

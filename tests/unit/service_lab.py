@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +66,14 @@ class FakeLinks:
         self.fails: Exception | None = None
         self.findings: list[Finding] = []
 
-    async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
+    async def add_vm(
+        self,
+        name: str,
+        qmp: str | Path,
+        *,
+        uid: int | None = None,
+        may_use: Callable[[int], bool] | None = None,
+    ) -> list[Nic]:
         ref = NicRef(name, "net0")
         self.the_nics[ref] = Nic(
             ref, "virtio-net-pci", "52:54:00:12:34:56", 1500, NicState.UNPLUGGED,

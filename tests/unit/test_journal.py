@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from linkmgr import documents as module
+from linkmgr import migrations
 from linkmgr.documents import Documents
 from linkmgr.errors import Conflict, StateError
 from linkmgr.journal import (
@@ -66,6 +67,9 @@ RECORD = VmRecord(
     },
     pid=4711,
     started=815,
+    adder=1001,
+    owner=1001,
+    uuid="11111111-2222-3333-4444-555555555555",
 )
 
 
@@ -104,7 +108,7 @@ async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
     await journal.save_vm(RECORD)
     path = folder / "vms" / "web1.json"
     document = json.loads(path.read_text())
-    assert document["format"] == module.FORMAT
+    assert document["format"] == migrations.FORMAT
     assert document["nics"]["net0"]["cable"]["port"]["network"]["name"] == "blue"
     assert "\n" in path.read_text().strip()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -259,15 +263,16 @@ async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.Monke
     journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
-    monkeypatch.setattr(module, "FORMAT", 3)
+    now = migrations.FORMAT
+    monkeypatch.setattr(module, "FORMAT", now + 2)
 
-    def to_2(document: dict[str, Any]) -> dict[str, Any]:
+    def one(document: dict[str, Any]) -> dict[str, Any]:
         return {**document, "monitor": document["qmp"]}
 
-    def to_3(document: dict[str, Any]) -> dict[str, Any]:
+    def two(document: dict[str, Any]) -> dict[str, Any]:
         return {**document, "qmp": document["monitor"] + ".new"}
 
-    monkeypatch.setattr(module, "MIGRATIONS", {1: to_2, 2: to_3})
+    monkeypatch.setattr(module, "MIGRATIONS", {now: one, now + 1: two})
     assert await loaded(folder) == [replace(RECORD, qmp="/run/web1.qmp.new")]
 
 

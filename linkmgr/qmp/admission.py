@@ -1,0 +1,95 @@
+"""Whose monitor a socket is: asked of the connected socket, never of the path that led to it.
+
+A path is looked up anew at each connect, and may lead elsewhere by then: its last part or any
+directory may have been exchanged. What the kernel says of the connected socket (SO_PEERCRED of
+unix(7)) cannot change: the process that made it listen, and the user of that process.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from linkmgr.errors import Forbidden, MonitorReplaced
+
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+#: Says of the uid of a listening process whether its monitor may be used.
+MayUse = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """The process that made a monitor socket listen. That need not be QEMU.
+
+    :param pid: ``None`` for one of another pid namespace.
+    :param uid: ``None`` if an older linkmgr met it, which did not keep that.
+    """
+
+    pid: int | None
+    uid: int | None
+
+    def __str__(self) -> str:
+        uid = [] if self.uid is None else [f"uid {self.uid}"]
+        return ", ".join(uid if self.pid is None else [*uid, f"pid {self.pid}"])
+
+
+def listener_of(sock: socket.socket) -> Listener | None:
+    """Ask the kernel who is at the other end of a connected socket; ``None`` if it cannot say."""
+    try:
+        pid, uid, _ = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+    except OSError:
+        return None
+    return Listener(pid or None, uid)
+
+
+class Admission:
+    """Decides at each connect, before a byte is sent, whether the monitor is the VM's.
+
+    The first listener must be one that `may_use` accepts; each later one must be the first.
+
+    :param known: the first listener, when an earlier run has met it.
+    """
+
+    def __init__(self, *, may_use: MayUse | None = None, known: Listener | None = None) -> None:
+        self._may_use = may_use
+        self.listener = known
+
+    def __call__(self, path: str, listener: Listener | None) -> None:
+        """Let a connection pass.
+
+        :raise Forbidden: the first listener is of a user whose monitors may not be used.
+        :raise MonitorReplaced: it is another listener than the first.
+        """
+        if self.listener is not None:
+            if listener is None or not _same(self.listener, listener):
+                raise MonitorReplaced(
+                    f"another process listens at {path} now ({listener or 'which is not known'}), "
+                    f"not the one of this VM ({self.listener})",
+                    hint="if the guest was started anew, remove the VM and add it again; else see "
+                    f"who has changed {path}",
+                )
+        elif self._may_use is not None and not self._is_usable(listener):
+            raise Forbidden(
+                f"the monitor {path} belongs to {listener or 'nobody that is known'}, whose VMs "
+                "the caller may not add",
+                hint="add it as root or as its owner",
+            )
+        self.listener = listener
+
+    def _is_usable(self, listener: Listener | None) -> bool:
+        if self._may_use is None or listener is None or listener.uid is None:
+            return False
+        return self._may_use(listener.uid)
+
+
+def _same(known: Listener, found: Listener) -> bool:
+    # What is not known tells nothing apart.
+    return all(
+        one is None or other is None or one == other
+        for one, other in ((known.uid, found.uid), (known.pid, found.pid))
+    )

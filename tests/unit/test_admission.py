@@ -1,0 +1,107 @@
+"""Whose monitor a socket is: the connected socket says so, whatever its path is by then."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
+from linkmgr.qmp import Monitor
+from linkmgr.qmp.admission import Admission, Listener, listener_of
+from linkmgr.qmp.dialer import SocketDialer
+
+ME = Listener(os.getpid(), os.geteuid())
+PATH = "/run/web1.qmp"
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[Path]:
+    """A socket that takes connections and says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+        yield tmp_path / "qmp"
+
+
+def test_the_kernel_says_who_listens(monitor: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(monitor))
+        assert listener_of(sock) == ME
+    with socket.socket(socket.AF_INET) as sock:
+        assert listener_of(sock) in (None, Listener(None, 0xFFFFFFFF))
+
+
+def test_the_first_listener_must_be_of_a_user_whose_monitors_may_be_used() -> None:
+    admit = Admission(may_use=lambda uid: uid == 1001)
+    for other in (Listener(1, 0), Listener(1, None), None):
+        with pytest.raises(Forbidden, match="the caller may not add"):
+            admit(PATH, other)
+    assert admit.listener is None
+    admit(PATH, Listener(7, 1001))
+    assert admit.listener == Listener(7, 1001)
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "same"),
+    [
+        (Listener(7, 1001), Listener(7, 1001), True),
+        (Listener(7, 1001), Listener(7, 0), False),
+        (Listener(7, 1001), Listener(8, 1001), False),
+        (Listener(None, 1001), Listener(None, 1001), True),
+        (Listener(None, 1001), Listener(None, 0), False),
+        (Listener(7, None), Listener(7, 0), True),
+        (Listener(7, None), Listener(8, 0), False),
+        (Listener(7, 1001), None, False),
+    ],
+)
+def test_each_later_listener_must_be_the_first_one(
+    known: Listener, found: Listener | None, same: bool
+) -> None:
+    """Also where any user's monitor could be added."""
+    admit = Admission(may_use=lambda _: True, known=known)
+    if same:
+        admit(PATH, found)
+        assert admit.listener == found
+    else:
+        with pytest.raises(MonitorReplaced, match="another process listens at"):
+            admit(PATH, found)
+        assert admit.listener == known
+
+
+async def test_nothing_is_sent_to_a_monitor_that_is_not_admitted(tmp_path: Path) -> None:
+    got: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+
+        def serve() -> None:
+            taken, _ = listener.accept()
+            with taken:
+                got.append(taken.recv(1000))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        dialer = SocketDialer(tmp_path / "qmp", Admission(may_use=lambda _: False))
+        with pytest.raises(Forbidden):
+            await dialer.dial("of VM web1", 5)
+        thread.join(5)
+    assert got == [b""], "the connection ended without a word"
+
+
+async def test_a_replaced_monitor_is_told_as_one_where_the_vm_is_not(monitor: Path) -> None:
+    dialer = SocketDialer(monitor, Admission(known=Listener(1, 0 if os.geteuid() else 1)))
+    with pytest.raises(MonitorReplaced) as caught:
+        await dialer.dial("of VM web1", 5)
+    assert dialer.forsaken(caught.value)
+    assert caught.value.hint
+
+
+async def test_a_monitor_may_be_connected_without_a_check(monitor: Path) -> None:
+    """Who is not asked about is anybody: for a program that connects with its own rights."""
+    with pytest.raises(MonitorUnreachable, match="greeting"):
+        await Monitor.connect(monitor, timeout=0.1)

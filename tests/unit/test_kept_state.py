@@ -1,0 +1,100 @@
+"""The state directory that an earlier linkmgr left is read as what it meant.
+
+tests/data/state-e39dc5c was written by linkmgr at e39dc5c: the service with a configuration, then
+two guests with two NICs each, of which one was killed in the middle of a swap and one in the middle
+of an unplug. links.json and domains.json are of its tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkmgr.documents import Documents
+from linkmgr.journal import Journal, NicRecord, VmRecord
+from linkmgr.jsonform import Form
+from linkmgr.libvirt.domains import Domains
+from linkmgr.migrations import FORMAT, MIGRATIONS
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
+
+KEPT = Path(__file__).parents[1] / "data" / "state-e39dc5c"
+DOCUMENTS = sorted(
+    str(path.relative_to(KEPT)).removesuffix(".json") for path in KEPT.rglob("*.json")
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(KEPT, tmp_path / "state")
+
+
+def test_there_is_a_step_from_every_format_to_the_next() -> None:
+    assert sorted(MIGRATIONS) == list(range(1, FORMAT))
+
+
+async def test_what_was_plugged_and_what_was_under_way_is_known(folder: Path) -> None:
+    vms, networks, ports = await Journal(Documents(folder)).load()
+    assert [str(network) for network in networks] == ["office", "green", "blue", "red"]
+    assert [str(port) for port in ports] == ["office:desk1", "office:extra", "green:one"]
+    web1, web2 = vms
+    assert (web1.vm, web1.qmp, web1.pid, web1.started) == ("web1", "/run/web1.qmp", 11270, 90608)
+    for vm in vms:
+        assert (vm.adder, vm.owner, vm.uuid) == (None, None, None)
+    assert told(web1, "net0") == ("blue", BridgeEndpoint("br-blue"), "lmtap0", "nothing")
+    assert web1.nics["net0"].name == "lmtap0"
+    direct = DirectEndpoint("v-green", trust_guest=True)
+    assert told(web1, "net1") == ("green:one", direct, "lm20ca93eb", "unplug")
+    office = BridgeEndpoint("br-office", isolated=True)
+    assert told(web2, "net0") == ("office:desk1", office, "lm811d1d19", "plug into blue")
+    assert web2.nics["net1"].wanted is LinkState.DOWN
+
+
+def told(vm: VmRecord, alias: str) -> tuple[str, object, str, str]:
+    nic: NicRecord = vm.nics[alias]
+    assert nic.cable is not None
+    under_way = "nothing"
+    if nic.intent is not None:
+        under_way = f"plug into {nic.intent.port}" if nic.intent.port else "unplug"
+    return str(nic.cable.port), nic.cable.endpoint, nic.cable.device, under_way
+
+
+async def test_what_is_written_anew_has_the_format_of_now_and_says_the_same(folder: Path) -> None:
+    journal = Journal(Documents(folder))
+    vms, networks, ports = await journal.load()
+    for vm in vms:
+        await journal.save_vm(vm)
+    await journal.save_networks(networks, ports)
+    for name in ("networks", "vms/web1", "vms/web2"):
+        assert json.loads((folder / f"{name}.json").read_text())["format"] == FORMAT
+    assert await Journal(Documents(folder)).load() == (vms, networks, ports)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_no_document_is_taken_for_damaged_and_nothing_in_it_is_lost(
+    folder: Path, name: str
+) -> None:
+    documents = Documents(folder)
+    found: list[dict[str, Any]] = []
+
+    def read(form: Form) -> bool:
+        found.append(dict(form._value))
+        return True
+
+    assert await documents.read(name, read)
+    assert documents.damages() == []
+    before = json.loads((KEPT / f"{name}.json").read_text())
+    assert {key: found[0][key] for key in before} == {**before, "format": found[0]["format"]}
+
+
+async def test_domains_that_have_ended_are_forgotten_and_the_rest_is_read(folder: Path) -> None:
+    domains = Domains(Documents(folder))
+    await domains.load()
+    assert list(domains) == []  # its process is not there
+    assert (
+        Network("blue", "bridge", {"bridge": "br-blue", "create": True})
+        in (await Journal(Documents(folder)).load())[1]
+    )
