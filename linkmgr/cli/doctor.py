@@ -61,7 +61,11 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
 
 
 async def _libvirt(config: Path) -> list[Line]:
-    return await probes.libvirt(uri=await probes.libvirt_uri(config))
+    section = await probes.libvirt_section(config)
+    found = await probes.libvirt(uri=section.uri)
+    if section.uri and section.run_dir:
+        found += await probes.guest_files(Path(section.run_dir))
+    return found
 
 
 def show(lines: Sequence[Line]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from linkmgr.errors import LibvirtRefused
 from linkmgr.libvirt.domain_xml import Document, Element
+from linkmgr.libvirt.status import pid_of
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NO_METADATA = 80  # VIR_ERR_NO_DOMAIN_METADATA
@@ -41,7 +42,7 @@ _STATES = tuple(DomainState)
 class DomainView:
     """A domain, as libvirt sees it now.
 
-    :param pid: of its QEMU, from libvirt's own file; ``None`` when it does not run, or cannot be
+    :param pid: of its QEMU, from libvirt's own record; ``None`` when it does not run, or cannot be
         seen from here.
     """
 
@@ -79,14 +80,6 @@ def view(domain: Any, run_dir: Path) -> DomainView:
         pid=pid_of(name, run_dir) if active else None,
         persistent=bool(domain.isPersistent()),
     )
-
-
-def pid_of(name: str, run_dir: Path) -> int | None:
-    """The process id of a domain's QEMU; ``None`` when libvirt's file of it cannot be read."""
-    try:
-        return int((run_dir / f"{name}.pid").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def find(connection: Any, which: str) -> Any:

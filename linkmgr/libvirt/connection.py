@@ -33,7 +33,6 @@ from linkmgr.libvirt.domain_events import (
     lifecycle,
 )
 from linkmgr.libvirt.handle import Handle
-from linkmgr.libvirt.identity import CONFIG_DIR
 from linkmgr.libvirt.lanes import Lanes
 
 log = logging.getLogger(__name__)
@@ -45,6 +44,7 @@ TIMEOUT = 10.0
 #: Seconds between two attempts to connect: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 #: Where the daemons of ``qemu:///system`` listen.
+CONFIG_DIR = Path("/etc/libvirt/qemu")
 SOCKETS = Path("/run/libvirt")
 
 

@@ -1,11 +1,19 @@
-"""Which domain a process is the QEMU of, as libvirt's own files and the kernel say.
+"""Which domain a process is the QEMU of, as root's own files and the kernel say.
 
 All guests share one uid and what a command line says can be forged, so a QEMU is not believed. Its
-pid is the kernel's word (SO_PEERCRED, unix(7)). libvirt writes that pid to ``NAME.pid`` before it
-executes QEMU, and QEMU's process holds the lock on that file for its whole life (libvirt 6.2 and
-newer), which only the process that libvirt started can: so a file that was left behind, of which
-the pid was given to somebody else, speaks for nobody. The uuid of NAME is in ``NAME.xml`` beside
-it, which is there before QEMU, too. Measured with libvirt 9.0: 20 ms before QEMU dials.
+pid is the kernel's word (SO_PEERCRED, unix(7)). libvirt writes that pid, with the domain's name and
+uuid, into its record of the running domain, a file of root's that no guest can write
+(`linkmgr.libvirt.status`); it is there before QEMU is executed. Measured with libvirt 9.0, 11.3 and
+12.8.
+
+A record can be left behind when libvirtd was away as its guest ended, and the pid be given to
+somebody else. So the process has to hold the write lock on a pid file as well, which libvirt takes
+for QEMU before it executes it (libvirt 6.2 and newer), and to have begun before the record was
+written. The pid file is 0644: a *read* lock on it is anybody's.
+
+libvirt 11 and newer give the directory to the user that QEMU runs as, so a guest that was taken
+over may rename and remove root's files there. It gains nothing by that: names of files only say
+where to look first.
 """
 
 from __future__ import annotations
@@ -15,18 +23,21 @@ import fcntl
 import os
 import select
 import socket
-import stat
 import struct
+import threading
 import time
-import uuid
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from linkmgr.errors import LinkmgrError
-from linkmgr.libvirt.domain_xml import MAX_BYTES, Document, Element
+from linkmgr.journal import started_at
+from linkmgr.libvirt.status import BadStatus, Status, open_root_file, pid_hint, read_status
 
 RUN_DIR = Path("/run/libvirt/qemu")
-CONFIG_DIR = Path("/etc/libvirt/qemu")
+
+#: Files that the directory may have: a guest's user may make more, and all are looked at. 200
+#: guests have 400 files and some directories.
+MOST_FILES = 20_000
 
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock with 64-bit offsets: type, whence, start, len, pid
@@ -55,76 +66,145 @@ class DomainFiles:
     """libvirt's files about the domains that run.
 
     :param run_dir: where libvirt keeps ``NAME.pid`` and ``NAME.xml`` of those that run.
-    :param config_dir: where it keeps ``NAME.xml`` of those that are defined.
     """
 
-    def __init__(self, run_dir: Path = RUN_DIR, config_dir: Path = CONFIG_DIR) -> None:
+    def __init__(self, run_dir: Path = RUN_DIR) -> None:
         self._run_dir = run_dir
-        self._config_dir = config_dir
-        self._names: dict[int, str] = {}  # a hint, checked at each use
+        self._pid_files: dict[int, str] = {}  # their names without .pid: a hint, checked at use
         self._looked = 0  # the directory's mtime then
+        self._looking = threading.Lock()  # strangers may come in crowds
 
     def identify(self, sock: socket.socket) -> Dialled:
         """Find out which domain's QEMU is at the other end. Waits for the file system.
 
         :raise Stranger: it is none.
         """
-        pid = peer_pid(sock)
-        name = self._name_of(pid)
-        if _has_ended(sock):  # else its pid may be another's by now
+        pid, uid = _peer(sock)
+        began = started_at(pid)
+        if began is None:
             raise Stranger("it has ended")
-        return Dialled(name, self._uuid_of(name), pid)
+        status = self._record_of(pid, began, self._pid_file_of(pid))
+        # Last of all: while it lives its pid is nobody else's, so all that was read is about it.
+        if _has_ended(sock) or started_at(pid) != began or _effective_uid(pid) != uid:
+            raise Stranger("it has ended")
+        return Dialled(status.name, status.uuid, pid)
 
-    def _name_of(self, pid: int) -> str:
-        hint = self._names.get(pid)
-        if hint is not None and self._is_pid_of(hint, pid):
+    def doubt(self, name: str) -> str | None:
+        """Why the QEMU of the record ``NAME.xml`` would be a stranger; ``None`` when it would not.
+
+        :param name: of the file.
+        """
+        try:
+            status = read_status(self._run_dir / f"{name}.xml")
+        except BadStatus as error:
+            return str(error)
+        if status is None:
+            return None  # the guest has just ended
+        began = started_at(status.pid) if status.pid else None
+        if began is None:
+            return f"its process {status.pid} has ended, and libvirt has not noticed"
+        try:
+            self._record_of(status.pid, began, self._pid_file_of(status.pid))
+        except Stranger as error:
+            return str(error)
+        if status.name != name:
+            return f"it is the record of domain {status.name}: somebody has renamed it"
+        return None
+
+    def _pid_file_of(self, pid: int) -> str:
+        """The name, without .pid, of the file that has its pid and on which it has the lock."""
+        hint = self._pid_files.get(pid)
+        if hint is not None and self._is_locked_by(hint, pid):
             return hint
-        self._look()
-        name = self._names.get(pid)
+        with self._looking:
+            self._look()
+        name = self._pid_files.get(pid)
         if name is None:
-            raise Stranger(f"its pid is in no file {self._run_dir}/NAME.pid")
-        if not self._is_pid_of(name, pid):
-            raise Stranger(f"it does not hold the lock on {self._run_dir}/{name}.pid")
+            raise Stranger(f"its pid is in no file {self._run_dir}/NAME.pid of root's")
+        if not self._is_locked_by(name, pid):
+            raise Stranger(f"it does not hold the write lock on {self._run_dir}/{name}.pid")
         return name
 
     def _look(self) -> None:
         """Read all pid files, if there may be others: strangers are to cost little."""
         try:
-            folder = self._run_dir.stat()
-            if not _only_ours(folder):
-                raise Stranger(f"others than root and the service may write to {self._run_dir}")
-            if folder.st_mtime_ns == self._looked:
+            changed = self._run_dir.stat().st_mtime_ns
+            if changed == self._looked:
                 return
-            files = [each for each in self._run_dir.iterdir() if each.suffix == ".pid"]
+            names = self._names(".pid")
         except OSError as error:
             raise Stranger(f"{self._run_dir} cannot be read: {error.strerror}") from error
         found: dict[int, str] = {}
-        for path in files:
+        for name in names:
             try:
-                pid, holder = _read_pid(path)
+                pid, holder = _read_pid(self._run_dir / f"{name}.pid")
             except (OSError, ValueError):
                 continue  # gone meanwhile, or no pid file of a domain
             if holder == pid or pid not in found:  # another file may have been left behind
-                found[pid] = path.stem
-        self._names = found
-        settled = time.time_ns() - folder.st_mtime_ns > _TICK
-        self._looked = folder.st_mtime_ns if settled else 0
+                found[pid] = name
+        self._pid_files = found
+        settled = time.time_ns() - changed > _TICK
+        self._looked = changed if settled else 0
 
-    def _is_pid_of(self, name: str, pid: int) -> bool:
+    def _names(self, suffix: str) -> list[str]:
+        """The files of a kind in the directory, without the suffix.
+
+        :raise OSError: it cannot be read.
+        """
+        with os.scandir(self._run_dir) as entries:
+            there = [each.name for each in islice(entries, MOST_FILES + 1)]
+        if len(there) > MOST_FILES:
+            raise OSError(errno.E2BIG, f"it has more than {MOST_FILES} files")
+        return [name.removesuffix(suffix) for name in there if name.endswith(suffix)]
+
+    def _is_locked_by(self, name: str, pid: int) -> bool:
         try:
             return _read_pid(self._run_dir / f"{name}.pid") == (pid, pid)
         except (OSError, ValueError):
             return False
 
-    def _uuid_of(self, name: str) -> str:
-        for folder in (self._run_dir, self._config_dir):
-            try:
-                return _read_uuid(folder / f"{name}.xml", name)
-            except FileNotFoundError:
-                continue
-            except (OSError, LinkmgrError, ValueError) as error:
-                raise Stranger(f"{folder}/{name}.xml cannot be used: {error}") from error
-        raise Stranger(f"there is no {name}.xml in {self._run_dir} or {self._config_dir}")
+    def _record_of(self, pid: int, began: int, name: str) -> Status:
+        """The record that libvirt has of a process: most likely the one beside its pid file.
+
+        :param began: when the process did, in clock ticks since boot.
+        """
+        try:
+            return self._believe(name, pid, began)
+        except Stranger as error:
+            why = error
+        try:  # somebody has renamed files
+            others = [each for each in self._names(".xml") if each != name]
+        except OSError as error:
+            raise Stranger(f"{self._run_dir} cannot be read: {error.strerror}") from error
+        for each in others:
+            if pid_hint(self._run_dir / f"{each}.xml") == pid:
+                try:
+                    return self._believe(each, pid, began)
+                except Stranger as error:
+                    why = error
+        raise why
+
+    def _believe(self, name: str, pid: int, began: int) -> Status:
+        """The record in one file, if it is of this process.
+
+        :raise Stranger: it is not.
+        """
+        path = self._run_dir / f"{name}.xml"
+        try:
+            status = read_status(path)
+        except BadStatus as error:
+            raise Stranger(f"{path} cannot be used: {error}") from error
+        if status is None:
+            raise Stranger(f"there is no {path}")
+        if status.pid != pid:
+            raise Stranger(f"{path} says that its QEMU is the process {status.pid}")
+        if _in_real_time(began) > status.written + _TICK:
+            raise Stranger(
+                f"it began after {path} was written, so that tells of an earlier process with its "
+                "pid; if the host's clock was set meanwhile, have libvirt write it anew: "
+                "'systemctl restart libvirtd', which no guest notices"
+            )
+        return status
 
 
 def peer_pid(sock: socket.socket) -> int:
@@ -132,18 +212,30 @@ def peer_pid(sock: socket.socket) -> int:
 
     :raise Stranger: the kernel cannot say, as for one of another pid namespace.
     """
+    return _peer(sock)[0]
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """The process that connected, and its effective uid then.
+
+    :raise Stranger: as `peer_pid`.
+    """
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     except OSError as error:
         raise Stranger(f"the kernel does not say who it is: {error.strerror}") from error
-    pid: int = _UCRED.unpack(raw)[0]
+    pid, uid, _ = _UCRED.unpack(raw)
     if pid <= 0:
         raise Stranger("it is of another pid namespace")
-    return pid
+    return pid, uid
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """Whether the process that connected has ended, though somebody may hold its connection."""
+    """Whether the process that connected has ended, though somebody may hold its connection.
+
+    Linux before 6.5 does not say. Then its uid, which has to be that of who has the pid now, keeps
+    out all but those who run as QEMU does.
+    """
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
     except OSError as error:
@@ -157,51 +249,31 @@ def _has_ended(sock: socket.socket) -> bool:
         os.close(pidfd)
 
 
+def _effective_uid(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def _in_real_time(ticks: int) -> int:
+    """Clock ticks since boot in nanoseconds since 1970, by the clocks as they are now."""
+    since_boot = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot
+
+
 def _read_pid(path: Path) -> tuple[int, int | None]:
-    """The pid in a file of libvirt's, and the one that has the file locked.
+    """The pid in a file of root's, and the one that has the file locked for writing.
 
     :raise OSError: it cannot be read, or somebody else could have written it.
     :raise ValueError: it holds no pid.
     """
-    fd = _open(path)
+    fd = open_root_file(path)
     try:
         pid = int(os.read(fd, _PID_BYTES))
         ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, holder = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
     finally:
         os.close(fd)
-    return pid, None if kind == fcntl.F_UNLCK else holder
-
-
-def _read_uuid(path: Path, name: str) -> str:
-    """The uuid in a domain's XML, or in the status of one that runs.
-
-    :raise OSError: as `_read_pid`.
-    :raise LinkmgrError: it is no XML that may be read.
-    :raise ValueError: it is not of that domain, or has no uuid.
-    """
-    fd = _open(path)
-    with open(fd, "rb") as file:  # noqa: PTH123 - it is open already
-        root = Document(file.read(MAX_BYTES + 1)).root
-    domain = root if root.name == "domain" else root.find("domain")
-    if domain is None or _text(domain, "name") != name:
-        raise ValueError(f"it is not the XML of a domain {name}")
-    return str(uuid.UUID(_text(domain, "uuid")))
-
-
-def _text(element: Element, name: str) -> str:
-    found = element.find(name)
-    return found.text if found else ""
-
-
-def _open(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and _only_ours(found):
-        return fd
-    os.close(fd)
-    raise PermissionError(errno.EPERM, "others than root and the service may write to it")
-
-
-def _only_ours(found: os.stat_result) -> bool:
-    return found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022
+    return pid, holder if kind == fcntl.F_WRLCK else None

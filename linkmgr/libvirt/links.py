@@ -205,11 +205,15 @@ class LinkFollower:
                 await self._save()
 
     def _is_domain(self, vm: VmInfo, status: Status) -> bool:
-        """Whether a VM is that domain, and not another QEMU that was added under its name."""
-        if vm.transport is not Transport.SOCKET:
-            return True  # libvirt's uuid led to it
-        process = self._links.process_of(vm.name)
-        return process is not None and process[0] == status.pid
+        """Whether a record is of a VM as it runs now.
+
+        Not of another QEMU that was added under the domain's name, nor of one that has ended: files
+        may be renamed, or left behind.
+        """
+        pid, _ = self._links.process_of(vm.name) or (None, None)
+        if pid is None:
+            return vm.transport is not Transport.SOCKET  # libvirt's uuid led to it
+        return pid == status.pid
 
     def _read(self, vm: str) -> Status | None:
         with self._budgets.setdefault(vm, TimeBudget()).spending():
@@ -277,7 +281,9 @@ class LinkFollower:
                 if event.mask & Mask.Q_OVERFLOW:
                     self.ring_all()
                 elif event.name is not None and event.name.suffix == ".xml":
-                    self.ring(event.name.stem)
+                    vm = event.name.stem
+                    if self._links.process_of(vm) is not None:  # a guest's user may make any file
+                        self.ring(vm)
 
     async def _hear_links(self) -> None:
         events = self._links.events()

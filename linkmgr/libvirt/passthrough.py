@@ -25,10 +25,11 @@ from linkmgr.errors import (
     MonitorGone,
     MonitorUnreachable,
 )
-from linkmgr.libvirt.calls import find, pid_of
+from linkmgr.libvirt.calls import find
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
 from linkmgr.libvirt.handle import Handle
+from linkmgr.libvirt.status import pid_of
 from linkmgr.model import Transport
 from linkmgr.qmp.events import MonitorEvent
 from linkmgr.qmp.monitor import Monitor

@@ -1,20 +1,30 @@
 """libvirt's own record of a running domain: the file NAME.xml in its run directory.
 
 libvirt writes it anew after each change of the running domain, under another name first, so whoever
-reads it has a whole one. It belongs to libvirt's user, and holds the live XML in ``<domstatus>``.
+reads it has a whole one. It belongs to root, and holds QEMU's pid and the live XML in
+``<domstatus>``. libvirt 11 and newer give the *directory* to the user that QEMU runs as: a guest
+that was taken over can rename root's files there, and remove them, but not write them. So what
+stands in such a file is believed, and its name is not.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
+import uuid as uuids
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers import expat
 
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import MAX_BYTES, Document
 from linkmgr.model import LinkState
+
+_HEAD = 4096  # bytes, in which <domstatus pid=...> begins: only a comment of libvirt's is before it
+_PID = re.compile(rb"<domstatus\b[^>]*\bpid=[\"'](\d{1,10})[\"']")
 
 
 class BadStatus(ValueError):
@@ -39,14 +49,37 @@ class StatusNic:
 class Status:
     """A running domain.
 
+    :param uuid: in lower case with hyphens.
     :param pid: of QEMU; 0 when libvirt has not written it.
     :param nics: by alias.
+    :param written: when libvirt wrote it, in nanoseconds since 1970; 0 when that is not known.
     """
 
     name: str
     uuid: str
     pid: int
     nics: Mapping[str, StatusNic]
+    written: int = 0
+
+
+def open_root_file(path: str | Path) -> int:
+    """Open a file that nobody but root, or the service's user, can have written.
+
+    Its mode and owner say so; a symlink and what is no regular file are refused.
+
+    :raise OSError: it cannot be opened, or somebody else could have written it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and only_root_writes(found):
+        return fd
+    os.close(fd)
+    raise PermissionError(errno.EPERM, "others than root and the service may write to it")
+
+
+def only_root_writes(found: os.stat_result) -> bool:
+    """Whether nobody but root and the service's user may write to a file."""
+    return found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022
 
 
 def read_status(path: str | Path) -> Status | None:
@@ -56,20 +89,11 @@ def read_status(path: str | Path) -> Status | None:
 
     :raise BadStatus: when it cannot be believed or understood.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BadStatus(f"{path} cannot be read: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
-            raise BadStatus(f"{path} is not a file of libvirt's")
-        return parse_status(file.read(MAX_BYTES + 1))
+    found = _read(path, MAX_BYTES + 1)
+    return None if found is None else parse_status(*found)
 
 
-def parse_status(xml: bytes) -> Status:
+def parse_status(xml: bytes, written: int = 0) -> Status:
     """Understand a status file.
 
     :raise BadStatus: when it is none.
@@ -82,6 +106,10 @@ def parse_status(xml: bytes) -> Status:
     name, uuid = (domain.find(each) if domain else None for each in ("name", "uuid"))
     if root.name != "domstatus" or domain is None or name is None or uuid is None:
         raise BadStatus("it is no status of a domain (<domstatus> with <domain>)")
+    try:
+        its_uuid = str(uuids.UUID(uuid.text.strip()))
+    except ValueError as error:
+        raise BadStatus(f"its uuid is none: {ascii(uuid.text)[:60]}") from error
     pid = root.attributes.get("pid", "")
     devices = domain.find("devices")
     nics = {}
@@ -92,4 +120,82 @@ def parse_status(xml: bytes) -> Status:
                 link=LinkState.DOWN if each.get("link", "state") == "down" else LinkState.UP,
                 target=each.get("target", "dev"),
             )
-    return Status(name.text.strip(), uuid.text.strip(), int(pid) if pid.isdecimal() else 0, nics)
+    its_pid = int(pid) if pid.isascii() and pid.isdecimal() and len(pid) <= 10 else 0
+    return Status(name.text.strip(), its_uuid, its_pid, nics, written)
+
+
+def pid_hint(path: str | Path) -> int | None:
+    """The pid in a status file's first line, read in no time; `read_status` says if it is true."""
+    try:
+        found = _read(path, _HEAD)
+    except BadStatus:
+        return None
+    match = _PID.search(found[0]) if found else None
+    return int(match[1]) if match else None
+
+
+def pid_of(name: str, run_dir: Path) -> int | None:
+    """The process id of a running domain's QEMU; ``None`` when libvirt's record does not say it.
+
+    Reads no more of the record than up to the domain's name, which has to be this one.
+    """
+    try:
+        found = _read(run_dir / f"{name}.xml", MAX_BYTES)
+    except BadStatus:
+        return None
+    pid, its_name = _beginning(found[0]) if found else (0, "")
+    return pid if pid and its_name == name else None
+
+
+def _read(path: str | Path, most: int) -> tuple[bytes, int] | None:
+    """What a file begins with, and when it was written.
+
+    :raise BadStatus: when it cannot be believed.
+    """
+    try:
+        fd = open_root_file(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadStatus(f"{path} cannot be used: {error.strerror}") from error
+    with os.fdopen(fd, "rb") as file:
+        return file.read(most), os.fstat(fd).st_mtime_ns
+
+
+class _Enough(Exception):
+    """All that was looked for is read."""
+
+
+def _beginning(xml: bytes) -> tuple[int, str]:
+    """The pid and the domain's name in a status file; 0 and nothing when it is none."""
+    pid, name, at = 0, "", list[str]()
+
+    def begin(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal pid
+        at.append(tag)
+        if at == ["domstatus"] and attributes.get("pid", "").isdecimal():
+            pid = int(attributes["pid"][:10])
+
+    def characters(text: str) -> None:
+        nonlocal name
+        if at == ["domstatus", "domain", "name"]:
+            name += text
+
+    def end(_: str) -> None:
+        if at == ["domstatus", "domain", "name"]:
+            raise _Enough
+        at.pop()
+
+    def doctype(*_: object) -> None:  # libvirt writes none, and entities come from there
+        raise _Enough
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = characters, doctype
+    try:
+        parser.Parse(xml, True)
+    except _Enough:
+        return pid, name.strip()
+    except expat.ExpatError:
+        pass
+    return 0, ""

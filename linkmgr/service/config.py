@@ -129,7 +129,8 @@ class LibvirtSection(_Section):
     :param uri: as for virsh; empty for no libvirt.
     :param run_dir: where libvirt keeps ``NAME.pid`` and ``NAME.xml`` of the domains that run. Empty
         for no socket that QEMUs dial.
-    :param config_dir: where it keeps ``NAME.xml`` of those that are defined.
+    :param config_dir: where it keeps ``NAME.xml`` of those that are defined. Nothing is read there
+        any more; it stays so that configurations which name it hold.
     """
 
     uri: str = "qemu:///system"

@@ -231,7 +231,7 @@ async def _monitors(
                 sock = await stack.enter_async_context(listening(path))
             else:
                 sock = stack.enter_context(socket.socket(fileno=fd.take()))
-            files = DomainFiles(Path(settings.libvirt.run_dir), Path(settings.libvirt.config_dir))
+            files = DomainFiles(Path(settings.libvirt.run_dir))
             timeout = settings.limits.monitor_seconds
             listener = await stack.enter_async_context(
                 MonitorListener(sock, files.identify, on_new, timeout=timeout)

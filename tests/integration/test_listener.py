@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import tempfile
@@ -37,6 +38,34 @@ for _ in range(3):
     time.sleep(0.3)
 """
 
+#: Without rights: gets a pid, locks a file of root's as far as it may, and dials as STRANGER does.
+THIEF = """
+import fcntl, os, socket, sys
+path, wanted, pid_file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+for _ in range(3000):
+    child = os.fork()
+    if child and child != wanted:
+        os.waitpid(child, 0)
+    elif child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    elif os.getpid() != wanted:
+        os._exit(0)
+    else:
+        break
+else:
+    sys.exit(2)
+file = open(pid_file)
+fcntl.lockf(file, fcntl.LOCK_SH)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(path)
+    try:
+        version = b'{"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}'
+        sock.sendall(b'{"QMP": {"version": %s, "capabilities": []}}%c' % (version, 10))
+        print(sock.recv(100), flush=True)
+    except OSError:
+        print(b"", flush=True)
+"""
+
 
 @pytest.fixture
 async def libvirtd() -> AsyncIterator[Libvirtd]:
@@ -50,7 +79,6 @@ def service(libvirtd: Libvirtd, folder: Path) -> Served:
         [libvirt]
         uri = "{libvirtd.uri}"
         run_dir = "{libvirtd.run}/libvirt/qemu"
-        config_dir = "{libvirtd.root}/etc/qemu"
         [networks.blue]
         driver = "bridge"
         options = {{ bridge = "br-blue" }}
@@ -211,6 +239,42 @@ async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
         assert not list((served.state / "vms").iterdir())
         assert "Traceback" not in served.said(), served.said()
     assert not [name for name in devices() - before if name.startswith("lm")]
+
+
+async def test_a_user_who_gets_the_pid_of_a_guest_that_ended_is_not_taken_for_it(
+    libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    await define(libvirtd, "web1")
+    served = service(libvirtd, tmp_path)
+    pid_file = libvirtd.run / "libvirt/qemu/web1.pid"
+    async with served, served.client() as links:
+        await libvirtd.virsh("start", "web1")
+        await comes(links, answers, within=5)
+        pid = int(pid_file.read_text())
+        # libvirtd does not see its end, so its files stay.
+        await libvirtd.stop(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        await is_forgotten(links)
+        assert int(pid_file.read_text()) == pid
+
+        heard = await stolen(pid, served.socket.with_name("qmp.sock"), pid_file)
+        assert heard == "b''"
+        assert f"pid {pid} was refused: it does not hold the write lock" in served.said()
+        assert await vm(links) is None
+        await libvirtd.start()
+
+
+async def stolen(pid: int, socket: Path, pid_file: Path) -> str:
+    """What a local user hears who has got a pid; others may get it first, so he tries again."""
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+            "/usr/bin/python3", "-c", THIEF, str(socket), str(pid), str(pid_file)]  # fmt: skip
+    for _ in range(20):
+        # What other processes do in months.
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 20))
+        done = await execute(argv, timeout=30, check=False)
+        if done.status == 0:
+            return done.output.strip()
+    raise AssertionError(f"the pid cannot be had: {done.output}")
 
 
 async def is_forgotten(links: Client) -> None:

@@ -146,13 +146,13 @@ async def test_a_service_that_does_without_libvirt_misses_none(
 
 async def test_the_libvirt_that_is_looked_at_is_that_of_the_named_file(tmp_path: Path) -> None:
     file = tmp_path / "linkmgr.toml"
-    assert await probes.libvirt_uri(file) == "qemu:///system"
+    assert (await probes.libvirt_section(file)).uri == "qemu:///system"
     file.write_text('[networks.blue]\ndriver = "bridge"\noptions = { bridge = "br0" }\n')
-    assert await probes.libvirt_uri(file) == "qemu:///system"
+    assert (await probes.libvirt_section(file)).uri == "qemu:///system"
     file.write_text('[libvirt]\nuri = "qemu:///session"\n')
-    assert await probes.libvirt_uri(file) == "qemu:///session"
+    assert (await probes.libvirt_section(file)).uri == "qemu:///session"
     file.write_text("[libvirt\n")
-    assert await probes.libvirt_uri(file) == "qemu:///system"
+    assert (await probes.libvirt_section(file)).uri == "qemu:///system"
 
 
 async def test_an_ovs_whose_database_does_not_answer_is_told(

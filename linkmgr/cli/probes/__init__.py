@@ -6,20 +6,22 @@ None changes the host. Nothing here is loaded by any other command.
 from __future__ import annotations
 
 from linkmgr.cli.probes.abilities import kernel
+from linkmgr.cli.probes.guests import guest_files
 from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
-from linkmgr.cli.probes.standing import configuration, libvirt_uri, rights, service
+from linkmgr.cli.probes.standing import configuration, libvirt_section, rights, service
 
 __all__ = [
     "Line",
     "Verdict",
     "apparmor",
     "configuration",
+    "guest_files",
     "hook",
     "kernel",
     "libvirt",
-    "libvirt_uri",
+    "libvirt_section",
     "ovs",
     "qemu",
     "rights",

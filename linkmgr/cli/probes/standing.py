@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import grp
 import os
 import pwd
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from linkmgr.cli.diagnose import diagnose, health
 from linkmgr.cli.probes.line import Line, Verdict
-from linkmgr.cli.probes.programs import SYSTEM
+
+if TYPE_CHECKING:
+    from linkmgr.service.config import LibvirtSection
 
 GROUP = "linkmgr"
 PATIENCE = 3.0  # seconds
@@ -135,14 +139,12 @@ async def configuration(path: Path, *, asked: bool) -> list[Line]:
     return [Line("configuration", "file", Verdict.WORKS, what, needed=True)]
 
 
-async def libvirt_uri(path: Path) -> str:
-    """Which libvirt a configuration file names; the default one when the file is of no use."""
-    if not os.access(path, os.R_OK):
-        return SYSTEM
+async def libvirt_section(path: Path) -> LibvirtSection:
+    """What a configuration file says of libvirt; the defaults when the file is of no use."""
     from linkmgr.errors import LinkmgrError
-    from linkmgr.service.config import load_config
+    from linkmgr.service.config import LibvirtSection, load_config
 
-    try:
-        return (await asyncio.to_thread(load_config, path)).libvirt.uri
-    except LinkmgrError:
-        return SYSTEM
+    if os.access(path, os.R_OK):
+        with contextlib.suppress(LinkmgrError):
+            return (await asyncio.to_thread(load_config, path)).libvirt
+    return LibvirtSection()
