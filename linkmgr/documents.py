@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import aiofiles
 import aiofiles.os
 
 from linkmgr.errors import Conflict, StateError
+from linkmgr.host.threads import to_the_end
 from linkmgr.jsonform import Form, FormError, to_json
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import check_name
@@ -136,7 +138,8 @@ class Documents:
         folder = self.folder / group
         found = []
         try:
-            await asyncio.to_thread(_make, self.folder, folder)
+            await asyncio.to_thread(_make, self.folder)
+            await asyncio.to_thread(_make, folder)
             files = sorted(await aiofiles.os.listdir(folder))
         except OSError as error:
             raise _unusable(self.folder, error) from error
@@ -176,7 +179,7 @@ class Documents:
         return found
 
     async def write(self, name: str, what: object) -> None:
-        """Write a document.
+        """Write a document. When cancelled in the middle, it is on disk all the same.
 
         :raise StateError: when it is not on disk afterwards.
         """
@@ -184,7 +187,6 @@ class Documents:
             return
         path, lock = self._file(name)
         text = json.dumps({"format": FORMAT, **to_json(what)}, indent=2) + "\n"
-        temporary = f"{path}.tmp"
         async with lock:
             if name in self._blocked:
                 raise StateError(
@@ -192,15 +194,8 @@ class Documents:
                     hint=f"move {path} away, then try again",
                 )
             try:
-                async with aiofiles.open(temporary, "w", opener=_private) as file:
-                    await file.write(text)
-                    await file.flush()
-                    await asyncio.to_thread(os.fsync, file.fileno())
-                await aiofiles.os.replace(temporary, path)
-                await asyncio.to_thread(_sync_folder, path.parent)
+                await to_the_end(_replace, path, text)
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    await aiofiles.os.remove(temporary)
                 raise _not_written(path, error) from error
         self._is_well(name)
 
@@ -215,8 +210,7 @@ class Documents:
         async with lock:
             try:
                 with contextlib.suppress(FileNotFoundError):
-                    await aiofiles.os.remove(path)
-                    await asyncio.to_thread(_sync_folder, path.parent)
+                    await to_the_end(_remove, path)
             except OSError as error:
                 raise _not_written(path, error) from error
 
@@ -257,7 +251,7 @@ class Documents:
             if await aiofiles.os.path.exists(aside):
                 continue
             try:
-                await aiofiles.os.rename(path, aside)
+                await to_the_end(_rename, path, aside)
             except OSError:
                 break
             moved = Damage(damage.name, aside, f"cannot be read: {damage.why}", damage.newer)
@@ -296,13 +290,39 @@ def _migrated(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _make(*folders: Path) -> None:
-    for folder in folders:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _make(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder, and those above it, so that a crash leaves them too."""
+    if folder.is_dir():
+        return
+    _make(folder.parent, 0o755)
+    folder.mkdir(mode=mode, exist_ok=True)
+    _sync_folder(folder.parent)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _replace(path: Path, text: str) -> None:
+    """Write a file beside the old one, under a name that no other write has, and replace that."""
+    fd, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(fd, "w") as file:  # noqa: PTH123 - a descriptor
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - a string
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)  # noqa: PTH107 - a string
+        raise
+    _sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    _sync_folder(path.parent)
+
+
+def _rename(path: Path, to: Path) -> None:
+    path.rename(to)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -248,10 +249,10 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
     path = folder / "vms" / "web1.json"
     path.write_text("{")
 
-    async def rename(*_: object) -> None:
+    def rename(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("aiofiles.os.rename", rename)
+    monkeypatch.setattr("os.rename", rename)
     journal = Journal(Documents(folder))
     assert await journal.load() == ([], [], [])
     with pytest.raises(StateError, match=r"web1\.json could not be read when"):
@@ -276,7 +277,7 @@ async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.Monke
     assert await loaded(folder) == [replace(RECORD, qmp="/run/web1.qmp.new")]
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "aiofiles.os.replace"])
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
 async def test_a_write_that_fails_leaves_the_old_document(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -304,11 +305,62 @@ async def test_a_write_that_fails_leaves_the_old_document(
     assert now.nics["net2"].intent is None, "what could not be written does not come later"
 
 
+async def test_a_write_that_is_cancelled_is_finished_and_leaves_nothing_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the next one never meets what it was writing."""
+    journal = Journal(Documents(folder))
+    await journal.load()
+    await journal.save_vm(RECORD)
+    begun, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        begun.set()
+        assert go_on.wait(5)
+        sync(fd)
+
+    monkeypatch.setattr("os.fsync", slow)
+    first = asyncio.create_task(journal.save_vm(replace(RECORD, qmp="/run/" + "x" * 5000)))
+    assert await asyncio.to_thread(begun.wait, 5)
+    first.cancel()
+    second = asyncio.create_task(journal.save_vm(replace(RECORD, qmp="/run/y")))
+    await asyncio.sleep(0.05)
+    assert not first.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert files(folder) == ["vms/web1.json"]
+    await second
+    assert await loaded(folder) == [replace(RECORD, qmp="/run/y")]
+
+
+async def test_a_new_folder_is_on_disk_before_anything_is_written_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        sync(fd)
+
+    monkeypatch.setattr("os.fsync", noted)
+    journal = Journal(Documents(tmp_path / "above" / "state"))
+    await journal.load()
+    wanted = [str(tmp_path), str(tmp_path / "above"), str(tmp_path / "above" / "state")]
+    assert synced == wanted
+    assert (tmp_path / "above" / "state" / "vms").stat().st_mode & 0o777 == 0o700
+    synced.clear()
+    await journal.load()
+    assert synced == [], "only what is new"
+
+
 async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
     journal = Journal(Documents(folder))
     await journal.load()
     await journal.save_vm(RECORD)
-    (folder / "vms" / "web1.json.tmp").write_text('{"format"')
+    for name in ("web1.json.tmp", "web1.json.x1y2z3.tmp", "web2.json.x1y2z3.tmp"):
+        (folder / "vms" / name).write_text('{"format"')
     assert await loaded(folder) == [RECORD]
     assert files(folder) == ["vms/web1.json"]
 
