@@ -1,14 +1,14 @@
 """libvirt, for asyncio: what happens to its domains, and what can be asked of them.
 
 Nothing here is needed for a cable: what libvirt is asked can fail, and be late, without harm. Read
-`Libvirt` first; `handle` is one connection, `worker` its thread, `calls` what runs in it, `lanes`
-what happens when one is held up.
+`Libvirt` first; `handle` is one connection, `worker` its thread, `calls` what runs in it, `pool`
+how many there are.
 
-**One thread makes the calls**, in the order in which they were asked; two calls of this process are
-in libvirt at once only when one of them is held up. libvirt can hold a call: while a hook of that
+**Of each domain one call is under way at most.** libvirt can hold a call: while a hook of that
 domain runs, and any call that lists domains with it, or while its QEMU does not answer. The call's
-own caller leaves after its `timeout`; those behind it go on, over a connection and in a thread of
-their own, after half a second. See `linkmgr.libvirt.lanes`.
+own caller leaves after its `timeout`; those who ask about the same domain meanwhile are told at
+once that it is busy, and those who ask about others go on over other connections. See
+`linkmgr.libvirt.pool`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from linkmgr.libvirt.domain_events import (
     lifecycle,
 )
 from linkmgr.libvirt.handle import Handle
-from linkmgr.libvirt.lanes import Lanes
+from linkmgr.libvirt.pool import CallPool
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Libvirt:
         self._hint: str | None = None  #: what to do about that
         self._hub = DomainHub()
         self._handle: Handle | None = None
-        self._lanes: Lanes | None = None
+        self._pool: CallPool | None = None
         self._up = asyncio.Event()
 
     @property
@@ -123,7 +123,10 @@ class Libvirt:
     async def domains(self, *, timeout: float = TIMEOUT) -> list[DomainView]:
         """All domains, by name, running or not."""
         return await self._call(
-            "the list of domains", lambda api, made: calls.domains(api, made, self.run_dir), timeout
+            "the list of domains",
+            "",
+            lambda api, made: calls.domains(api, made, self.run_dir),
+            timeout,
         )
 
     async def domain(self, which: str, *, timeout: float = TIMEOUT) -> DomainView:
@@ -133,6 +136,7 @@ class Libvirt:
         """
         return await self._call(
             f"domain {which}",
+            which,
             lambda _, made: calls.view(calls.find(made, which), self.run_dir),
             timeout,
         )
@@ -145,6 +149,7 @@ class Libvirt:
         """
         return await self._call(
             f"the XML of domain {which}",
+            which,
             lambda api, made: calls.xml(api, made, which, live=live),
             timeout,
         )
@@ -168,6 +173,7 @@ class Libvirt:
         """
         return await self._call(
             f"the metadata of domain {which}",
+            which,
             lambda api, made: calls.metadata(api, made, which, uri, live=live),
             timeout,
         )
@@ -193,6 +199,7 @@ class Libvirt:
         """
         await self._call(
             f"writing the metadata of domain {which}",
+            which,
             lambda api, made: calls.set_metadata(
                 api, made, which, uri=uri, key=key, text=xml, live=live, config=config
             ),
@@ -208,15 +215,17 @@ class Libvirt:
         """
         await self._call(
             f"the link of {mac} in domain {which}",
+            which,
             lambda api, made: calls.set_link(api, made, which, mac, up=up),
             timeout,
         )
 
-    async def _call(self, what: str, work: Callable[[Any, Any], T], timeout: float) -> T:
-        lanes = self._lanes
-        if lanes is None:
+    async def _call(
+        self, what: str, domain: str, work: Callable[[Any, Any], T], timeout: float
+    ) -> T:
+        if self._pool is None:
             raise self._unreachable(what)
-        return await lanes.call(what, work, timeout)
+        return await self._pool.call(what, domain, work, timeout)
 
     def _unreachable(self, what: str) -> LibvirtUnreachable:
         at = "" if self.uri in str(self.problem) else f" at {self.uri}"
@@ -229,7 +238,7 @@ class Libvirt:
     async def _while_connected(self, handle: Handle) -> None:
         """Use a connection until it is lost."""
         self._handle, self.problem = handle, None
-        self._lanes = Lanes(handle)
+        self._pool = CallPool(handle)
         self._up.set()
         log.info("connected to libvirt at %s", self.uri)
         self._hub.tell(DomainEvent(DomainEventKind.CONNECTED))
@@ -238,8 +247,8 @@ class Libvirt:
             self._note(LibvirtUnreachable("the connection was lost"))
             self._hub.tell(DomainEvent(DomainEventKind.LOST))
         finally:
-            self._lanes.close()
-            self._handle = self._lanes = None
+            self._pool.close()
+            self._handle = self._pool = None
             self._up.clear()
             self.problem = self.problem or "the service ends"
             await asyncio.shield(asyncio.create_task(handle.close(), name=f"libvirt {self.uri}"))

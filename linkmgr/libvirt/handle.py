@@ -88,40 +88,23 @@ class Handle:
         """Say how to take back what was registered; called in the thread, the last first."""
         self._undo += undo
 
-    async def call(
-        self,
-        what: str,
-        work: Callable[[Any, Any], T],
-        *,
-        timeout: float | None,
-        turn: float | None = None,
-    ) -> T:
-        """Run ``work(load(), connection)`` in the thread.
+    async def call(self, what: str, work: Callable[[Any, Any], T]) -> T:
+        """Run ``work(load(), connection)`` in the thread, behind other calls.
 
         :param what: that is asked, for errors: "the XML of web1".
-        :param timeout: seconds, waiting for other calls included; ``None`` for no limit.
-        :param turn: seconds to wait for other calls.
-        :raise LateError: its turn did not come.
-        :raise LibvirtUnreachable: the connection ended, or no answer in time.
+        :raise LibvirtUnreachable: the connection ended.
         :raise LibvirtRefused: libvirt answered with an error.
         """
+        ended = LibvirtUnreachable(
+            f"{what}: the connection to libvirt has ended",
+            hint="it is connected again by itself; look whether libvirtd runs",
+        )
         if not self.alive:
-            raise LibvirtUnreachable(
-                f"{what}: the connection to libvirt has ended",
-                hint="it is connected again by itself; look whether libvirtd runs",
-            )
+            raise ended
         try:
-            return await self._worker.call(
-                lambda: self._ask(what, work), timeout=timeout, turn=turn
-            )
-        except LateError as late:
-            if not late.begun:
-                raise
-            raise LibvirtUnreachable(
-                f"{what}: libvirt was asked, but did not answer within {timeout:g} s",
-                hint=BUSY_HINT,
-                sent=True,
-            ) from None
+            return await self._worker.call(lambda: self._ask(what, work))
+        except LateError:  # it was closed meanwhile
+            raise ended from None
 
     @property
     def busy(self) -> bool:

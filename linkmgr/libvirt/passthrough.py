@@ -183,9 +183,7 @@ class Passthrough:
         text = json.dumps({"execute": name, "arguments": dict(arguments)})
         descriptor, self._descriptor = self._descriptor, None
         task = asyncio.create_task(
-            self._handle.call(
-                name, lambda api, _: self._command(api, text, descriptor), timeout=None
-            )
+            self._handle.call(name, lambda api, _: self._command(api, text, descriptor))
         )
         self._asking.add(task)
         try:

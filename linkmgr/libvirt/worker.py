@@ -1,7 +1,7 @@
 """Blocking calls in a thread, one after another, each with a caller who may leave.
 
 A thread cannot be cancelled: a call that libvirt holds goes on, and the thread with it. What is
-behind it can leave, and is not begun then; see `linkmgr.libvirt.lanes`.
+behind it can leave, and is not begun then. Nothing is, in `linkmgr.libvirt.pool`.
 
 The thread is a daemon: a program does not wait at its end for a libvirt that never answers.
 """
@@ -18,15 +18,7 @@ T = TypeVar("T")
 
 
 class LateError(Exception):
-    """A call's time is up.
-
-    :param begun: whether it was begun. If so it goes on, and nobody sees what it answers. If not it
-        never will be.
-    """
-
-    def __init__(self, *, begun: bool) -> None:
-        super().__init__("begun" if begun else "not begun")
-        self.begun = begun
+    """A call's time is up, or the thread has ended. A call that is begun goes on unseen."""
 
 
 class _Job(Generic[T]):
@@ -34,7 +26,6 @@ class _Job(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.work = work
-        self.begun = False
         self.left = False  # nobody waits for it any more
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
@@ -72,31 +63,24 @@ class Worker:
         self.busy = False  #: whether a call is under way
         self._last: _Job[None] | None = None
 
-    async def call(
-        self, work: Callable[[], T], *, timeout: float | None = None, turn: float | None = None
-    ) -> T:
+    async def call(self, work: Callable[[], T], *, timeout: float | None = None) -> T:
         """Run `work` in the thread when its turn comes.
 
         :param timeout: seconds, waiting for the turn included; ``None`` for as long as it takes.
-        :param turn: seconds to wait for the turn.
-        :raise LateError: its time is up.
+        :raise LateError: its time is up, or the thread takes no more.
         """
         job = _Job(work)
         with self._lock:
             if self._last is not None:
-                raise LateError(begun=False)
+                raise LateError
             self._put(job)
-        begun = job.loop.time()
         try:
-            if turn is not None and (timeout is None or turn < timeout):
-                await asyncio.wait({job.future}, timeout=turn)
-                self._late(job, or_begun=True)
-            left = None if timeout is None else max(0.0, timeout + begun - job.loop.time())
-            await asyncio.wait({job.future}, timeout=left)
-            self._late(job, or_begun=False)
+            await asyncio.wait({job.future}, timeout=timeout)
+            if not job.future.done():
+                raise LateError
         finally:
             with self._lock:
-                job.left = True
+                job.left = True  # it is not begun from here on
         return job.future.result()
 
     def finish(self, last: Callable[[], None]) -> asyncio.Future[None]:
@@ -110,17 +94,6 @@ class Worker:
                 self._put(None)
             return self._last.future
 
-    def _late(self, job: _Job[Any], *, or_begun: bool) -> None:
-        """Give up a job that has not ended.
-
-        :raise LateError: unless it has ended, or may go on because it is begun.
-        """
-        if not job.future.done():
-            with self._lock:
-                if not (job.begun and or_begun):
-                    job.left = True  # so that it is not begun from here on
-                    raise LateError(begun=job.begun)
-
     def _put(self, job: _Job[Any] | None) -> None:
         self._jobs.put(job)
         if not self._started:
@@ -130,8 +103,8 @@ class Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             with self._lock:
-                job.begun = self.busy = not job.left
-            if job.begun:
+                self.busy = not job.left
+            if self.busy:
                 job.run()
                 self.busy = False
             del job  # what it holds is to be freed here

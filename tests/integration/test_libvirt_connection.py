@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import tempfile
@@ -18,6 +19,7 @@ from linkmgr.libvirt.calls import DomainState
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
 from linkmgr.libvirt.passthrough import LibvirtDialer
+from linkmgr.libvirt.pool import HELD_AFTER
 from linkmgr.testing.process import Child, execute, finish, until
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
@@ -228,10 +230,52 @@ async def _a_hook_that_takes_its_time(libvirtd: Libvirtd, libvirt: Libvirt) -> N
     await asyncio.sleep(0.5)
     with pytest.raises(LibvirtUnreachable, match="was asked, but did not answer"):
         await libvirt.domain("web2", timeout=0.5)
-    assert (await libvirt.domain("web1", timeout=2)).active  # overtaken
-    assert not (await libvirt.domain("web2", timeout=10)).active
+    assert (await libvirt.domain("web1", timeout=2)).active
+    with pytest.raises(LibvirtUnreachable, match="busy with it"):
+        await libvirt.domain("web2", timeout=10)
+
+    async def ended() -> bool:
+        with contextlib.suppress(LibvirtUnreachable):
+            return not (await libvirt.domain("web2", timeout=10)).active
+        return False
+
+    await until(ended, timeout=10, what="web2 is seen to be shut off")
     assert time.monotonic() - begun >= 2.5
     await ending
+
+
+@pytest.mark.timeout(180)
+async def test_eight_guests_whose_qemus_hang_delay_nothing_of_a_ninth() -> None:
+    hung = [f"hung{number}" for number in range(8)]
+    async with private_libvirtd() as libvirtd:
+        for name in (*hung, "web1"):
+            await libvirtd.define(tiny_domain(libvirtd, name, [nic(MAC)]))
+            await libvirtd.virsh("start", name)
+        pids = [DomainGuest(libvirtd, name).pid for name in hung]
+        async with following(libvirtd) as (libvirt, events):
+            await told(events, (K.CONNECTED, ""))
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                calls = [libvirt.set_link(name, MAC, False, timeout=5) for name in hung]
+                stuck = [asyncio.create_task(call) for call in calls]
+                await asyncio.sleep(0)
+                took = []
+                for number in range(10):
+                    began = time.monotonic()
+                    await libvirt.set_link("web1", MAC, bool(number % 2), timeout=5)
+                    took.append(time.monotonic() - began)
+                assert max(took) < 0.4
+                assert sorted(took)[5] < 0.1
+                await asyncio.sleep(2 * HELD_AFTER)
+                for name in hung:
+                    with pytest.raises(LibvirtUnreachable, match="busy with it"):
+                        await libvirt.set_link(name, MAC, True)
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            await asyncio.gather(*stuck)
+            await libvirt.set_link("hung7", MAC, True)
 
 
 async def _longest_standstill(seconds: float) -> float:
