@@ -158,6 +158,7 @@ class Libvirt:
         """The XML of a network of libvirt's own; ``None`` if there is none of that name."""
         return await self._call(
             f"network {name} of libvirt",
+            "/network",  # no domain is called that; one at a time will do
             lambda api, made: calls.network_xml(api, made, name),
             timeout,
         )
