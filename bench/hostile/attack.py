@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -98,6 +99,14 @@ def lists(target: str, end: float) -> None:
     _flood(target, end, _http("GET", "/v1/nics"), MANY)
 
 
+def connects(target: str, end: float) -> None:
+    """Connect and hang up, as often as it goes."""
+    for _ in _until(end):
+        for _ in range(20):
+            if (sock := _connect(target)) is not None:
+                sock.close()
+
+
 def refusals(target: str, end: float) -> None:
     """Ask for what is refused, so that each request is looked into and logged."""
     body = json.dumps({"target": "nowhere"}).encode()
@@ -118,28 +127,29 @@ def lingering(target: str, end: float) -> None:
     """Send fds whose last close() waits for an hour: sockets with unsent data and SO_LINGER."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         for _ in _until(end):
-            with contextlib.suppress(OSError):
-                _send_lingering(target, server)
+            pid = os.fork()
+            if not pid:
+                with contextlib.suppress(OSError):
+                    _send_lingering(target, server)
+                os._exit(0)
+            _KEPT.append(server.accept()[0])
             time.sleep(0.05)
+            # It hangs if it was the last one to close; a process that is killed does not wait.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _send_lingering(target: str, server: socket.socket) -> None:
     slow = socket.create_connection(server.getsockname())
-    peer, _ = server.accept()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER))
     slow.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             slow.send(b"x" * (1 << 16))
-    _KEPT.append(peer)
     sock = _connect(target)
     if sock is not None:
-        with sock, contextlib.suppress(OSError):
-            socket.send_fds(sock, [_http("GET", "/v1/nics")], [slow.fileno()])
-    # The service may have been spared: then the last reference is ours, and our close() must not
-    # wait either.
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
-    slow.close()
+        socket.send_fds(sock, [_http("GET", "/v1/nics")], [slow.fileno()])
+        slow.close()  # at once, so that what the message holds is the last reference
 
 
 _KEPT: list[socket.socket] = []  # peers that never read
@@ -299,9 +309,8 @@ def brackets(target: str, end: float) -> None:
 
 
 def hubs(target: str, end: float) -> None:
-    """Answer `info network` with 1 MB of hubs."""
-    text = "".join(f"hub {each}\r\n \\ p{each}: index=0,type=tap\r\n" for each in range(45_000))
-    said = text[: 1 << 20]
+    """Answer `info network` with 45,000 hubs."""
+    said = "".join(f"hub {number}\r\n" for number in range(45_000))
 
     def change(line: bytes, name: str) -> bytes:
         if name != "human-monitor-command":
@@ -330,7 +339,8 @@ def hangups(target: str, end: float) -> None:
 
 #: What a local user, or root's hook for an author of XML, does: against a socket of the service.
 LOCAL: dict[str, Callable[[str, float], None]] = {
-    "checks": checks, "lists": lists, "refusals": refusals, "bodies": bodies,
+    "checks": checks, "lists": lists, "connects": connects,
+    "refusals": refusals, "bodies": bodies,
     "lingering": lingering, "fds": fds, "streams": streams, "operations": operations,
     "metadata": metadata,
 }  # fmt: skip
@@ -343,6 +353,7 @@ NAMES = (*LOCAL, *QEMU)
 
 def main(name: str, target: str, uid: int, seconds: float) -> None:
     """Attack until the time is over."""
+    "".encode("idna")  # loads its module, which may lie in a directory of root's
     if uid:
         os.setgroups([])
         os.setgid(uid)

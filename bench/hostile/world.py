@@ -37,6 +37,7 @@ verbs = ["plug", "unplug", "set_link"]
 """
 BEGIN_SECONDS = 0.5  # that an attacker has before the first replug is timed
 LOOK_SECONDS = 1.0  # between two lists of all NICs, for which the service looks at each QEMU
+ATTACK = 3  # times as long as the replugs may take: one of them may be held up to the very end
 SETTLE_LOOKS, SETTLE_SECONDS = 40, 0.5
 #: Whom an attacker must be: root's hook hands over what an author of XML wrote.
 ROOTS = frozenset({"metadata"})
@@ -69,6 +70,7 @@ class World:
     links: Client
     fleet: Fleet
     output: IO[bytes]
+    _children: list[Child] = field(default_factory=list)  # of the block
 
     async def block(self, attacker: str, count: int, seconds: float, *, sink: bool) -> Block:
         """Replug the guest `count` times, or for `seconds`, while an attacker attacks.
@@ -76,11 +78,19 @@ class World:
         :param sink: aim it at a sink.
         """
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._attack(attacker, 3 * seconds, sink=sink))
+            ends = time.monotonic() + ATTACK * seconds
+            attack = self._attack(attacker, ATTACK * seconds, sink=sink)
+            await stack.enter_async_context(attack)
             lister = asyncio.create_task(self._list())
             stack.callback(lister.cancel)
             await asyncio.sleep(BEGIN_SECONDS)
-            return await self._replug(count, seconds)
+            found = await self._replug(count, seconds)
+            ended = any(child.status is not None for child in self._children)
+            if ended and time.monotonic() < ends:
+                self.output.seek(0)
+                said = self.output.read().decode(errors="replace")
+                raise RuntimeError(f"{attacker} or its sink ended early: {said[-2000:]}")
+            return found
 
     async def quiet(self, count: int, seconds: float) -> Block:
         """Replug it while nobody attacks."""
@@ -184,6 +194,8 @@ class World:
 
     async def _child(self, stack: contextlib.AsyncExitStack, *words: str) -> None:
         child = Child([sys.executable, "-m", *words], output=self.output)
+        self._children.append(child)
+        stack.callback(self._children.remove, child)
         stack.push_async_callback(child.end, 0)
 
 

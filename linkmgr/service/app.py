@@ -18,6 +18,7 @@ from linkmgr.service import (
 )
 from linkmgr.service.body import BodyLimit
 from linkmgr.service.core import Core
+from linkmgr.service.fair_share import FairShare
 from linkmgr.service.metrics import version
 from linkmgr.service.openapi import document
 from linkmgr.service.problems import Refused, on_error, on_http, on_invalid
@@ -52,4 +53,5 @@ def make_app(core: Core) -> FastAPI:
         seconds=lambda: core.limits().request_seconds,
         most=partial(routes_libvirt.most_bytes, core),
     )
+    app.add_middleware(FairShare, free=core.is_master)  # the last one is the outermost
     return app
