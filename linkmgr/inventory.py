@@ -35,6 +35,7 @@ from linkmgr.model import (
     Finding,
     Mark,
     Network,
+    NetworkInfo,
     Nic,
     NicRef,
     Outcome,
@@ -295,6 +296,19 @@ class Inventory(ABC):
     async def networks(self) -> list[Network]:
         """All networks."""
         return list(self._networks)
+
+    async def network(self, name: str) -> NetworkInfo:
+        """One network, its ports, the NICs on it, and what it lacks on this host.
+
+        :raise UnknownNetwork: when there is no such network.
+        """
+        network = self._networks.network(name)
+        return NetworkInfo(
+            network,
+            tuple(self._networks.ports(name)),
+            tuple(sorted(self._networks.nics_on(name))),
+            await self._networks.driver(network.driver).missing(network),
+        )
 
     async def ports(self, network: str) -> list[Port]:
         """The ports that were created on a network.

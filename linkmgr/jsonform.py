@@ -27,6 +27,7 @@ from linkmgr.model import (
     Finding,
     LinkState,
     Network,
+    NetworkInfo,
     Nic,
     NicRef,
     NicState,
@@ -201,6 +202,16 @@ def read_port(form: Form) -> Port:
             form.mapping("options"),
             implied=form.flag("implied"),
         ),
+    )
+
+
+def read_network_info(form: Form) -> NetworkInfo:
+    """Read a `NetworkInfo`."""
+    return NetworkInfo(
+        network=form.child("network", read_network),
+        ports=tuple(form.items("ports", read_port)),
+        nics=tuple(NicRef.parse(each) for each in form.texts("nics")),
+        missing=form.text_or_none("missing"),
     )
 
 

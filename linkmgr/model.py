@@ -184,6 +184,20 @@ class Port:
 
 
 @dataclass(frozen=True)
+class NetworkInfo:
+    """A network with all that is known of it now.
+
+    :param nics: that are plugged into it.
+    :param missing: what a plug into it would fail for; ``None`` for nothing.
+    """
+
+    network: Network
+    ports: tuple[Port, ...] = ()
+    nics: tuple[NicRef, ...] = ()
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
 class Offer:
     """What the hypervisor side can take for one NIC.
 

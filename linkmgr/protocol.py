@@ -15,6 +15,7 @@ from linkmgr.model import (
     Finding,
     LinkState,
     Network,
+    NetworkInfo,
     Nic,
     NicRef,
     Notify,
@@ -58,6 +59,9 @@ class Links(Protocol):
 
     async def networks(self) -> list[Network]:
         """All networks."""
+
+    async def network(self, name: str) -> NetworkInfo:
+        """One network with all that is known of it."""
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
         """Describe a port."""

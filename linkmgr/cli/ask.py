@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -99,6 +100,31 @@ async def _tell_of_silence(path: Path) -> None:
                 " Still waiting; Ctrl-C or --timeout SECONDS ends that.",
                 err=True,
             )
+
+
+def removal(
+    work: Callable[[Client], Awaitable[bool]],
+    name: str,
+    names: Callable[[Client], Awaitable[Collection[str]]],
+) -> Callable[[Client], Awaitable[bool]]:
+    """Make a removal that tells of a name that is close, where nothing has this one.
+
+    :param names: that there are, asked for only then.
+    """
+
+    async def removed(links: Client) -> bool:
+        if await work(links):
+            return True
+        from linkmgr.cli.show import note
+        from linkmgr.errors import LinkmgrError
+        from linkmgr.suggest import meant
+
+        with contextlib.suppress(LinkmgrError):
+            if said := meant(name, await names(links)):
+                note(said)
+        return False
+
+    return removed
 
 
 @asynccontextmanager

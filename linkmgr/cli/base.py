@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from linkmgr.cli.exits import Exit, exit_of
-from linkmgr.errors import BadRequest, LinkmgrError
+from linkmgr.errors import BadRequest, Forbidden, LinkmgrError
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
@@ -196,6 +196,10 @@ class Root(Verbs):
         try:
             return super().invoke(ctx)
         except LinkmgrError as error:
+            if isinstance(error, Forbidden):
+                from linkmgr.cli.membership import explained
+
+                explained(error)
             raise Failure(error, as_json=settings.json) from error
         except click.UsageError as error:
             if settings.json:

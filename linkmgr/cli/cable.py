@@ -10,7 +10,7 @@ import click
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import note, printable, printed_as_json, where
-from linkmgr.cli.words import NicType, TargetType
+from linkmgr.cli.words import Choice, NicType, TargetType
 
 if TYPE_CHECKING:
     from linkmgr.model import Outcome
@@ -42,7 +42,7 @@ def _affects(*, live: bool, config: bool, persistent: bool) -> str:
 @click.argument("target", type=TargetType(), metavar="NETWORK[:PORT]")
 @click.option(
     "--notify",
-    type=click.Choice(["auto", "flap", "announce", "silent"]),
+    type=Choice(["auto", "flap", "announce", "silent"]),
     default="auto",
     show_default=True,
     help="How guest and network hear of it: the carrier drops (flap), the guest's address is "
@@ -68,7 +68,7 @@ def unplug(nic: str, **flags: bool) -> None:
 
 @click.command(cls=Verb)
 @NIC
-@click.argument("state", type=click.Choice(["up", "down"]))
+@click.argument("state", type=Choice(["up", "down"]))
 @_affecting
 def link(nic: str, state: str, **flags: bool) -> None:
     """Set the carrier that the guest sees while the NIC is plugged."""

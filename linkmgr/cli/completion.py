@@ -7,6 +7,7 @@ from click.shell_completion import BashComplete, get_completion_class
 
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import printed_as_json
+from linkmgr.cli.words import Choice
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -60,7 +61,7 @@ class _Bash(BashComplete):
 
 
 @click.command(cls=Verb)
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print a completion script.

@@ -42,7 +42,7 @@ def doctor(ctx: click.Context, config: Path | None) -> None:
 
 
 async def look(socket: Path, config: Path | None) -> list[Line]:
-    """Probe everything, all at once."""
+    """Probe everything, all at once. What is missing and nothing uses is left out."""
     async with progress("looking at this host"):
         areas = await asyncio.gather(
             probes.kernel(),
@@ -56,7 +56,7 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
             probes.configuration(config or CONFIG, asked=config is not None),
         )
     order = ["kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"]
-    found = [line for area in areas for line in area]
+    found = [line for area in areas for line in area if line.used or line.verdict is Verdict.WORKS]
     return sorted(found, key=lambda line: order.index(line.area))
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import ask, removal
 from linkmgr.cli.base import Verbs
-from linkmgr.cli.show import natural, pairs, printed_as_json, table
-from linkmgr.cli.words import NetworkType, OptionType, options_of
+from linkmgr.cli.show import natural, note, pairs, printed_as_json, table
+from linkmgr.cli.words import Choice, NetworkType, OptionType, options_of
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
-    from linkmgr.model import Port
+    from linkmgr.model import Network, Port
 
 OPTIONS = click.argument("options", nargs=-1, type=OptionType(), metavar="[KEY=VALUE]...")
 
@@ -29,7 +29,7 @@ def network() -> None:
 @OPTIONS
 @click.option(
     "--drift",
-    type=click.Choice(["repair", "report"]),
+    type=Choice(["repair", "report"]),
     default="repair",
     show_default=True,
     help="What is done when a cable into it is found broken.",
@@ -45,19 +45,39 @@ def create_network(
       linkmgr network create blue bridge bridge=br0 create=true mtu=1400
       linkmgr network create green direct parent=eth1 mode=bridge
     """
-    made = ask(
-        lambda links: links.create_network(name, driver, drift=drift, **options_of(options)),
-        f"creating network {name}",
-    )
+    given = options_of(options)
+
+    async def work(links: Client) -> tuple[Network, str | None]:
+        made = await links.create_network(name, driver, drift=drift, **given)
+        return made, await _missing(links, name)
+
+    made, missing = ask(work, f"creating network {name}")
+    if missing:
+        note(missing)
     if not printed_as_json(made):
         click.echo(f"network {made}  {made.driver} {pairs(made.options)}".rstrip())
+
+
+async def _missing(links: Client, network: str) -> str | None:
+    """What a plug into a network would fail for now, if the service says so."""
+    from linkmgr.errors import LinkmgrError
+
+    try:
+        return (await links.network(network)).missing
+    except LinkmgrError:  # an older service does not, and the network is made
+        return None
 
 
 @network.command(name="delete")
 @click.argument("name", type=NetworkType())
 def delete_network(name: str) -> None:
     """Forget a network that no NIC is plugged into."""
-    changed = ask(lambda links: links.delete_network(name), f"deleting network {name}")
+
+    async def names(links: Client) -> list[str]:
+        return [each.name for each in await links.networks()]
+
+    work = removal(lambda links: links.delete_network(name), name, names)
+    changed = ask(work, f"deleting network {name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
 
@@ -99,7 +119,12 @@ def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]
 @click.argument("name")
 def delete_port(network: str, name: str) -> None:
     """Forget a port that no NIC is plugged into."""
-    changed = ask(lambda links: links.delete_port(network, name), f"deleting {network}:{name}")
+
+    async def names(links: Client) -> list[str]:
+        return [each.name for each in await links.ports(network)]
+
+    work = removal(lambda links: links.delete_port(network, name), name, names)
+    changed = ask(work, f"deleting {network}:{name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"port {network}:{name}  {'deleted' if changed else 'was not there'}")
 

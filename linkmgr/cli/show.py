@@ -86,7 +86,7 @@ def pairs(options: Mapping[str, object]) -> str:
 
 def note(text: str) -> None:
     """Tell something that a person should know, which is no error, on stderr."""
-    click.echo(f"note: {printable(text)}.", err=True)
+    click.echo(f"note: {printable(text)}{'' if text.endswith('?') else '.'}", err=True)
 
 
 def natural(text: str) -> list[tuple[int, str]]:

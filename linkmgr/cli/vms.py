@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import ask, removal
 from linkmgr.cli.base import Verbs
 from linkmgr.cli.show import age, natural, printed_as_json, table
 from linkmgr.cli.words import MonitorType, VmType
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
 
 
 @click.group(cls=Verbs)
@@ -40,7 +44,11 @@ def add(name: str, qmp: str) -> None:
 @click.argument("name", type=VmType())
 def remove(name: str) -> None:
     """Unplug all NICs of a guest and forget it."""
-    changed = ask(lambda links: links.remove_vm(name), f"removing {name}")
+
+    async def names(links: Client) -> list[str]:
+        return [each.name for each in await links.vms()]
+
+    changed = ask(removal(lambda links: links.remove_vm(name), name, names), f"removing {name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"{name}  removed" if changed else f"{name}  was not known")
 

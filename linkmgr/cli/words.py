@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from linkmgr.model import DomainInfo, NicRef
 
     _Type = click.ParamType[Any]
+    _Choice = click.Choice[str]
 else:
     _Type = click.ParamType  # older releases of click have no parameter here
+    _Choice = click.Choice
 
 COMPLETION_SECONDS = 1.0  #: for which the shell waits when names are completed
 
@@ -95,6 +97,22 @@ async def _passthrough_names(links: Client) -> list[str]:
         if each.state not in ("shut off", "crashed")
         and taken.isdisjoint((each.name, f"{_LIBVIRT}{each.uuid}"))
     ]
+
+
+class Choice(_Choice):
+    """One of a few words; a word that is close to one of them is told."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it."""
+        try:
+            return str(super().convert(value, param, ctx))
+        except click.BadParameter as error:
+            from linkmgr.suggest import meant
+
+            said = meant(str(value), [str(each) for each in self.choices])
+            if not said:
+                raise
+            self.fail(f"{error.message} {said[0].upper()}{said[1:]}", param, ctx)
 
 
 class NicType(_Named):

@@ -18,6 +18,7 @@ from linkmgr.jsonform import (
     read_domain,
     read_finding,
     read_network,
+    read_network_info,
     read_nic,
     read_outcome,
     read_port,
@@ -32,6 +33,7 @@ from linkmgr.model import (
     Finding,
     LinkState,
     Network,
+    NetworkInfo,
     Nic,
     NicRef,
     Notify,
@@ -137,6 +139,11 @@ class Client:
         return await self._transport.get(
             "/v1/networks", lambda f: f.items("networks", read_network)
         )
+
+    async def network(self, name: str) -> NetworkInfo:
+        """One network with all that is known of it; see `LinkManager.network`."""
+        path = f"/v1/networks/{check_name('network', name)}"
+        return await self._transport.get(path, read_network_info)
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
         """Describe a port; see `LinkManager.create_port`."""

@@ -87,6 +87,13 @@ class NetworkDriver(ABC):
         known = {**self.port_options, **self.network_options}
         return {**defaults(known), **port.network.options, **port.options}
 
+    async def missing(self, network: Network) -> str | None:  # noqa: ARG002 - most need nothing
+        """What a plug into the network would fail for as the host is now; ``None`` for nothing.
+
+        A network may be described before its device exists, and its device may go. Only looks.
+        """
+        return None
+
     async def forget_network(self, network: Network) -> None:  # noqa: B027 - most keep nothing
         """Free what the driver keeps for the network beside its attachments.
 

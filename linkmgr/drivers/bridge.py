@@ -88,6 +88,19 @@ class BridgeDriver(NetworkDriver):
         check_ifname(str(options["bridge"]))
         return options
 
+    async def missing(self, network: Network) -> str | None:
+        """See `NetworkDriver.missing`."""
+        name = str(network.options["bridge"])
+        link = await self.host.find_link(name)
+        if link is None and not network.options.get("create"):
+            return (
+                f"there is no bridge {name} yet: 'ip link add {name} type bridge' makes it, or "
+                "create the network with create=true"
+            )
+        if link is not None and link.kind != "bridge":
+            return f"{name} is no bridge: name another device, or use the driver direct"
+        return None
+
     async def init_attachment(
         self, offer: Offer, port: Port, *, ident: str | None = None
     ) -> BridgeAttachment:

@@ -74,6 +74,13 @@ class DirectDriver(NetworkDriver):
         check_ifname(str(options["parent"]))
         return options
 
+    async def missing(self, network: Network) -> str | None:
+        """See `NetworkDriver.missing`."""
+        name = str(network.options["parent"])
+        if await self.host.find_link(name) is None:
+            return f"there is no device {name} yet: see 'ip link', and name one that is there"
+        return None
+
     async def init_attachment(
         self, offer: Offer, port: Port, *, ident: str | None = None
     ) -> DirectAttachment:

@@ -13,6 +13,7 @@ from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking, LibvirtSide
 from linkmgr.model import DirectMode
+from linkmgr.suggest import meant
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into a command
 PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
@@ -35,6 +36,8 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
                 return await _of(view, side)
     except (LinkmgrError, TimeoutError):
         pass
+    if said := meant(name, [each.name for each in known if each.record]):
+        error.hint = said
     return error
 
 

@@ -21,6 +21,7 @@ from linkmgr.errors import (
 )
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.nics import chosen
+from linkmgr.suggest import meant
 
 SECONDS = 30.0  #: that libvirt may take for one answer
 
@@ -115,6 +116,14 @@ class Virsh:
                 error.what, hint="the domain is as it was; see libvirt's own log"
             ) from error
 
+    def _names(self) -> list[str]:
+        """The domains that there are; none when libvirt does not say."""
+        try:
+            said = self._run("list", "--all", "--name").decode(errors="replace")
+        except LinkmgrError:
+            return []
+        return [name for name in said.split("\n") if name]
+
     def _run(self, *words: str, xml: bytes | None = None) -> bytes:
         argv = ["virsh", "--quiet", *self._connect, *words]
         try:
@@ -149,10 +158,12 @@ class Virsh:
                 hint="look at libvirtd; nothing was changed unless it was 'define'",
                 sent=True,
             )
-        if "failed to get domain" in said or "Domain not found" in said:
+        no_domain = "failed to get domain" in said or "Domain not found" in said
+        if no_domain and words[0] != "list":
             raise NotFound(
                 f"libvirt has no domain {words[-1]}",
-                hint="see 'virsh list --all'; a file is written with a slash or ends with .xml",
+                hint=meant(words[-1], self._names())
+                or "see 'virsh list --all'; a file is written with a slash or ends with .xml",
             )
         raise LibvirtRefused(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")
 

@@ -21,6 +21,12 @@ PORT: Example = {
     "network": NETWORK, "name": "p7", "options": {"isolated": True}, "implied": False,
 }  # fmt: skip
 
+NETWORK_INFO: Example = {
+    "network": NETWORK, "ports": [PORT], "nics": [NIC_REF],
+    "missing": "there is no bridge br0 yet: 'ip link add br0 type bridge' makes it, or create the "
+    "network with create=true",
+}  # fmt: skip
+
 ENDPOINT: Example = {
     "kind": "bridge", "bridge": "br0", "mtu": 1500, "isolated": True, "hairpin": False,
     "learning": True,

@@ -188,6 +188,17 @@ class PortForm(_Form):
     implied: bool
 
 
+class NetworkInfoForm(_Form):
+    """A network, its created ports, the NICs on it, and what a plug would fail for now."""
+
+    model_config = _examples(examples.NETWORK_INFO)
+
+    network: NetworkForm
+    ports: list[PortForm]
+    nics: list[str]
+    missing: str | None
+
+
 class EndpointForm(BaseModel):
     """Where a network can be reached; the other members depend on the kind."""
 

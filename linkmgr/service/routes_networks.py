@@ -48,6 +48,16 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
     return await call.change(Verb.CREATE_NETWORK, name, work, network=name)
 
 
+@router.get(
+    "/v1/networks/{name}",
+    responses={200: {"model": models.NetworkInfoForm}},
+    summary="One network",
+)
+async def network(call: CallIn, name: models.NetworkPath) -> Response:
+    """Show one network, its ports, the NICs on it, and what it lacks on this host."""
+    return JsonResponse(to_json(await call.links.network(check_name("network", name))))
+
+
 @router.delete(
     "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
 )

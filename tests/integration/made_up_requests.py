@@ -23,7 +23,10 @@ from tests.made_up import CHECKS, examples, operations, send
 
 ACCEPTED = 202
 #: What a request may name that exists: most names that are made up name nothing.
-REAL = {"vm": "web1", "alias": "net0", "network": "blue", "name": "blue", "target": "red:p1"}
+REAL = {
+    "vm": "web1", "alias": "net0", "nic": "52:54:00:00:01:00", "network": "blue", "name": "blue",
+    "target": "red:p1",
+}  # fmt: skip
 METHODS = ["get", "post", "put", "delete"]  #: in this order: what exists is deleted last
 LOOKS = ("/v1/vms", "/v1/networks", "/v1/ports", "/v1/nics", "/v1/connections")
 

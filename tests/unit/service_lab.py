@@ -31,6 +31,7 @@ from linkmgr.model import (
     Finding,
     LinkState,
     Network,
+    NetworkInfo,
     Nic,
     NicRef,
     NicState,
@@ -65,6 +66,7 @@ class FakeLinks:
         self.uids: list[int | None] = []
         self.fails: Exception | None = None
         self.findings: list[Finding] = []
+        self.missing: str | None = None
 
     async def add_vm(
         self,
@@ -114,6 +116,11 @@ class FakeLinks:
 
     async def networks(self) -> list[Network]:
         return list(self.the_networks.values())
+
+    async def network(self, name: str) -> NetworkInfo:
+        nics = [each.nic for each in await self.connections() if each.network == name]
+        ports = tuple(await self.ports(name))
+        return NetworkInfo(self._network(name), ports, tuple(nics), self.missing)
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
         made = Port(self._network(network), name, options)

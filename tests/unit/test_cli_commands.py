@@ -15,7 +15,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import NicState, Port
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import Exchange, Service, serving
 
 
 @pytest.fixture
@@ -105,10 +105,17 @@ PORT = to_json(Port(samples.BLUE, "p1", {"isolated": True}))
 async def test_a_change_is_asked_for_and_told(
     service: Service, line: str, answer: Any, request_line: str, body: Any, says: str
 ) -> None:
-    service.answers(answer)
+    def script(exchange: Exchange) -> None:  # what is asked besides, an older service has not
+        if str(exchange.request) == request_line:
+            exchange.answer(answer)
+        else:
+            exchange.refuse(404, code="not-found", what="there is no such path")
+
+    service.script = script
     result = await run(service.path, *shlex.split(line))
     assert result.exit_code == 0, result.output
-    assert [(str(each), each.body) for each in service.seen] == [(request_line, body)]
+    changes = [each for each in service.seen if each.method != "GET"]
+    assert [(str(each), each.body) for each in changes] == [(request_line, body)]
     assert result.stdout == says + "\n"
     assert result.stderr == ""
     as_json = await run(service.path, "--json", *shlex.split(line))
@@ -117,25 +124,28 @@ async def test_a_change_is_asked_for_and_told(
 
 
 @pytest.mark.parametrize(
-    ("line", "answer", "heads", "row"),
+    ("line", "answer", "heads", "row", "none"),
     [
         (
             "connections", {"connections": [NIC["connection"]]}, "NIC        PORT  ENDPOINT",
-            "web1/net0  blue  bridge br0  lm3f9a1c2e",
+            "web1/net0  blue  bridge br0  lm3f9a1c2e", "No NIC is plugged.",
         ),
         (
             "vm list", {"vms": [to_json(samples.vm())]}, "VM    STATE    FOR",
-            "web1  answers ",
+            "web1  answers ", "No VMs.",
         ),
         (
             "network list", {"networks": [to_json(samples.BLUE)]}, "NETWORK  DRIVER  DRIFT",
-            "blue     bridge  repair  bridge=br0",
+            "blue     bridge  repair  bridge=br0", "No networks.",
         ),
-        ("port list blue", {"ports": [PORT]}, "PORT     OPTIONS", "blue:p1  isolated=true"),
+        (
+            "port list blue", {"ports": [PORT]}, "PORT     OPTIONS", "blue:p1  isolated=true",
+            "No ports.",
+        ),
     ],
 )  # fmt: skip
 async def test_a_list_is_plain_columns_in_a_pipe(
-    service: Service, line: str, answer: Any, heads: str, row: str
+    service: Service, line: str, answer: Any, heads: str, row: str, none: str
 ) -> None:
     service.answers(answer)
     result = await run(service.path, *line.split())
@@ -146,7 +156,10 @@ async def test_a_list_is_plain_columns_in_a_pipe(
     assert json.loads(as_json.stdout) == answer
     key = next(iter(answer))
     service.answers({key: []})
-    assert (await run(service.path, *line.split())).stdout == ""
+    empty = await run(service.path, *line.split())
+    assert (empty.stdout, empty.stderr) == ("", f"{none}\n")
+    as_json = await run(service.path, *line.split(), "--json")
+    assert (json.loads(as_json.stdout), as_json.stderr) == ({key: []}, "")
 
 
 async def test_ports_are_listed_on_all_networks(service: Service) -> None:
@@ -261,3 +274,40 @@ async def test_an_fd_whose_device_cannot_be_seen_is_told_of_without_it(service: 
     service.answers(OUTCOME | {"nic": cable})
     told = (await run(service.path, "plug", "web1/net0", "fd:up")).stdout
     assert told == "web1/net0  plugged into fd:0.up (fd 0.up, device mytap), link up\n"
+
+
+async def test_a_network_whose_bridge_is_not_there_yet_is_created_and_noted(
+    service: Service,
+) -> None:
+    def script(exchange: Exchange) -> None:
+        made = to_json(samples.BLUE)
+        info = {"network": made, "ports": [], "nics": [], "missing": "there is no bridge br0 yet"}
+        exchange.answer(made if exchange.request.method == "POST" else info)
+
+    service.script = script
+    result = await run(service.path, "network", "create", "blue", "bridge", "bridge=br0")
+    assert (result.exit_code, result.stdout) == (0, "network blue  bridge bridge=br0\n")
+    assert result.stderr == "note: there is no bridge br0 yet.\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "lists"),
+    [
+        ("network delete bleu", {"networks": [to_json(samples.BLUE)]}),
+        ("vm remove wbe1", {"vms": [to_json(samples.vm())]}),
+        ("port delete blue p2p1", {"ports": [PORT | {"name": "p2p"}]}),
+    ],
+)
+async def test_a_removal_of_what_is_not_there_says_what_is(
+    service: Service, line: str, lists: Any
+) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.answer({"changed": False} if exchange.request.method == "DELETE" else lists)
+
+    service.script = script
+    result = await run(service.path, *line.split())
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: did you mean ")
+    assert result.stderr.endswith("?\n")
+    service.script = lambda exchange: exchange.answer({"changed": True})
+    assert (await run(service.path, *line.split())).stderr == ""

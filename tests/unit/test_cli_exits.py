@@ -114,6 +114,13 @@ async def test_with_json_a_wrong_call_of_any_command_is_told_in_parts_too(
         (["fly"], "bad-request", "No such command 'fly'"),
         (["plug", "web1/", "blue"], "bad-name", "'web1/' does not name a NIC"),
         (["unplug"], "bad-request", "Missing argument 'NIC'"),
+        (["unplgu", "web1"], "bad-request", "No such command 'unplgu'"),
+        (
+            ["plug", "web1", "blue", "--notify", "flip"],
+            "bad-request",
+            "Invalid value for '--notify': 'flip' is not one of 'auto', 'flap', 'announce', "
+            "'silent'. Did you mean flap?",
+        ),
         (["--shout", "unplug"], "bad-request", "No such option"),
         (["network", "create", "b", "d", "a=1", "a=2"], "bad-request", "The option 'a' is given"),
         (["serve", "--config", "/none/x.toml"], "bad-request", "Invalid value for '--config'"),

@@ -240,7 +240,35 @@ def test_a_host_without_an_iommu_has_no_vfio(tmp_path: Path) -> None:
     assert found["VFIO"].verdict is Verdict.WORKS
 
 
+async def test_what_is_missing_and_nothing_uses_is_not_listed(
+    monkeypatch: pytest.MonkeyPatch, program: Program, tmp_path: Path
+) -> None:
+    trial(monkeypatch, tried(bonding=False, openvswitch=False, nft=False, macvtap=False))
+    names = {each.name for each in await doctor.look(tmp_path / "none.sock", None)}
+    assert not names & {"bonding", "nftables", "kernel datapath", "ovs-vsctl"}
+    assert {"macvtaps", "taps", "VXLAN", "socket"} <= names
+
+
+async def test_a_host_without_libvirt_misses_none(
+    monkeypatch: pytest.MonkeyPatch, program: Program, tmp_path: Path
+) -> None:
+    (none,) = await probes.libvirt(tmp_path)
+    assert not none.used
+
+
 # --- rights, service, configuration ---
+
+
+async def test_a_new_member_of_the_group_is_told_to_log_in_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(standing, "groups_since_login", lambda: {"linkmgr"})
+    found = {each.name: each for each in await probes.rights()}
+    assert "log in again, or 'newgrp linkmgr'" in str(found["changes"].todo)
+    monkeypatch.setattr(standing, "groups_since_login", set)
+    found = {each.name: each for each in await probes.rights()}
+    assert "usermod" in str(found["changes"].todo)
 
 
 async def test_without_the_group_only_root_changes_cables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +384,7 @@ def test_the_command_exits_with_1_and_prints_all_areas_as_json(tmp_path: Path) -
     said = json.loads(done.stdout)
     assert said["ok"] is False
     areas = {each["area"] for each in said["lines"]}
-    assert areas >= {"kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"}
+    assert areas >= {"kernel", "QEMU", "libvirt", "rights", "service", "configuration"}
     assert all(each["todo"] for each in said["lines"] if each["verdict"] == "missing")
 
 

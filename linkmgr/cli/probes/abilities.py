@@ -89,7 +89,8 @@ def _ability(each: Ability, tried: dict[str, Any]) -> Line:
         Verdict.MISSING,
         f"no {each.good_for}: {tried['detail']}",
         f"'modprobe {each.module}', or a kernel with {each.option}",
-        each.needed,
+        needed=each.needed,
+        used=each.needed,
     )
 
 
@@ -102,6 +103,7 @@ def _datapath(tried: dict[str, Any]) -> Line:
         Verdict.MISSING,
         "bridges of datapath type netdev (userspace) only",
         "'modprobe openvswitch', if you use Open vSwitch",
+        used=False,
     )
 
 
@@ -116,6 +118,7 @@ def nodes(dev: Path = Path("/dev"), sys_: Path = Path("/sys")) -> list[Line]:
             Verdict.MISSING,
             "there is no IOMMU, so no PCI function can be given to a guest",
             "switch it on in the firmware, and with intel_iommu=on for the kernel",
+            used=False,
         )
     return [
         _node("/dev/net/tun", dev / "net/tun", "taps", "'modprobe tun'", needed=True),
@@ -132,7 +135,7 @@ def _node(name: str, path: Path, good_for: str, how: str, *, needed: bool = Fals
         there = False
     if not there:
         what = f"there is no {path}, for {good_for}"
-        return Line("kernel", name, Verdict.MISSING, what, how, needed)
+        return Line("kernel", name, Verdict.MISSING, what, how, needed, used=needed)
     if not os.access(path, os.R_OK | os.W_OK):
         what = f"{path} is there, but this user may not open it"
         return Line("kernel", name, Verdict.UNKNOWN, what, "run it as root", needed)

@@ -27,6 +27,8 @@ class Line:
     :param what: what was found.
     :param todo: what to do about it; ``None`` when nothing has to be done.
     :param needed: whether linkmgr is of no use here without it.
+    :param used: whether linkmgr as it is, or a program that is here, uses it. What is not used is
+        not missed.
     """
 
     area: str
@@ -35,6 +37,7 @@ class Line:
     what: str
     todo: str | None = None
     needed: bool = False
+    used: bool = True
 
     @property
     def bad(self) -> bool:

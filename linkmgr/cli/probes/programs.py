@@ -64,7 +64,7 @@ async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> lis
     if at is None and daemon is None:
         what = "not installed; only libvirt's guests need it"
         todo = "'apt install libvirt-daemon-system', if you use libvirt"
-        return [Line("libvirt", "daemon", Verdict.MISSING, what, todo)]
+        return [Line("libvirt", "daemon", Verdict.MISSING, what, todo, used=False)]
     if at is None:
         what = f"{daemon} does not listen in {folder}"
         todo = "'systemctl start libvirtd.socket', or virtqemud.socket"
@@ -107,7 +107,7 @@ async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[Line]:
     if program is None:
         what = "not installed; only networks on Open vSwitch need it"
         todo = "'apt install openvswitch-switch', if you use it"
-        return [Line("OVS", "ovs-vsctl", Verdict.MISSING, what, todo)]
+        return [Line("OVS", "ovs-vsctl", Verdict.MISSING, what, todo, used=False)]
     version = re.search(r"\d+\.\d+\S*", (await run([program, "--version"]))[1])
     found = Line("OVS", "ovs-vsctl", Verdict.WORKS, version[0] if version else program)
     if not socket.exists():

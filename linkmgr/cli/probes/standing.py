@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linkmgr.cli.diagnose import diagnose, health
+from linkmgr.cli.membership import groups_since_login
 from linkmgr.cli.probes.line import Line, Verdict
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ async def rights() -> list[Line]:
     what = f"{name} may change cables"
     if os.geteuid() == 0 or _in_group():
         return [*lines, Line("rights", "changes", Verdict.WORKS, what)]
-    todo = f"'usermod -aG {GROUP} {name}' as root, then log in again"
+    todo = (
+        f"log in again, or 'newgrp {GROUP}': {name} is a member since this login"
+        if GROUP in groups_since_login()
+        else f"'usermod -aG {GROUP} {name}' as root, then log in again"
+    )
     return [
         *lines,
         Line(
