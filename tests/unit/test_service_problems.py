@@ -15,6 +15,7 @@ from linkmgr.service.problems import OWN, problem, status_of
 from tests.unit.service_lab import Lab, read_answer, request, running
 
 ROOT = Path(__file__).parents[2]
+CLIENTS_OWN = ("service-unreachable", "service-gone", "service-timeout")  # never answered
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_the_status_of_every_error_is_in_the_table_of_errors() -> None:
     text = (ROOT / "docs/errors.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| `\w+` \|.*\| (\d+|-) \|$", text, re.MULTILINE)
     wanted = {kind.code: str(status_of(kind)) for kind in tree(LinkmgrError)}
-    wanted |= {"service-unreachable": "-", "service-gone": "-"}  # the client's own
+    wanted |= dict.fromkeys(CLIENTS_OWN, "-")
     assert dict(rows) == wanted
 
 
@@ -45,7 +46,7 @@ def test_the_services_own_problems_are_in_the_description_of_the_api() -> None:
 
 def test_only_a_fault_of_the_service_is_a_5xx() -> None:
     server = {kind.code for kind in tree(LinkmgrError) if status_of(kind) >= 500}
-    assert server == {"error", "state-error", "service-unreachable", "service-gone"}
+    assert server == {"error", "state-error", *CLIENTS_OWN}
 
 
 def test_a_problem_says_what_the_error_says() -> None:
