@@ -5,16 +5,28 @@ Each command loads what it needs when it runs, so that help and completion come 
 
 from __future__ import annotations
 
-import sys
-
 
 def main() -> None:
     """Run the command that the arguments name, and exit with one of `linkmgr.cli.exits.Exit`."""
-    from linkmgr.cli.app import cli
+    from linkmgr.cli.process import run
+
+    raise SystemExit(run(_command))
+
+
+def _command() -> int:
+    import contextlib
+
+    import click
+
+    from linkmgr.cli import app
     from linkmgr.cli.exits import Exit
 
     try:
-        cli(prog_name="linkmgr")
-    except Exception as fault:  # noqa: BLE001 - Python would end with 1: something was found
-        sys.excepthook(type(fault), fault, fault.__traceback__)
-        raise SystemExit(Exit.OTHER) from None
+        ended = app.cli(prog_name="linkmgr", standalone_mode=False)
+    except click.ClickException as error:
+        with contextlib.suppress(OSError):  # the exit code says it, too
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        return Exit.INTERRUPTED
+    return ended if isinstance(ended, int) else Exit.OK

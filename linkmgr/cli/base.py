@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +28,13 @@ class Settings:
     :param json: whether a program reads the output. `Root` looks for it before anything is parsed:
         what stands behind a wrong word is never read, and the error must be told as asked for.
     :param timeout: seconds to wait for the service; ``None`` leaves it to LINKMGR_TIMEOUT.
+    :param wide: whether a table has all its columns and whole cells, however narrow the terminal.
     """
 
     socket: str | None = None
     json: bool = False
     timeout: float | None = None
+    wide: bool = False
 
     @classmethod
     def current(cls) -> Settings:
@@ -89,6 +89,11 @@ def _set_timeout(ctx: click.Context, _: click.Parameter, value: float | None) ->
         ctx.ensure_object(Settings).timeout = value
 
 
+def _set_wide(ctx: click.Context, _: click.Parameter, value: object) -> None:
+    if value:
+        ctx.ensure_object(Settings).wide = True
+
+
 def common_options() -> list[click.Parameter]:
     """The options that every command takes, before its name and after it."""
     return [
@@ -108,6 +113,20 @@ def common_options() -> list[click.Parameter]:
             callback=_set_timeout,
             help="How long to wait for the service's answer; else LINKMGR_TIMEOUT, else as long as "
             "it takes.",
+        ),
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(["wide"]),
+            expose_value=False,
+            callback=_set_wide,
+            help="All columns of a table, however narrow the terminal.",
+        ),
+        click.Option(
+            ["--no-trunc"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_wide,
+            help="The same: no cell of a table is cut.",
         ),
         click.Option(
             ["--json"],
@@ -178,6 +197,8 @@ class Root(Verbs):
         settings = extra.setdefault("obj", Settings(json="--json" in words))
         try:
             return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError as error:  # --help and --version are printed here
+            raise BrokenPipe from error
         except click.UsageError as error:
             if settings.json:
                 raise Misuse(error) from error
@@ -207,11 +228,20 @@ class Root(Verbs):
             raise
         except KeyboardInterrupt:
             ctx.exit(Exit.INTERRUPTED)
-        except BrokenPipeError:
-            # Nobody hears what is still to be written when Python ends.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(Exit.BROKEN_PIPE)
+        except BrokenPipeError as error:
+            raise BrokenPipe from error  # of an OSError click makes exit code 1
+
+
+class BrokenPipe(click.ClickException):
+    """Nothing reads the output any more."""
+
+    exit_code = Exit.BROKEN_PIPE
+
+    def __init__(self) -> None:
+        super().__init__("nothing reads the output any more")
+
+    def show(self, file: Any = None) -> None:
+        """Print nothing: whatever read the output has ended on purpose."""
 
 
 class Failure(click.ClickException):
@@ -225,7 +255,9 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print a sentence for people; with --json also the error's parts on stdout."""
-        click.echo(f"linkmgr: {self.message}.", file=file, err=file is None)
+        from linkmgr.cli.show import printable
+
+        click.echo(f"linkmgr: {printable(self.message)}.", file=file, err=file is None)
         if self._as_json:
             _print_parts(self._error)
 

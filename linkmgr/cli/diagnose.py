@@ -192,17 +192,17 @@ def _of_failure(service: Mapping[str, str]) -> Diagnosis:
 
 def _listener(path: Path) -> Diagnosis | None:
     """Look at the process that listens on the socket, as the kernel names it."""
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
-        try:
+    form = "3i"  # struct ucred
+    try:
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
             sock.connect(str(path))
-            form = "3i"
             raw = sock.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize(form))
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                why = "nothing takes the connections that wait on its socket"
-                return Diagnosis(why, f"{_LOG}; {_RESTART}")
-            return None
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            why = "nothing takes the connections that wait on its socket"
+            return Diagnosis(why, f"{_LOG}; {_RESTART}")
+        return None
     pid: int = struct.unpack(form, raw)[0]
     return of_process(pid) if pid > 1 else None  # 1 is systemd, 0 another pid namespace's
 

@@ -176,6 +176,13 @@ class Transport:
                 why = "there is no such socket"
             case errno.ECONNREFUSED:
                 why = "nobody listens there"
+            case errno.EAGAIN:
+                why = "the connections that wait there are too many already"
+            case errno.EMFILE | errno.ENFILE:
+                return ServiceUnreachable(
+                    f"the service at {self.socket} cannot be reached: too many files are open here",
+                    hint="close some, or raise the limit ('ulimit -n')",
+                )
             case errno.EACCES | errno.EPERM:
                 return ServiceUnreachable(
                     f"the service at {self.socket} cannot be reached: permission denied",

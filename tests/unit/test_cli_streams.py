@@ -1,0 +1,169 @@
+"""A command whose streams, directory or limits are odd ends with a sentence and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.jsonform import to_json
+from tests.unit import samples
+from tests.unit.http_peer import Service, serving
+from tests.unit.test_cli_process import LINKMGR, ROOT, start
+
+FULL_DEVICE = Path("/dev/full")
+FULL = "linkmgr: the output cannot be written: No space left on device; what was asked is done "
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as made:
+        yield made
+
+
+def shell(script: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which ``$@`` is the command line."""
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *LINKMGR],
+        capture_output=True, text=True, check=False, timeout=60, env=os.environ | more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "plug --help", "--version", "args web1/net0", "completion bash --json"]
+)
+def test_a_full_device_is_told_of_in_a_sentence(words: str) -> None:
+    done = shell(f'"$@" {words} >/dev/full')
+    assert (done.returncode, done.stdout) == (12, "")
+    assert done.stderr.startswith(FULL)
+    assert done.stderr.count("\n") == 1
+
+
+async def test_a_full_device_does_not_hide_that_a_verb_failed(service: Service) -> None:
+    service.script = lambda exchange: exchange.refuse(409, code="port-in-use", what="no", hint="x")
+    with FULL_DEVICE.open("w") as full:  # noqa: ASYNC230 - a device
+        process = await start(service, "plug", "web1/net0", "blue", "--json", stdout=full)
+        _, said = await process.communicate()
+    assert process.returncode == 4
+    assert said == b"linkmgr: no. To do: x.\n"
+
+
+async def test_a_full_stderr_hides_no_exit_code(service: Service) -> None:
+    service.script = lambda exchange: exchange.refuse(409, code="port-in-use", what="no", hint="x")
+    with FULL_DEVICE.open("w") as full:  # noqa: ASYNC230 - a device
+        process = await start(service, "plug", "web1/net0", "blue", stderr=full)
+        out, _ = await process.communicate()
+        assert (process.returncode, out) == (4, b"")
+        process = await start(service, "plug", "web1", "blue", "--shout", stderr=full)
+        await process.communicate()
+        assert process.returncode == 2
+
+
+def test_a_closed_stdout_is_told_of_and_nothing_else_gets_its_number() -> None:
+    done = shell('"$@" args web1/net0 >&-')
+    assert done.returncode == 12
+    assert done.stderr.startswith("linkmgr: the output cannot be written: Bad file descriptor; ")
+    for script in ('"$@" args web1/net0 2>&-', '"$@" args web1/net0 <&-', '"$@" fly <&- >&- 2>&-'):
+        done = shell(script)
+        assert (done.returncode, done.stderr) == (2 if "fly" in script else 0, "")
+        assert done.stdout.startswith("" if "fly" in script else "-netdev hubport")
+
+
+@pytest.mark.parametrize("words", ["--help", "plug --help", "args web1/net0", "doctor"])
+def test_whoever_stops_reading_ends_the_command_quietly(words: str) -> None:
+    done = shell(f'{{ sleep 0.3; "$@" {words}; echo "rc $?" >&2; }} | true')
+    assert done.stderr == "rc 141\n"
+    closed = shell(f'{{ sleep 0.3; "$@" {words} --shout 2>&1; echo "rc $?" >&3; }} 3>&2 | true')
+    assert closed.stderr in ("rc 2\n", "rc 141\n")
+
+
+@pytest.mark.parametrize("limit", [5, 6, 9, 12])
+def test_too_few_open_files_are_told_of_in_a_sentence(limit: int) -> None:
+    done = shell(f'ulimit -n {limit}; "$@" vm list')
+    assert done.returncode == 12, done.stderr
+    assert done.stderr == (
+        f"linkmgr: too many files are open, and the limit is {limit}. To do: raise it with "
+        "'ulimit -n', to 16 or more.\n"
+    )
+
+
+async def test_a_low_limit_that_may_be_raised_is_raised(service: Service) -> None:
+    service.answers({"vms": []})
+    process = await start_shell(service, 'ulimit -S -n 6; "$@" vm list')
+    assert process == (0, "", "")
+
+
+async def start_shell(service: Service, script: str) -> tuple[int | None, str, str]:
+    done = await asyncio.to_thread(shell, script, LINKMGR_SOCKET=str(service.path))
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", ["vm add web1 q.sock", "serve --state-dir x"])
+def test_a_deleted_working_directory_is_told_of(tmp_path: Path, words: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = shell(f'cd {gone}; rmdir {gone}; timeout 20 "$@" {words} --socket {tmp_path}/lm.sock')
+    assert done.returncode not in (0, 1, 124), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("linkmgr: ")
+    for fine in ("--help", "args web1/net0", "completion zsh"):
+        done = shell(f'mkdir {gone}; cd {gone}; rmdir {gone}; "$@" {fine}')
+        assert (done.returncode, done.stderr) == (0, ""), fine
+
+
+LOCALES = [
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "C"},
+    {"LC_ALL": "xx_XX.UTF-9"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONIOENCODING": "utf-16"},
+]
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+async def test_no_locale_makes_a_traceback(service: Service, locale: dict[str, str]) -> None:
+    nic = to_json(samples.nic()) | {"model": "\u0416\u2026\u202e\x1b[2J\U0001f600"}
+    service.script = lambda exchange: exchange.answer(
+        {"nics": [nic], "vms": [], "domains": [], "findings": []}
+    )
+    for words in ("nics", "status", "nics --json", "plug '\u0416/\udcff' blue", "vm add \udcff q"):
+        done = await _with(service, words, locale)
+        assert b"Traceback" not in done.stderr, words
+        assert done.returncode in (0, 2), (words, done.stderr)
+        assert b"\x1b" not in done.stdout + done.stderr
+
+
+async def _with(
+    service: Service, words: str, locale: dict[str, str]
+) -> subprocess.CompletedProcess[bytes]:
+    return await asyncio.to_thread(
+        subprocess.run,
+        [*LINKMGR, "--socket", str(service.path), *shlex.split(words)],
+        capture_output=True, check=False, timeout=60, env=os.environ | locale,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Path:
+    """The installed command, on a Python whose directory has no linkmgr."""
+    text = (ROOT / "packaging/linkmgr.launcher").read_text()
+    path = tmp_path / "linkmgr"
+    path.write_text(text.replace("#!@LIBDIR@/bin/python3", f"#!{sys.base_prefix}/bin/python3"))
+    path.chmod(0o755)
+    return path
+
+
+def test_another_python_than_it_was_installed_for_is_told_of(launcher: Path) -> None:
+    done = subprocess.run([launcher, "status"], capture_output=True, text=True, check=False)
+    assert done.returncode == 12
+    assert done.stderr.startswith("linkmgr: its libraries in @LIBDIR@ are not for this Python, 3.")
+    assert "To do: install linkmgr again" in done.stderr
+    assert json.dumps(done.stderr).count("\\n") == 1
