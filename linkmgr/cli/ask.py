@@ -132,7 +132,7 @@ async def progress(doing: str) -> AsyncIterator[None]:
     """Show a spinner on a terminal's stderr after a blink."""
     import asyncio
 
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     spinner = asyncio.create_task(_spin(doing))
@@ -150,5 +150,7 @@ async def _spin(doing: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(f"{doing} ...")):
+    utf8 = (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
+    spinner = "dots" if utf8 else "line"
+    with Console(stderr=True).status(Text(f"{doing} ..."), spinner=spinner):
         await asyncio.Event().wait()

@@ -75,7 +75,7 @@ def show(lines: Sequence[Line]) -> None:
         [printable(cell) for cell in (line.area, line.name, word(line), line.what, line.todo or "")]
         for line in lines
     ]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not Settings.current().wide:
         _show_table(heads, rows, lines)
     else:
         for each in aligned([heads, *rows]):
@@ -98,7 +98,9 @@ def _show_table(heads: Sequence[str], rows: Sequence[list[str]], lines: Sequence
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*heads, box=None, header_style="bold", pad_edge=False)
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for at, head in enumerate(heads):
+        made.add_column(head, no_wrap=at < 3, overflow="fold")  # a long path is folded, not cut
     for row, line in zip(rows, lines, strict=True):
         colour = "bold red" if line.bad else _COLOURS[line.verdict]
         made.add_row(*(Text(cell, style=colour if at == 2 else "") for at, cell in enumerate(row)))

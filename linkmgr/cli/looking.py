@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from linkmgr.errors import LibvirtError
     from linkmgr.model import DomainInfo, DomainNicInfo, Nic, VmInfo
 
+MINOR = ("WIRING", "MTU", "MODEL", "BY", "DEVICE")  #: columns that a narrow terminal can do without
+WHOLE = ("MAC", "TO DO")  #: columns to be copied from
+
 
 @click.command(cls=Verb)
 def nics() -> None:
@@ -30,9 +33,9 @@ def nics() -> None:
     heads = ["NIC", "STATE", "LINK", "PORT", "DEVICE", "MAC", "MTU", "MODEL", "WIRING", "BY", "FOR"]
     rows = rows_of(found, vms, others or [], datetime.now(UTC))
     if any(row[-1] for row in rows):
-        table([*heads, "TO DO"], rows)
+        table([*heads, "TO DO"], rows, minor=MINOR, whole=WHOLE)
     else:
-        table(heads, [row[:-1] for row in rows], none="No NICs.")
+        table(heads, [row[:-1] for row in rows], none="No NICs.", minor=MINOR, whole=WHOLE)
 
 
 async def _look(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ from linkmgr.cli.base import Settings
 
 if TYPE_CHECKING:
     from linkmgr.model import Nic
+
+NARROWEST = 8  #: characters that a cell keeps, however narrow the terminal
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
@@ -29,34 +33,106 @@ def printed_as_json(value: object) -> bool:
     return True
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], none: str = "") -> None:
-    """Print a table: with rich on a terminal, else in plain columns.
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    none: str = "",
+    *,
+    minor: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> None:
+    """Print a table.
+
+    On a terminal that is too narrow for it cells are cut, but never those of the first column,
+    which are the names that other commands take; --no-trunc leaves all of them whole.
 
     :param none: what is said on stderr where there are no rows; stdout stays empty.
+    :param minor: heads of the columns that a terminal shows only if they fit, the first to be left
+        out first.
+    :param whole: heads of the columns that are of no use when they are cut.
     """
     if not rows:
         if none:
             click.echo(none, err=True)
         return
-    rows = [[printable(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        for line in aligned([heads, *rows]):
-            click.echo(line)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    lines = [list(heads), *([printable(cell) for cell in row] for row in rows)]
+    on_terminal = _is_terminal()
+    if on_terminal and not Settings.current().wide:
+        lines = fitted(lines, shutil.get_terminal_size().columns, minor, whole)
+    for number, line in enumerate(aligned(lines)):
+        click.echo(click.style(line, bold=True) if on_terminal and not number else line)
 
-    made = Table(*heads, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    Console().print(made)
+
+def fitted(
+    lines: Sequence[Sequence[str]],
+    width: int,
+    minor: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> list[list[str]]:
+    """Lines, the first one the heads, made to fit as far as they may be; see `table`."""
+    kept = [list(line) for line in lines]
+    for head in minor:
+        if _width(kept) > width:
+            at = kept[0].index(head)
+            for line in kept:
+                del line[at]
+    may_be_cut = [at for at, head in enumerate(kept[0]) if at and head not in whole]
+    while (excess := _width(kept) - width) > 0:
+        sizes = {at: max(_cells(line[at]) for line in kept) for at in may_be_cut}
+        room = {at: size - max(NARROWEST, _cells(kept[0][at])) for at, size in sizes.items()}
+        widest = max((at for at in sizes if room[at] > 0), key=sizes.__getitem__, default=None)
+        if widest is None:
+            break  # a line that is too long says more than a name that is cut
+        size = sizes[widest] - min(excess, (room[widest] + 1) // 2)
+        for line in kept[1:]:
+            line[widest] = _cut(line[widest], size)
+    return kept
+
+
+def _cut(text: str, size: int) -> str:
+    if _cells(text) <= size:
+        return text
+    mark = "\u2026" if _has_unicode() else "~"
+    kept = ""
+    for each in text:
+        if _cells(kept + each) > size - 1:
+            break
+        kept += each
+    return kept.rstrip() + mark
+
+
+def _has_unicode() -> bool:
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    columns = [max(map(_cells, column)) for column in zip(*lines, strict=True)]
+    return sum(columns) + 2 * (len(columns) - 1)
+
+
+def _cells(text: str) -> int:
+    """How many cells of a terminal a text takes: two for each wide letter, none for an accent."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in text
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines whose columns stand under each other, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def age(since: datetime, now: datetime) -> str:
