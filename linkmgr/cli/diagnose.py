@@ -140,10 +140,12 @@ async def _shown() -> tuple[dict[str, str], dict[str, str]] | None:
         async with asyncio.timeout(SYSTEMCTL_SECONDS):
             said, _ = await process.communicate()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
         return None
+    finally:  # also when the answer came meanwhile, and the diagnosis is cancelled
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
     units = [_properties(text) for text in said.decode(errors="replace").split("\n\n")]
     return (units[0], units[1]) if len(units) == len(_UNITS) else None
 

@@ -96,8 +96,8 @@ def test_too_few_open_files_are_told_of_in_a_sentence(limit: int) -> None:
 
 async def test_a_low_limit_that_may_be_raised_is_raised(service: Service) -> None:
     service.answers({"vms": []})
-    process = await start_shell(service, 'ulimit -S -n 6; "$@" vm list')
-    assert process == (0, "", "")
+    status, _, said = await start_shell(service, 'ulimit -S -n 6; "$@" vm list')
+    assert (status, said) == (0, "No VMs.\n")
 
 
 async def start_shell(service: Service, script: str) -> tuple[int | None, str, str]:
