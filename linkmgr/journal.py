@@ -51,7 +51,6 @@ class CableRecord:
     endpoint: Endpoint
     device: str
     mac: str
-    macs: tuple[str, ...]
     since: datetime
 
 
@@ -272,7 +271,6 @@ def _read_facts(form: Form) -> Facts:
 
 
 def _read_cable(form: Form) -> CableRecord:
-    macs = form.raw("macs")
     return CableRecord(
         attachment=form.text("attachment"),
         id=form.text("id"),
@@ -280,7 +278,6 @@ def _read_cable(form: Form) -> CableRecord:
         endpoint=form.child("endpoint", read_endpoint),
         device=form.text("device"),
         mac=form.text("mac"),
-        macs=tuple(str(each) for each in macs) if isinstance(macs, list) else (),
         since=form.time("since"),
     )
 

@@ -206,7 +206,7 @@ class _Nic:
         except LinkmgrError as error:
             # The network is in trouble, but the NIC is there: take it as it is.
             log.warning("%s: network %s is not as it should be: %s", slot.ref, port, error)
-        here.mac, here.macs = self._offer.mac, {self._offer.mac}
+        here.mac = self._offer.mac
         await slot.wiring.adopt(here)
         slot.plugged, slot.foreign = Plugged(driver, attachment, here, self._free(port)), False
         await attachment.activate()
@@ -240,7 +240,7 @@ class _Nic:
         driver = self._networks.driver(record.port.network.driver)
         attachment = await driver.init_attachment(self._offer, record.port, ident=record.attachment)
         cable = self._slot.wiring.new_cable(record.id, self._offer, record.endpoint)
-        cable.device, cable.mac, cable.macs = record.device or None, record.mac, set(record.macs)
+        cable.device, cable.mac = record.device or None, record.mac
         await self._slot.wiring.adopt(cable)
         return Plugged(driver, attachment, cable, self._free(record.port), record.since)
 

@@ -76,7 +76,6 @@ class Plugged:
             endpoint=self.cable.endpoint,
             device=self.cable.device or "",
             mac=self.cable.mac,
-            macs=tuple(sorted(self.cable.macs)),
             since=self.since,
         )
 
@@ -372,7 +371,7 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
     else:
         await nic.apply_link(seen=notify is not Notify.SILENT)
     if nic.carrier.up and notify is Notify.ANNOUNCE:
-        await nic.wiring.announce(nic.ref)
+        await nic.wiring.announce(cable, moved=changed)
 
 
 async def _settle_old(

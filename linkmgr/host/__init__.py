@@ -10,12 +10,13 @@ from __future__ import annotations
 from linkmgr.host.fds import Fd
 from linkmgr.host.holders import held_by
 from linkmgr.host.host import Host
-from linkmgr.host.links import Link, PortState
+from linkmgr.host.links import FdbEntry, Link, PortState
 from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
 from linkmgr.host.tap import Tap
 
 __all__ = [
     "Fd",
+    "FdbEntry",
     "Host",
     "Link",
     "PortState",

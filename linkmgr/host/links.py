@@ -39,6 +39,7 @@ class Link:
     :param port_state: ports of a bridge only.
     :param spanning_tree: whether it is a bridge that has one, and so decides itself when it
         forwards.
+    :param vlan_filtering: whether it is a bridge that forwards by VLAN.
     """
 
     index: int
@@ -57,8 +58,26 @@ class Link:
     allmulti: bool
     port_state: PortState | None = None
     spanning_tree: bool = False
+    vlan_filtering: bool = False
 
     @property
     def mark(self) -> Mark | None:
         """The mark in the alias; ``None`` on a device that linkmgr did not make."""
         return Mark.parse(self.alias, of_cable=self.kind in CABLE_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A bridge's forwarding entry as it was when asked; see bridge(8).
+
+    :param port: index of the port, or of the bridge itself for an address of its own.
+    :param vlan: ``None`` for frames without one.
+    :param static: whether it neither ages nor moves by itself.
+    :param local: whether frames for it go up into this host.
+    """
+
+    mac: str
+    port: int
+    vlan: int | None
+    static: bool
+    local: bool

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from linkmgr.errors import HostError
 from linkmgr.host import rtnl_read
-from linkmgr.host.links import Link
+from linkmgr.host.links import FdbEntry, Link
 from linkmgr.host.names import check_ifname
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error, missing
@@ -49,10 +48,16 @@ class Reader:
         link = None if index is None else await self.find_link(index)
         return link.name if link else f"the device with index {index}"
 
-    async def forwarding(self, bridge: int, port: int) -> set[str]:
-        """Return the addresses that a bridge forwards to this port: learned and static ones."""
-        ask = partial(rtnl_read.list_forwarding, bridge, port)
-        return await _whole(ask, "read a bridge's addresses")
+    async def entries(self, bridge: Link, mac: str) -> list[FdbEntry]:
+        """Return a bridge's forwarding entries for an address, in whichever VLAN it looks."""
+        try:
+            if not bridge.vlan_filtering:
+                found = await to_the_end(rtnl_read.find_entry, bridge.index, mac)
+                return [found] if found else []
+            entries, _ = await to_the_end(rtnl_read.list_entries, bridge.index)
+        except Refused as refused:
+            raise as_error(refused, bridge.name) from refused
+        return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
 
 async def _whole(ask: Callable[[], T | None], doing: str) -> T:

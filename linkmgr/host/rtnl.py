@@ -125,25 +125,39 @@ def del_link(device: int | str) -> Change:
     return Change(f"remove {device}", _RTM_DELLINK, 0, _link(device, {}))
 
 
-def forward(mac: str, port: int, *, static: bool) -> Change:
-    """Make a bridge deliver frames for `mac` to its port `port` (``bridge fdb replace``)."""
+def forward(
+    mac: str, port: int, *, static: bool, vlan: int | None = None, replace: bool = False
+) -> Change:
+    """Make a bridge deliver frames for `mac` to its port `port` (``bridge fdb add``).
+
+    :param vlan: ``None`` for frames without a VLAN and for each VLAN of the port.
+    :param replace: whether an entry that leads elsewhere is changed; else that is EEXIST.
+    """
     state = _NUD_REACHABLE | (_NUD_NOARP if static else 0)
-    message = _entry(mac, port, state)
-    return Change(f"forward {mac}", _RTM_NEWNEIGH, _CREATE | _REPLACE, message)
+    flags = _CREATE | (_REPLACE if replace else _EXCL)
+    return Change(f"forward {mac}", _RTM_NEWNEIGH, flags, _entry(mac, port, state, vlan))
 
 
-def forget(mac: str, port: int) -> Change:
-    """Make a bridge forget that `mac` is behind its port `port` (``bridge fdb del``)."""
-    return Change(f"forget {mac}", _RTM_DELNEIGH, 0, _entry(mac, port, _NUD_REACHABLE))
+def forget(mac: str, port: int, vlan: int | None = None) -> Change:
+    """Make a bridge forget that `mac` is behind its port `port` (``bridge fdb del``).
+
+    An entry that leads to another port stays: ENOENT.
+
+    :param vlan: as in `forward`.
+    """
+    message = _entry(mac, port, _NUD_REACHABLE, vlan)
+    return Change(f"forget {mac}", _RTM_DELNEIGH, 0, message)
 
 
-def _entry(mac: str, port: int, state: int) -> Any:
+def _entry(mac: str, port: int, state: int, vlan: int | None) -> Any:
     message = ndmsg()
     message["family"] = _AF_BRIDGE
     message["ifindex"] = port
     message["state"] = state
     message["flags"] = _NTF_MASTER
     message["attrs"] = [("NDA_LLADDR", mac)]
+    if vlan is not None:
+        message["attrs"].append(("NDA_VLAN", vlan))
     return message
 
 

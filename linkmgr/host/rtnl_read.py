@@ -19,7 +19,7 @@ import struct
 import sys
 from collections.abc import Iterator
 
-from linkmgr.host.links import Link, PortState
+from linkmgr.host.links import FdbEntry, Link, PortState
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from linkmgr.host.trouble import Refused
 
@@ -36,8 +36,10 @@ _KIND_MASK = 0x3FFF  # without NLA_F_NESTED
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
 _LINKINFO, _IFALIAS, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 29, 33, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_MACVLAN_MODE, _BRPORT_STATE, _BR_STP_STATE = 1, 1, 5
-_AF_BRIDGE, _NDA_LLADDR = 7, 2
+_MACVLAN_MODE, _BRPORT_STATE, _BR_STP_STATE, _BR_VLAN_FILTERING = 1, 1, 5, 7
+_AF_BRIDGE, _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER = 7, 2, 5, 9
+_NTF_MASTER = 0x04
+_NUD_NOARP = 0x40  # of a bridge: static
 _NUD_PERMANENT = 0x80  # of a bridge: local, frames go up into this host
 _NTF_SELF = 0x02  # of the device, not of the bridge
 #: RTEXT_FILTER_SKIP_STATS: they cost most of an answer.
@@ -84,25 +86,56 @@ def list_links() -> list[Link] | None:
     return found if complete else None
 
 
-def list_forwarding(bridge: int, port: int) -> set[str] | None:
-    """Read the addresses that a bridge forwards to this port: learned and static ones.
+def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
+    """Read a bridge's forwarding entries.
 
-    :return: ``None`` when entries came or went meanwhile, so that one may be missing.
+    :param port: index of one of its ports, 0 for all entries.
+    :return: the entries, and whether none came or went meanwhile: else one may be missing.
     :raise Refused: when the kernel does not answer.
     """
     # The kernel selects by port only if it is asked in the words of before 4.12 (rtnl_fdb_dump
     # in net/core/rtnetlink.c), or with strict checking.
     body = _about(family=_AF_BRIDGE, index=port) + _attr(_MASTER, struct.pack("=I", bridge))
-    found, complete = set(), True
+    found, complete = [], True
     for kind, flags, message in _answer(_RTM_GETNEIGH, _DUMP, body, "read a bridge's addresses"):
         complete = complete and not flags & _INTERRUPTED
-        if kind != _RTM_NEWNEIGH:
-            continue
-        _, index, state, about, _ = _NEIGHBOUR.unpack_from(message)
-        address = _attrs(message[_NEIGHBOUR.size :]).get(_NDA_LLADDR)
-        if index == port and address and not (state & _NUD_PERMANENT or about & _NTF_SELF):
-            found.add(address.hex(":"))
-    return found if complete else None
+        entry = _read_entry(message) if kind == _RTM_NEWNEIGH else None
+        if entry is not None and port in {0, entry.port}:
+            found.append(entry)
+    return found, complete
+
+
+def find_entry(bridge: int, mac: str) -> FdbEntry | None:
+    """Read a bridge's entry for an address without a VLAN (``bridge fdb get``).
+
+    :raise Refused: when the kernel does not answer.
+    """
+    body = _NEIGHBOUR.pack(_AF_BRIDGE, 0, 0, _NTF_MASTER, 0)
+    body += _attr(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    body += _attr(_NDA_MASTER, struct.pack("=I", bridge))
+    try:
+        for kind, _, message in _answer(_RTM_GETNEIGH, _REQUEST, body, f"look up {mac}"):
+            if kind == _RTM_NEWNEIGH:
+                return _read_entry(message)
+    except Refused as refused:
+        if refused.code != errno.ENOENT:
+            raise
+    return None
+
+
+def _read_entry(message: memoryview) -> FdbEntry | None:
+    _, index, state, about, _ = _NEIGHBOUR.unpack_from(message)
+    attrs = _attrs(message[_NEIGHBOUR.size :])
+    address = attrs.get(_NDA_LLADDR)
+    if not address or about & _NTF_SELF:
+        return None
+    return FdbEntry(
+        mac=address.hex(":"),
+        port=index,
+        vlan=_number(attrs.get(_NDA_VLAN)) or None,
+        static=bool(state & (_NUD_NOARP | _NUD_PERMANENT)),
+        local=bool(state & _NUD_PERMANENT),
+    )
 
 
 def read_link(message: memoryview) -> Link:
@@ -116,7 +149,7 @@ def read_link(message: memoryview) -> Link:
         state = _attrs(info.get(_INFO_SLAVE_DATA)).get(_BRPORT_STATE)
     if kind in {"macvtap", "macvlan"}:
         mode = _MODES.get(_number(_attrs(info.get(_INFO_DATA)).get(_MACVLAN_MODE)))
-    tree = kind == "bridge" and _number(_attrs(info.get(_INFO_DATA)).get(_BR_STP_STATE)) != 0
+    bridging = _attrs(info.get(_INFO_DATA)) if kind == "bridge" else {}
     operstate = _number(attrs.get(_OPERSTATE))
     elsewhere = _LINK_NETNSID in attrs
     return Link(
@@ -135,7 +168,8 @@ def read_link(message: memoryview) -> Link:
         promisc=bool(flags & IFF_PROMISC),
         allmulti=bool(flags & IFF_ALLMULTI),
         port_state=None if state is None else PortState(_number(state)),
-        spanning_tree=tree,
+        spanning_tree=_number(bridging.get(_BR_STP_STATE)) != 0,
+        vlan_filtering=_number(bridging.get(_BR_VLAN_FILTERING)) != 0,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from linkmgr.host import Fd
+from linkmgr.host import Fd, FdbEntry
 from linkmgr.model import Endpoint, EndpointKind, NicRef, Offer
 
 
@@ -31,7 +31,9 @@ class Cable:
     port: str
     backend: str
     mac: str = ""
-    macs: set[str] = field(default_factory=set)  #: all addresses that live behind the NIC
+    #: Forwarding entries that the bridge had behind the NIC's old port, and has to have behind the
+    #: new one.
+    withdrawn: list[FdbEntry] = field(default_factory=list)
     device: str | None = None  #: the tap or macvtap on this host, once it exists
     wish: str | None = None  #: what that is called from the start, if nothing has the name then
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
@@ -139,8 +141,13 @@ class Wiring(ABC):
         """Set the carrier that the guest sees."""
 
     @abstractmethod
-    async def announce(self, nic: NicRef) -> None:
-        """Have the NIC's address announced to its network (RARP, and GARP by the guest)."""
+    async def announce(self, cable: Cable, *, moved: bool) -> None:
+        """Have the NIC's address announced to its network (RARP, and GARP by the guest).
+
+        Nothing happens when another NIC has that address there now.
+
+        :param moved: whether the NIC comes from another network.
+        """
 
     @abstractmethod
     async def inspect(self, nic: NicRef) -> list[Cable]:

@@ -32,9 +32,6 @@ async def make_tap(
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
     cable.device, cable.fd = device, tap.fd
     await attach(host, cable, endpoint)
-    if replacing and replacing.device and _keeps_addresses(endpoint, replacing):
-        with contextlib.suppress(LinkMissing):  # nothing is forwarded to a device that is gone
-            cable.macs |= await host.forwarding(endpoint.bridge, replacing.device)
 
 
 async def attach(host: Host, cable: Cable, endpoint: BridgeEndpoint) -> None:
@@ -113,13 +110,25 @@ async def cross(host: Host, new: Cable, old: Cable) -> None:
     assert new.device is not None
     assert old.device is not None
     await host.cross(
-        new.macs, old.device, new.device,
-        bridge=new.endpoint.bridge, static=not new.endpoint.learning,
+        old.device, new.device,
+        bridge=new.endpoint.bridge, learning=new.endpoint.learning, own=new.mac,
     )  # fmt: skip
+
+
+async def withdraw(host: Host, new: Cable, old: Cable) -> None:
+    """Have the bridge of both cables deliver to both, until `take_over` says where the NIC is."""
+    if not _same_bridge(new, old) or old.device is None:
+        return
+    assert isinstance(new.endpoint, BridgeEndpoint)
+    with contextlib.suppress(HostError):  # it saves some frames, no more
+        new.withdrawn = host.entries_behind(old.device, new.endpoint.bridge)
+        await host.withdraw_entries(new.withdrawn, old.device)
 
 
 async def take_over(host: Host, cable: Cable) -> None:
     """Make the network deliver to the cable at once, not when the guest next speaks.
+
+    A bridge has what `withdraw` took from the NIC's old port behind the new one.
 
     :raise LinkMissing: when its device is gone.
     :raise NotForwarding: when that is no port of its bridge, or one that does not forward.
@@ -127,7 +136,10 @@ async def take_over(host: Host, cable: Cable) -> None:
     """
     match cable.endpoint:
         case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
-            await host.move_forwarding(cable.macs, cable.device, bridge=bridge, static=not learning)
+            await host.put_entries(
+                cable.withdrawn, cable.device, bridge=bridge, learning=learning, own=cable.mac
+            )
+            cable.withdrawn = []
         case DirectEndpoint(parent=parent) if cable.device:
             # It has the NIC's address from the start, so there is nothing to tell. But nothing has
             # looked at it since it was staged, and it goes with its parent.
@@ -153,9 +165,16 @@ async def _must_reach(host: Host, device: str, parent: str) -> None:
             )
 
 
-async def take_back(host: Host, cable: Cable) -> None:
-    """As `take_over`, for a cable whose port may be shut and whose network dead by now."""
+async def take_back(host: Host, cable: Cable, left: Cable | None = None) -> None:
+    """As `take_over`, for a cable whose port may be shut and whose network dead by now.
+
+    :param left: the cable that the NIC should have got, and has left.
+    """
     with contextlib.suppress(LinkMissing, NotForwarding, LinkBusy):
+        if left is not None:
+            withdrawn, left.withdrawn = left.withdrawn, []
+            await withdraw(host, cable, left)
+            cable.withdrawn = [*withdrawn, *cable.withdrawn]
         await _open(host, cable)
         await take_over(host, cable)
 
@@ -206,16 +225,26 @@ async def _obey(host: Host, *cables: Cable) -> bool:
     return True
 
 
-def _keeps_addresses(new: BridgeEndpoint, old: Cable) -> bool:
-    """Whether what the old port has is the new one's: not for good what it has only learned."""
-    before = old.endpoint
-    if not isinstance(before, BridgeEndpoint) or before.bridge != new.bridge:
+async def lives_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool:
+    """Whether a bridge has the NIC's address behind another NIC now, so that it is not announced.
+
+    Two NICs may share one (a bond): it belongs to the one that spoke last.
+
+    :param moved: whether the NIC comes from another network. It may have been in this one
+        elsewhere (on another host, say): then only another NIC of this host is believed.
+    """
+    if not isinstance(cable.endpoint, BridgeEndpoint):
         return False
-    return new.learning or not before.learning
+    own = mark_of(cable)
+    for link in await host.ports_with(cable.mac, cable.endpoint.bridge):
+        other = link.mark
+        if other != own and (not moved or (other and other.owner != own.owner)):
+            log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, link.name)
+            return True
+    return False
 
 
-def same_bridge(one: Cable, other: Cable) -> bool:
-    """Whether both are ports of one bridge."""
+def _same_bridge(one: Cable, other: Cable) -> bool:
     return (
         isinstance(one.endpoint, BridgeEndpoint)
         and isinstance(other.endpoint, BridgeEndpoint)

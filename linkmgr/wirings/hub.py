@@ -42,6 +42,7 @@ from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
     delete_device,
+    find_device,
     name_device,
     silence_device,
 )
@@ -49,13 +50,14 @@ from linkmgr.wirings.host_side import (
     attach,
     can_keep,
     cross,
+    lives_elsewhere,
     look_after,
     make_macvtap,
     make_tap,
     put_to_new_use,
-    same_bridge,
     take_back,
     take_over,
+    withdraw,
 )
 from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
@@ -191,10 +193,10 @@ class HubWiring(Wiring):
         """See `Wiring.stage`. The backend is in QEMU afterwards, but on no hub."""
         nic = cable.nic
         self._cables.add(cable)
-        cable.macs = {cable.mac}
-        seen = await guest_filter(self._qemu, nic)
-        if seen is not None and getattr(cable.endpoint, "learning", True):
-            cable.macs.add(seen.main_mac)  # which the guest may say, as its frames may
+        if replacing is not None and replacing.device is not None:
+            # It may have been renamed, and another have its name.
+            link = await find_device(self._host, replacing)
+            replacing.device = link.name if link else replacing.device
         match cable.endpoint:
             case BridgeEndpoint():
                 await make_tap(self._host, cable, cable.endpoint, replacing)
@@ -272,9 +274,8 @@ class HubWiring(Wiring):
         if new is not None:
             commands.append(_plug(new))
 
-        if new and old and old.device and same_bridge(new, old):
-            with contextlib.suppress(HostError):  # it saves some frames, no more
-                await self._host.flood(new.macs, old.device)
+        if new and old:
+            await withdraw(self._host, new, old)
 
         # QEMU reads the rest while it answers the first one, so that nothing has to be waited for
         # between the commands that count. And what counts in the end is what is plugged then,
@@ -311,14 +312,14 @@ class HubWiring(Wiring):
         if old is None:
             return
         if old.port in {port.id for port in hub.cables}:
-            await take_back(self._host, old)
+            await take_back(self._host, old, new)
             return
         if hub.cables:
             raise crowded(nic, hub)
         old.hub = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
-        await take_back(self._host, old)
+        await take_back(self._host, old, new)
 
     async def _must_carry(
         self,
@@ -389,8 +390,11 @@ class HubWiring(Wiring):
         """See `Wiring.set_link`."""
         await self._qemu.execute("set_link", {"name": nic.alias, "up": up})
 
-    async def announce(self, nic: NicRef) -> None:
+    async def announce(self, cable: Cable, *, moved: bool) -> None:
         """See `Wiring.announce`. Five rounds within half a second, QEMU's own default."""
+        nic = cable.nic
+        if await lives_elsewhere(self._host, cable, moved=moved):
+            return
         await self._qemu.execute(
             "announce-self",
             {"initial": 50, "max": 550, "rounds": 5, "step": 100,

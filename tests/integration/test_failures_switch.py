@@ -192,7 +192,7 @@ async def test_an_old_cable_that_somebody_took_out_long_ago_hinders_nobody(
 
 @pytest.mark.parametrize(
     ("start", "target"),
-    [("blue:one", "red"), ("blue:one", "blue:two"), ("green:one", "blue:one")],
+    [("blue:one", "red"), ("blue:one", "blue:two")],
 )
 async def test_a_permission_that_is_lost_in_the_switch(
     scene: Scene, start: str, target: str

@@ -63,7 +63,7 @@ async def test_lists_can_be_asked_for_at_once(host: Host) -> None:
         ip(f"link set {one} master {name}")
         lists = await asyncio.gather(*(host.links() for _ in range(60)))
         assert all(len(links) == len(lists[0]) for links in lists)
-        await asyncio.gather(*(host.forwarding(name, one) for _ in range(60)))
+        await asyncio.gather(*(host.ports_with("52:54:00:00:00:01", name) for _ in range(60)))
 
 
 async def test_a_list_of_very_many_devices_is_complete(host: Host) -> None:
@@ -160,7 +160,7 @@ async def test_without_privilege_every_change_says_what_is_missing() -> None:
     script = """
 import asyncio, ctypes, json
 from linkmgr.errors import HostError
-from linkmgr.host import Host
+from linkmgr.host import FdbEntry, Host
 from linkmgr.model import DirectMode, Mark
 header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert ctypes.CDLL(None).capset(header, none) == 0
@@ -175,7 +175,9 @@ async def main():
                               mac="52:54:00:00:00:01", mtu=1500),
             host.set_up("lo"),
             host.delete_link("lo"),
-            host.move_forwarding(["52:54:00:00:00:01"], "lo", bridge="br0"),
+            host.withdraw_entries(
+                [FdbEntry("52:54:00:00:00:01", 1, None, static=False, local=False)], "lo"
+            ),
         ):
             try:
                 await call

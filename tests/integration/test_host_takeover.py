@@ -63,6 +63,22 @@ def entries(port: str) -> dict[str, str]:
     return {entry["mac"]: entry.get("state", "") for entry in json.loads(shown)}
 
 
+def set_entry(port: str, kind: str) -> None:
+    """Have the bridge forward to the NIC through a port, as an operator does it."""
+    subprocess.run(["bridge", "fdb", "add", NIC, "dev", port, "master", kind], check=True)
+
+
+def behind(host: Host, over: str, tap: Tap) -> set[str]:
+    return {entry.mac for entry in host.entries_behind(tap.link.name, over)}
+
+
+async def move(host: Host, over: str, old: Tap, new: Tap) -> None:
+    """As a switch does it between two ports of a bridge that has a spanning tree."""
+    entries = host.entries_behind(old.link.name, over)
+    await host.withdraw_entries(entries, old.link.name)
+    await host.put_entries(entries, new.link.name, bridge=over)
+
+
 # --- a bridge's forwarding entry ---
 
 
@@ -74,57 +90,58 @@ async def test_the_next_frame_after_a_move_arrives_at_the_new_tap_only(
     assert await read_within(new.fd)  # and floods, because it does not know the peer
     with Wire(cable[1]) as wire:
         for text, to, source in (("one", new, old), ("two", old, new)) * 5:
-            macs = await host.forwarding(over, source.link.name)
-            assert macs == {NIC}
-            await host.move_forwarding(macs, to.link.name, bridge=over)
+            assert behind(host, over, source) == {NIC}
+            await move(host, over, source, to)
             wire.send(frame(NIC, PEER, text))
             assert texts(read_all(to.fd)) == [text] or await read_within(to.fd) == [text]
             assert texts(read_all(source.fd)) == []
-            assert await host.forwarding(over, to.link.name) == {NIC}
-            assert await host.forwarding(over, source.link.name) == set()
+            assert behind(host, over, to) == {NIC}
+            assert behind(host, over, source) == set()
 
 
 async def test_many_addresses_move_together(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, old, new = two_taps
     macs = {f"52:54:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(500)}
-    await host.move_forwarding(macs, old.link.name, bridge=over)
-    assert await host.forwarding(over, old.link.name) == macs
-    await host.move_forwarding(macs, new.link.name, bridge=over)
-    assert await host.forwarding(over, old.link.name) == set()
-    assert await host.forwarding(over, new.link.name) == macs
+    for mac in macs:
+        os.write(old.fd.number, frame(PEER, mac, "learn"))
+    assert behind(host, over, old) == macs
+    await move(host, over, old, new)
+    assert behind(host, over, old) == set()
+    assert behind(host, over, new) == macs
 
 
 async def test_nothing_to_move_is_fine(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, _, new = two_taps
-    await host.move_forwarding([], new.link.name, bridge=over)
-    assert await host.forwarding(over, new.link.name) == set()
+    await host.put_entries([], new.link.name, bridge=over)
+    assert behind(host, over, new) == set()
 
 
 async def test_a_moved_entry_is_like_one_that_was_learned(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, old, new = two_taps
-    await host.move_forwarding([NIC], new.link.name, bridge=over)
+    os.write(old.fd.number, frame(PEER, NIC, "learn"))
+    await move(host, over, old, new)
     assert entries(new.link.name)[NIC] == ""
     os.write(old.fd.number, frame(PEER, NIC, "the NIC speaks elsewhere"))
-    assert await host.forwarding(over, new.link.name) == set()
-    assert await host.forwarding(over, old.link.name) == {NIC}
+    assert behind(host, over, new) == set()
+    assert behind(host, over, old) == {NIC}
 
 
 async def test_an_entry_of_a_port_that_does_not_learn_stays(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, _, new = two_taps
-    await host.move_forwarding([NIC], new.link.name, bridge=over, static=True)
+    await host.put_entries([], new.link.name, bridge=over, learning=False, own=NIC)
     assert entries(new.link.name)[NIC] == "static"
-    assert await host.forwarding(over, new.link.name) == {NIC}
+    assert behind(host, over, new) == {NIC}
 
 
 async def test_the_taps_own_address_is_not_forwarded(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, old, _ = two_taps
-    assert await host.forwarding(over, old.link.name) == set()
+    assert behind(host, over, old) == set()
 
 
 async def waiting(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
@@ -156,7 +173,7 @@ async def test_what_waits_carries_nothing_until_the_crossing_and_then_all(
                 assert texts(read_all(old.fd)) == ["to the NIC"] * old_
                 assert texts(read_all(new.fd)) == ["to the NIC"] * new_
                 if old_:
-                    await host.cross([NIC], old.link.name, new.link.name, bridge=over)
+                    await host.cross(old.link.name, new.link.name, bridge=over)
             # What happens to other ports does not open it, nor what happens to the device itself.
             ip(f"link set {old.link.name} mtu 1400")
             with veth() as (other, _):
@@ -176,8 +193,8 @@ async def test_an_old_port_that_is_gone_hinders_no_crossing(
         stack, new = await waiting(host, over)
         async with stack:
             ip(spoil.format(old.link.name))
-            await host.cross([NIC], old.link.name, new.link.name, bridge=over)
-            assert await host.forwarding(over, new.link.name) == {NIC}
+            await host.cross(old.link.name, new.link.name, bridge=over)
+            assert (await host.link(new.link.name)).port_state is PortState.FORWARDING
 
 
 async def test_in_every_vlan_of_the_port_the_entry_moves(
@@ -189,7 +206,7 @@ async def test_in_every_vlan_of_the_port_the_entry_moves(
     except subprocess.CalledProcessError:
         pytest.skip("this kernel's bridges know no VLANs")
     os.write(old.fd.number, frame(PEER, NIC, "learn"))
-    await host.move_forwarding([NIC], new.link.name, bridge=over)
+    await move(host, over, old, new)
     with Wire(cable[1]) as wire:
         wire.send(frame(NIC, PEER, "tagged by the bridge"))
         assert await read_within(new.fd) == ["tagged by the bridge"]
@@ -202,7 +219,7 @@ async def test_what_is_no_port_cannot_have_addresses(
     over, _, new = two_taps
     await host.detach_from_bridge(new.link.name)
     with pytest.raises(NotForwarding, match=f"{new.link.name} is no port of {over}"):
-        await host.move_forwarding([NIC], new.link.name, bridge=over)
+        await host.put_entries([], new.link.name, bridge=over)
 
 
 async def test_a_bridge_that_is_gone_is_said_to_be_gone(
@@ -211,7 +228,7 @@ async def test_a_bridge_that_is_gone_is_said_to_be_gone(
     over, _, new = two_taps
     await host.delete_link(over)
     with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more") as caught:
-        await host.move_forwarding([NIC], new.link.name, bridge=over)
+        await host.put_entries([], new.link.name, bridge=over)
     assert caught.value.hint == f"make it again: 'ip link add {over} type bridge', then try again"
 
 
@@ -221,36 +238,84 @@ async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
         with tap.fd:
             ip(f"link set {tap.link.name} master {over}")
             with pytest.raises(NotForwarding, match="state listening"):
-                await host.move_forwarding([NIC], tap.link.name, bridge=over)
+                await host.put_entries([], tap.link.name, bridge=over)
 
 
 async def test_missing_devices_are_named(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, old, _ = two_taps
     with pytest.raises(LinkMissing, match="notap"):
-        await host.move_forwarding([NIC], "notap", bridge=over)
-    with pytest.raises(LinkMissing, match="notap"):
-        await host.forwarding(over, "notap")
-    with pytest.raises(LinkMissing, match="nobridge"):
-        await host.forwarding("nobridge", old.link.name)
+        await host.put_entries([], "notap", bridge=over)
+    assert host.entries_behind("notap", over) == []
+    assert host.entries_behind(old.link.name, "nobridge") == []
 
 
 async def test_while_a_bridge_floods_both_ports_hear_an_address(
     host: Host, two_taps: tuple[str, Tap, Tap], cable: tuple[str, str]
 ) -> None:
     over, old, new = two_taps
-    await host.move_forwarding([NIC], old.link.name, bridge=over)
+    os.write(old.fd.number, frame(PEER, NIC, "learn"))
+    assert await read_within(new.fd) == ["learn"]
+    taken = host.entries_behind(old.link.name, over)
     with Wire(cable[1]) as wire:
         for _ in range(2):  # what is forgotten already is no error
-            await host.flood([NIC], old.link.name)
+            await host.withdraw_entries(taken, old.link.name)
         wire.send(frame(NIC, PEER, "both"))
         assert await read_within(old.fd) == ["both"]
         assert await read_within(new.fd) == ["both"]
-        await host.move_forwarding([NIC], new.link.name, bridge=over)
+        await host.put_entries(taken, new.link.name, bridge=over)
         wire.send(frame(NIC, PEER, "new"))
         assert await read_within(new.fd) == ["new"]
         assert texts(read_all(old.fd)) == []
-    with pytest.raises(LinkMissing, match="notap"):
-        await host.flood([NIC], "notap")
+
+
+async def third(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
+    """One more tap on the bridge, that forwards."""
+    stack, tap = await waiting(host, over)
+    await host.set_up(tap.link.name)
+    return stack, tap
+
+
+@pytest.mark.parametrize("crossing", [True, False])
+async def test_an_address_that_has_spoken_elsewhere_meanwhile_stays_there(
+    host: Host, two_taps: tuple[str, Tap, Tap], crossing: bool
+) -> None:
+    over, old, other = two_taps
+    stack, new = await (waiting if crossing else third)(host, over)
+    async with stack:
+        os.write(old.fd.number, frame(PEER, NIC, "here"))
+        os.write(old.fd.number, frame(PEER, "52:54:00:00:00:77", "and one that stays"))
+        if crossing:
+            os.write(other.fd.number, frame(PEER, NIC, "and now there"))
+            await host.cross(old.link.name, new.link.name, bridge=over)
+        else:
+            entries = host.entries_behind(old.link.name, over)
+            await host.withdraw_entries(entries, old.link.name)
+            os.write(other.fd.number, frame(PEER, NIC, "and now there"))
+            await host.put_entries(entries, new.link.name, bridge=over)
+        assert behind(host, over, other) == {NIC}
+        assert behind(host, over, new) == {"52:54:00:00:00:77"}
+
+
+async def test_an_entry_that_somebody_set_for_good_moves_as_it_is(
+    host: Host, two_taps: tuple[str, Tap, Tap]
+) -> None:
+    over, old, new = two_taps
+    set_entry(old.link.name, "static")
+    await move(host, over, old, new)
+    assert entries(new.link.name)[NIC] == "static"
+
+
+@pytest.mark.parametrize("learned", [True, False])
+async def test_a_port_that_does_not_learn_gets_its_address_back_from_one_that_has_only_learned_it(
+    host: Host, two_taps: tuple[str, Tap, Tap], learned: bool
+) -> None:
+    over, old, new = two_taps
+    kind = "dynamic" if learned else "static"
+    set_entry(old.link.name, kind)
+    await host.put_entries([], new.link.name, bridge=over, learning=False, own=NIC)
+    owner = new if learned else old
+    assert behind(host, over, owner) == {NIC}
+    assert entries(owner.link.name)[NIC] == "static"
 
 
 async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_beside_it(
@@ -261,5 +326,5 @@ async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_b
     await host.set_down(new.link.name)
     ip(f"link set {over} type bridge stp_state 1")  # since `new` was staged
     with pytest.raises(HostError):
-        await host.cross([NIC], old.link.name, new.link.name, bridge=over)
+        await host.cross(old.link.name, new.link.name, bridge=over)
     assert not (await host.link(new.link.name)).up

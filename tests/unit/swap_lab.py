@@ -96,7 +96,7 @@ class FakeWiring(Wiring):
     async def set_link(self, nic: NicRef, *, up: bool) -> None:
         self.log.note(f"link {'up' if up else 'down'}")
 
-    async def announce(self, nic: NicRef) -> None:
+    async def announce(self, cable: Cable, *, moved: bool) -> None:
         self.log.note("announce")
 
     async def inspect(self, nic: NicRef) -> list[Cable]:

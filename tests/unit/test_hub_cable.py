@@ -20,13 +20,13 @@ from linkmgr.errors import (
     MonitorError,
     MonitorTimeout,
 )
-from linkmgr.host import Fd, Host
+from linkmgr.host import Fd, FdbEntry, Host
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings import Cable, HubWiring
-from linkmgr.wirings.host_side import make_tap, take_back, take_over
+from linkmgr.wirings.host_side import take_back, take_over
 from linkmgr.wirings.receive_filter import guest_filter
 from tests.unit.qmp_peer import Peer, Received, connected
 
@@ -77,16 +77,14 @@ class FakeHost:
     async def attach_to_bridge(self, *_: object, up: bool, **__: object) -> None:
         self.done.append(f"attach {'up' if up else 'down'}")
 
-    async def forwarding(self, *_: object) -> set[str]:
-        return {OTHERS}
+    def entries_behind(self, *_: object) -> list[FdbEntry]:
+        return [FdbEntry(OWN, 7, None, static=False, local=False)]
 
-    async def flood(self, macs: set[str], device: str) -> None:
-        self.done.append(f"flood {device} {sorted(macs)}")
+    async def withdraw_entries(self, entries: list[FdbEntry], device: str) -> None:
+        self.done.append(f"withdraw {device} {[each.mac for each in entries]}")
 
-    async def move_forwarding(
-        self, macs: set[str], device: str, *, bridge: str, static: bool
-    ) -> None:
-        self.done.append(f"forward {device} {sorted(macs)}")
+    async def put_entries(self, entries: list[FdbEntry], device: str, **_: object) -> None:
+        self.done.append(f"put {device} {[each.mac for each in entries]}")
 
     async def set_down(self, device: object) -> None:
         self.done.append(f"down {device}")
@@ -123,33 +121,6 @@ async def test_a_qemu_that_keeps_a_backend_hears_nothing_through_it_any_more(
     assert host.done == ["down 7", "delete 7"]
 
 
-@pytest.mark.parametrize(("learning", "macs"), [(True, {OWN, OTHERS}), (False, {OWN})])
-async def test_a_port_that_does_not_learn_gets_no_address_that_only_the_guest_says(
-    learning: bool, macs: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A static entry for it would take the traffic of whoever has that address."""
-
-    async def make_tap(*_: object) -> None:
-        raise LinkBusy("as far as that")
-
-    monkeypatch.setattr("linkmgr.wirings.hub.make_tap", make_tap)
-    new = cable(learning=learning)
-    with pytest.raises(LinkBusy):
-        await made(FakeQemu(), FakeHost()).stage(new, None)
-    assert new.macs == macs
-
-
-@pytest.mark.parametrize(("learning", "macs"), [(True, {OWN, OTHERS}), (False, {OWN})])
-async def test_what_a_bridge_has_learned_does_not_move_for_good_to_a_port_that_does_not_learn(
-    learning: bool, macs: set[str]
-) -> None:
-    old, new = cable(), cable(learning=learning)
-    new.macs = {OWN}
-    assert isinstance(new.endpoint, BridgeEndpoint)
-    await make_tap(cast("Host", FakeHost()), new, new.endpoint, old)
-    assert new.macs == macs
-
-
 @pytest.mark.parametrize(
     "answer",
     [None, [], {}, [7], [{}], [{"main-mac": "x", "promiscuous": False}],
@@ -183,7 +154,7 @@ def hub_with(*idents: str) -> str:
 def new_cable(endpoint: Endpoint | None = None) -> Cable:
     """One that is staged, to plug instead of `cable`."""
     made = Cable(NEW, NIC, endpoint or BridgeEndpoint("br0"), f"lmp-{NEW}", f"lmt-{NEW}", mac=OWN)
-    made.device, made.macs, made.hub = "lm2", {OWN}, 1
+    made.device, made.hub = "lm2", 1
     return made
 
 
@@ -234,10 +205,10 @@ async def test_a_bridge_forgets_the_nic_before_the_old_cable_goes_and_is_told_af
 ) -> None:
     """Between QEMU's commands frames go to both ports, so none waits at the old one in vain."""
     wiring, host, peer = wired
-    forgets = f"flood lm1 {[OWN]}"
+    forgets = f"withdraw lm1 {[OWN]}"
     async with switching(wiring, peer, new_cable()):
         assert host.done == [forgets]
-    assert host.done == [forgets, f"forward lm2 {[OWN]}"]
+    assert host.done == [forgets, f"put lm2 {[OWN]}"]
 
 
 # --- a macvtap that reaches nothing ---------------------------------------------------------------

@@ -50,7 +50,6 @@ CABLE = CableRecord(
     endpoint=BridgeEndpoint("br0", 1400, isolated=True),
     device="lm0123abcd",
     mac="52:54:00:00:00:01",
-    macs=("52:54:00:00:00:01",),
     since=SINCE,
 )
 ON_GREEN = replace(

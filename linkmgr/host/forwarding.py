@@ -1,0 +1,158 @@
+"""Forwarding entries of bridges: which of them go with a NIC from one port to another.
+
+An address may be used by one guest now and by another in a moment (a bond, VRRP), or be that of a
+gateway. So an entry moves only if the bridge has it behind the NIC's old port when that is left,
+and never replaces one that leads elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterable, Sequence
+
+from linkmgr.errors import NotForwarding
+from linkmgr.host import rtnl_read
+from linkmgr.host.devices import Devices, speaking
+from linkmgr.host.links import FdbEntry, Link, PortState
+from linkmgr.host.names import check_ifname
+from linkmgr.host.rtnl import Change, forget, forward, index_of
+from linkmgr.host.trouble import Refused, as_error, missing
+
+log = logging.getLogger(__name__)
+
+
+def additions(entries: Iterable[FdbEntry], port: int, *, learning: bool, own: str) -> list[Change]:
+    """The requests that put entries behind a port, where the bridge has none meanwhile.
+
+    :param learning: whether the port learns. One that does not gets no entry for good of what was
+        only learned, and the NIC's own address gets a static one.
+    :param own: the address that the NIC was configured with.
+    """
+    kept = [each for each in entries if each.static or learning]
+    put = [
+        forward(each.mac, port, static=each.static and each.mac != own, vlan=each.vlan)
+        for each in kept
+        if learning or each.mac != own
+    ]
+    return put if learning or not own else [*put, forward(own, port, static=True)]
+
+
+class Forwarding(Devices):
+    """What `Host` does with the forwarding entries of bridges."""
+
+    def entries_behind(self, device: str, bridge: str) -> list[FdbEntry]:
+        """Return what a bridge has behind a port at this moment: learned and static entries.
+
+        Takes about 0.1 ms, without giving the event loop a turn. There is none behind a device
+        that is gone, or that is no port of this bridge.
+        """
+        try:
+            port, over = index_of(check_ifname(device)), index_of(check_ifname(bridge))
+        except Refused:
+            return []
+        with speaking(bridge):
+            found, _ = rtnl_read.list_entries(over, port)
+        return [each for each in found if not each.local]
+
+    async def withdraw_entries(self, entries: Sequence[FdbEntry], device: str) -> None:
+        """Make a bridge forget entries of its port `device`; those that moved meanwhile stay.
+
+        Until it learns or is told where the addresses are it delivers to all its ports: nothing
+        gets lost while a NIC moves from one port to another.
+        """
+        with speaking(device):
+            changes = [forget(each.mac, each.port, each.vlan) for each in entries]
+            for refused in self._opened[1].attempt(changes):
+                if refused is not None and refused.code != errno.ENOENT:
+                    raise refused
+
+    async def put_entries(
+        self,
+        entries: Sequence[FdbEntry],
+        device: str,
+        *,
+        bridge: str,
+        learning: bool = True,
+        own: str = "",
+    ) -> None:
+        """Put entries that were withdrawn behind a port, where the bridge has none meanwhile.
+
+        Takes about 0.1 ms for one, without giving the event loop a turn.
+
+        :param bridge: the bridge that `device` is a port of.
+        :param learning: as in `additions`, `own` too.
+        :raise LinkMissing: when there is no such device.
+        :raise NotForwarding: when it is no port of a bridge, or one that does not forward yet.
+        """
+        with speaking(device):
+            port = index_of(check_ifname(device))
+            put = additions(entries, port, learning=learning, own=own)
+            answers = self._opened[1].attempt(put) if put else []
+        await self._carried(answers, device, bridge)
+        if not learning:
+            await self._claim(own, device, bridge)
+
+    async def ports_with(self, mac: str, bridge: str) -> list[Link]:
+        """Return the ports, or the bridge itself, to which a bridge forwards an address now."""
+        over = await self.find_link(bridge)
+        if over is None:
+            return []
+        found = {each.port for each in await self._reader.entries(over, mac)}
+        links = [await self.find_link(index) for index in found]
+        return [link for link in links if link is not None]
+
+    async def _claim(self, mac: str, device: str, bridge: str) -> None:
+        """Make the entry of a port that does not learn a static one.
+
+        What was learned elsewhere gives way, for the NIC cannot have it back by speaking; what
+        somebody has set does not.
+        """
+        over, link = await self.find_link(bridge), await self.find_link(device)
+        if not mac or over is None or link is None:
+            return
+        for entry in await self._reader.entries(over, mac):
+            if entry.port == link.index and entry.static:
+                continue
+            if entry.static:
+                log.warning("bridge %s: %s stays where somebody has set it", bridge, mac)
+                continue
+            with speaking(device):
+                change = forward(mac, link.index, static=True, vlan=entry.vlan, replace=True)
+                self._opened[1].attempt([change])
+
+    async def _carried(self, answers: Sequence[Refused | None], device: str, bridge: str) -> None:
+        """Check that a port forwards, and was told of its addresses.
+
+        :raise LinkMissing: when it is gone.
+        :raise NotForwarding: when it does not forward.
+        """
+        # At once, in the event loop: what is seen holds for the moment of the switch.
+        with speaking(device):
+            link = rtnl_read.find_link(device)
+        if link is None:
+            raise missing(device)
+        if link.port_state is not PortState.FORWARDING:
+            raise await self._not_forwarding(link, bridge, "so it cannot have addresses")
+        for refused in answers:
+            # EEXIST: it leads elsewhere by now. EINVAL: the new port is not in that VLAN.
+            if refused is not None and refused.code not in {errno.EEXIST, errno.EINVAL}:
+                raise as_error(refused, device) from refused
+
+    async def _not_forwarding(self, link: Link, bridge: str, then: str) -> NotForwarding:
+        """Make the error. The device may be removed by the time that somebody reads it."""
+        if await self.find_link(bridge) is None:
+            return NotForwarding(
+                f"bridge {bridge} does not exist any more, so it forwards nothing to {link.name}",
+                hint=f"make it again: 'ip link add {bridge} type bridge', then try again",
+            )
+        if link.port_state is None:
+            return NotForwarding(
+                f"{link.name} is no port of {bridge} any more, {then}",
+                hint=f"look which program takes ports off {bridge}, and try again",
+            )
+        return NotForwarding(
+            f"{link.name} is a port of {bridge} in the state {link.port_state.name.lower()}, "
+            f"{then}",
+            hint=f"a spanning tree takes twice its forward delay, see 'ip -d link show {bridge}'",
+        )
