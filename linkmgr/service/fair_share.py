@@ -4,7 +4,7 @@ A limit on connections bounds memory, not time: 200 connections with one cheap q
 again as soon as it is answered, keep a service of one thread busy, and a replug then waits behind
 200 answers at each of its steps. So the CPU time that requests take in the event loop is metered by
 user id. A user that has used up its share waits, before its next request is looked at; nothing is
-refused. Root and the group that may do everything are not metered.
+refused. Root and the service's own user are not metered.
 
 Work that a request starts in tasks of its own (an operation, a shared look) is not metered here: it
 is bounded by the number of operations, and by there being one look for all who ask.
@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from linkmgr.budget import TimeBudget
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import ProblemResponse, Refused, problem
 
@@ -32,49 +33,28 @@ BURST_SECONDS = 0.1
 GUESS_SECONDS = 0.003
 #: Seconds of reading a request and accepting its connection, which are not metered.
 OVERHEAD_SECONDS = 0.0005
-#: Seconds of the loop's time that a user may owe: nobody waits longer than this, over `USER_SHARE`.
-DEBT_SECONDS = 1.5
 #: Requests of a user that may wait, as many as it may have connections by default: clients that
 #: went away are among them.
 WAITING_MOST = 256
-_FORGET_SECONDS = 60.0  # of silence, after which a user is not remembered
+#: Users that are told apart; those who come while all of them are busy share one account. A user
+#: with a range of subordinate uids (subuid(5)) can be 65,536.
+USERS_MOST = 256
 
 
 class _Account:
-    """What a user, or all of them, has used: a leaky bucket of seconds.
+    """What a user has used.
 
-    :param share: seconds that it is forgiven per second.
+    :param turn: first come, first served; of each user one request waits for those of others.
+    :param waiting: requests that wait for it.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._used = 0.0
-        self._at = time.monotonic()
-        self.turn = asyncio.Lock()  #: first come, first served
-        self.waiting = 0  #: requests that wait for it
-
-    def charge(self, seconds: float) -> None:
-        """Add what was used; negative gives back what a guess was too high by."""
-        self._drain()
-        self._used = min(max(0.0, self._used + seconds), BURST_SECONDS + DEBT_SECONDS)
-
-    async def wait(self) -> None:
-        """Wait until it is within its share."""
-        while (over := self._over()) > 0:  # noqa: ASYNC110 - time itself is waited for
-            await asyncio.sleep(over / self._share)
+    def __init__(self) -> None:
+        self.budget = TimeBudget(BURST_SECONDS, USER_SHARE)
+        self.turn = asyncio.Lock()
+        self.waiting = 0
 
     def is_idle(self) -> bool:
-        """Whether it may be forgotten."""
-        return not self.turn.locked() and time.monotonic() - self._at > _FORGET_SECONDS
-
-    def _over(self) -> float:
-        self._drain()
-        return self._used - BURST_SECONDS
-
-    def _drain(self) -> None:
-        now = time.monotonic()
-        self._used = max(0.0, self._used - (now - self._at) * self._share)
-        self._at = now
+        return not self.waiting and not self.turn.locked() and not self.budget.wait
 
 
 class FairShare:
@@ -86,8 +66,10 @@ class FairShare:
     def __init__(self, app: ASGIApp, free: Callable[[Peer], bool]) -> None:
         self._app = app
         self._free = free
-        self._all = _Account(ALL_SHARE)
+        self._all = TimeBudget(BURST_SECONDS, ALL_SHARE)
+        self._turn = asyncio.Lock()  # of users: each waits here once
         self._accounts: dict[int, _Account] = {}  # by uid
+        self._others = _Account()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -101,46 +83,55 @@ class FairShare:
             document = problem(Refused("too-many", what, "wait for answers before you ask again"))
             await ProblemResponse(document)(scope, receive, send)
             return
-        account.waiting += 1
-        try:
-            async with account.turn:  # of each user one waits at a time: users take turns
-                await account.wait()
-                async with self._all.turn:
-                    await self._all.wait()
-                    self._charge(account, GUESS_SECONDS)
-        finally:
-            account.waiting -= 1
-
+        await self._admit(account)
         guessed = GUESS_SECONDS - OVERHEAD_SECONDS
 
-        def charge(seconds: float) -> None:
+        def spend(seconds: float) -> None:
             nonlocal guessed
             known = min(guessed, seconds)
             guessed -= known
-            self._charge(account, seconds - known)
+            self._spend(account, seconds - known)
 
         try:
-            await _metered(self._app(scope, receive, send), charge)
+            await _metered(self._app(scope, receive, send), spend)
         finally:
-            self._charge(account, -guessed)
+            self._spend(account, -guessed)  # the guess was too high by this
 
-    def _charge(self, account: _Account, seconds: float) -> None:
-        account.charge(seconds)
-        self._all.charge(seconds)
+    async def _admit(self, account: _Account) -> None:
+        """Wait until the user and all users together are within their shares."""
+        account.waiting += 1
+        try:
+            async with account.turn:
+                await _within(account.budget)
+                async with self._turn:
+                    await _within(self._all)
+                    self._spend(account, GUESS_SECONDS)
+        finally:
+            account.waiting -= 1
+
+    def _spend(self, account: _Account, seconds: float) -> None:
+        account.budget.spend(seconds)
+        self._all.spend(seconds)
 
     def _account(self, uid: int) -> _Account:
         if uid not in self._accounts:
-            for other in [each for each, its in self._accounts.items() if its.is_idle()]:
-                del self._accounts[other]
-            self._accounts[uid] = _Account(USER_SHARE)
+            if len(self._accounts) >= USERS_MOST:
+                for idle in [each for each, its in self._accounts.items() if its.is_idle()]:
+                    del self._accounts[idle]
+            if len(self._accounts) >= USERS_MOST:
+                return self._others
+            self._accounts[uid] = _Account()
         return self._accounts[uid]
 
 
+async def _within(budget: TimeBudget) -> None:
+    while seconds := budget.wait:  # noqa: ASYNC110 - time itself is waited for
+        await asyncio.sleep(seconds)
+
+
 @types.coroutine
-def _metered(
-    started: Awaitable[None], charge: Callable[[float], None]
-) -> Generator[Any, Any, None]:
-    """Run a coroutine; the CPU time of each of its steps is charged when the step ends."""
+def _metered(started: Awaitable[None], spend: Callable[[float], None]) -> Generator[Any, Any, None]:
+    """Run a coroutine; the CPU time of each of its steps is spent when the step ends."""
     work = cast("Coroutine[Any, Any, None]", started)  # ASGI applications are async functions
     value: object = None
     error: BaseException | None = None
@@ -151,7 +142,7 @@ def _metered(
         except StopIteration:
             return
         finally:
-            charge(time.thread_time() - began)
+            spend(time.thread_time() - began)
         try:
             value, error = (yield waits_for), None
         except GeneratorExit:

@@ -13,6 +13,7 @@ from linkmgr.service.fair_share import (
     ALL_SHARE,
     BURST_SECONDS,
     USER_SHARE,
+    USERS_MOST,
     WAITING_MOST,
     FairShare,
 )
@@ -86,7 +87,7 @@ async def test_many_users_together_leave_the_loop_to_root() -> None:
 
 async def test_root_waits_for_nobody() -> None:
     app = share()
-    async with app._all.turn:
+    async with app._turn:
         stranger = asyncio.create_task(asks(app, peer(1000)))
         await asyncio.wait_for(asks(app, ROOT), 5)
         assert not stranger.done()
@@ -124,6 +125,20 @@ async def test_requests_that_wait_are_counted_and_one_too_many_is_refused() -> N
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.wait_for(asks(app, peer(1000)), 5)
+
+
+async def test_users_beyond_those_that_are_told_apart_share_one_account() -> None:
+    async def cheap(*_: Any) -> None:
+        pass
+
+    app = share(cheap)
+    for number in range(USERS_MOST):
+        app._account(number).waiting = 1  # busy
+    await asks(app, peer(5000))
+    assert app._account(5000) is app._account(5001)
+    app._account(7).waiting = 0
+    assert app._account(5000) is not app._account(5001)
+    assert len(app._accounts) == USERS_MOST
 
 
 async def test_an_error_passes_through_and_a_cancelled_request_is_closed() -> None:
