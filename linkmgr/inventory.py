@@ -89,7 +89,10 @@ class Inventory(ABC):
         self.documents = Documents(None if state is None else Path(state))
         self._journal = Journal(self.documents)
         self._networks = Networks(self._host)
-        self._strays = Strays(self._host)
+        self._under_way: list[Network] = []  #: of the plugs that an earlier run did not finish
+        self._strays = Strays(
+            self._host, lambda: self._networks.may_make([*self._networks, *self._under_way])
+        )
         self._vms: dict[str, Vm] = {}
         self._adding: dict[str, asyncio.Lock] = {}
         self._board = Switchboard()
@@ -145,6 +148,10 @@ class Inventory(ABC):
                 log.error("network %s cannot be had again: %s", network, error)  # noqa: TRY400
         for port in ports:
             self._networks.restore_port(port)
+        intents = [nic.intent for vm in vms for nic in vm.nics.values()]
+        self._under_way = [each.port.network for each in intents if each and each.port]
+        if self.documents.folder is not None:
+            await self._strays.remove_unmarked()
         await self._absent.expect(vms, PATIENCE)
         await self._tidy()
         self._started = True

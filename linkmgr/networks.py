@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +98,14 @@ class Networks:
     def nics_on(self, network: str) -> set[NicRef]:
         """The NICs that are plugged into a network, or are on their way to it or from it."""
         return {nic for (net, _), nic in self._claims.items() if net == network}
+
+    def may_make(self, networks: Iterable[Network]) -> set[str]:
+        """Names of the devices that drivers may have made for these networks."""
+        names: set[str] = set()
+        for network in networks:
+            with contextlib.suppress(LinkmgrError):  # its driver is not installed any more
+                names |= self.driver(network.driver).may_make(network)
+        return names
 
     async def tidy(self) -> None:
         """After a restart: free what drivers keep for networks that nobody is plugged into."""

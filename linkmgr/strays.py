@@ -1,15 +1,30 @@
-"""Devices that carry our mark and that nothing recorded: found, watched for a while, removed."""
+"""Devices of ours that nothing recorded: found, watched for a while, removed.
+
+Most carry our mark; see `linkmgr.host.unmarked` for the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from linkmgr.errors import LinkmgrError
 from linkmgr.host import Host, Link, held_by
+from linkmgr.host.holders import UNSEEN
+from linkmgr.host.macvtap import clear_nodes
+from linkmgr.host.unmarked import unmarked
 from linkmgr.model import Mark, Stray
+
+log = logging.getLogger(__name__)
+
+
+#: Seconds that a device without a mark must have been seen for: a linkmgr that runs may be about to
+#: mark it, which takes it milliseconds, or as long as the machine does not let it run.
+UNMARKED_SECONDS = 0.5
+_UNMARKED = Mark("unknown", "unmarked")  # what a device without a mark counts as
 
 
 class Strays:
@@ -17,11 +32,18 @@ class Strays:
 
     The kernel does not tell how old a device is, so its age counts from when it was first seen.
 
+    :param bridges: gives the names of the bridges that networks may have made.
     :param clock: seconds that never go back.
     """
 
-    def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: Host,
+        bridges: Callable[[], Collection[str]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._host = host
+        self._bridges = bridges
         self._clock = clock
         self._seen: dict[tuple[int, Mark], float] = {}
 
@@ -48,11 +70,13 @@ class Strays:
         :param older_than: seconds that it must have been seen for.
         """
         found = []
-        for stray, link in await self._look(*recorded()):
+        for stray, link in await self._look_twice(*recorded()):
             removed, error = False, None
             holders = await asyncio.to_thread(held_by, link)
+            if stray.mark == _UNMARKED and holders == [UNSEEN]:
+                holders = []  # it was never given to a guest
             known, busy = recorded()
-            if stray.mark in known or stray.owner in busy:
+            if stray.mark in known or stray.owner in busy or not await self._is_as_seen(link):
                 continue  # a verb has begun meanwhile
             if stray.seen < older_than:
                 error = f"first seen {stray.seen:.0f} s ago, and {older_than:g} s are asked for"
@@ -66,6 +90,32 @@ class Strays:
             found.append(replace(stray, removed=removed, error=error))
         return found
 
+    async def remove_unmarked(self) -> None:
+        """Remove what a linkmgr that was killed had made and not marked yet."""
+        for stray, link in await self._look_twice((), ()):
+            if stray.mark == _UNMARKED and await self._is_as_seen(link):
+                try:
+                    await self._host.delete_link(link.index)
+                    log.info("removed %s, which was made and never marked", link.name)
+                except LinkmgrError as error:
+                    log.warning("%s, which was made and never marked, stays: %s", link.name, error)
+        for folder in await asyncio.to_thread(clear_nodes):
+            log.info("removed %s, where a device node was left", folder)
+
+    async def _is_as_seen(self, link: Link) -> bool:
+        now = await self._host.find_link(link.index)
+        return now is not None and now.alias == link.alias and (link.up or not now.up)
+
+    async def _look_twice(
+        self, known: Collection[Mark], busy: Collection[str]
+    ) -> list[tuple[Stray, Link]]:
+        """As `_look`; once more after a while if there is a device without a mark."""
+        found = await self._look(known, busy)
+        if any(each.mark == _UNMARKED and each.seen < UNMARKED_SECONDS for each, _ in found):
+            await asyncio.sleep(UNMARKED_SECONDS)
+            found = await self._look(known, busy)
+        return found
+
     async def _look(
         self, known: Collection[Mark], busy: Collection[str]
     ) -> list[tuple[Stray, Link]]:
@@ -74,8 +124,9 @@ class Strays:
         users = {each for link in links for each in (link.master, link.parent) if each}
         seen: dict[tuple[int, Mark], float] = {}
         found = []
+        bare = {link.index for link in unmarked(links, self._bridges())}
         for link in links:
-            mark = link.mark
+            mark = _UNMARKED if link.index in bare else link.mark
             if mark is None or mark in known or mark.owner in busy or link.index in users:
                 continue
             key = (link.index, mark)

@@ -101,6 +101,10 @@ class NetworkDriver(ABC):
         linkmgr when every attachment that outlived it has been claimed again.
         """
 
+    def may_make(self, network: Network) -> frozenset[str]:  # noqa: ARG002 - most make nothing
+        """Names of the devices that `Attachment.realise` may make for the network."""
+        return frozenset()
+
     def negotiate(self, offer: Offer, port: Port) -> EndpointKind:
         """Pick the first kind of the offer that this driver supplies.
 

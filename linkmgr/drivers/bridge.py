@@ -11,7 +11,9 @@ from linkmgr.drivers.mtu import check_mtu
 from linkmgr.drivers.options import MTU, Option
 from linkmgr.errors import LinkBusy, LinkMissing
 from linkmgr.host import Host, Link, new_id
+from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import check_ifname
+from linkmgr.host.unmarked import unmarked
 from linkmgr.model import (
     DEFAULT_MTU,
     BridgeEndpoint,
@@ -101,6 +103,10 @@ class BridgeDriver(NetworkDriver):
             return f"{name} is no bridge: name another device, or use the driver direct"
         return None
 
+    def may_make(self, network: Network) -> frozenset[str]:
+        """See `NetworkDriver.may_make`."""
+        return frozenset({str(network.options["bridge"])} if network.options.get("create") else ())
+
     async def init_attachment(
         self, offer: Offer, port: Port, *, ident: str | None = None
     ) -> BridgeAttachment:
@@ -130,6 +136,9 @@ class BridgeDriver(NetworkDriver):
         name = str(network.options["bridge"])
         async with self._lock:
             link = await self.host.find_link(name)
+            if link and await self._is_unmarked(link):  # a linkmgr was killed while it made it
+                await self.host.delete_link(link.index)
+                link = None
             if link is None:
                 if not network.options.get("create"):
                     raise LinkMissing(
@@ -147,9 +156,16 @@ class BridgeDriver(NetworkDriver):
                     hint="name another device, or use the driver 'direct'",
                 )
             if not link.up:
+                if link.mark and link.mark.network:  # killed before it was silent
+                    await self.host.silence(link)
                 await self.host.set_up(name)
                 link = await self.host.link(name)
             return link
+
+    async def _is_unmarked(self, link: Link) -> bool:
+        if link.alias or link.group != DEVICE_GROUP:  # most often: the list costs more
+            return False
+        return link.index in {each.index for each in unmarked(await self.host.links(), {link.name})}
 
     async def _remove_if_idle(self, bridge: str) -> None:
         """Remove the bridge if it carries our mark, has no attachment and no port of others."""

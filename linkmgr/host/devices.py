@@ -22,6 +22,7 @@ from linkmgr.host.rtnl import (
     set_link,
 )
 from linkmgr.host.shelf import FdShelf
+from linkmgr.host.silence import silence
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error
 from linkmgr.model import Mark
@@ -88,6 +89,14 @@ class Devices:
         :raise LinkBusy: for a macvtap whose address another one on its parent has.
         """
         await self._set(name_or_index, "bring {} up", on=IFF_UP)
+
+    async def silence(self, link: Link) -> None:
+        """Switch IPv6 off on a device that is down; see `linkmgr.host.silence`.
+
+        :raise HostError: when it cannot be done.
+        """
+        with speaking(link.name):
+            await to_the_end(_silence, link.name)
 
     async def set_down(self, name_or_index: Device) -> None:
         """Take a device down; about 10 ms for a macvtap.
@@ -188,6 +197,11 @@ def speaking(device: Device) -> Iterator[None]:
 def _code(error: HostError) -> int | None:
     cause = error.__cause__
     return cause.code if isinstance(cause, Refused) else None
+
+
+def _silence(name: str) -> None:
+    with Rtnl() as rtnl:
+        silence(rtnl, name)
 
 
 def _do(change: Change) -> None:

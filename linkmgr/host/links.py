@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from linkmgr.model import Mark
 
+DEVICE_GROUP = 0x6C6D  #: of all devices that linkmgr makes by rtnetlink; "lm" in ASCII
 CABLE_KINDS = frozenset({"tun", "macvtap"})  #: the kinds of device that a cable can have
 
 
@@ -37,6 +38,8 @@ class Link:
     :param mode: macvtap and macvlan only.
     :param promisc: whether somebody asked for promiscuity (not: whether a bridge did).
     :param port_state: ports of a bridge only.
+    :param group: number of the group that it is in; 0 unless somebody has set it.
+    :param snooping: whether it is a bridge that listens to IGMP and MLD.
     :param spanning_tree: whether it is a bridge that has one, and so decides itself when it
         forwards.
     :param vlan_filtering: whether it is a bridge that forwards by VLAN.
@@ -59,6 +62,8 @@ class Link:
     port_state: PortState | None = None
     spanning_tree: bool = False
     vlan_filtering: bool = False
+    snooping: bool = False
+    group: int = 0
 
     @property
     def mark(self) -> Mark | None:

@@ -1,13 +1,15 @@
 """macvtaps: a device on top of a parent, with a character device instead of a stack above it.
 
-The descriptor is had without udev: the device number is in sysfs, the node is our own, private and
-gone again at once. A ``/dev/tapN`` may be missing, or be that of another network namespace.
+The descriptor is had without udev: the device number is in sysfs, and the node is the kernel's own.
+Where ``/dev/tapN`` is missing, or that of another network namespace, it is one of ours, private and
+gone again at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import tempfile
@@ -34,7 +36,10 @@ from linkmgr.model import DirectMode, Mark
 
 _DEV = Path("/dev")
 _SYSFS = Path("/sys/class/net")
+_NODES = "linkmgr-node-"  #: begins the names of the folders that a node of ours is made in
+_OLD_NODES = "linkmgr-"  #: what these began with until 0.1
 _OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def make_macvtap(
@@ -96,25 +101,75 @@ def device_number(name: str, index: int) -> int:
 
 def _open_node(number: int, index: int, doing: str) -> int:
     failures = []
-    # Some file systems forbid devices (nodev), some directories are read-only: try a few.
-    directories = [_DEV]
-    with contextlib.suppress(FileNotFoundError):  # a hardened service has no temporary directory
-        directories.append(Path(tempfile.gettempdir()))
-    for directory in directories:
+    # The kernel's own (devtmpfs), where there is one: a kill -9 leaves nothing of ours then.
+    node = _DEV / f"tap{index}"
+    with contextlib.suppress(OSError):
+        found = node.lstat()
+        # It may be that of another network namespace.
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == number:
+            return os.open(node, _OPEN)
+    for directory in _directories():
         try:
             return _open_private_node(number, directory)
         except OSError as error:
             failures.append(f"{directory}: {error.strerror}")
-    node = _DEV / f"tap{index}"
-    with contextlib.suppress(OSError):
-        found = node.lstat()
-        if stat.S_ISCHR(found.st_mode) and found.st_rdev == number:
-            return os.open(node, _OPEN)
     raise Refused(errno.EACCES, doing, f"no device node can be used ({', '.join(failures)})")
 
 
+def _directories() -> list[Path]:
+    """Where a node can be made: some file systems forbid devices, some are read-only."""
+    directories = [_DEV]
+    with contextlib.suppress(FileNotFoundError):  # a hardened service has no temporary directory
+        directories.append(Path(tempfile.gettempdir()))
+    return directories
+
+
 def _open_private_node(number: int, directory: Path) -> int:
-    with tempfile.TemporaryDirectory(prefix="linkmgr-", dir=directory) as private:
-        node = f"{private}/tap"
-        os.mknod(node, 0o600 | stat.S_IFCHR, number)
-        return os.open(node, _OPEN)
+    private = tempfile.mkdtemp(prefix=_NODES, dir=directory)
+    with ExitStack() as stack:
+        stack.callback(_remove_folder, private)
+        folder = os.open(private, _FOLDER)
+        stack.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)  # as long as it is ours, `clear_nodes` leaves it alone
+        os.mknod("tap", 0o600 | stat.S_IFCHR, number, dir_fd=folder)
+        stack.callback(_remove_node, folder)
+        return os.open("tap", _OPEN, dir_fd=folder)
+
+
+def clear_nodes() -> list[str]:
+    """Remove the nodes that a linkmgr left that was killed; return their folders. Blocks."""
+    cleared = []
+    for directory in _directories():
+        for private in directory.glob(f"{_OLD_NODES}*"):
+            with contextlib.suppress(OSError), ExitStack() as stack:
+                folder = os.open(private, _FOLDER)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_left(private.name, folder):
+                    _remove_node(folder)
+                    private.rmdir()
+                    cleared.append(str(private))
+    return cleared
+
+
+def _is_left(name: str, folder: int) -> bool:
+    """Whether a folder is one of `_open_private_node`: ours, with nothing but a node in it."""
+    if os.fstat(folder).st_uid != os.geteuid():
+        return False
+    match os.listdir(folder):
+        case []:
+            return name.startswith(_NODES)
+        case ["tap"]:
+            return stat.S_ISCHR(os.lstat("tap", dir_fd=folder).st_mode)
+        case _:
+            return False
+
+
+def _remove_node(folder: int) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink("tap", dir_fd=folder)
+
+
+def _remove_folder(private: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(private)  # noqa: PTH106 - a string

@@ -10,6 +10,9 @@ from linkmgr.errors import BadName
 
 IFNAME_MAX = 15  #: bytes; IFNAMSIZ of linux/if.h without the final NUL
 _IDENT = re.compile(r"[0-9a-f]{8}")
+CABLE_PREFIX = "lm"  #: of the names that linkmgr gives to the devices of cables
+#: The name of a cable's device that nobody asked to have another one.
+CABLE_NAME = re.compile(CABLE_PREFIX + _IDENT.pattern)
 
 
 def check_ifname(name: str) -> str:

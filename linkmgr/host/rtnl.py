@@ -18,6 +18,7 @@ from typing import Any, Self
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
+from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.trouble import Refused
 
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
@@ -61,8 +62,11 @@ class Change:
 
 
 def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -> Change:
-    """Create a device, down. `attrs` are names of `ifinfmsg` without ``IFLA_``, `data` with it."""
-    message = _link(0, {"ifname": name, **attrs})
+    """Create a device, down, in our group. `attrs` are `ifinfmsg`'s without ``IFLA_``, `data` with.
+
+    The kernel takes no alias here (rtnl_newlink in net/core/rtnetlink.c): see `host.unmarked`.
+    """
+    message = _link(0, {"ifname": name, "group": DEVICE_GROUP, **attrs})
     message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
     return Change(f"create {name}", _RTM_NEWLINK, _CREATE | _EXCL, message)
 

@@ -34,9 +34,10 @@ _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x301, 0x10
 _ERROR, _DONE, _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWNEIGH, _RTM_GETNEIGH = 2, 3, 16, 18, 28, 30
 _KIND_MASK = 0x3FFF  # without NLA_F_NESTED
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
-_LINKINFO, _IFALIAS, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 29, 33, 37
+_LINKINFO, _IFALIAS, _GROUP, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 27, 29, 33, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_MACVLAN_MODE, _BRPORT_STATE, _BR_STP_STATE, _BR_VLAN_FILTERING = 1, 1, 5, 7
+_MACVLAN_MODE, _BRPORT_STATE = 1, 1
+_BR_STP_STATE, _BR_VLAN_FILTERING, _BR_MCAST_SNOOPING = 5, 7, 23
 _AF_BRIDGE, _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER = 7, 2, 5, 9
 _NTF_MASTER = 0x04
 _NUD_NOARP = 0x40  # of a bridge: static
@@ -170,6 +171,8 @@ def read_link(message: memoryview) -> Link:
         port_state=None if state is None else PortState(_number(state)),
         spanning_tree=_number(bridging.get(_BR_STP_STATE)) != 0,
         vlan_filtering=_number(bridging.get(_BR_VLAN_FILTERING)) != 0,
+        snooping=_number(bridging.get(_BR_MCAST_SNOOPING)) != 0,
+        group=_number(attrs.get(_GROUP)),
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from linkmgr.host.fds import Fd
-from linkmgr.host.links import Link
+from linkmgr.host.links import DEVICE_GROUP, Link
 from linkmgr.host.names import tap_mac
 from linkmgr.host.rtnl import IFF_UP, Rtnl, set_link
 from linkmgr.host.silence import silence
@@ -69,8 +69,15 @@ def make_tap(name: str, mark: Mark, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd
             raise
         with Rtnl() as rtnl:
             rtnl.change(
-                set_link(f"set up {name}", name, address=tap_mac(), mtu=mtu, ifalias=str(mark))
-            )
+                set_link(
+                    f"set up {name}",
+                    name,
+                    address=tap_mac(),
+                    mtu=mtu,
+                    ifalias=str(mark),
+                    group=DEVICE_GROUP,
+                )
+            )  # fmt: skip
             silence(rtnl, name)
             if up:
                 rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))

@@ -11,10 +11,11 @@ what it receives is what the guest receives, where libvirt expects a tap, whose 
 from __future__ import annotations
 
 from linkmgr.host import Host, Link, device_name
+from linkmgr.host.names import CABLE_PREFIX
 from linkmgr.model import BridgeEndpoint, Mark
 from linkmgr.wirings.base import Cable
 
-PREFIX = "lm"  #: of the names that linkmgr makes
+PREFIX = CABLE_PREFIX
 
 
 def mark_of(cable: Cable) -> Mark:

@@ -2,7 +2,8 @@
 
 It does one verb and ends by SIGKILL where it was told, and writes down where that was. Instead of a
 step it can be a place inside the steps: a number means after so many answers of QEMU to the verb,
-`CROSSED` when the kernel has switched and QEMU not yet.
+`CROSSED` when the kernel has switched and QEMU not yet, ``netlink-N`` after so many sends to the
+kernel, `NODE` when the device node of a macvtap was made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 from linkmgr import LinkManager
 from linkmgr.errors import CommandFailed
-from linkmgr.host import Host
+from linkmgr.host import Host, macvtap
+from linkmgr.host.rtnl import Change, Rtnl
+from linkmgr.host.trouble import Refused
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import Connection
 from linkmgr.swap import Step
@@ -25,6 +28,8 @@ from tests.integration.forks import fork_each
 
 DIE = "die"  #: as a step: after the verb
 CROSSED = "crossed"
+NODE = "node"
+NETLINK = "netlink-"
 STAY = 0  #: how it ends when there was no such place
 
 
@@ -69,6 +74,34 @@ def kill_after_the_crossing(note: Path) -> None:
     Host.cross = last  # type: ignore[method-assign, assignment]
 
 
+def kill_after_a_send(number: int, note: Path) -> None:
+    """Kill this process after so many sends of changes to the kernel."""
+    left = number
+    attempt = Rtnl._attempt
+
+    def counted(self: Rtnl, changes: Sequence[Change]) -> list[Refused | None]:
+        nonlocal left
+        results = attempt(self, changes)
+        left -= 1
+        if left == 0:
+            die(note, f"{NETLINK}{number} {changes[0].doing}")
+        return results
+
+    Rtnl._attempt = counted  # type: ignore[method-assign]
+
+
+def kill_at_the_node(note: Path) -> None:
+    """Kill this process when it has made a device node of its own; the kernel's is not there."""
+    mknod = os.mknod
+    macvtap._DEV = note.with_name("dev")
+
+    def last(*args: Any, **options: Any) -> None:
+        mknod(*args, **options)
+        die(note, NODE)
+
+    os.mknod = last
+
+
 def die(note: Path, where: str) -> None:
     """End at once, as kill -9 does it."""
     note.write_text(where)
@@ -90,6 +123,10 @@ async def _main(state: str, where: str, vm: str, qmp: str, verb: str, *words: st
             kill_after(int(where), note)
         if where == CROSSED:
             kill_after_the_crossing(note)
+        if where == NODE:
+            kill_at_the_node(note)
+        if where.startswith(NETLINK):
+            kill_after_a_send(int(where.removeprefix(NETLINK)), note)
         match verb:
             case "plug":
                 await links.plug(words[0], words[1])

@@ -18,6 +18,7 @@ DEVICES = """
 set -e
 ip netns add away
 ip link add br0 type bridge
+ip link add br1 group 27757 type bridge mcast_snooping 0
 ip link add v0 type veth peer name v1
 ip link add v2 type veth peer name eth0 netns away
 ip link set v0 master br0 up
@@ -29,7 +30,7 @@ ip link add m1 link v1 type macvlan mode private
 ip link set m0 mtu 1400 allmulticast on promisc on up
 ip link add vx type vxlan id 5 dev v1 dstport 4789
 """
-CLEAN = "for d in vx m1 m0 t0 v2 v0 br0; do ip link del $d; done; ip netns del away"
+CLEAN = "for d in br1 vx m1 m0 t0 v2 v0 br0; do ip link del $d; done; ip netns del away"
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ async def test_every_device_is_what_iproute2_says_it_is(devices: None) -> None:
     assert listed == alone
     said = json.loads((await execute(["ip", "-json", "-details", "link", "show"])).output)
     index = {each["ifname"]: each["ifindex"] for each in said}
-    assert {"lo", "br0", "v0", "v1", "v2", "t0", "m0", "m1", "vx"} <= index.keys()
+    assert {"lo", "br0", "br1", "v0", "v1", "v2", "t0", "m0", "m1", "vx"} <= index.keys()
     assert {link.name: link.index for link in listed} == index
     for link, other in zip(listed, said, strict=True):
         info = other.get("linkinfo", {})
@@ -71,6 +72,8 @@ async def test_every_device_is_what_iproute2_says_it_is(devices: None) -> None:
             promisc="PROMISC" in other["flags"],
             allmulti="ALLMULTI" in other["flags"],
             port_state=None if port is None else PortState[port.upper()],
+            snooping=bool(data.get("mcast_snooping")),
+            group=0 if other["group"] == "default" else int(other["group"]),
         )
     carriers = {link.name for link in listed if link.carrier}
     assert {"v0", "v1", "m0"} & carriers == {"v0", "v1", "m0"}
