@@ -11,8 +11,10 @@ from linkmgr.cli.boot import args
 from linkmgr.cli.cable import link, plug, unplug
 from linkmgr.cli.completion import completion
 from linkmgr.cli.health import check, gc, metrics
+from linkmgr.cli.helping import help_, version
 from linkmgr.cli.looking import connections, nics
 from linkmgr.cli.networks import network, port
+from linkmgr.cli.objects import show
 from linkmgr.cli.serving import serve
 from linkmgr.cli.status import status
 from linkmgr.cli.vms import vm
@@ -42,6 +44,7 @@ for _command in (
     link,
     nics,
     connections,
+    show,
     check,
     gc,
     watch,
@@ -60,5 +63,5 @@ cli.add_command(
         "Make a libvirt domain boot with NICs whose cables can change.",
     )
 )
-for _command in (args, metrics, completion, serve):
+for _command in (args, metrics, completion, serve, help_, version):
     cli.add_command(_command)

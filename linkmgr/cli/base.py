@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +139,21 @@ def common_options() -> list[click.Parameter]:
 
 
 class Verb(click.Command):
-    """A command that takes the common options too."""
+    """A command that takes the common options too.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    :param examples: calls of it, for its help.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += common_options()
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each on a line of its own."""
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {each}\n" for each in self.examples))
 
 
 class Verbs(click.Group):

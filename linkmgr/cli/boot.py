@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=[
+        "linkmgr args web1/net0",
+        "linkmgr args web1/net0 --mac 52:54:00:12:34:56 --mtu 9000",
+        "qemu-system-x86_64 $(linkmgr args web1/net0) ...",
+    ],
+)
 @click.argument("nic", type=NewNicType(), metavar="VM/NIC")
 @click.option("--mac", help="The NIC's address; by default made from VM/NIC, always the same.")
 @click.option("--model", default="virtio-net-pci", show_default=True, help="A NIC model of QEMU.")
@@ -27,11 +34,7 @@ MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
     "--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Told to the guest; virtio only."
 )
 def args(nic: NicRef, mac: str | None, model: str, mtu: int | None) -> None:
-    """Print the arguments that boot a NIC whose cable can change.
-
-    \b
-      qemu-system-x86_64 $(linkmgr args web1/net0) ...
-    """
+    """Print the arguments that boot a NIC whose cable can change."""
     from linkmgr.wirings.args import hub_args
 
     if not MODEL.fullmatch(model):

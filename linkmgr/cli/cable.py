@@ -37,7 +37,14 @@ def _affects(*, live: bool, config: bool, persistent: bool) -> str:
     return "config" if config else "live"
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=[
+        "linkmgr plug web1/net0 blue",
+        "linkmgr plug web1 blue:p7 --notify announce",
+        "linkmgr plug 52:54:00:12:34:56 blue --persistent",
+    ],
+)
 @NIC
 @click.argument("target", type=TargetType(), metavar="NETWORK[:PORT]")
 @click.option(
@@ -57,7 +64,10 @@ def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
     _tell(made, affects)
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=["linkmgr unplug web1/net0", "linkmgr unplug web1 --config"],
+)
 @NIC
 @_affecting
 def unplug(nic: str, **flags: bool) -> None:
@@ -66,7 +76,10 @@ def unplug(nic: str, **flags: bool) -> None:
     _tell(ask(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"), affects)
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=["linkmgr link web1/net0 down", "linkmgr link vnet0 up"],
+)
 @NIC
 @click.argument("state", type=Choice(["up", "down"]))
 @_affecting

@@ -60,17 +60,18 @@ class _Bash(BashComplete):
     source_template = _BASH
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=[
+        "linkmgr completion bash >/etc/bash_completion.d/linkmgr",
+        'linkmgr completion zsh >"${fpath[1]}/_linkmgr"',
+        "linkmgr completion fish >~/.config/fish/completions/linkmgr.fish",
+    ],
+)
 @click.argument("shell", type=Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print a completion script.
-
-    \b
-      bash: linkmgr completion bash > /etc/bash_completion.d/linkmgr
-      zsh:  linkmgr completion zsh > "${fpath[1]}/_linkmgr"
-      fish: linkmgr completion fish > ~/.config/fish/completions/linkmgr.fish
-    """
+    """Print a completion script."""
     kind = _Bash if shell == "bash" else get_completion_class(shell)
     assert kind is not None
     script = kind(ctx.find_root().command, {}, "linkmgr", "_LINKMGR_COMPLETE").source()

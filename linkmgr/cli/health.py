@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from linkmgr.model import Stray
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr check"])
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Compare what should be with QEMU and the kernel.
@@ -34,7 +34,7 @@ def check(ctx: click.Context) -> None:
     ctx.exit(Exit.FINDINGS if found else Exit.OK)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr gc --dry-run", "linkmgr gc --older-than 0"])
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option(
     "--older-than",
@@ -78,7 +78,13 @@ def _outcome(stray: Stray, *, dry_run: bool) -> str:
     return "would be removed" if dry_run else "gone by itself"
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=[
+        "linkmgr metrics",
+        "linkmgr metrics --textfile /var/lib/prometheus/node-exporter/linkmgr.prom",
+    ],
+)
 @click.option(
     "--textfile",
     type=click.Path(dir_okay=False, allow_dash=True),

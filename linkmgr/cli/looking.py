@@ -21,7 +21,7 @@ MINOR = ("WIRING", "MTU", "MODEL", "BY", "DEVICE")  #: columns that a narrow ter
 WHOLE = ("MAC", "TO DO")  #: columns to be copied from
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr nics", "linkmgr nics --json"])
 def nics() -> None:
     """List all NICs, those of libvirt's other guests too."""
     found, vms, domains = ask(_look, "asking every guest")
@@ -103,7 +103,7 @@ def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:
     return f"{when}: {nic.wanted.removeprefix('plugged into ').removesuffix(', link up')}"
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr connections"])
 def connections() -> None:
     """List the NICs that are plugged, and into what."""
     found = ask(lambda links: links.connections(), "asking")

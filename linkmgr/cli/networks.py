@@ -23,7 +23,13 @@ def network() -> None:
     """Named layer-2 domains that NICs can be plugged into."""
 
 
-@network.command(name="create")
+@network.command(
+    name="create",
+    examples=[
+        "linkmgr network create blue bridge bridge=br0 create=true mtu=1400",
+        "linkmgr network create green direct parent=eth1 mode=bridge",
+    ],
+)
 @click.argument("name")
 @click.argument("driver")
 @OPTIONS
@@ -40,10 +46,6 @@ def create_network(
     """Describe a network. Touches nothing on the host.
 
     A VALUE is true, false, a whole number, else text; in double quotes it is always text.
-
-    \b
-      linkmgr network create blue bridge bridge=br0 create=true mtu=1400
-      linkmgr network create green direct parent=eth1 mode=bridge
     """
     given = options_of(options)
 
@@ -68,7 +70,7 @@ async def _missing(links: Client, network: str) -> str | None:
         return None
 
 
-@network.command(name="delete")
+@network.command(name="delete", examples=["linkmgr network delete blue"])
 @click.argument("name", type=NetworkType())
 def delete_network(name: str) -> None:
     """Forget a network that no NIC is plugged into."""
@@ -82,7 +84,7 @@ def delete_network(name: str) -> None:
         click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
 
 
-@network.command(name="list")
+@network.command(name="list", examples=["linkmgr network list"])
 def list_networks() -> None:
     """List the networks."""
     found = ask(lambda links: links.networks(), "asking")
@@ -100,7 +102,7 @@ def port() -> None:
     """Sockets on a network with options of their own."""
 
 
-@port.command(name="create")
+@port.command(name="create", examples=["linkmgr port create blue p7 isolated=true"])
 @click.argument("network", type=NetworkType())
 @click.argument("name")
 @OPTIONS
@@ -114,7 +116,7 @@ def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]
         click.echo(f"port {made}  {pairs(made.options)}".rstrip())
 
 
-@port.command(name="delete")
+@port.command(name="delete", examples=["linkmgr port delete blue p7"])
 @click.argument("network", type=NetworkType())
 @click.argument("name")
 def delete_port(network: str, name: str) -> None:
@@ -129,7 +131,7 @@ def delete_port(network: str, name: str) -> None:
         click.echo(f"port {network}:{name}  {'deleted' if changed else 'was not there'}")
 
 
-@port.command(name="list")
+@port.command(name="list", examples=["linkmgr port list", "linkmgr port list blue"])
 @click.argument("network", type=NetworkType(), required=False)
 def list_ports(network: str | None) -> None:
     """List the ports that were created, on one network or on all."""

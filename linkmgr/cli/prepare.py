@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from linkmgr.libvirt.virsh import Virsh
 
 
-@click.command(cls=Verb)
+@click.command(
+    cls=Verb,
+    examples=[
+        "linkmgr prepare web1",
+        "linkmgr prepare web1 --define",
+        "linkmgr prepare web1.xml --xml >prepared.xml",
+        "linkmgr prepare web1 --undo --define",
+    ],
+)
 @click.argument("domain", type=DomainType(), metavar="DOMAIN.xml|DOMAIN")
 @click.option(
     "--nic",
@@ -50,10 +58,6 @@ def prepare(
     Prints what is different, as diff -u does. What has a slash, ends with .xml or is - (stdin) is a
     file; it is never written. Without --define nothing is changed. It holds from the domain's next
     start on: shut it down and start it, a reboot inside is not enough.
-
-    \b
-      linkmgr prepare web1 --define
-      linkmgr prepare web1.xml --xml >prepared.xml
     """
     from linkmgr.libvirt.virsh import Virsh
 

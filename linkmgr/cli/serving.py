@@ -13,7 +13,7 @@ STATE = Path("/var/lib/linkmgr")
 CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr serve", "linkmgr serve --state-dir /var/tmp/linkmgr"])
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -32,7 +32,7 @@ class Line:
     todo: str | None = None
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr status", "linkmgr status --json"])
 def status() -> None:
     """Show what every NIC is plugged into, troubles first."""
     vms, nics, findings = ask(_look, "asking every guest")

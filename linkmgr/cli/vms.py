@@ -21,7 +21,9 @@ def vm() -> None:
     """Guests whose NICs linkmgr takes care of."""
 
 
-@vm.command()
+@vm.command(
+    examples=["linkmgr vm add web1 /run/web1.qmp", "linkmgr vm add web1 libvirt:web1"],
+)
 @click.argument("name")
 @click.argument("qmp", type=MonitorType(), metavar="QMP-SOCKET|libvirt:DOMAIN")
 def add(name: str, qmp: str) -> None:
@@ -40,7 +42,7 @@ def add(name: str, qmp: str) -> None:
         click.echo(f"{nic.ref}  {nic.describe()}")
 
 
-@vm.command()
+@vm.command(examples=["linkmgr vm remove web1"])
 @click.argument("name", type=VmType())
 def remove(name: str) -> None:
     """Unplug all NICs of a guest and forget it."""
@@ -53,7 +55,7 @@ def remove(name: str) -> None:
         click.echo(f"{name}  removed" if changed else f"{name}  was not known")
 
 
-@vm.command(name="list")
+@vm.command(name="list", examples=["linkmgr vm list"])
 def list_() -> None:
     """List the guests."""
     found = ask(lambda links: links.vms(), "asking every guest")

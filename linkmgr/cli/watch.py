@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from linkmgr.events import Event
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, examples=["linkmgr watch", "linkmgr watch --json"])
 def watch() -> None:
     """Print events until interrupted. Says on stderr when it has begun to listen.
 

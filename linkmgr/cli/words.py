@@ -226,6 +226,24 @@ class TargetType(_Named):
     names = staticmethod(_target_names)
 
 
+async def _port_names(links: Client) -> list[str]:
+    return [name for name in await _target_names(links) if ":" in name]
+
+
+class PortType(_Named):
+    """``NETWORK:PORT`` that was created."""
+
+    name = "port"
+    names = staticmethod(_port_names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it."""
+        network, colon, port = str(value).partition(":")
+        if not (network and colon and port):
+            self.fail(f"{value!r} is not of the form NETWORK:PORT.", param, ctx)
+        return str(value)
+
+
 class OptionType(_Type):
     """``KEY=VALUE`` of a network or port."""
 

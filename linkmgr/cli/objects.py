@@ -1,0 +1,205 @@
+"""``show``: one VM, NIC, network, port or domain, with all that is known of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from linkmgr.cli.ask import ask
+from linkmgr.cli.base import Verbs
+from linkmgr.cli.show import age, aligned, natural, pairs, printable, printed_as_json, where
+from linkmgr.cli.words import DomainType, NetworkType, NicType, PortType, VmType
+
+if TYPE_CHECKING:
+    from linkmgr.client import Client
+    from linkmgr.model import Connection, DomainInfo, Finding, NetworkInfo, Nic, Port, VmInfo
+
+CHECK_SECONDS = 3.0  #: for which the check may hold up what is known already
+
+Fact = tuple[str, str | None]
+
+
+@click.group(cls=Verbs)
+def show() -> None:
+    """Show one object, with all that is known of it."""
+
+
+@show.command(name="vm", examples=["linkmgr show vm web1"])
+@click.argument("name", type=VmType(), metavar="VM")
+def show_vm(name: str) -> None:
+    """Show a guest, its monitor and its NICs."""
+    vm, nics, findings = ask(lambda links: _vm(links, name), f"looking at {name}")
+    if printed_as_json({"vm": vm, "nics": nics, "findings": findings}):
+        return
+    now = datetime.now(UTC)
+    runs = {True: "yes", False: "no", None: "not known"}[vm.running]
+    facts: list[Fact] = [
+        ("VM", vm.name), ("State", f"{vm.state} for {age(vm.since, now)}"), ("Runs", runs),
+        ("Reached by", vm.transport), ("Monitor", vm.qmp),
+    ]  # fmt: skip
+    facts += [("NIC", f"{each.ref}  {each.mac}  {each.describe()}") for each in nics]
+    _print([*facts, *_found(findings)])
+
+
+async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding] | None]:
+    import asyncio
+
+    from linkmgr.errors import UnknownVm
+    from linkmgr.suggest import instead
+
+    vms, nics, findings = await asyncio.gather(links.vms(), links.nics(), _findings(links))
+    vm = next((each for each in vms if each.name == name), None)
+    if vm is None:
+        there = [each.name for each in vms]
+        raise UnknownVm(f"there is no VM {name}", hint=instead(name, there, "VMs", "add it first"))
+    mine = [each for each in nics if each.ref.vm == name]
+    about = {name, *(str(each.ref) for each in mine)}
+    mine.sort(key=lambda each: natural(each.ref.alias))
+    return vm, mine, findings and [each for each in findings if each.subject in about]
+
+
+@show.command(
+    name="nic", examples=["linkmgr show nic web1/net0", "linkmgr show nic 52:54:00:12:34:56"]
+)
+@click.argument("name", type=NicType(), metavar="NIC")
+def show_nic(name: str) -> None:
+    """Show a NIC, its cable, and what its domain asks for."""
+    nic, wanted, findings = ask(lambda links: _nic(links, name), f"looking at {name}")
+    if printed_as_json({"nic": nic, "wanted": wanted, "findings": findings}):
+        return
+    now, here = datetime.now(UTC), nic.connection
+    facts: list[Fact] = [
+        ("NIC", str(nic.ref)), ("State", f"{nic.state} for {age(nic.since, now)}"),
+        ("Plugged into", where(nic) if here else None),
+        ("Device", here.device if here else None),
+        ("Options", pairs({**here.port.network.options, **here.port.options}) if here else None),
+        ("Link", f"{nic.link or 'not known'}, wanted {nic.wanted_link}"),
+        ("Address", nic.mac), ("Model", nic.model), ("MTU", f"{nic.mtu} bytes"),
+        ("Wiring", nic.wiring or "fixed: its cable cannot change"), ("Its domain asks for", wanted),
+    ]  # fmt: skip
+    _print([*facts, *_found(findings)])
+
+
+async def _nic(links: Client, name: str) -> tuple[Nic, str | None, list[Finding] | None]:
+    import asyncio
+
+    from linkmgr.errors import LinkmgrError
+
+    nic, findings = await asyncio.gather(links.nic(name), _findings(links))
+    wanted = None
+    with contextlib.suppress(LinkmgrError):  # libvirt is away, or not in use
+        wanted = next(
+            (
+                each.wanted
+                for domain in await links.domains() if domain.name == nic.ref.vm
+                for each in domain.nics if each.alias == nic.ref.alias
+            ),
+            None,
+        )  # fmt: skip
+    return nic, wanted, findings and [each for each in findings if each.subject == str(nic.ref)]
+
+
+@show.command(name="network", examples=["linkmgr show network blue"])
+@click.argument("name", type=NetworkType(), metavar="NETWORK")
+def show_network(name: str) -> None:
+    """Show a network, its ports, the NICs on it, and what it lacks."""
+    info: NetworkInfo = ask(lambda links: links.network(name), f"looking at {name}")
+    if printed_as_json(info):
+        return
+    made = info.network
+    facts: list[Fact] = [
+        ("Network", made.name), ("Driver", made.driver), ("Options", pairs(made.options)),
+        ("Drift", made.drift), ("Missing", info.missing),
+    ]  # fmt: skip
+    facts += [("Port", f"{each}  {pairs(each.options)}".rstrip()) for each in info.ports]
+    _print([*facts, *(("NIC", str(each)) for each in info.nics)])
+
+
+@show.command(name="port", examples=["linkmgr show port blue:p7"])
+@click.argument("name", type=PortType(), metavar="NETWORK:PORT")
+def show_port(name: str) -> None:
+    """Show a port and the NIC on it."""
+    port, connection = ask(lambda links: _port(links, name), f"looking at {name}")
+    if printed_as_json({"port": port, "connection": connection}):
+        return
+    _print([
+        ("Port", str(port)), ("Options", pairs(port.options)),
+        ("Network", f"{port.network}, {port.network.driver} {pairs(port.network.options)}"),
+        ("NIC", str(connection.nic) if connection else "none"),
+        ("Endpoint", str(connection.endpoint) if connection else None),
+        ("Device", connection.device if connection else None),
+    ])  # fmt: skip
+
+
+async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
+    import asyncio
+
+    from linkmgr.errors import UnknownPort
+    from linkmgr.suggest import instead
+
+    network, _, alone = name.partition(":")
+    ports, connections = await asyncio.gather(links.ports(network), links.connections())
+    port = next((each for each in ports if each.name == alone), None)
+    if port is None:
+        hint = instead(alone, [each.name for each in ports], "ports", "create it first")
+        raise UnknownPort(f"network {network} has no port {alone}", hint=hint)
+    return port, next((each for each in connections if str(each.port) == name), None)
+
+
+@show.command(name="domain", examples=["linkmgr show domain web1"])
+@click.argument("name", type=DomainType(), metavar="DOMAIN")
+def show_domain(name: str) -> None:
+    """Show a guest of libvirt, and what would prepare it."""
+    domain = ask(lambda links: _domain(links, name), f"looking at {name}")
+    if printed_as_json(domain):
+        return
+    facts: list[Fact] = [
+        ("Domain", domain.name), ("UUID", domain.uuid), ("State", domain.state),
+        ("Reached by", domain.transport or "nothing: linkmgr has no connection to its QEMU"),
+        ("Prepared", "yes" if domain.prepared else "no"), ("To do", domain.command),
+    ]  # fmt: skip
+    for each in domain.nics:
+        where_to = each.network or (f"wants: {each.wanted}" if each.wanted else "no cable")
+        words = (f"{domain.name}/{each.alias or each.mac}", each.mac, each.model, where_to)
+        facts.append(("NIC", "  ".join(words)))
+    _print(facts)
+
+
+async def _domain(links: Client, name: str) -> DomainInfo:
+    from linkmgr.errors import NotFound
+    from linkmgr.suggest import instead
+
+    domains = await links.domains()
+    for domain in domains:
+        if name in (domain.name, domain.uuid):
+            return domain
+    there = [each.name for each in domains]
+    raise NotFound(f"libvirt has no domain {printable(name)}", hint=instead(name, there, "domains"))
+
+
+async def _findings(links: Client) -> list[Finding] | None:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return await links.check()
+    except TimeoutError:
+        return None
+
+
+def _found(findings: Sequence[Finding] | None) -> list[Fact]:
+    if findings is None:
+        return [("Findings", "not known: the check takes long")]
+    found = [("Finding", f"{each.subject}: {each.what}. To do: {each.hint}") for each in findings]
+    return [*found] or [("Findings", "none")]
+
+
+def _print(facts: Sequence[Fact]) -> None:
+    """Print what is known, one fact a line; what there is not is left out."""
+    rows = [(f"{name}:", printable(text)) for name, text in facts if text]
+    for line in aligned(rows):
+        click.echo(line)
