@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from linkmgr.errors import BadName, BadOption
 from linkmgr.suggest import meant
+from linkmgr.untrusted import quoted
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -30,7 +31,7 @@ def check_name(what: str, name: str) -> str:
     """
     if isinstance(name, str) and _NAME.fullmatch(name):
         return name
-    shown = ascii(name) if len(ascii(name)) <= 43 else ascii(name)[:40] + "..."
+    shown = quoted(name)
     raise BadName(
         f"{shown} cannot be the name of {'an' if what == 'fd' else 'a'} {what}",
         hint="use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
@@ -80,7 +81,7 @@ class NicRef:
             return text
         vm, slash, alias = text.partition("/") if isinstance(text, str) else ("", "", "")
         if not slash:
-            shown = ascii(text)[:43]
+            shown = quoted(text)
             raise BadName(f"{shown} does not name a NIC", hint="write VM/ALIAS, such as web1/net0")
         return cls(check_name("VM", vm), check_name("NIC", alias))
 

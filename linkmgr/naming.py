@@ -14,6 +14,7 @@ from typing import Self
 from linkmgr.errors import AmbiguousNic, BadName, UnknownNic, UnknownVm
 from linkmgr.model import NicRef, check_name
 from linkmgr.suggest import instead, listed
+from linkmgr.untrusted import quoted
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _FORMS = "write VM/NIC, such as web1/net0, its MAC address, or its VM if that has one NIC"
@@ -40,7 +41,7 @@ class NicName:
             return cls(text.vm, text.alias)
         vm, slash, word = text.rpartition("/") if isinstance(text, str) else ("", "", "")
         if not word:
-            raise BadName(f"{ascii(text)[:43]} does not name a NIC", hint=_FORMS)
+            raise BadName(f"{quoted(text)} does not name a NIC", hint=_FORMS)
         if _MAC.fullmatch(word):
             word = word.lower()
         elif slash:

@@ -24,6 +24,7 @@ from linkmgr.errors import (
 from linkmgr.host import Host
 from linkmgr.model import Drift, Network, NicRef, Port, check_name, written
 from linkmgr.suggest import instead, listed
+from linkmgr.untrusted import quoted
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class Networks:
         elif isinstance(target, Port | Network):
             target = target.network.name if isinstance(target, Port) else target.name
         if not isinstance(target, str):
-            raise BadName(f"{ascii(target)[:43]} is not a network", hint="write NETWORK[:PORT]")
+            raise BadName(f"{quoted(target)} is not a network", hint="write NETWORK[:PORT]")
         name, colon, port_name = target.partition(":")
         if name == FD_NETWORK.name:
             return fd_port(os.geteuid() if uid is None else uid, port_name)

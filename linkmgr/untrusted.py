@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 #: Characters of a stranger's text that stand in a message, a log line or an answer of ours: every
 #: error text of QEMU 4.2 to 11 fits, and a thousand of them kept are a fifth of a megabyte.
 TEXT_LIMIT = 200
+NAME_LIMIT = 40  #: characters of a name that is refused: enough to see which one it is
 
 
 def printable(value: object, limit: int = TEXT_LIMIT) -> str:
@@ -30,6 +32,23 @@ def printable(value: object, limit: int = TEXT_LIMIT) -> str:
             break
         kept += part
     return kept + "..."
+
+
+def quoted(value: object, limit: int = NAME_LIMIT) -> str:
+    """Show a stranger's name in quotes, letters of any script as they are; see `printable`."""
+    return f"'{printable(value, limit)}'"
+
+
+def shell_command(command: str, name: str, *options: str) -> str:
+    """Return a command line that names something, which a shell takes as it stands.
+
+    :param command: the words before the name, as a shell reads them.
+    :param name: one argument; quoted if need be, after ``--`` if it begins with a dash.
+    :param options: that follow.
+    """
+    if name.startswith("-"):
+        return " ".join([command, *options, "--", shlex.quote(name)])
+    return " ".join([command, shlex.quote(name), *options])
 
 
 def _escaped(character: str) -> str:

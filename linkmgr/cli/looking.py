@@ -92,7 +92,22 @@ def _to_do(domain: DomainInfo, nic: DomainNicInfo) -> str:
     """What makes the NIC one whose cable can change, or nothing."""
     if nic.prepared:
         return ""
-    return f"shut {domain.name} down and start it" if nic.restart else domain.command or ""
+    if nic.restart:
+        return f"shut {domain.name} down and start it"
+    if domain.command is None and not _is_name(domain.name) and domain.state != "shut off":
+        return "shut it down and look again: its name must be changed first"
+    return domain.command or ""
+
+
+def _is_name(name: str) -> bool:
+    from linkmgr.errors import BadName
+    from linkmgr.model import check_name
+
+    try:
+        check_name("VM", name)
+    except BadName:
+        return False
+    return True
 
 
 def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:

@@ -12,6 +12,7 @@ import click
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import note, printed_as_json
 from linkmgr.cli.words import DomainNicType, DomainType, is_file
+from linkmgr.untrusted import quoted
 
 if TYPE_CHECKING:
     from linkmgr.libvirt.prepare import Rewritten
@@ -156,7 +157,7 @@ def _read(path: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadOption(
-            f"{path!a} cannot be read: {error.strerror}",
+            f"{quoted(path, 1000)} cannot be read: {error.strerror}",
             hint="give a file with the XML of a domain",
         ) from error
 

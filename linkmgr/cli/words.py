@@ -310,7 +310,7 @@ def _of_virsh() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return done.stdout.split()
+    return [name for name in done.stdout.splitlines() if name]
 
 
 def is_file(domain: str) -> bool:

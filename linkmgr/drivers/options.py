@@ -10,6 +10,7 @@ from types import MappingProxyType
 from linkmgr.errors import BadOption
 from linkmgr.model import Options
 from linkmgr.suggest import instead, meant
+from linkmgr.untrusted import quoted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def check_options(owner: str, known: Mapping[str, Option], given: Options) -> Op
     for key, value in given.items():
         if key not in known:
             raise BadOption(
-                f"{owner} has no option {ascii(key)[:43]}",
+                f"{owner} has no option {quoted(key)}",
                 hint=instead(key, known, "options"),
             )
         try:

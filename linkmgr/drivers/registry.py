@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from linkmgr.drivers.base import NetworkDriver
 from linkmgr.errors import BadOption
 from linkmgr.suggest import instead
+from linkmgr.untrusted import quoted
 
 GROUP = "linkmgr.drivers"
 
@@ -28,7 +29,7 @@ def find_driver(name: str) -> type[NetworkDriver]:
     entry = _entries().get(name)
     if entry is None:
         raise BadOption(
-            f"there is no network driver {ascii(name)[:43]}",
+            f"there is no network driver {quoted(name)}",
             hint=instead(str(name), known_drivers(), "installed drivers"),
         )
     try:

@@ -7,6 +7,7 @@ import re
 import secrets
 
 from linkmgr.errors import BadName
+from linkmgr.untrusted import quoted
 
 IFNAME_MAX = 15  #: bytes; IFNAMSIZ of linux/if.h without the final NUL
 _IDENT = re.compile(r"[0-9a-f]{8}")
@@ -29,7 +30,7 @@ def check_ifname(name: str) -> str:
         and not any(char in "/:%" or char.isspace() or not char.isprintable() for char in name)
     ):
         return name
-    shown = ascii(name) if len(ascii(name)) <= 43 else ascii(name)[:40] + "..."
+    shown = quoted(name)
     raise BadName(
         f"{shown} cannot be the name of a network device",
         hint=f"use 1 to {IFNAME_MAX} bytes without '/', ':', '%' or white space",

@@ -13,10 +13,11 @@ from linkmgr.libvirt.domains import Domains
 from linkmgr.libvirt.metadata import Cables, cables_of, read_document
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.records import records_of
-from linkmgr.libvirt.refusals import KINDS
+from linkmgr.libvirt.refusals import KINDS, can_be_vm, rename_command
 from linkmgr.libvirt.side import LibvirtSide
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, DomainNicInfo, LinkState, Nic, VmInfo
+from linkmgr.untrusted import shell_command
 
 _SOURCES = ("bridge", "network", "dev", "path")  #: of ``<source>``, where libvirt's NIC leads
 
@@ -115,7 +116,7 @@ class Listing:
             state=str(view.state),
             transport=vm.transport if vm else None,
             prepared=all(nic.prepared for nic in nics),
-            command=f"linkmgr prepare {name} --define" if could else None,
+            command=_command(view) if could else None,
             nics=nics,
         )
 
@@ -162,3 +163,12 @@ def _of_linkmgr(nic: Nic, prepared: bool, wanted: str | None) -> DomainNicInfo:
         device=here.device if here else None,
         wanted=wanted,
     )
+
+
+def _command(view: DomainView) -> str | None:
+    """The command that brings the domain nearer to being prepared, if one can."""
+    if can_be_vm(view.name):
+        # virsh takes digits for an id, and linkmgr what ends with .xml for a file.
+        plain = not view.name.isdigit() and not view.name.endswith(".xml")
+        return shell_command("linkmgr prepare", view.name if plain else view.uuid, "--define")
+    return None if view.active else rename_command(view.name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from linkmgr.errors import CannotPrepare, UnknownNic
 from linkmgr.libvirt.domain_xml import Document, Element
 from linkmgr.suggest import instead
+from linkmgr.untrusted import quoted
 
 _AUTOMATIC = re.compile(r"net\d+")  #: an alias that libvirt gives at the start, by the order
 
@@ -76,7 +77,7 @@ def chosen(document: Document, which: str | None) -> list[DomainNic]:
     if not found:
         there = [nic.alias or nic.mac or "one without either" for nic in nics]
         raise UnknownNic(
-            f"domain {name} has no NIC with the alias or address {ascii(which)[:43]}",
+            f"domain {name} has no NIC with the alias or address {quoted(which)}",
             hint=instead(which, there, "NICs") if there else "it has no NICs at all",
         )
     if len(found) > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
 from linkmgr.model import check_name
+from linkmgr.untrusted import shell_command
 
 #: Kinds of libvirt whose NIC is QEMU's own, so that it can be held by a hub.
 KINDS = frozenset(
@@ -58,7 +61,8 @@ def check_domain(document: Document) -> None:
     except BadName as error:
         raise CannotPrepare(
             f"{error.what}, so linkmgr would never take the domain in",
-            hint=f"give it another name ('virsh domrename', while it is shut off): {error.hint}",
+            hint=f"give it another name, while it is shut off: "
+            f"'{rename_command(domain_name(document))}'; {error.hint}",
         ) from error
     if not nics_of(document):
         raise CannotPrepare(
@@ -156,3 +160,19 @@ def check_ids(document: Document, nic: DomainNic, alias: str, args: Sequence[str
                 "for its hub",
                 hint="remove it there, or give the NIC another alias",
             ).about(str(nic))
+
+
+def can_be_vm(name: str) -> bool:
+    """Whether a domain's name can be the name of a VM, which it will be."""
+    try:
+        check_name("VM", name)
+    except BadName:
+        return False
+    return True
+
+
+def rename_command(name: str) -> str:
+    """Return the command that gives a domain, while it is shut off, a name that a VM can have."""
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:63]
+    new = kept or f"vm-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
+    return shell_command(f"virsh domrename --new-name {new}", name)

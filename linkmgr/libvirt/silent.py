@@ -15,6 +15,7 @@ from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import LibvirtSide
 from linkmgr.model import Finding
+from linkmgr.untrusted import shell_command
 
 #: After its start, and that of the service, in which a QEMU has dialled: it tries each second.
 SECONDS = 5.0
@@ -72,7 +73,7 @@ def _finding(name: str) -> Finding:
         name,
         "it runs and its NICs are prepared, but its QEMU has not dialled, so they have no cable",
         "see in the service's log whether its call was refused, and whether the service listens on "
-        f"the socket that 'virsh dumpxml {name}' names; else shut it down, run "
-        f"'linkmgr prepare {name} --define', with '--monitor PATH' if that socket is not the "
-        "service's own, and start it again",
+        f"the socket that '{shell_command('virsh dumpxml', name)}' names; else shut it down, run "
+        f"'{shell_command('linkmgr prepare', name, '--define')}', with '--monitor PATH' if that "
+        "socket is not the service's own, and start it again",
     )

@@ -22,6 +22,7 @@ from linkmgr.errors import (
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.nics import chosen
 from linkmgr.suggest import meant
+from linkmgr.untrusted import shell_command
 
 SECONDS = 30.0  #: that libvirt may take for one answer
 
@@ -71,8 +72,8 @@ class Virsh:
             raise CannotPrepare(
                 f"domain {domain} has saved state (managedsave), which only a QEMU with the same "
                 "wiring can load",
-                hint=f"'virsh start {domain}' and shut it down inside, or drop the state: "
-                f"'virsh managedsave-remove {domain}'",
+                hint=f"'{shell_command('virsh start', domain)}' and shut it down inside, or drop "
+                f"the state: '{shell_command('virsh managedsave-remove', domain)}'",
             )
         return facts.get("State") not in ("shut off", "crashed", None)
 

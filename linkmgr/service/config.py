@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from linkmgr.errors import BadConfig, BadName, BadOption, LinkmgrError
 from linkmgr.model import Drift, check_name
 from linkmgr.service.toml_lines import key_lines, line_of
+from linkmgr.untrusted import quoted
 
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
 _MOST_TOLD = 10  # mistakes in one error
@@ -271,7 +272,7 @@ def _bad_rules(config: Config) -> Iterator[_Mistake]:
         try:
             _ = rule.uid
         except KeyError:
-            yield ("access", "rules", number, "user"), f"there is no user {rule.user!a} here"
+            yield ("access", "rules", number, "user"), f"there is no user {quoted(rule.user)} here"
 
 
 def _tell(path: Path, text: str, mistakes: list[_Mistake]) -> str:

@@ -17,6 +17,7 @@ from linkmgr.service import models
 from linkmgr.service.call import CallIn
 from linkmgr.service.core import Core
 from linkmgr.service.problems import JsonResponse, Refused
+from linkmgr.untrusted import printable
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ async def hook(call: CallIn, body: models.HookCall) -> Response:
         what = f"the domain was not ready within {seconds:g} s"
         raise Refused("too-slow", what, "libvirt has gone on; 'linkmgr check' says why") from None
     if not answer.ok:
-        about = ascii(f"{body.name}: {body.operation}/{body.sub_operation}")[1:-1]
-        log.warning("libvirt's hook, %s: %s", about, ascii(answer.said)[1:-1])
+        about = printable(f"{body.name}: {body.operation}/{body.sub_operation}")
+        log.warning("libvirt's hook, %s: %s", about, printable(answer.said))
     return JsonResponse({"ok": answer.ok, "said": answer.said})
 
 

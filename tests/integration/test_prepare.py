@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -282,3 +284,19 @@ async def test_a_program_that_libvirt_did_not_answer_raises(libvirtd: Libvirtd) 
 
 async def _same(now: set[str], before: set[str]) -> bool:
     return now == before
+
+
+@pytest.mark.parametrize("name", ["my vm", "-dash", "\u0441\u0435\u0440\u0432\u0435\u0440"])
+async def test_what_is_advised_for_an_odd_name_works_when_it_is_pasted(
+    libvirtd: Libvirtd, name: str
+) -> None:
+    await libvirtd.define(tiny_domain(libvirtd, name, [BRIDGE.replace("br-blue", "br-none")]))
+    refused = await prepare(libvirtd, "--", name)
+    assert refused.returncode == 2
+    assert f"'{name}' cannot be the name of a VM" in refused.stderr
+    (advised,) = re.findall(r"'(virsh domrename .*)'; use 1 to 63", refused.stderr)
+    new = shlex.split(advised)[3]
+    pasted = advised.replace("virsh", f"virsh --quiet --connect {shlex.quote(libvirtd.uri)}", 1)
+    await execute(["sh", "-c", pasted])
+    done = await prepare(libvirtd, new, "--define")
+    assert done.returncode == 0, done.stderr
