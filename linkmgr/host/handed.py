@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linkmgr.errors import BadFd
+from linkmgr.host import receive_fd
 from linkmgr.host.elsewhere import read_tap
 from linkmgr.host.tap import IFF_TAP, IFF_VNET_HDR
 
-# linux/if_tun.h, linux/major.h, linux/miscdevice.h
+# linux/if_tun.h
 IFF_MULTI_QUEUE, IFF_DETACH_QUEUE = 0x0100, 0x0400
-_TUNGETFEATURES, _TUNGETIFF = 0x800454CF, 0x800454D2
+_TUNGETIFF = 0x800454D2
 _IFREQ = struct.Struct("=16sH22x")
-_TUN = (10, 200)
 
 _WANTED = "hand over an fd of /dev/net/tun after TUNSETIFF, or of a macvtap's /dev/tapN"
 _KINDS = {
@@ -91,41 +91,29 @@ def look_at(fd: int, name: str) -> Handed:
     return Handed(device, vnet_hdr, facts.mtu, ("tap", *facts.namespace, facts.index))
 
 
+def not_a_tap(mode: int, device: int, name: str) -> BadFd:
+    """Make the error for what is neither a tap nor a macvtap.
+
+    :param mode: its ``st_mode``.
+    :param device: its ``st_rdev``.
+    """
+    if stat.S_ISCHR(mode):
+        what = f"the character device {os.major(device)}:{os.minor(device)}"
+    else:
+        what = _KINDS.get(stat.S_IFMT(mode), "something without a file behind it")
+    return BadFd(f"fd {name} is {what}, not a tap", hint=_WANTED)
+
+
 def _is_macvtap(fd: int, name: str) -> bool:
     """Whether it is a macvtap, not a tap.
 
     :raise BadFd: when it is neither.
     """
     found = os.fstat(fd)
-    if not stat.S_ISCHR(found.st_mode):
-        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something without a file behind it")
-        raise BadFd(f"fd {name} is {what}, not a tap", hint=_WANTED)
-    numbers = (os.major(found.st_rdev), os.minor(found.st_rdev))
-    if numbers == _TUN:
-        return False
-    majors = _macvtap_majors()
-    if not (_answers_as_a_tap(fd) if majors is None else numbers[0] in majors):
-        shown = f"the character device {numbers[0]}:{numbers[1]}"
-        raise BadFd(f"fd {name} is {shown}, not a tap", hint=_WANTED)
-    return True
-
-
-def _macvtap_majors() -> set[int] | None:
-    """The major numbers of macvtaps, which the kernel assigns; ``None`` without /proc/devices."""
-    try:
-        lines = Path("/proc/devices").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    rows = (line.split() for line in lines)
-    return {int(row[0]) for row in rows if len(row) == 2 and row[1] == "macvtap"}
-
-
-def _answers_as_a_tap(fd: int) -> bool:
-    try:
-        fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4))
-    except OSError:
-        return False
-    return True
+    major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+    if not receive_fd.is_tap(fd, found.st_mode, major, minor):
+        raise not_a_tap(found.st_mode, found.st_rdev, name)
+    return (major, minor) != receive_fd.TUN
 
 
 def _interface(fd: int, name: str) -> tuple[str, int]:

@@ -25,6 +25,7 @@ from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import dials
+from linkmgr.unix_sockets import UnixSocket, connections
 
 __all__ = ["MonitorListener", "Dialled"]  # noqa: RUF022 - most important first
 
@@ -82,7 +83,7 @@ class MonitorListener:
     """
 
     def __init__(
-        self, sock: socket.socket, identify: Identify, on_new: OnNew, *, timeout: float = 5.0
+        self, sock: UnixSocket, identify: Identify, on_new: OnNew, *, timeout: float = 5.0
     ) -> None:
         self._sock = sock
         self._identify = identify
@@ -97,7 +98,6 @@ class MonitorListener:
         self._accepting: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        self._sock.setblocking(False)
         self._accepting = asyncio.create_task(self._accept(), name="monitor listener")
         return self
 
@@ -151,20 +151,12 @@ class MonitorListener:
     # ------------------------------------------------------------------ one call
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._looking.acquire()
+        async for sock in connections(self._sock):
             try:
-                sock, _ = await loop.sock_accept(self._sock)
-            except BaseException as error:
-                self._looking.release()
-                if not isinstance(error, OSError):
-                    raise
-                # No fd is free just now, or the peer has gone again.
-                log.warning("monitor listener: cannot take a connection: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            sock.setblocking(False)
+                await self._looking.acquire()
+            except BaseException:
+                sock.close()
+                raise
             self._start(self._serve(sock), "monitor listener call")
 
     async def _serve(self, sock: socket.socket) -> None:

@@ -26,6 +26,7 @@ from qemu.qmp.protocol import StateError
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.qmp.admission import listener_of
 from linkmgr.qmp.events import MonitorEvent
+from linkmgr.unix_sockets import UnixSocket
 
 #: Seconds between two attempts at something that the kernel cannot take right now.
 RETRY_INTERVAL = 0.01
@@ -306,8 +307,7 @@ async def dial(path: str | Path, who: str, timeout: float) -> socket.socket:
     """
     sock: socket.socket | None = None
     try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.setblocking(False)
+        sock = UnixSocket.make()
         async with asyncio.timeout(timeout):
             while True:
                 try:

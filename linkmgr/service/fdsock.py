@@ -7,7 +7,6 @@ to no other. docs/fd.md has the protocol.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import json
@@ -17,51 +16,43 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from linkmgr.discard import drain
 from linkmgr.errors import AlreadyExists, BadRequest, HostError, LinkmgrError
-from linkmgr.host import Fd
-from linkmgr.host.shelf import FdShelf, close_all
+from linkmgr.host.handed import not_a_tap
+from linkmgr.host.receive_fd import PACKET_MAX
+from linkmgr.host.shelf import FdShelf
 from linkmgr.jsonform import Form, FormError
+from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import Refused, problem
+from linkmgr.unix_sockets import UnixSocket, connections, readable
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/run/linkmgr/fd.sock")
-PACKET_MAX = 4096  #: bytes of a request
 IDLE_SECONDS = 10.0  #: how long a connection may say nothing
 PER_UID = 8  #: connections of one user at once
 IN_ALL = 64  #: connections at once
-_FDS_MAX = 8  # that are taken in, only to be closed; of more the kernel keeps the rest
+#: Seconds to read an answer in, where its packet stays unread: with that the kernel drops it.
+_GOODBYE_S = 0.5
 _FORM = 'send one packet {"name": "NAME"} with exactly one fd; see docs/fd.md'
-
-
-@dataclass
-class _Packet:
-    """What one packet brought. It owns the fds."""
-
-    data: bytes
-    fds: list[Fd] = field(default_factory=list)
-    too_long: bool = False
-    fds_lost: bool = False
 
 
 def everyone(_peer: Peer) -> None:
     """The rule that lets every local user leave fds. Plugging them is another matter."""
 
 
-def bind(path: Path) -> socket.socket:
+def bind(path: Path) -> UnixSocket:
     """Make the socket, for every local user to connect to. A file that a dead one left goes.
 
     :raise AlreadyExists: when somebody listens there, or the file is no socket.
     :raise HostError: when the directory does not allow it.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock = UnixSocket.make(socket.SOCK_SEQPACKET)
     try:
-        sock.setblocking(False)
         _remove_stale(path)
         sock.bind(str(path))
         path.chmod(0o666)
@@ -91,7 +82,7 @@ class FdSocket:
     def __init__(
         self,
         shelf: FdShelf,
-        listening: socket.socket,
+        listening: UnixSocket,
         *,
         path: Path | None = None,
         allow: Callable[[Peer], None] = everyone,
@@ -105,9 +96,9 @@ class FdSocket:
         self._idle = idle
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[int] = Counter()  # by uid
+        self._receivers = Receivers()
 
     async def __aenter__(self) -> Self:
-        self._listening.setblocking(False)
         self._start(self._accept(), "fd socket")
         return self
 
@@ -120,20 +111,14 @@ class FdSocket:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._listening.close()
+        await self._receivers.close()
+        await drain()
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._listening)
-            except OSError as error:  # no fd is free just now, or the peer has gone again
-                log.warning("fd socket: cannot take a connection: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            sock.setblocking(False)
+        async for sock in connections(self._listening):
             self._start(self._serve(sock), "fd socket peer")
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: UnixSocket) -> None:
         with sock, contextlib.suppress(OSError):  # whatever it is, only this peer is concerned
             peer = peer_of(sock)
             full = self._connections[peer.uid] >= PER_UID or self._connections.total() >= IN_ALL
@@ -150,16 +135,23 @@ class FdSocket:
             finally:
                 self._connections -= Counter([peer.uid])
 
-    async def _one(self, sock: socket.socket, peer: Peer) -> bool:
+    async def _one(self, sock: UnixSocket, peer: Peer) -> bool:
         """Serve one packet; false at the end of the connection."""
         try:
             async with asyncio.timeout(self._idle):
-                packet = await _receive(sock)
+                brings_fds = await _look(sock)
         except TimeoutError:
             return False
-        if not packet.data and not packet.fds:
-            return False
+        packet = None
         try:
+            if brings_fds:
+                self._allow(peer)  # before a process is made for it
+                packet = await self._receivers.receive(sock, peer.uid)
+            else:
+                packet = _plain(sock)
+                if not packet.data:
+                    return False
+                self._allow(peer)
             expires = await self._leave(packet, peer)
             answer = {"ok": True, "expires": expires}
         except Exception as error:  # noqa: BLE001 - whatever it is, the peer is told
@@ -167,18 +159,22 @@ class FdSocket:
                 log.info("fd socket: %s: %s", peer, error)
             answer = {"ok": False, **problem(error)}
         finally:
-            await close_all(packet.fds)  # those that nobody took
+            if packet is not None and packet.fd is not None:  # nobody took it
+                await packet.fd.close_in_thread()
         _answer(sock, answer)
-        return True
+        if packet is None:  # it still is what would be read next
+            await asyncio.sleep(_GOODBYE_S)
+        return packet is not None
 
-    async def _leave(self, packet: _Packet, peer: Peer) -> float:
-        self._allow(peer)
+    async def _leave(self, packet: Packet, peer: Peer) -> float:
         name = _name(packet)
-        if packet.fds_lost or len(packet.fds) != 1:
-            many = "more than one fd" if packet.fds else "no fd that could be taken in"
-            had = many if packet.fds_lost else f"{len(packet.fds) or 'no'} fds"
+        if packet.lost or packet.count != 1:
+            had = "no fd that could be taken in" if packet.lost else f"{packet.count or 'no'} fds"
             raise BadRequest(f"the packet for {name} came with {had}", hint=_FORM)
-        expires = await self._shelf.leave(peer.uid, name, packet.fds.pop())
+        if packet.fd is None:
+            raise not_a_tap(*packet.kind, name)
+        fd, packet.fd = packet.fd, None
+        expires = await self._shelf.leave(peer.uid, name, fd)
         log.info("fd socket: %s left an fd as %s", peer, name)
         return expires
 
@@ -188,7 +184,7 @@ class FdSocket:
         task.add_done_callback(self._tasks.discard)
 
 
-def _name(packet: _Packet) -> str:
+def _name(packet: Packet) -> str:
     if packet.too_long:
         raise BadRequest(f"the packet is longer than {PACKET_MAX} bytes", hint=_FORM)
     try:
@@ -203,37 +199,22 @@ def _name(packet: _Packet) -> str:
     return name
 
 
-async def _receive(sock: socket.socket) -> _Packet:
-    """Receive one packet; one without anything when the peer has hung up."""
-    room = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
+async def _look(sock: UnixSocket) -> bool:
+    """Wait for a packet; return whether it brings descriptors, which stay where they are."""
     while True:
-        await _readable(sock)
+        await readable(sock)
         with contextlib.suppress(BlockingIOError):
-            data, controls, flags, _ = sock.recvmsg(PACKET_MAX, room, socket.MSG_CMSG_CLOEXEC)
-            break
-    fds = array.array("i")
-    for level, kind, payload in controls:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    return _Packet(
-        data,
-        [Fd(number) for number in fds],
-        too_long=bool(flags & socket.MSG_TRUNC),
-        fds_lost=bool(flags & socket.MSG_CTRUNC),
-    )
+            flags = sock.recvmsg(1, 0, socket.MSG_PEEK)[2]
+            return bool(flags & socket.MSG_CTRUNC)
 
 
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock)
+def _plain(sock: UnixSocket) -> Packet:
+    """Receive a packet that brings no descriptors; one without anything at the end."""
+    data, _, flags, _ = sock.recvmsg(PACKET_MAX)
+    return Packet(data, too_long=bool(flags & socket.MSG_TRUNC))
 
 
-def _answer(sock: socket.socket, document: dict[str, Any]) -> None:
+def _answer(sock: UnixSocket, document: dict[str, Any]) -> None:
     """Send an answer. Who does not read answers until no more fit is hung up on.
 
     :raise OSError: the peer is gone, or does not read.

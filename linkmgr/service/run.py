@@ -12,7 +12,6 @@ import contextlib
 import logging
 import resource
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import astuple
 from functools import partial
@@ -38,6 +37,7 @@ from linkmgr.service.notify import Notifier, beat, watchdog_seconds
 from linkmgr.service.peers import Peer
 from linkmgr.service.sockets import listening
 from linkmgr.service.wire import Gate, Server
+from linkmgr.unix_sockets import UnixSocket
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Service:
         self._server = Server(make_app(core), gate)
         self._reload = asyncio.Event()
 
-    async def run(self, sock: socket.socket) -> None:
+    async def run(self, sock: UnixSocket) -> None:
         """Answer on a listening socket until `stop` or a signal, and finish what is under way."""
         core = self.core
         listeners = [core.links.events(), core.links.events()]
@@ -191,7 +191,7 @@ def _load(path: Path | None) -> Config:
 
 
 @contextlib.asynccontextmanager
-async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[socket.socket]:
+async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[UnixSocket]:
     """The one that systemd passed, which stays in place at the end, or one of our own."""
     fd = passed.take(API)
     if fd is None:
@@ -199,8 +199,7 @@ async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[socket.soc
             log.info("listening on %s", path)
             yield sock
         return
-    with socket.socket(fileno=fd.take()) as sock:
-        sock.setblocking(False)
+    with UnixSocket.adopt(fd.take()) as sock:
         yield sock
 
 
@@ -209,7 +208,7 @@ async def _fd_socket(
     passed: PassedFds, links: LinkManager, core: Core, path: Path
 ) -> AsyncIterator[None]:
     fd = passed.take(HANDOVER)
-    sock = fdsock.bind(path) if fd is None else socket.socket(fileno=fd.take())
+    sock = fdsock.bind(path) if fd is None else UnixSocket.adopt(fd.take())
 
     def allow(peer: Peer) -> None:
         core.access.check(peer, Verb.PLUG, network=FD_NETWORK.name)
@@ -230,7 +229,7 @@ async def _monitors(
             if fd is None:
                 sock = await stack.enter_async_context(listening(path))
             else:
-                sock = stack.enter_context(socket.socket(fileno=fd.take()))
+                sock = stack.enter_context(UnixSocket.adopt(fd.take()))
             files = DomainFiles(Path(settings.libvirt.run_dir))
             timeout = settings.limits.monitor_seconds
             listener = await stack.enter_async_context(

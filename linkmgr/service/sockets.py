@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from linkmgr.errors import BadRequest, Conflict, HostError
+from linkmgr.unix_sockets import UnixSocket
 
 _MODE = 0o666  # who may do what is decided by who it is, not by who can connect
 _BACKLOG = 1024
@@ -20,7 +21,7 @@ _PATIENCE = 5.0  # seconds that another service may take to start in the same di
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path) -> AsyncIterator[socket.socket]:
+async def listening(path: Path) -> AsyncIterator[UnixSocket]:
     """Listen on a unix socket for everybody; remove it at the end if it is still ours.
 
     A socket that nobody listens on any more is replaced. The directory is made if it is missing.
@@ -29,8 +30,7 @@ async def listening(path: Path) -> AsyncIterator[socket.socket]:
     :raise BadRequest: when the path is too long for a socket.
     :raise HostError: when it cannot be made.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.setblocking(False)
+    sock = UnixSocket.make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         async with _alone_in(path.parent):

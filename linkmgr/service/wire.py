@@ -19,6 +19,7 @@ from linkmgr.errors import BadRequest
 from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
+from linkmgr.unix_sockets import UnixSocket, connections
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,28 @@ class PeerProtocol(H11Protocol):
             self.transport.close()
 
 
+class _Acceptor:
+    """Takes connections, in place of asyncio's server: that one floods the log without fds."""
+
+    def __init__(self, sock: UnixSocket, make: Callable[[], asyncio.Protocol]) -> None:
+        self._sock = sock
+        self._task = asyncio.create_task(self._accept(make), name="API socket")
+
+    async def _accept(self, make: Callable[[], asyncio.Protocol]) -> None:
+        loop = asyncio.get_running_loop()
+        async for sock in connections(self._sock):
+            await loop.connect_accepted_socket(make, sock)
+
+    def close(self) -> None:
+        """Take no more, and close the socket."""
+        self._task.cancel()
+        self._sock.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until none can be taken any more."""
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
 class Server(uvicorn.Server):
     """uvicorn without its tick of ten a second, and without its signal handlers."""
 
@@ -166,9 +189,21 @@ class Server(uvicorn.Server):
         self.listens = asyncio.Event()  #: set when connections are answered
         self._stop = asyncio.Event()
 
-    async def run_on(self, sock: socket.socket) -> None:
+    async def run_on(self, sock: UnixSocket) -> None:
         """Answer on a listening socket, which is closed at the end, until `stop`."""
-        await self.serve(sockets=[sock])
+        self._sock = sock
+        await self.serve()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Begin to answer."""
+        await self.lifespan.startup()
+        self.servers = [_Acceptor(self._sock, self._protocol)]  # type: ignore[list-item]
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def stop(self) -> None:
         """Answer what is under way, and end."""

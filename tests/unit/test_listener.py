@@ -16,6 +16,7 @@ from linkmgr.libvirt.identity import Dialled, Stranger
 from linkmgr.libvirt.listener import MonitorListener
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
+from linkmgr.unix_sockets import UnixSocket
 from tests.unit.qmp_peer import GREETING, Peer, Received, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]
@@ -34,7 +35,7 @@ class Lab:
         self.offered: list[Dialled] = []
         self.refusal: Exception | None = None
         self.peers: list[Peer] = []
-        sock = socket.socket(socket.AF_UNIX)
+        sock = UnixSocket.make()
         sock.bind(str(path))
         sock.listen()
         self.listener = MonitorListener(sock, self._identify, self._on_new, timeout=0.5)
