@@ -1,4 +1,4 @@
-"""One QMP session, with the errors of linkmgr: the only module that knows ``qemu.qmp``.
+"""One QMP session, with the errors of linkmgr: the module that knows ``qemu.qmp``.
 
 ``qemu.qmp`` does the greeting, the negotiation and the matching of replies to commands. What it
 leaves to its user is here: a raw asyncio or protocol error from anywhere becomes one ending of the
@@ -14,19 +14,33 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate
-from qemu.qmp.error import ProtocolError, QMPError
+from qemu.qmp.error import QMPError
 from qemu.qmp.message import Message
 from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.qmp.admission import listener_of
-from linkmgr.qmp.events import MonitorEvent
+from linkmgr.qmp.budget import TURN, Budget, FloodError
+from linkmgr.qmp.events import OVERFLOW, MonitorEvent
+from linkmgr.qmp.inbound import (
+    ANSWER_BYTES,
+    ANSWER_ITEMS,
+    FREE_BYTES,
+    ITEMS,
+    MESSAGE_BYTES,
+    NotQmpError,
+    check_shape,
+    decode,
+    event_of,
+    is_unwanted,
+)
 from linkmgr.unix_sockets import UnixSocket
+from linkmgr.untrusted import printable
 
 #: Seconds between two attempts at something that the kernel cannot take right now.
 RETRY_INTERVAL = 0.01
@@ -34,6 +48,12 @@ RETRY_INTERVAL = 0.01
 CLOSE_LIMIT = 2.0
 #: Bytes of a message that are worth a line in a debug log.
 _LOGGED = 500
+#: Characters of the class of an error, of which QEMU has five.
+CLASS_LIMIT = 40
+#: Bytes that are taken from the socket at once.
+_CHUNK = 64 << 10
+#: Seconds until a session is told that QEMU sent more events than are told on.
+OVERFLOW_SECONDS = 1.0
 #: A send buffer that is full, or too many descriptors on their way for this user: both pass.
 _PASSING = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _GONE_HINT = "look whether QEMU still runs, and what the guest's NIC is on now"
@@ -48,23 +68,120 @@ class _Demote(logging.Filter):
 
 
 class _Client(QMPClient):
-    """A client whose log costs nothing while nobody reads it.
+    """A client that measures what it is sent before it decodes it.
 
-    The library formats every message for its log, 1.3 MB of schema included, whether it is logged
-    or not: about a second with the loop at a standstill.
+    The library decodes whatever comes, up to 10 MB, goes on to the next without a pause, and
+    formats each message for its log and each wrong one for its error: a QEMU that was taken over
+    stops the loop with a few of them. So the one method that reads a message is ours; a limit per
+    message, a pause between two, and a log and errors that are formatted when they are shown would
+    make that unnecessary.
+
+    :param on_event: called with each event that somebody wants, in order.
     """
 
-    def __init__(self) -> None:
-        super().__init__("linkmgr")  # one name for all: a logger lives as long as the process
+    def __init__(self, on_event: Callable[[MonitorEvent], None]) -> None:
+        # One name for all, for a logger lives as long as the process.
+        super().__init__("linkmgr", readbuflen=_CHUNK)
         if not any(isinstance(each, _Demote) for each in self.logger.filters):
             self.logger.addFilter(_Demote())
         self._unsent = b""
+        self._on_event = on_event
+        self.budget = Budget()
+        self._owed = 0.0  # seconds in which nothing is read
+        self.hung_up = asyncio.Event()  #: nothing more is to be read
+        self._begun = bytearray()  # messages that have come, the last one in part
+        self._looked = 0  # bytes of it that have no line end
+        self._asked: list[str] = []  # the commands under way
+        self._turn = 0
 
-    async def _recv(self) -> Message:
+    @contextlib.contextmanager
+    def asking(self, command: str) -> Iterator[None]:
+        """While the command is under way, an answer to it may be as long as its kind can be."""
+        self._asked.append(command)
+        try:
+            yield
+        finally:
+            self._asked.remove(command)
+
+    async def _do_recv(self) -> Message:
         while True:
-            msg = await super()._recv()
-            if not self._is_stale(msg):
-                return msg
+            await self._rest()
+            line = await self._line()
+            if is_unwanted(line):
+                self._owed = self.budget.spend(len(line))
+                continue
+            said = decode(line, items=max([ITEMS, *(ANSWER_ITEMS.get(c, 0) for c in self._asked)]))
+            if self._is_expected(said):
+                if len(line) > self._free_bytes():
+                    self._owed = self.budget.spend(len(line))
+                return Message(said, eager=False)
+            self._owed = self.budget.spend(len(line))
+            if "event" in said and (event := event_of(said)) is not None:
+                self._on_event(event)
+
+    async def _rest(self) -> None:
+        """Leave the loop to others: as long as the budget says, and every now and then anyway."""
+        self._turn += 1
+        if self._owed or self._turn >= TURN:
+            self._turn, owed, self._owed = 0, self._owed, 0.0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(owed):
+                    await self.hung_up.wait()
+        if self.hung_up.is_set():
+            raise EOFError  # what is still to be read is nothing to anybody
+
+    async def _line(self) -> bytes:
+        """The next message, which is a line.
+
+        :raise NotQmpError: it is too long, or ends in the middle.
+        :raise EOFError: there is no other.
+        """
+        assert self._reader is not None
+        while (end := self._begun.find(b"\n", self._looked)) < 0:
+            self._looked = len(self._begun)
+            self._check_length(self._looked)
+            data = await self._reader.read(_CHUNK)
+            if not data:
+                if self._begun:
+                    raise NotQmpError("a message that ends in the middle")
+                raise EOFError
+            self._begun += data
+        self._check_length(end)
+        line = bytes(self._begun[: end + 1])
+        del self._begun[: end + 1]
+        self._looked = 0
+        return line
+
+    def _check_length(self, length: int) -> None:
+        limit = max([MESSAGE_BYTES, *(ANSWER_BYTES.get(each, 0) for each in self._asked)])
+        if length > limit:
+            raise NotQmpError(f"a message of more than {limit >> 10} KiB")
+
+    def _free_bytes(self) -> int:
+        """Bytes of an answer that cost nothing. The schema is asked for once."""
+        return ANSWER_BYTES["query-qmp-schema"] if "query-qmp-schema" in self._asked else FREE_BYTES
+
+    def _is_expected(self, said: Mapping[str, Any]) -> bool:
+        """Whether the library waits for this message.
+
+        QEMU writes the answer to a command that it was executing when its client left to whoever
+        is connected by then, be it before its greeting. The answer to our negotiation is an empty
+        object without an id.
+
+        :raise NotQmpError: it is neither an event nor an answer.
+        """
+        if "event" in said:
+            return False
+        if self.runstate is not Runstate.RUNNING:
+            if not ("return" in said or "error" in said):
+                return True  # a greeting, or what ends this
+            to_us = self._greeting is not None and "id" not in said
+            return to_us and said.get("return", {}) == {}
+        check_shape(said)
+        if "id" not in said and "error" in said:
+            raise NotQmpError(f"it did not understand a command: {printable(said, 80)}")
+        ident = said.get("id")
+        return isinstance(ident, str) and ident in self._pending
 
     def _do_send(self, msg: Message) -> None:
         """Write what was queued together in one piece: each write wakes a QEMU that sleeps."""
@@ -74,17 +191,6 @@ class _Client(QMPClient):
             data, self._unsent = self._unsent, b""
             self._writer.write(data)
 
-    def _is_stale(self, msg: Message) -> bool:
-        """Whether it is an answer to the client before us.
-
-        QEMU writes the answer to a command that it was executing when its client left to whoever
-        is connected by then, be it before its greeting. The answer to our negotiation is an empty
-        object without an id.
-        """
-        if self.runstate is Runstate.RUNNING or not ("return" in msg or "error" in msg):
-            return False
-        return self._greeting is None or "id" in msg or msg.get("return", {}) != {}
-
     def _cb_outbound(self, msg: Message) -> Message:
         return self._logged("-->", msg)
 
@@ -93,7 +199,8 @@ class _Client(QMPClient):
 
     def _logged(self, arrow: str, msg: Message) -> Message:
         if self.logger.isEnabledFor(logging.DEBUG):
-            self.logger.debug("%s %s", arrow, bytes(msg)[:_LOGGED])
+            shown = bytes(msg)[:_LOGGED].decode(errors="replace")
+            self.logger.debug("%s %s", arrow, printable(shown, _LOGGED))
         return msg
 
 
@@ -121,10 +228,9 @@ class Connection:
         self.who = who
         self._on_event = on_event
         self._on_gone = on_gone
-        self._client = _Client()
-        # The library's own listener keeps every event for ever and cannot be removed; a filter that
-        # never accepts keeps it empty and is handed every event.
-        self._client.events.event_filter = self._take_event
+        self._client = _Client(self._take_event)
+        self._missed = 0  # events that were not told on
+        self._telling: asyncio.TimerHandle | None = None  # that there are some
         self._gone = asyncio.Event()
         self._reason: str | None = None
         self._closed_by_us = False
@@ -185,20 +291,18 @@ class Connection:
         :raise MonitorGone: the session ended first. Everything of it is freed by then.
         """
         try:
-            return await self._client.execute(name, dict(arguments) or None)
+            with self._client.asking(name):
+                return await self._client.execute(name, dict(arguments) or None)
         except ExecuteError as err:
             raise CommandFailed(
-                f"QEMU refused {name}: {err}", command=name, error_class=err.error_class
-            ) from err
+                f"QEMU refused {name}: {printable(str(err))}",
+                command=name,
+                error_class=printable(err.error_class, CLASS_LIMIT),
+            ) from None  # which holds all that QEMU said
         except StateError:
             sent = False
         except ExecInterruptedError:
             sent = True
-        except ProtocolError as err:
-            # An answer that is no answer: nothing that follows can be trusted.
-            sent = True
-            self._reason = f"it sent what is not QMP: {_one_line(err)}"
-            self._hang_up()
         # The reason is known, and the descriptors are freed, when the watcher is through.
         await self._gone.wait()
         raise self.gone_error(name, sent=sent)
@@ -233,15 +337,22 @@ class Connection:
         # Shutting the socket down rather than asking the library to disconnect: that one first
         # flushes what is queued, which a stopped QEMU never reads. An end-of-file takes the
         # library's error path, which flushes nothing.
+        self._client.hung_up.set()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _take_event(self, message: Message) -> bool:
-        name, data = message["event"], message.get("data", {})
-        if not isinstance(name, str) or not isinstance(data, dict):
-            raise ProtocolError(f"malformed event {str(dict(message))[:_LOGGED]}")
-        self._on_event(MonitorEvent(name, data))
-        return False
+    def _take_event(self, event: MonitorEvent) -> None:
+        if self._client.budget.event():
+            self._on_event(event)
+            return
+        self._missed += 1
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(OVERFLOW_SECONDS, self._tell_missed)
+
+    def _tell_missed(self) -> None:
+        missed, self._missed, self._telling = self._missed, 0, None
+        self._on_event(MonitorEvent(OVERFLOW, {"lost": missed}))
 
     async def _watch(self) -> None:
         """Wait for the ending, whoever caused it, and clean up after it."""
@@ -260,6 +371,8 @@ class Connection:
     async def _tear_down(self) -> Exception | None:
         """Free the library's tasks and the socket; return why the session ended."""
         self._hang_up()
+        if self._telling is not None:
+            self._telling.cancel()
         try:
             await self._client.disconnect()
         except Exception as err:  # noqa: BLE001 - it re-raises whatever ended its tasks
@@ -287,11 +400,11 @@ class Connection:
             )
         if isinstance(cause, QMPError | ValueError | RecursionError):
             return MonitorUnreachable(
-                f"what answers as the monitor {self.who} does not speak QMP: {_one_line(cause)}",
+                f"what answers as the monitor {self.who} does not speak QMP: {_said(cause)}",
                 hint="name the socket of a monitor in control mode (-qmp, or -mon mode=control)",
             )
         return MonitorUnreachable(
-            f"the monitor {self.who} cannot be used: {_one_line(cause)}",
+            f"the monitor {self.who} cannot be used: {_said(cause)}",
             hint="look whether QEMU still runs",
         )
 
@@ -359,11 +472,12 @@ def _reason(err: Exception | None) -> str:
         case None | EOFError():
             return "QEMU closed it"
         case OSError():
-            return err.strerror or str(err)
+            return err.strerror or printable(str(err))
+        case FloodError():
+            return str(err)
         case _:
-            return f"it sent what is not QMP: {_one_line(err)}"
+            return f"it sent what is not QMP: {_said(err)}"
 
 
-def _one_line(err: BaseException) -> str:
-    text = " ".join(str(err).split()) or type(err).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+def _said(err: BaseException) -> str:
+    return printable(str(err) or type(err).__name__)

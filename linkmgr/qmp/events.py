@@ -12,16 +12,28 @@ from linkmgr.streams import Listeners, Stream
 #: Events that a subscriber may be behind before the oldest are dropped.
 DEFAULT_LIMIT = 256
 
+#: Events of QEMU that linkmgr does something about, and what of their data it needs. All others are
+#: dropped where they come in.
+EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "STOP": (),
+        "RESUME": (),
+        "SHUTDOWN": ("guest", "reason"),
+        "NIC_RX_FILTER_CHANGED": ("name",),
+        "DEVICE_DELETED": ("device",),
+    }
+)
+
 DISCONNECTED = "DISCONNECTED"
 OVERFLOW = "OVERFLOW"
 
 
 @dataclass(frozen=True)
 class MonitorEvent:
-    """An event as QEMU names it, or one of the two that linkmgr adds.
+    """An event of `EVENTS` as QEMU names it, or one of the two that linkmgr adds.
 
     ``DISCONNECTED`` (no data) is the last event of every stream. ``OVERFLOW`` (``lost``: how many)
-    stands where events were dropped because the subscriber was too slow.
+    stands where events were dropped because the subscriber was too slow or QEMU sent too many.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """What a QEMU build can do, read from its own schema and not from its version number.
 
-``query-qmp-schema`` answers 1.3 MB, with types named by numbers (docs/devel/qapi-code-gen, "Client
+``query-qmp-schema`` answers 0.2 MB, with types named by numbers (docs/devel/qapi-code-gen, "Client
 JSON Protocol introspection"), so it is asked once per build and only the names are kept.
 """
 

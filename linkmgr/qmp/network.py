@@ -17,6 +17,8 @@ The text, from QEMU's ``net/net.c`` and ``net/hub.c``, lines in the order of the
       - f0: type=filter-dump,file=/run/f0
 
 A NIC whose hub port was deleted is in none of these lines.
+
+A QEMU that was taken over writes what it likes, so the work is bounded by the number of lines.
 """
 
 from __future__ import annotations
@@ -24,16 +26,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from linkmgr.errors import MonitorError
+from linkmgr.untrusted import printable
 
-_CLIENT = re.compile(r"(?P<id>[^\s:]+): index=(?P<index>\d+),type=(?P<type>[\w-]+),(?P<info>.*)")
-_HUB = re.compile(r"hub (?P<number>\d+)")
+#: Lines of an answer, 30 ms of the event loop at the very most: four times those of a guest with 28
+#: NICs, as many as a PCI bus takes, and 16 queues each.
+LINES = 4096
+#: NICs of a guest, each of which is asked about one by one when the guest is added.
+NICS = 256
+#: Characters of an id of QEMU, which has no bound of its own.
+ID_LIMIT = 1024
+#: The highest number of a hub: QEMU keeps it in an ``int32``.
+MAX_HUB = 2**31 - 1
+
+_CLIENT = re.compile(
+    rf"(?P<id>[^\s:]{{1,{ID_LIMIT}}}): index=(?P<index>[0-9]{{1,5}}),type=(?P<type>[\w-]{{1,64}}),"
+    r"(?P<info>.*)"
+)
+_HUB = re.compile(r"hub (?P<number>-?[0-9]+)")
 _PORT = re.compile(r" \\ (?P<id>[^\s:]+)(?:: (?P<peer>.+))?")
 _PEER = re.compile(r" \\ (?P<peer>.+)")
 _FILTER = re.compile(r"filters:|  - .*")
-_NIC = re.compile(r"model=(?P<model>[^,]*),macaddr=(?P<mac>[0-9a-fA-F:]{17})")
+_NIC = re.compile(
+    r"model=(?P<model>[^,]{0,64}),macaddr=(?P<mac>[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5})"
+)
 
 
 @dataclass(frozen=True)
@@ -57,17 +76,17 @@ class Hub:
     number: int
     ports: tuple[HubPort, ...] = ()
 
-    @property
+    @cached_property
     def nics(self) -> tuple[HubPort, ...]:
         """Ports that a NIC is plugged into."""
         return tuple(port for port in self.ports if port.peer_kind == "nic")
 
-    @property
+    @cached_property
     def backends(self) -> tuple[HubPort, ...]:
         """Ports that anything else is plugged into: cables to the outside."""
         return tuple(port for port in self.ports if port.peer_kind not in (None, "nic"))
 
-    @property
+    @cached_property
     def free(self) -> tuple[HubPort, ...]:
         """Ports that nothing is plugged into: sinks."""
         return tuple(port for port in self.ports if port.peer is None)
@@ -118,11 +137,15 @@ class NetworkInfo:
 
     def hub_of(self, nic: str) -> tuple[int, str] | None:
         """Return the hub's number and the id of the port that a NIC is plugged into, if it is."""
-        for hub in self.hubs.values():
-            for port in hub.nics:
-                if port.peer == nic:
-                    return hub.number, port.id
-        return None
+        return self._places.get(nic)
+
+    @cached_property
+    def _places(self) -> Mapping[str, tuple[int, str]]:
+        return {
+            str(port.peer): (hub.number, port.id)
+            for hub in reversed([*self.hubs.values()])
+            for port in reversed(hub.nics)
+        }
 
 
 class _Reader:
@@ -130,7 +153,8 @@ class _Reader:
         self.hubs: dict[int, list[HubPort]] = {}
         self.nics: dict[str, NetClient] = {}
         self.netdevs: dict[str, NetClient] = {}
-        self.hub: int | None = None  # whose ports the lines are
+        self.hub: list[HubPort] | None = None  # whose ports the lines are
+        self.behind_hubs = False  # they come first, and the first other client is their end
         self.nic: str | None = None  # whose peer the next line may be
 
     def line(self, text: str) -> bool:
@@ -138,14 +162,8 @@ class _Reader:
         if _FILTER.fullmatch(text):
             return bool(self.nics or self.netdevs)
         if match := _HUB.fullmatch(text):
-            self.hub, self.nic = int(match["number"]), None
-            # Hubs come first, and each once.
-            started = self.hub in self.hubs or any(
-                client.type != "hubport" and not self._on_hub(client)
-                for client in (*self.nics.values(), *self.netdevs.values())
-            )
-            self.hubs.setdefault(self.hub, [])
-            return not started
+            self.nic = None
+            return self._begin_hub(match["number"])
         if self.hub is not None and (match := _PORT.fullmatch(text)):
             return self._port(self.hub, match["id"], match["peer"])
         if self.nic is not None and (match := _PEER.fullmatch(text)):
@@ -158,13 +176,18 @@ class _Reader:
         client = self._client(text, peer=None)
         self.hub = None
         self.nic = client.id if client and client.type == "nic" else None
+        self.behind_hubs = self.behind_hubs or (client is not None and client.type != "hubport")
         return client is not None
 
-    def _on_hub(self, client: NetClient) -> bool:
-        peer = self.netdevs.get(client.peer) if client.peer else None
-        return peer is not None and peer.type == "hubport"
+    def _begin_hub(self, digits: str) -> bool:
+        self.hub = []
+        if len(digits) > len(str(MAX_HUB)) or not 0 <= int(digits) <= MAX_HUB:
+            return not self.behind_hubs  # what is on it is on no hub that anybody can name
+        started = int(digits) in self.hubs or self.behind_hubs
+        self.hubs[int(digits)] = self.hub
+        return not started
 
-    def _port(self, hub: int, name: str, peer_text: str | None) -> bool:
+    def _port(self, hub: list[HubPort], name: str, peer_text: str | None) -> bool:
         if name in self.netdevs:
             return False
         peer = None
@@ -173,7 +196,7 @@ class _Reader:
             if peer is None:
                 return False
         plugged = (peer.id, peer.type) if peer else (None, None)
-        self.hubs[hub].append(HubPort(name, *plugged))
+        hub.append(HubPort(name, *plugged))
         self.netdevs[name] = NetClient(name, "hubport", peer=plugged[0])
         return True
 
@@ -193,23 +216,34 @@ class _Reader:
         else:
             client = NetClient(name, kind, info=match["info"], peer=peer)
             if kind == "nic" and (nic := _NIC.fullmatch(match["info"])):
-                client = replace(client, model=nic["model"], mac=nic["mac"].lower())
+                client = replace(client, model=printable(nic["model"]), mac=nic["mac"].lower())
         known[name] = client
         return client
 
 
-def parse_info_network(text: str) -> NetworkInfo:
+def parse_info_network(text: object) -> NetworkInfo:
     """Read the answer of ``info network``.
 
-    :raise MonitorError: a line that cannot be part of it; shows the line.
+    :raise MonitorError: a line that cannot be part of it, which is shown; or too many.
     """
+    if not isinstance(text, str):
+        raise MonitorError(
+            f"QEMU answered 'info network' with {printable(text, 120)}",
+            hint="look which program answers on its monitor",
+        )
     reader = _Reader()
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    lines = text.replace("\r\n", "\n").split("\n", LINES)
+    for number, line in enumerate(lines[:LINES], 1):
         if line and not reader.line(line):
-            shown = ascii(line if len(line) <= 120 else line[:120] + "...")
             raise MonitorError(
-                f"line {number} of QEMU's 'info network' cannot be understood: {shown}",
+                f"line {number} of QEMU's 'info network' cannot be understood: "
+                f"{printable(line, 120)!r}",
                 hint="report it together with QEMU's version; nothing was changed",
             )
+    if len(lines) > LINES or len(reader.nics) > NICS:
+        raise MonitorError(
+            f"QEMU's 'info network' has more than {LINES} lines or {NICS} NICs",
+            hint="look whether this is QEMU; linkmgr leaves such a guest alone",
+        )
     hubs = {number: Hub(number, tuple(ports)) for number, ports in reader.hubs.items()}
     return NetworkInfo(hubs, reader.nics, reader.netdevs)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Collection
 from typing import ClassVar
 
 from linkmgr.errors import (
+    BadRequest,
+    CannotAttach,
     CommandFailed,
     HostError,
     MonitorError,
@@ -38,6 +41,7 @@ from linkmgr.model import (
 from linkmgr.qmp import Command
 from linkmgr.qmp.network import NetClient, parse_info_network
 from linkmgr.qmp.qemu import Qemu
+from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
@@ -66,6 +70,8 @@ log = logging.getLogger(__name__)
 
 _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
 _PORT = "lmp-"  # ... and its hub port
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+MIN_MTU, MAX_MTU = 68, 65535  #: bytes; what ``host_mtu`` of virtio can be, 0 for none
 _HEAD_START = Command("query-status")
 _LOOK = Command("human-monitor-command", {"command-line": "info network"})
 
@@ -99,7 +105,7 @@ class HubWiring(Wiring):
         return Offer(
             nic=nic,
             kinds=self.kinds,
-            mac=str(await self._get(nic, "mac")),
+            mac=await self._mac(nic),
             mtu=await self._mtu(nic),
         )
 
@@ -335,7 +341,7 @@ class HubWiring(Wiring):
         """
         if isinstance(seen, CommandFailed):
             raise seen
-        info = await self._qemu.network() if seen is None else parse_info_network(str(seen))
+        info = await self._qemu.network() if seen is None else parse_info_network(seen)
         _refuse_others(find_hub(info, nic), cables, replies)
 
     async def release(self, cable: Cable) -> None:
@@ -417,12 +423,12 @@ class HubWiring(Wiring):
             return find_hub(info, nic)
         except NotOnHub as error:
             client = info.nics[nic.alias]
-            with contextlib.suppress(CommandFailed):  # a device without an id has no such path
+            # A device without an id has no such path, and not all that QEMU takes do we take.
+            with contextlib.suppress(CommandFailed, CannotAttach, BadRequest):
                 mtu = await self._mtu(nic)
                 args = hub_args(
                     nic.alias,
-                    # The configured one: what `info network` shows the guest can change.
-                    mac=str(await self._get(nic, "mac")),
+                    mac=await self._mac(nic),
                     model=client.model or "virtio-net-pci",
                     host_mtu=None if mtu == DEFAULT_MTU else mtu,
                 )
@@ -433,19 +439,33 @@ class HubWiring(Wiring):
         path = f"/machine/peripheral/{nic.alias}"
         return await self._qemu.execute("qom-get", {"path": path, "property": name})
 
+    async def _mac(self, nic: NicRef) -> str:
+        """The configured address: what `info network` shows the guest can change.
+
+        :raise CannotAttach: QEMU says that it is something else.
+        """
+        mac = await self._get(nic, "mac")
+        if isinstance(mac, str) and _MAC.fullmatch(mac):
+            return mac.lower()
+        raise CannotAttach(
+            f"QEMU says that the NIC's address is {printable(mac, 60)}",
+            hint="look which program answers on its monitor",
+        ).about(str(nic))
+
     async def _mtu(self, nic: NicRef) -> int:
         try:
             mtu = await self._get(nic, "host_mtu")
         except CommandFailed:  # only virtio has it
             return DEFAULT_MTU
-        return mtu if isinstance(mtu, int) and mtu else DEFAULT_MTU
+        good = isinstance(mtu, int) and MIN_MTU <= mtu <= MAX_MTU
+        return mtu if good and isinstance(mtu, int) else DEFAULT_MTU
 
 
 def _refuse_others(hub: Hub, cables: Collection[Cable], replies: Collection[object]) -> None:
     if {port.id for port in hub.cables} == {cable.port for cable in cables}:
         return
     refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
-    has = ", ".join(port.id for port in hub.cables) or "nothing"
+    has = printable(", ".join(port.id for port in hub.cables) or "nothing")
     raise SwitchFailed(
         f"the switch went wrong: {has} is plugged in ({refused or 'QEMU did not say why'})",
         hint="try again; if it persists, see QEMU's log",

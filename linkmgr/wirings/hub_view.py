@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from linkmgr.errors import BadRequest, CannotAttach, HubCrowded, NoSink, NotOnHub, UnknownNic
 from linkmgr.model import NicRef
 from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo
+from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 
 
@@ -35,14 +36,14 @@ def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
         ).about(str(nic))
     place = info.hub_of(nic.alias)
     if place is None:
-        has = f"is wired to {client.peer}" if client.peer else "has no backend"
+        has = f"is wired to {printable(client.peer, 64)}" if client.peer else "has no backend"
         raise NotOnHub(
             f"the NIC {has}, and QEMU can never exchange that",
             hint=f"boot the guest with: {_args(client)}",
         ).about(str(nic))
     hub = info.hubs[place[0]]
     if len(hub.nics) > 1:
-        crowd = ", ".join(str(port.peer) for port in hub.nics)
+        crowd = printable(", ".join(str(port.peer) for port in hub.nics))
         raise HubCrowded(
             f"hub {hub.number} carries several NICs: {crowd}",
             hint="give each NIC a hub of its own: boot with the arguments of hub_args()",
@@ -68,7 +69,8 @@ def _args(client: NetClient) -> str:
 
 def crowded(nic: NicRef, hub: Hub) -> CannotAttach:
     """Make the error for a hub that carries what it must not carry."""
-    found = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables) or "nothing"
+    on_it = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables)
+    found = printable(on_it) or "nothing"
     return HubCrowded(
         f"hub {hub.number} carries {found}, which is not what linkmgr left there",
         hint="take with netdev_del what does not belong there, or run check()",
@@ -77,5 +79,5 @@ def crowded(nic: NicRef, hub: Hub) -> CannotAttach:
 
 def tap_fd(backend: NetClient) -> int | None:
     """The number that a tap's fd has inside QEMU."""
-    found = re.search(r"\bfd=(\d+)", backend.info)
+    found = re.search(r"\bfd=([0-9]{1,7})\b", backend.info)
     return int(found[1]) if found else None

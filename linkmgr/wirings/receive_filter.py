@@ -13,6 +13,7 @@ from linkmgr.errors import CommandFailed, HostError, MonitorError
 from linkmgr.host import Host
 from linkmgr.model import DirectEndpoint, DirectMode, Endpoint, NicRef
 from linkmgr.qmp.qemu import Qemu
+from linkmgr.untrusted import printable
 from linkmgr.wirings.base import Cable
 
 _ALL_FRAMES = "the guest asks for all frames"
@@ -45,7 +46,7 @@ async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise MonitorError(
-        f"QEMU says of the receive filter of {nic}: {ascii(answer)[:100]}",
+        f"QEMU says of the receive filter of {nic}: {printable(answer, 100)}",
         hint="see which program answers on its monitor",
     )
 

@@ -231,5 +231,5 @@ async def nothing_left_behind() -> AsyncIterator[None]:
         if open_fds() == fds and not left:
             return
         await asyncio.sleep(0.01)
-    assert open_fds() == fds
+    assert open_fds() == fds, open_fds().items() ^ fds.items()
     assert not left

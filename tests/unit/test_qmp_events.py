@@ -34,12 +34,12 @@ async def test_events_come_in_order_with_their_data() -> None:
 async def test_events_between_subscribing_and_looking_are_kept() -> None:
     async with connected() as (monitor, peer):
         peer.serve()
-        peer.event("BEFORE")
+        peer.event("STOP")
         await settle(monitor)
         events = monitor.events()
-        peer.event("AFTER")
+        peer.event("RESUME")
         await settle(monitor)
-        assert (await anext(events)).name == "AFTER"
+        assert (await anext(events)).name == "RESUME"
 
 
 async def test_each_subscriber_sees_each_event_and_the_end_once() -> None:
@@ -77,19 +77,19 @@ async def test_a_slow_subscriber_loses_the_oldest_and_is_told_how_many() -> None
         peer.serve()
         slow, fast = monitor.events(limit=3), monitor.events()
         for number in range(10):
-            peer.event(f"E{number}")
+            peer.event("DEVICE_DELETED", device=f"e{number}")
         await settle(monitor)  # the monitor itself is not held up
         assert await anext(slow) == MonitorEvent("OVERFLOW", {"lost": 7})
-        assert [(await anext(slow)).name for _ in range(3)] == ["E7", "E8", "E9"]
+        assert [(await anext(slow)).data["device"] for _ in range(3)] == ["e7", "e8", "e9"]
         for number in range(5):
-            peer.event(f"F{number}")
+            peer.event("DEVICE_DELETED", device=f"f{number}")
         await settle(monitor)
         peer.hang_up()
-        assert [event.name async for event in slow] == [
+        assert [event.data.get("device", event.name) async for event in slow] == [
             "OVERFLOW",
-            "F2",
-            "F3",
-            "F4",
+            "f2",
+            "f3",
+            "f4",
             "DISCONNECTED",
         ]
         assert len([event async for event in fast]) == 16

@@ -1,0 +1,106 @@
+"""How much one QEMU may say unasked, so that what it says costs the other guests nothing.
+
+All guests share one event loop. Each message costs it some ten microseconds, and the library goes
+on to the next without a pause for as long as there is one.
+"""
+
+from __future__ import annotations
+
+import time
+
+#: Messages a second that a QEMU may send unasked for as long as it likes: one and a half percent
+#: of a processor. A storm of I/O errors on a guest's disk stays below.
+MESSAGES_PER_SECOND = 1000
+#: Bytes a second that it may send unasked for as long as it likes: 250 to each of those messages.
+BYTES_PER_SECOND = 256 << 10
+#: Seconds' worth of both that may come at once: a guest that starts, or is resumed.
+BURST_SECONDS = 0.5
+#: Seconds that nothing is read from a QEMU that said too much: rather seldom and long than often
+#: and short, for each pause is a timer.
+PAUSE = 0.1
+#: Seconds for which it may go on saying too much before it is hung up on. What it has not got rid
+#: of until then grows in its own memory.
+FLOOD_SECONDS = 10.0
+#: Events a second that are told on, for each is told to every listener; then they are left out.
+EVENTS_PER_SECOND = 10
+#: Events that may come at once: each NIC of a large guest has its receive filter set at the boot.
+EVENTS_BURST = 100
+#: Messages after which the loop has its turn, whatever was said.
+TURN = 32
+
+
+class FloodError(Exception):
+    """It has said too much for too long."""
+
+
+class Bucket:
+    """A token bucket.
+
+    :param rate: tokens a second.
+    :param burst: tokens that it holds, and begins with.
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens = burst
+        self._at = time.monotonic()
+
+    def take(self, amount: float) -> float:
+        """Take tokens, there or not; return the seconds until none is owed."""
+        self._fill()
+        self._tokens -= amount
+        return max(0.0, -self._tokens / self._rate)
+
+    def take_one(self) -> bool:
+        """Take a token if there is one."""
+        self._fill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing was taken for a while."""
+        self._fill()
+        return self._tokens >= self._burst
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+
+
+class Budget:
+    """What one connection may say unasked."""
+
+    def __init__(self) -> None:
+        self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_SECONDS)
+        self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_SECONDS)
+        self._events = Bucket(EVENTS_PER_SECOND, EVENTS_BURST)
+        self._since: float | None = None  # when it began to say too much
+
+    def spend(self, size: int) -> float:
+        """Pay for one message that nobody asked for.
+
+        :param size: bytes.
+        :return: seconds in which nothing more is to be read.
+        :raise FloodError: it has gone on for too long.
+        """
+        if self._since is not None and self._messages.full and self._bytes.full:
+            self._since = None
+        owed = max(self._messages.take(1), self._bytes.take(size))
+        if not owed:
+            return 0.0
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since > FLOOD_SECONDS:
+            raise FloodError(
+                f"it sent more than {MESSAGES_PER_SECOND} messages or {BYTES_PER_SECOND >> 10} KiB "
+                f"a second unasked for {FLOOD_SECONDS:g} s"
+            )
+        return max(PAUSE, owed)
+
+    def event(self) -> bool:
+        """Whether one more event may be told on now."""
+        return self._events.take_one()
