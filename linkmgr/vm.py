@@ -305,17 +305,8 @@ def _require(qemu: Qemu) -> None:
 
     :raise MonitorTooOld: and names what is missing.
     """
-    has = qemu.features
-    needs = {
-        "getfd": has.fd_passing,
-        "set_link": has.set_link,
-        "-netdev hubport": has.hubport,
-        "-netdev tap": has.tap,
-        "announce-self with interfaces": has.announce_self_ids,
-    }
-    missing = [name for name, there in needs.items() if not there]
-    if missing:
+    if missing := qemu.features.missing:
         raise MonitorTooOld(
-            f"{qemu.name} runs on QEMU {has.build}, which lacks {', '.join(missing)}",
+            f"{qemu.name} runs on QEMU {qemu.features.build}, which lacks {', '.join(missing)}",
             hint="use QEMU 4.2 or newer, built with tap and hub",
         )

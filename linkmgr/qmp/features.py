@@ -1,25 +1,42 @@
 """What a QEMU build can do, read from its own schema and not from its version number.
 
 ``query-qmp-schema`` answers 0.2 MB, with types named by numbers (docs/devel/qapi-code-gen, "Client
-JSON Protocol introspection"), so it is asked once per build and only the names are kept.
+JSON Protocol introspection"), so it is asked once per executable and only the names are kept.
+
+A QEMU that was taken over answers what it likes. So what it says holds for others only if the
+kernel says that they run the same executable, and only if nothing is missing in it: it can lie
+itself into more than it has, and cannot take from another guest what that one has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from linkmgr.errors import MonitorError
+from linkmgr.untrusted import printable
 
 if TYPE_CHECKING:
     from linkmgr.qmp.monitor import Monitor
 
 #: Seconds for the schema; it took 65 ms per guest when 200 were asked at once.
 SCHEMA_TIMEOUT = 30.0
+#: Seconds to wait for the answer that another guest of the same executable is to give: one that
+#: does not answer holds nobody up for longer.
+SHARE_TIMEOUT = 1.0
+#: Seconds that the kernel may take to say which file an executable is: it may be on a network.
+STAT_TIMEOUT = 1.0
+#: Executables whose features are kept; a host has one or two.
+KEPT = 16
+#: Types of ``netdev_add``, and members of one type, in a schema: QEMU 8.2 has 13 and 35, and each
+#: type has a set of all.
+MEMBERS = 200
 #: Commands whose arguments are kept.
 _ARGUMENTS_OF = frozenset(
     {"netdev_add", "netdev_del", "getfd", "closefd", "set_link", "announce-self", "query-rx-filter"}
@@ -52,6 +69,18 @@ class Features:
     def has_netdev(self, kind: str) -> bool:
         """Whether ``netdev_add`` takes the type; ``user`` and others may not be built in."""
         return kind in self.netdevs
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What a swap needs and this QEMU has not."""
+        needs = {
+            "getfd": self.fd_passing,
+            "set_link": self.set_link,
+            "-netdev hubport": self.hubport,
+            "-netdev tap": self.tap,
+            "announce-self with interfaces": self.announce_self_ids,
+        }
+        return tuple(name for name, there in needs.items() if not there)
 
     @property
     def fd_passing(self) -> bool:
@@ -111,38 +140,76 @@ class Features:
         return "reconnect-ms" in self.netdevs.get("stream", frozenset())
 
 
-_known: dict[str, Features] = {}
-_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
+_Executable = tuple[int, int, int, int]  # device, inode, size, and when it was written in ns
+_Key = tuple[_Executable, str]  # and what it says of its version, which can only tell them apart
+
+_known: OrderedDict[_Key, Features] = OrderedDict()
+_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, asyncio.Lock]] = (
+    WeakKeyDictionary()
+)
 
 
 async def probe(monitor: Monitor) -> Features:
-    """Tell what the QEMU at this monitor can do, asking once per build and process.
+    """Tell what the QEMU at this monitor can do, asking once per executable.
 
-    Probes of one build that run at the same time share one query; when its monitor fails, the next
-    in line asks its own.
+    Probes of one executable that run at the same time share one query; when its monitor fails or
+    is slow, the next in line asks its own.
 
     :raise CommandFailed, MonitorGone, MonitorTimeout: as `Monitor.execute`.
     :raise MonitorError: the answer is no schema.
     """
     build = await _build(monitor)
-    locks = _asking.setdefault(asyncio.get_running_loop(), {})
-    async with locks.setdefault(build, asyncio.Lock()):
-        if build not in _known:
-            schema = await monitor.execute("query-qmp-schema", timeout=SCHEMA_TIMEOUT)
-            _known[build] = read_schema(build, schema)
-    return _known[build]
+    executable = await _executable(monitor.pid)
+    if executable is None:
+        return await _ask(monitor, build)
+    key = (executable, build)
+    locks = _asking.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    lock = locks.setdefault(key, asyncio.Lock())
+    try:
+        async with asyncio.timeout(SHARE_TIMEOUT):
+            await lock.acquire()
+    except TimeoutError:
+        return _known.get(key) or await _ask(monitor, build)
+    try:
+        if key not in _known:
+            found = await _ask(monitor, build)
+            if found.missing:
+                return found
+            _known[key] = found
+            while len(_known) > KEPT:
+                _known.popitem(last=False)
+        _known.move_to_end(key)
+        return _known[key]
+    finally:
+        lock.release()
+
+
+async def _ask(monitor: Monitor, build: str) -> Features:
+    return read_schema(build, await monitor.execute("query-qmp-schema", timeout=SCHEMA_TIMEOUT))
+
+
+async def _executable(pid: int | None) -> _Executable | None:
+    """Which file a process runs; ``None`` when the kernel does not say."""
+    if pid is None:
+        return None
+    try:
+        async with asyncio.timeout(STAT_TIMEOUT):
+            status = await asyncio.to_thread(os.stat, f"/proc/{pid}/exe")
+    except (OSError, TimeoutError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 async def _build(monitor: Monitor) -> str:
     version = await monitor.execute("query-version")
     target = await monitor.execute("query-target")
     try:
-        number = ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro"))
-        return f"{number} ({version['package']}) {target['arch']}"
-    except (TypeError, KeyError) as err:
+        number = ".".join(str(int(version["qemu"][part])) for part in ("major", "minor", "micro"))
+        return printable(f"{number} ({version['package']}) {target['arch']}", 100)
+    except (TypeError, KeyError, ValueError) as err:
         raise MonitorError(
-            f"the monitor {monitor.name} does not tell QEMU's version: no {err}"
-        ) from err
+            f"the monitor {monitor.name} does not tell QEMU's version: no {printable(str(err))}"
+        ) from None
 
 
 def read_schema(build: str, schema: Iterable[Mapping[str, Any]]) -> Features:
@@ -160,15 +227,23 @@ def read_schema(build: str, schema: Iterable[Mapping[str, Any]]) -> Features:
             if name == "netdev_add":  # a union: what else it takes depends on `type`
                 # Types without options of their own may be missing among the variants.
                 tag = next(m["type"] for m in kind["members"] if m["name"] == kind["tag"])
-                netdevs = dict.fromkeys(entities[tag]["values"], arguments[name])
-                for variant in kind["variants"]:
+                netdevs = dict.fromkeys(_few(entities[tag]["values"]), arguments[name])
+                for variant in _few(kind["variants"]):
                     netdevs[variant["case"]] = arguments[name] | _members(entities[variant["type"]])
     except (TypeError, KeyError, StopIteration) as err:
-        raise MonitorError(f"QEMU {build} answered a schema without {err!r}") from err
+        raise MonitorError(
+            f"QEMU {build} answered a schema without {printable(repr(err))}"
+        ) from None
     return Features(
         build, frozenset(commands), MappingProxyType(arguments), MappingProxyType(netdevs)
     )
 
 
 def _members(kind: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(member["name"] for member in kind.get("members", ()))
+    return frozenset(member["name"] for member in _few(kind.get("members", ())))
+
+
+def _few(things: Any) -> Any:
+    if len(things) > MEMBERS:
+        raise KeyError(f"no more than {MEMBERS} members")
+    return things

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
+import sys
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,9 +50,10 @@ SCHEMA: list[dict[str, Any]] = [
             {"case": "none", "type": "0"},
             {"case": "hubport", "type": "12"},
             {"case": "stream", "type": "13"},
+            {"case": "tap", "type": "0"},
         ],
     },
-    {"name": "11", "meta-type": "enum", "values": ["none", "hubport", "stream"]},
+    {"name": "11", "meta-type": "enum", "values": ["none", "hubport", "stream", "tap"]},
     {"name": "12", "meta-type": "object", "members": members("hubid", "netdev")},
     {"name": "13", "meta-type": "object", "members": members("addr", "reconnect-ms")},
     {"name": "str", "meta-type": "builtin", "json-type": "string"},
@@ -57,7 +63,7 @@ VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7
 
 @pytest.fixture(autouse=True)
 def unknown_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_known", {})
+    monkeypatch.setattr(features, "_known", OrderedDict())
 
 
 def script(command: Received) -> object:
@@ -90,7 +96,8 @@ def test_commands_arguments_and_netdev_types_are_found() -> None:
     assert found.hubport
     assert found.stream_netdev
     assert found.reconnect_ms
-    assert not found.tap
+    assert found.tap
+    assert not found.missing
     assert found.netdevs["hubport"] == {"type", "id", "hubid", "netdev"}
 
 
@@ -116,7 +123,7 @@ def test_a_schema_that_is_none_is_a_monitor_error(schema: Any) -> None:
         read_schema("x", schema)
 
 
-async def test_probes_of_one_build_share_one_query(peers: list[tuple[Monitor, Peer]]) -> None:
+async def test_probes_of_one_executable_share_one_query(peers: list[tuple[Monitor, Peer]]) -> None:
     for _, peer in peers:
         peer.serve(script)
     found = await asyncio.gather(*(probe(monitor) for monitor, _ in peers))
@@ -180,3 +187,112 @@ async def test_a_version_that_is_none_is_a_monitor_error(
     peers[0][1].serve()
     with pytest.raises(MonitorError, match="does not tell QEMU's version"):
         await probe(peers[0][0])
+
+
+POOR = [entity for entity in SCHEMA if entity["name"] != "announce-self"]
+
+
+def poor(command: Received) -> object:
+    return POOR if command.name == "query-qmp-schema" else script(command)
+
+
+async def test_what_one_guest_says_that_it_lacks_no_other_lacks(
+    peers: list[tuple[Monitor, Peer]],
+) -> None:
+    (hostile, hostile_peer), (honest, honest_peer) = peers[:2]
+    hostile_peer.serve(poor)
+    honest_peer.serve(script)
+    for _ in range(2):
+        assert (await probe(hostile)).missing == ("announce-self with interfaces",)
+    assert not (await probe(honest)).missing
+
+
+async def test_what_holds_for_one_executable_does_not_hold_for_another(
+    peers: list[tuple[Monitor, Peer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "qemu-system-x86_64"
+    shutil.copy(sys.executable, other)
+    child = await asyncio.create_subprocess_exec(other, "-c", "input()", stdin=-1)
+    try:
+        for _, peer in peers[:2]:
+            peer.serve(script)
+        await probe(peers[0][0])
+        monkeypatch.setattr(peers[1][0]._connection, "pid", child.pid)
+        await probe(peers[1][0])
+        assert schemas_asked(peers) == 2, "both claim the same version"
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def test_an_executable_that_cannot_be_told_is_asked_each_time(
+    peers: list[tuple[Monitor, Peer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for monitor, peer in peers[:2]:
+        peer.serve(script)
+        monkeypatch.setattr(monitor._connection, "pid", None)
+        await probe(monitor)
+    assert schemas_asked(peers) == 2
+
+
+async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
+    peers: list[tuple[Monitor, Peer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SHARE_TIMEOUT", 0.05)
+    peers[0][1].serve(script)
+    silent = asyncio.create_task(probe(peers[1][0]))
+    peers[1][1].answer(await peers[1][1].next("query-version"), VERSION)
+    peers[1][1].answer(await peers[1][1].next("query-target"), {"arch": "x86_64"})
+    await peers[1][1].next("query-qmp-schema")
+    async with asyncio.timeout(1):
+        assert not (await probe(peers[0][0])).missing
+    silent.cancel()
+    await asyncio.gather(silent, return_exceptions=True)
+
+
+async def test_no_more_executables_are_kept_than_a_host_has(
+    peers: list[tuple[Monitor, Peer]],
+) -> None:
+    packages = iter(range(features.KEPT * 2))
+
+    def claims(command: Received) -> object:
+        if command.name == "query-version":
+            return {**VERSION, "package": f"build {next(packages)}"}
+        return script(command)
+
+    peers[0][1].serve(claims)
+    for _ in range(features.KEPT * 2):
+        await probe(peers[0][0])
+    assert len(features._known) == features.KEPT
+
+
+def test_a_schema_of_many_types_and_members_costs_no_time_and_no_memory() -> None:
+    schema = copy.deepcopy(SCHEMA)
+    union = next(each for each in schema if each["name"] == "10")
+    union["members"] += members(*(f"m{number}" for number in range(10_000)))
+    union["variants"] = [{"case": f"v{n}", "type": "0"} for n in range(10_000)]
+    began = time.process_time()
+    with pytest.raises(MonitorError, match="no more than 200"):
+        read_schema("x", schema)
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        {"qemu": {"major": "x" * 9000, "minor": 2, "micro": 2}, "package": ""},
+        {"qemu": {"major": 7, "minor": [], "micro": 2}, "package": ""},
+        {"qemu": {"major": 7, "minor": 2, "micro": 2}, "package": "\x1b[2J\n" * 5000},
+        {"qemu": [7], "package": ""},
+    ],
+)
+async def test_a_version_is_refused_or_one_short_line(
+    peers: list[tuple[Monitor, Peer]], version: object
+) -> None:
+    peers[0][1].serve(lambda c: version if c.name == "query-version" else script(c))
+    try:
+        said = (await probe(peers[0][0])).build
+    except MonitorError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert len(said) < 400
