@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from linkmgr.errors import CannotAttach, MonitorError, NameTaken
-from linkmgr.host import Link, PortState
-from linkmgr.model import (
-    BridgeEndpoint,
-    DirectEndpoint,
-    Drift,
-    FdEndpoint,
-    Finding,
-    Mark,
-    Nic,
-    NicState,
-)
+from linkmgr.host import Link
+from linkmgr.model import Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
+from linkmgr.wirings.attributes import faults_of
 from linkmgr.wirings.receive_filter import advice
 
 
@@ -61,43 +53,14 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
 
 
 def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str, str]]:
-    """What is wrong with the host's side of a plugged NIC's cable: code, what, hint."""
+    """What is wrong with the host's side of a plugged NIC's cable: code, what, hint.
+
+    :param links: the devices of this host as they are now, by name.
+    """
     assert slot.plugged is not None
-    cable = slot.plugged.cable
-    again = "unplug it and plug it again"
-    if isinstance(cable.endpoint, FdEndpoint):
-        return []  # its device is its owner's, and may be in another network namespace
-    link = links.get(cable.device or "")
-    match cable.endpoint:
-        case BridgeEndpoint(bridge=name) | DirectEndpoint(parent=name):
-            pass
-        case None:
-            name = ""
-    if name and name not in links:
-        # A plug into the port that it is on does nothing, so it is unplugged first.
-        by_itself = slot.plugged.attachment.port.network.drift is Drift.REPAIR
-        again = f"make {name} again, then unplug the NIC and plug it again" + (
-            "; where linkmgr watches it is repaired by itself then" if by_itself else ""
-        )
-    if link is None:
-        return [("device-gone", f"its device {cable.device} does not exist any more", again)]
-    found: list[tuple[str, str, str]] = []
-    if link.mark != Mark(str(slot.ref), cable.id):
-        found.append(("not-ours", f"device {link.name} does not carry its mark", again))
-    if not link.up:
-        found.append(("device-down", f"device {link.name} is down",
-                      f"run 'ip link set {link.name} up'"))  # fmt: skip
-    if not name:
-        return found
-    where = link.master if isinstance(cable.endpoint, BridgeEndpoint) else link.parent
-    target = links.get(name)
-    if target is None:
-        found.append(("endpoint-gone", f"{name} does not exist any more", again))
-    elif where != target.index:
-        found.append(("moved", f"device {link.name} is not on {name} any more", again))
-    elif not target.up:
-        found.append(("endpoint-down", f"{name} is down", f"run 'ip link set {name} up'"))
-    elif link.up and link.port_state is PortState.DISABLED:
-        found.append(("port-shut", f"device {link.name} is a port of {name} that is shut",
-                      f"run 'bridge link set dev {link.name} state 3'"))  # fmt: skip
-    return found
+    by_itself = slot.plugged.attachment.port.network.drift is Drift.REPAIR
+    watched = "; where linkmgr watches it is repaired by itself then" if by_itself else ""
+    return [
+        (fault.code, fault.what, fault.hint + watched * fault.hint.startswith("make "))
+        for fault in faults_of(slot.plugged.cable, links)
+    ]

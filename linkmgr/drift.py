@@ -15,25 +15,24 @@ from linkmgr.host.watch import LinkChanges
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Drift, FdEndpoint
 from linkmgr.swap import Slot
 from linkmgr.wirings import Cable
+from linkmgr.wirings.attributes import Repair, faults_of
 
 log = logging.getLogger(__name__)
 
 BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
 #: Seconds from one failed repair to the next try: the first pause, and the longest.
 PATIENCE = (0.5, 8.0)
-#: What a plug into the same port puts right.
-REPAIRABLE = {"device-gone", "device-down", "moved", "endpoint-gone", "endpoint-down",
-              "port-shut"}  # fmt: skip
 
 
 def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:
-    """Whether a plug into its own port would help a NIC, and its network wants that.
+    """Whether something of a NIC's cable can be repaired, and its network wants that.
 
     :param links: the devices of this host as they are now, by name.
     """
     if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
         return False
-    return not REPAIRABLE.isdisjoint(code for code, _, _ in device_faults(slot, links))
+    faults = faults_of(slot.plugged.cable, links)
+    return any(fault.attribute.repair is not Repair.NONE for fault in faults)
 
 
 async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
@@ -83,8 +82,8 @@ class DriftWatch:
     after a change: so also when the bridge comes back.
 
     :param slots: gives the NICs as they are when it is called.
-    :param repair: plugs a NIC into its own port again, under its lock, if `may_repair` still holds
-        then; whether it did. Raises if that fails.
+    :param repair: sets again what was changed, or plugs a NIC into its own port again, under its
+        lock, if `may_repair` still holds then; whether it did. Raises if that fails.
     """
 
     def __init__(
@@ -129,6 +128,7 @@ class DriftWatch:
         """
         before = [(slot, slot.plugged, _device(slot)) for slot in self._slots()]
         links = {link.name: link for link in await self._host.links()}
+        await self._keep_addresses(slot for slot, _, _ in before)
         later: list[float] = []
         broken: list[Slot] = []
         for slot, plugged, device in before:
@@ -155,6 +155,20 @@ class DriftWatch:
         # All at once, so that one QEMU that does not answer delays no other.
         later += await asyncio.gather(*(self._mend(slot) for slot in broken))
         return min(later) if later else None
+
+    async def _keep_addresses(self, slots: Iterable[Slot]) -> None:
+        """Set the address of bridges that have lost the last port but those of cables."""
+        bridges = {
+            endpoint.bridge
+            for slot in slots
+            if slot.plugged and slot.plugged.attachment.port.network.drift is Drift.REPAIR
+            if isinstance(endpoint := slot.plugged.cable.endpoint, BridgeEndpoint)
+        }
+        for bridge in bridges:
+            try:
+                await self._host.keep_address(bridge)
+            except LinkmgrError as error:
+                log.warning("bridge %s: its address is not kept: %s", bridge, error)
 
     async def _mend(self, slot: Slot) -> float:
         """Repair a cable, unless that was tried a short while ago.

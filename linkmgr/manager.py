@@ -44,6 +44,7 @@ from linkmgr.qmp.dialer import address_of, same_socket, transport_of
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Slot, Timings, no_probe
 from linkmgr.vm import Vm
+from linkmgr.wirings.attributes import faults_of, set_again
 
 T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
@@ -418,7 +419,10 @@ class LinkManager(Beside):
         return await self._verb(vm, slot, work)
 
     async def _repair(self, slot: Slot) -> bool:
-        """Plug a NIC into its own port again, if that is still called for; whether it was."""
+        """Set again what was changed on a NIC's device, or plug the NIC into its own port again.
+
+        :return: whether that was still called for.
+        """
         vm = self._vms.get(slot.ref.vm)
         if vm is None:  # removed since it was looked at
             return False
@@ -429,6 +433,8 @@ class LinkManager(Beside):
             links = {link.name: link for link in await self._host.links()}
             if old is None or not may_repair(slot, links):
                 return Outcome(vm.nic(slot), changed=False)
+            if await set_again(self._host, faults_of(old.cable, links)):
+                return Outcome(vm.nic(slot), changed=True)
 
             async def keep_port() -> None:
                 """The NIC keeps its claim on the port, whichever side goes."""

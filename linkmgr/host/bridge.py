@@ -66,7 +66,9 @@ def keep_address(bridge: int, name: str) -> str | None:
                 return None
             if sysfiles.read(f"{of}/addr_assign_type").strip() == _SET:
                 return None
-            if not all(_is_ours(port) for port in os.listdir(f"{of}/brif")):  # noqa: PTH208 - see sysfiles
+            ports = os.listdir(f"{of}/brif")  # noqa: PTH208 - see sysfiles
+            # Most names that we make up come last: with an uplink one look is enough.
+            if not all(_is_ours(port) for port in sorted(ports, key=lambda p: p.startswith("lm"))):
                 return None
             address = sysfiles.read(f"{of}/address").strip()
         except (OSError, ValueError):  # the bridge goes just now, or sysfs is not ours

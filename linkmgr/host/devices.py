@@ -14,6 +14,7 @@ from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
 from linkmgr.host.reader import Reader
 from linkmgr.host.rtnl import (
+    IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
     Change,
@@ -91,7 +92,7 @@ class Devices:
         await self._set(name_or_index, "bring {} up", on=IFF_UP)
 
     async def silence(self, link: Link) -> None:
-        """Switch IPv6 off on a device that is down; see `linkmgr.host.silence`.
+        """Switch IPv6 off on a device; see `linkmgr.host.silence`.
 
         :raise HostError: when it cannot be done.
         """
@@ -151,6 +152,20 @@ class Devices:
         """
         flag = {"on" if on else "off": IFF_PROMISC}
         await self._set(name_or_index, "set promiscuity of {}", **flag)
+
+    async def set_allmulti(self, name_or_index: Device) -> None:
+        """Have a device receive all multicast.
+
+        :raise LinkMissing: when there is none.
+        """
+        await self._set(name_or_index, "have {} take all multicast", on=IFF_ALLMULTI)
+
+    async def set_carrier(self, name_or_index: Device) -> None:
+        """Give a tap its carrier back.
+
+        :raise LinkMissing: when there is none.
+        """
+        await self._set(name_or_index, "set the carrier of {}", carrier=1)
 
     @property
     def _opened(self) -> tuple[Reader, Rtnl]:

@@ -43,6 +43,9 @@ class Link:
     :param spanning_tree: whether it is a bridge that has one, and so decides itself when it
         forwards.
     :param vlan_filtering: whether it is a bridge that forwards by VLAN.
+    :param port_options: the options of a bridge port that are on, of `PORT_OPTIONS`; ``None`` for a
+        device that is none, or that carries no mark of ours.
+    :param ipv6_silent: whether it says nothing of its own with IPv6; only of those with our mark.
     """
 
     index: int
@@ -64,6 +67,8 @@ class Link:
     vlan_filtering: bool = False
     snooping: bool = False
     group: int = 0
+    port_options: frozenset[str] | None = None
+    ipv6_silent: bool = True
 
     @property
     def mark(self) -> Mark | None:

@@ -86,10 +86,7 @@ class Ports(Forwarding):
         )
         undo = partial(take_off, port.index, name)
         if joining:
-            with speaking(bridge):
-                kept = await to_the_end(keep_address, over.index, bridge)
-            if kept is not None:
-                log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
+            await self.keep_address(bridge)
         with speaking(name):
             if not joining:
                 await to_the_end(put)
@@ -103,6 +100,32 @@ class Ports(Forwarding):
             if joining:
                 await to_the_end(undo)
             raise
+
+    async def set_port_options(
+        self, port: int, *, isolated: bool, hairpin: bool, learning: bool
+    ) -> None:
+        """Set the options of a device that is a port of a bridge.
+
+        :raise LinkMissing: when there is no such device.
+        """
+        put = partial(
+            join, port, f"port {port}", None,
+            isolated=isolated, hairpin=hairpin, learning=learning, bring_up=False,
+        )  # fmt: skip
+        with speaking(port):
+            await to_the_end(put)
+
+    async def keep_address(self, bridge: str) -> str | None:
+        """See `linkmgr.host.bridge.keep_address`; ``None`` too when there is no such bridge."""
+        try:
+            over = index_of(check_ifname(bridge))
+        except Refused:
+            return None
+        with speaking(bridge):
+            kept = await to_the_end(keep_address, over, bridge)
+        if kept is not None:
+            log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
+        return kept
 
     async def detach_from_bridge(self, name: str) -> None:
         """Take a device off the bridge that it is a port of; nothing happens if it is of none.

@@ -38,6 +38,12 @@ _LINKINFO, _IFALIAS, _GROUP, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 27, 29
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _MACVLAN_MODE, _BRPORT_STATE = 1, 1
 _BR_STP_STATE, _BR_VLAN_FILTERING, _BR_MCAST_SNOOPING = 5, 7, 23
+#: IFLA_BRPORT_* by the names of bridge(8).
+_PORT_OPTIONS = {"hairpin": 4, "learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30,
+                 "isolated": 33, "locked": 39}  # fmt: skip
+_AF_SPEC, _AF_INET6, _INET6_CONF, _INET6_ADDR_GEN_MODE = 26, 10, 2, 8
+_DISABLE_IPV6_AT = 26 * 4  # in IFLA_INET6_CONF; linux/ipv6.h
+_ADDR_GEN_NONE = 1  # linux/if_link.h
 _AF_BRIDGE, _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER = 7, 2, 5, 9
 _NTF_MASTER = 0x04
 _NUD_NOARP = 0x40  # of a bridge: static
@@ -145,9 +151,14 @@ def read_link(message: memoryview) -> Link:
     attrs = _attrs(message[_ABOUT.size :])
     info = _attrs(attrs.get(_LINKINFO))
     kind = _text(info.get(_INFO_KIND)) or None
-    state = mode = None
+    state = mode = options = None
+    alias = _text(attrs.get(_IFALIAS)) or None
+    ours = alias is not None and alias.startswith("linkmgr:")  # reading the rest takes 3 us
     if _text(info.get(_INFO_SLAVE_KIND)) == "bridge":
-        state = _attrs(info.get(_INFO_SLAVE_DATA)).get(_BRPORT_STATE)
+        port = _attrs(info.get(_INFO_SLAVE_DATA))
+        state = port.get(_BRPORT_STATE)
+        if ours:
+            options = frozenset(name for name, at in _PORT_OPTIONS.items() if _number(port.get(at)))
     if kind in {"macvtap", "macvlan"}:
         mode = _MODES.get(_number(_attrs(info.get(_INFO_DATA)).get(_MACVLAN_MODE)))
     bridging = _attrs(info.get(_INFO_DATA)) if kind == "bridge" else {}
@@ -164,7 +175,7 @@ def read_link(message: memoryview) -> Link:
         carrier=bool(_number(attrs.get(_CARRIER))),
         master=_number(attrs.get(_MASTER)) or None,
         parent=None if elsewhere else _number(attrs.get(_LINK)) or None,
-        alias=_text(attrs.get(_IFALIAS)) or None,
+        alias=alias,
         mode=mode,
         promisc=bool(flags & IFF_PROMISC),
         allmulti=bool(flags & IFF_ALLMULTI),
@@ -173,7 +184,19 @@ def read_link(message: memoryview) -> Link:
         vlan_filtering=_number(bridging.get(_BR_VLAN_FILTERING)) != 0,
         snooping=_number(bridging.get(_BR_MCAST_SNOOPING)) != 0,
         group=_number(attrs.get(_GROUP)),
+        port_options=options,
+        ipv6_silent=not ours or _is_silent(attrs),
     )
+
+
+def _is_silent(attrs: Attrs) -> bool:
+    """Whether a device has no IPv6, or has it switched off and makes no addresses."""
+    ipv6 = _attrs(_attrs(attrs.get(_AF_SPEC)).get(_AF_INET6))
+    conf = ipv6.get(_INET6_CONF)
+    if conf is None or len(conf) < _DISABLE_IPV6_AT + 4:
+        return True
+    off = _number(conf[_DISABLE_IPV6_AT : _DISABLE_IPV6_AT + 4])
+    return bool(off) and _number(ipv6.get(_INET6_ADDR_GEN_MODE)) == _ADDR_GEN_NONE
 
 
 def _answer(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:

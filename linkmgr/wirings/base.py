@@ -34,6 +34,9 @@ class Cable:
     #: Forwarding entries that the bridge had behind the NIC's old port, and has to have behind the
     #: new one.
     withdrawn: list[FdbEntry] = field(default_factory=list)
+    #: What the guest uses and its port allows; ``None`` for the address above. Of a macvtap.
+    allowed_mac: str | None = None
+    allowed_promisc: bool = False  #: as `allowed_mac`, in passthru mode
     device: str | None = None  #: the tap or macvtap on this host, once it exists
     wish: str | None = None  #: what that is called from the start, if nothing has the name then
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 
 from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
+from linkmgr.wirings.attributes import faults_of, set_again
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import find_device, first_name, mark_of
 
@@ -91,14 +93,12 @@ async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
     assert isinstance(new.endpoint, DirectEndpoint)
     assert isinstance(old.endpoint, DirectEndpoint)
     assert old.device is not None
-    if new.endpoint.mtu != old.endpoint.mtu:
-        await host.set_mtu(old.device, new.endpoint.mtu)
+    new.allowed_mac, new.allowed_promisc = old.allowed_mac, old.allowed_promisc
     try:
-        await host.set_up(old.device)  # somebody may have taken it down
-        if new.endpoint.mode != old.endpoint.mode:
-            await host.set_macvtap_mode(old.device, new.endpoint.mode)
+        await reshape(host, new, old.device)
     except BaseException:
-        await host.set_mtu(old.device, old.endpoint.mtu)
+        with contextlib.suppress(HostError):
+            await reshape(host, old, old.device)
         raise
     new.device, new.fd, new.in_qemu = old.device, old.fd, old.in_qemu
     old.device, old.fd, old.in_qemu = None, None, False
@@ -191,18 +191,29 @@ async def look_after(host: Host, cable: Cable) -> None:
         if link is not None and link.mark == mark and link.alias != str(mark):
             await host.set_alias(link.index, mark)  # it has the form that an older linkmgr gave it
         match cable.endpoint:
-            case DirectEndpoint(mode=mode, mtu=mtu):
+            case DirectEndpoint():
                 # A replug that kept the macvtap may have been cut off in the middle.
-                link = await host.link(cable.device)
-                if link.mtu != mtu:
-                    await host.set_mtu(cable.device, mtu)
-                if link.mode != mode:
-                    await host.set_macvtap_mode(cable.device, mode)
+                await reshape(host, cable, cable.device)
             case BridgeEndpoint():
                 await _open(host, cable)
                 await take_over(host, cable)
     except HostError as error:  # `check` says what is wrong with it
         log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
+
+
+async def reshape(host: Host, cable: Cable, device: str) -> None:
+    """Give a macvtap all that a cable asks for, whatever it has now.
+
+    :raise HostError: when the kernel refuses.
+    """
+    assert isinstance(cable.endpoint, DirectEndpoint)
+    for _ in range(2):  # what can be seen of a device is more when it has its mark again
+        links = {device: await host.link(device)}
+        if (parent := await host.find_link(cable.endpoint.parent)) is not None:
+            links[cable.endpoint.parent] = parent
+        faults = faults_of(replace(cable, device=device), links)
+        if not faults or not await set_again(host, faults):
+            return
 
 
 async def _open(host: Host, cable: Cable) -> None:

@@ -76,6 +76,7 @@ async def obey_filter(
             f"this one is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
         )
     assert cable.device is not None
+    cable.allowed_mac, cable.allowed_promisc = mac, promiscuous
     try:
         link = await host.link(cable.device)
         if link.mac != mac:

@@ -7,6 +7,7 @@ from linkmgr import hub_args
 from linkmgr.errors import LinkmgrError
 from linkmgr.model import NicState
 from linkmgr.swap import Step
+from linkmgr.wirings.attributes import ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,15 @@ def test_every_state_and_step_is_explained() -> None:
     design = (ROOT / "docs/design.md").read_text()
     assert all(f"| `{state}` |" in words for state in NicState)
     assert all(f"`{step}`" in design for step in Step)
+
+
+def test_the_table_of_attributes_is_the_one_that_the_code_goes_by() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    table = text.partition("| attribute | of |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert table == [
+        f"| {each.name} | {each.of} | {each.by} | `{each.code}` | {each.repair} |"
+        for each in ATTRIBUTES
+    ]
 
 
 def test_every_target_of_the_makefile_is_explained() -> None:

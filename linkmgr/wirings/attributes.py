@@ -1,0 +1,395 @@
+"""The attributes of a cable's devices: who may change each, what is found, and how it is repaired.
+
+One table for `check`, for the repair of drift, for a replug that keeps its device, and for the
+documentation (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from linkmgr.host import Host, Link, PortState, device_name, tap_mac
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, EndpointKind
+from linkmgr.wirings.base import Cable
+from linkmgr.wirings.device import PREFIX, mark_of
+
+AGAIN = "unplug it and plug it again"
+_TAP, _MACVTAP, _BOTH = "tap", "macvtap", "tap, macvtap"
+
+
+class Repair(StrEnum):
+    """How an attribute that was changed becomes what it was."""
+
+    IN_PLACE = "set again"  #: on the device that there is
+    REPLUG = "plugged again"  #: by a replug into the NIC's own port
+    NONE = "no"
+
+
+@dataclass(frozen=True)
+class View:
+    """A cable, and its devices as they are at this moment.
+
+    :param link: the tap or macvtap; ``None`` when it is gone.
+    :param target: the bridge or the parent; ``None`` when it is gone, or the cable has none.
+    """
+
+    cable: Cable
+    link: Link | None
+    target: Link | None
+
+    @property
+    def device(self) -> Link:
+        """The tap or macvtap, for attributes that are looked at only when there is one."""
+        assert self.link is not None
+        return self.link
+
+    @property
+    def where(self) -> str:
+        """Name of the bridge or the parent; empty for a cable that has none."""
+        match self.cable.endpoint:
+            case BridgeEndpoint(bridge=name) | DirectEndpoint(parent=name):
+                return name
+            case _:
+                return ""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes that the network carries."""
+        endpoint = self.cable.endpoint
+        return endpoint.mtu if isinstance(endpoint, BridgeEndpoint | DirectEndpoint) else 0
+
+    def option(self, name: str) -> bool:
+        """Whether an option of the bridge port is to be on."""
+        return bool(getattr(self.cable.endpoint, name))
+
+    def has(self, option: str, wanted: bool) -> bool:
+        """Whether an option of the bridge port is as wanted, or cannot be seen."""
+        options = self.device.port_options
+        return options is None or (option in options) is wanted
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that linkmgr sets, or goes by.
+
+    :param name: for the documentation, with `of` and `by`.
+    :param of: which devices have it.
+    :param by: who else may change it.
+    :param code: of the finding, stable.
+    :param found: what is wrong now, as a sentence; ``None`` when it is as it should be.
+    :param hint: what a person can do.
+    :param put: sets it again.
+    :param only: whether nothing else is looked at when it is wrong.
+    """
+
+    name: str
+    of: str
+    by: str
+    code: str
+    found: Callable[[View], str | None]
+    hint: Callable[[View], str]
+    repair: Repair = Repair.IN_PLACE
+    put: Callable[[Host, View], Awaitable[object]] | None = None
+    only: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An attribute that is not what it should be."""
+
+    attribute: Attribute
+    view: View
+    what: str
+
+    @property
+    def code(self) -> str:
+        """See `Attribute.code`."""
+        return self.attribute.code
+
+    @property
+    def hint(self) -> str:
+        """See `Attribute.hint`."""
+        return self.attribute.hint(self.view)
+
+
+def _set(view: View, words: str) -> str:
+    return f"run 'ip link set {view.device.name} {words}'"
+
+
+def _port(view: View, words: str) -> str:
+    return f"run 'bridge link set dev {view.device.name} {words}'"
+
+
+def _on(wanted: bool) -> str:
+    return "on" if wanted else "off"
+
+
+def _gone(view: View) -> str | None:
+    if view.link is None:
+        return f"its device {view.cable.device} does not exist any more"
+    return None
+
+
+def _make_again(view: View) -> str:
+    if view.where and view.target is None:
+        return f"make {view.where} again, then unplug the NIC and plug it again"
+    return AGAIN
+
+
+def _unmarked(view: View) -> str | None:
+    if view.device.mark == mark_of(view.cable):
+        return None
+    return f"device {view.device.name} does not carry its mark"
+
+
+async def _mark(host: Host, view: View) -> None:
+    # Another device may have a name that was asked for, but hardly one that we made up.
+    if view.device.name == device_name(PREFIX, view.cable.id):
+        await host.set_alias(view.device.index, mark_of(view.cable))
+
+
+def _endpoint_gone(view: View) -> str | None:
+    return f"{view.where} does not exist any more" if view.where and not view.target else None
+
+
+def _moved(view: View) -> str | None:
+    if view.target is None:
+        return None
+    bridged = isinstance(view.cable.endpoint, BridgeEndpoint)
+    where = view.device.master if bridged else view.device.parent
+    if where == view.target.index:
+        return None
+    return f"device {view.device.name} is not on {view.where} any more"
+
+
+def _endpoint_down(view: View) -> str | None:
+    return f"{view.where} is down" if view.target and not view.target.up else None
+
+
+async def _endpoint_up(host: Host, view: View) -> None:
+    if view.target is not None:
+        await host.set_up(view.target.index)
+
+
+def _down(view: View) -> str | None:
+    return None if view.device.up else f"device {view.device.name} is down"
+
+
+def _no_carrier(view: View) -> str | None:
+    if not view.device.up or view.device.carrier:
+        return None
+    return f"the carrier of device {view.device.name} is off"
+
+
+def _shut(view: View) -> str | None:
+    link = view.device
+    if link.up and link.carrier and link.port_state is PortState.DISABLED:
+        return f"device {link.name} is a port of {view.where} that is shut"
+    return None
+
+
+def _mac(view: View) -> str:
+    """The address that a macvtap has to have: what the guest was allowed, else its NIC's own."""
+    return view.cable.allowed_mac or view.cable.mac
+
+
+def _macvtap_mac(view: View) -> str | None:
+    if view.device.mac == _mac(view):
+        return None
+    return (
+        f"device {view.device.name} has the address {view.device.mac}, so frames for "
+        f"{_mac(view)} do not reach the guest"
+    )
+
+
+def _tap_mac(view: View) -> str | None:
+    if view.device.mac.startswith("fe:"):
+        return None
+    return (
+        f"device {view.device.name} has the address {view.device.mac}, which its bridge may take, "
+        "or keep from the guest"
+    )
+
+
+def _carries_less(view: View) -> bool:
+    parent = view.target if isinstance(view.cable.endpoint, DirectEndpoint) else None
+    return parent is not None and parent.mtu < view.mtu
+
+
+def _parent_mtu(view: View) -> str | None:
+    if view.target is None or not _carries_less(view):
+        return None
+    return f"{view.where} carries only {view.target.mtu} bytes, its network {view.mtu}"
+
+
+def _mtu(view: View) -> str | None:
+    if view.device.mtu == view.mtu or _carries_less(view):
+        return None
+    return f"device {view.device.name} carries {view.device.mtu} bytes, its network {view.mtu}"
+
+
+def _allmulti(view: View) -> str | None:
+    if view.device.allmulti:
+        return None
+    return f"device {view.device.name} does not take all multicast, so the guest misses some"
+
+
+def _promisc(view: View) -> str | None:
+    endpoint, wanted = view.cable.endpoint, view.cable.allowed_promisc
+    if not isinstance(endpoint, DirectEndpoint) or endpoint.mode is not DirectMode.PASSTHRU:
+        return None  # in other modes it changes nothing
+    if view.device.promisc is wanted:
+        return None
+    return f"device {view.device.name} has promiscuity {_on(not wanted)}, not {_on(wanted)}"
+
+
+def _mode(view: View) -> str | None:
+    endpoint = view.cable.endpoint
+    if not isinstance(endpoint, DirectEndpoint) or view.device.mode == endpoint.mode:
+        return None
+    return f"device {view.device.name} is in {view.device.mode} mode, not {endpoint.mode}"
+
+
+async def _set_mode(host: Host, view: View) -> None:
+    assert isinstance(view.cable.endpoint, DirectEndpoint)
+    await host.set_macvtap_mode(view.device.index, view.cable.endpoint.mode)
+
+
+def _ipv6(view: View) -> str | None:
+    if view.device.ipv6_silent:
+        return None
+    return f"device {view.device.name} has IPv6 on, and may speak in the guest's network"
+
+
+def _port_option(name: str, of_bridge: str) -> Attribute:
+    """An option of the port of a cable, as its network or port says."""
+
+    def found(view: View) -> str | None:
+        if view.has(name, view.option(name)):
+            return None
+        wanted = view.option(name)
+        return f"device {view.device.name} has {name} {_on(not wanted)}, not {_on(wanted)}"
+
+    async def put(host: Host, view: View) -> None:
+        endpoint = view.cable.endpoint
+        assert isinstance(endpoint, BridgeEndpoint)
+        await host.set_port_options(
+            view.device.index,
+            isolated=endpoint.isolated, hairpin=endpoint.hairpin, learning=endpoint.learning,
+        )  # fmt: skip
+
+    return Attribute(
+        of_bridge, _TAP, "nobody", f"{name}-changed", found,
+        lambda view: _port(view, f"{name} {_on(view.option(name))}"), put=put,
+    )  # fmt: skip
+
+
+#: Options of a port without which less reaches the guest, and what they are in a new port.
+_FLOODS = {"flood": True, "mcast_flood": True, "bcast_flood": True, "locked": False}
+
+
+def _cut(view: View) -> dict[str, bool]:
+    return {name: good for name, good in _FLOODS.items() if not view.has(name, good)}
+
+
+def _flood(view: View) -> str | None:
+    if not (cut := _cut(view)):
+        return None
+    said = " and ".join(f"{name} {_on(not good)}" for name, good in cut.items())
+    return f"device {view.device.name} has {said}, so not all frames pass"
+
+
+def _flood_hint(view: View) -> str:
+    words = " ".join(f"{name} {_on(good)}" for name, good in _cut(view).items())
+    return f"if that is not wanted, {_port(view, words)}"
+
+
+#: In the order in which they are looked at.
+ATTRIBUTES: tuple[Attribute, ...] = (
+    Attribute("the device itself", _BOTH, "nobody", "device-gone", _gone, _make_again,
+              Repair.REPLUG, only=True),
+    Attribute("interface alias", _BOTH, "nobody", "not-ours", _unmarked, lambda _: AGAIN,
+              put=_mark),
+    Attribute("up", _BOTH, "nobody", "device-down", _down, lambda view: _set(view, "up"),
+              put=lambda host, view: host.set_up(view.device.index)),
+    Attribute("carrier", _TAP, "nobody", "carrier-off", _no_carrier,
+              lambda view: _set(view, "carrier on"),
+              put=lambda host, view: host.set_carrier(view.device.index)),
+    Attribute("the bridge or parent itself", _BOTH, "an operator", "endpoint-gone", _endpoint_gone,
+              _make_again, Repair.REPLUG, only=True),
+    Attribute("its bridge or parent", _BOTH, "nobody", "moved", _moved, _make_again, Repair.REPLUG,
+              only=True),
+    Attribute("up, of the bridge or parent", _BOTH, "nobody", "endpoint-down", _endpoint_down,
+              lambda view: f"run 'ip link set {view.where} up'", put=_endpoint_up),
+    Attribute("port state", _TAP, "a spanning tree", "port-shut", _shut,
+              lambda view: _port(view, "state 3"),
+              put=lambda host, view: host.open_port(view.device.name)),
+    Attribute("MTU of the parent", _MACVTAP, "an operator", "endpoint-mtu", _parent_mtu,
+              lambda view: f"run 'ip link set {view.where} mtu {view.mtu}'", Repair.NONE),
+    Attribute("MTU", _BOTH, "nobody", "mtu-changed", _mtu,
+              lambda view: _set(view, f"mtu {view.mtu}"),
+              put=lambda host, view: host.set_mtu(view.device.index, view.mtu)),
+    Attribute("address", _MACVTAP, "the guest, where its port trusts it", "address-changed",
+              _macvtap_mac, lambda view: _set(view, f"address {_mac(view)}"),
+              put=lambda host, view: host.set_mac(view.device.index, _mac(view))),
+    Attribute("address, begins with fe:", _TAP, "nobody", "address-changed", _tap_mac,
+              lambda view: _set(view, f"address {tap_mac()}"),
+              put=lambda host, view: host.set_mac(view.device.index, tap_mac())),
+    Attribute("all multicast", _MACVTAP, "nobody", "allmulti-off", _allmulti,
+              lambda view: _set(view, "allmulticast on"),
+              put=lambda host, view: host.set_allmulti(view.device.index)),
+    Attribute("promiscuity, in passthru mode", _MACVTAP, "the guest, where its port trusts it",
+              "promisc-changed", _promisc,
+              lambda view: _set(view, f"promisc {_on(view.cable.allowed_promisc)}"),
+              put=lambda host, view: host.set_promiscuity(
+                  view.device.index, view.cable.allowed_promisc)),
+    Attribute("mode", _MACVTAP, "nobody", "mode-changed", _mode,
+              lambda view: _set(view, f"type macvtap mode {view.cable.endpoint.mode}"
+                                if isinstance(view.cable.endpoint, DirectEndpoint) else ""),
+              put=_set_mode),
+    Attribute("IPv6 off, addrgenmode none", _BOTH, "nobody", "ipv6-on", _ipv6,
+              lambda view: f"run 'sysctl -w net.ipv6.conf.{view.device.name}.disable_ipv6=1'",
+              put=lambda host, view: host.silence(view.device)),
+    _port_option("isolated", "port option isolated"),
+    _port_option("hairpin", "port option hairpin"),
+    _port_option("learning", "port option learning"),
+    Attribute("port options flood, mcast_flood, bcast_flood, locked", _TAP, "an operator",
+              "port-flood", _flood, _flood_hint, Repair.NONE),
+)  # fmt: skip
+
+
+def faults_of(cable: Cable, links: Mapping[str, Link]) -> list[Fault]:
+    """Compare a cable's devices with what they should be.
+
+    :param links: the devices of this host as they are now, by name.
+    """
+    if cable.endpoint is not None and cable.endpoint.kind is EndpointKind.FD:
+        return []  # its device is its owner's, and may be in another network namespace
+    view = View(cable, links.get(cable.device or ""), None)
+    view = View(cable, view.link, links.get(view.where))
+    macvtap = isinstance(cable.endpoint, DirectEndpoint)
+    found = []
+    for attribute in ATTRIBUTES:
+        if attribute.of not in {_BOTH, _MACVTAP if macvtap else _TAP}:
+            continue
+        if (what := attribute.found(view)) is not None:
+            found.append(Fault(attribute, view, what))
+            if attribute.only:
+                break
+    return found
+
+
+async def set_again(host: Host, faults: list[Fault]) -> bool:
+    """Set again what can be set on the device that there is.
+
+    :return: whether that is all that is to be repaired: else the NIC has to be plugged again.
+    :raise HostError: when the kernel refuses.
+    """
+    if any(fault.attribute.repair is Repair.REPLUG for fault in faults):
+        return False
+    for fault in faults:
+        if fault.attribute.put is not None:
+            await fault.attribute.put(host, fault.view)
+    return True
