@@ -12,6 +12,7 @@ from linkmgr.errors import Forbidden
 from linkmgr.model import NicRef
 from linkmgr.service.config import AccessSection, Rule, Verb
 from linkmgr.service.peers import Peer
+from linkmgr.service.quota import Rank
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class Access:
     def is_master(self, peer: Peer) -> bool:
         """Whether it is root or the service's own user."""
         return peer.uid in self._masters
+
+    def rank(self, peer: Peer) -> Rank:
+        """How many places a user may have, see `Quota`."""
+        if self.is_master(peer):
+            return Rank.MASTER
+        known = peer.uid in self._rules or self._gid in peer.groups
+        return Rank.MEMBER if known else Rank.STRANGER
 
     def may_use_sockets_of(self, peer: Peer, owner: int) -> bool:
         """Whether a monitor socket may be named to the service, which opens it with its own rights.

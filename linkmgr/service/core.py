@@ -24,6 +24,7 @@ from linkmgr.service.configured import Configured
 from linkmgr.service.metrics import Metrics
 from linkmgr.service.operations import Operations
 from linkmgr.service.peers import Peer
+from linkmgr.service.quota import Quota, Rank
 from linkmgr.service.stream import Stream
 
 
@@ -76,8 +77,10 @@ class Core:
         self.metrics = Metrics()
         self.configured = Configured(links, documents or Documents(None))
         self.epoch = secrets.token_hex(4)
-        self.operations = Operations(self.epoch, self.limits, self.metrics.on_operation)
-        self.stream = Stream(self.epoch, self.limits, self.metrics.on_event)
+        running = Quota(lambda: self.limits().running, self.rank)
+        streams = Quota(lambda: self.limits().streams, self.rank)
+        self.operations = Operations(self.epoch, self.limits, self.metrics.on_operation, running)
+        self.stream = Stream(self.epoch, self.limits, self.metrics.on_event, streams)
 
     def limits(self) -> Limits:
         """The limits in force."""
@@ -86,6 +89,10 @@ class Core:
     def is_master(self, peer: Peer) -> bool:
         """Whether it is root or the service's own user."""
         return self.access.is_master(peer)
+
+    def rank(self, peer: Peer) -> Rank:
+        """How many places a user may have."""
+        return self.access.rank(peer)
 
     async def use(self, config: Config) -> None:
         """Put a configuration in force. Touches no cable."""

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import stat
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +27,7 @@ from linkmgr.jsonform import Form, FormError
 from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import Refused, problem
+from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, connections, readable
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ _FORM = 'send one packet {"name": "NAME"} with exactly one fd; see docs/fd.md'
 
 def everyone(_peer: Peer) -> None:
     """The rule that lets every local user leave fds. Plugging them is another matter."""
+
+
+def only_root(peer: Peer) -> Rank:
+    """The ranks without a configuration: root and this process's own user, and strangers."""
+    return Rank.MASTER if peer.uid in {0, os.geteuid()} else Rank.STRANGER
 
 
 def bind(path: Path) -> UnixSocket:
@@ -77,6 +82,7 @@ class FdSocket:
     :param path: removed at the end, when it is still that socket; for one of systemd's ``None``.
     :param allow: raises `Forbidden` for those who may not leave fds.
     :param idle: seconds that a connection may say nothing.
+    :param rank: of a user, see `Quota`.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class FdSocket:
         path: Path | None = None,
         allow: Callable[[Peer], None] = everyone,
         idle: float = IDLE_SECONDS,
+        rank: Callable[[Peer], Rank] = only_root,
     ) -> None:
         self._shelf = shelf
         self._listening = listening
@@ -95,7 +102,7 @@ class FdSocket:
         self._allow = allow
         self._idle = idle
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: Counter[int] = Counter()  # by uid
+        self._places = Quota(lambda: IN_ALL, rank, lambda: PER_UID)
         self._receivers = Receivers()
 
     async def __aenter__(self) -> Self:
@@ -121,19 +128,16 @@ class FdSocket:
     async def _serve(self, sock: UnixSocket) -> None:
         with sock, contextlib.suppress(OSError):  # whatever it is, only this peer is concerned
             peer = peer_of(sock)
-            full = self._connections[peer.uid] >= PER_UID or self._connections.total() >= IN_ALL
-            if full and peer.uid not in {0, os.geteuid()}:
-                busy = Refused(
-                    "too-many", "there are too many connections to the fd socket", "try again"
-                )
-                _answer(sock, problem(busy))
+            if why := self._places.refusal(peer):
+                what = f"no more connections to the fd socket now: {why}"
+                _answer(sock, problem(Refused("too-many", what, "try again")))
                 return
-            self._connections[peer.uid] += 1
+            leave = self._places.enter(peer)
             try:
                 while await self._one(sock, peer):
                     pass
             finally:
-                self._connections -= Counter([peer.uid])
+                leave()
 
     async def _one(self, sock: UnixSocket, peer: Peer) -> bool:
         """Serve one packet; false at the end of the connection."""

@@ -15,6 +15,7 @@ from linkmgr.errors import NotFound
 from linkmgr.service.config import Limits, Verb
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused, problem
+from linkmgr.service.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +79,20 @@ class Operations:
     :param epoch: makes the ids differ from those of another run.
     :param limits: says how many there may be.
     :param watcher: is told of each one that has ended.
+    :param running: says who may begin one more.
     """
 
     def __init__(
-        self, epoch: str, limits: Callable[[], Limits], watcher: Callable[[Operation], None]
+        self,
+        epoch: str,
+        limits: Callable[[], Limits],
+        watcher: Callable[[Operation], None],
+        running: Quota,
     ) -> None:
         self._epoch = epoch
         self._limits = limits
         self._watcher = watcher
+        self._places = running
         self._count = 0
         self._running: dict[str, Operation] = {}
         self._past: dict[str, Operation] = {}
@@ -99,9 +106,9 @@ class Operations:
         """
         if self._stopping:
             raise Refused("stopping", "the service is stopping; nothing was begun", "ask again")
-        most = self._limits().running
-        if len(self._running) >= most:
-            raise Refused("too-many", f"{most} operations are under way", "ask again later")
+        if why := self._places.refusal(peer):
+            raise Refused("too-many", f"no more operations now: {why}", "ask again later")
+        leave = self._places.enter(peer)
         self._count += 1
         ident = f"{self._epoch}-{self._count}"
         made = Operation(ident, verb, subject, peer.uid, datetime.now(UTC))
@@ -109,6 +116,7 @@ class Operations:
         task = asyncio.create_task(self._run(made, peer, work), name=f"{verb} {subject}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: leave())
         return made
 
     def find(self, ident: str) -> Operation:

@@ -36,7 +36,7 @@ from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, watchdog_seconds
 from linkmgr.service.peers import Peer
 from linkmgr.service.sockets import listening
-from linkmgr.service.wire import Gate, Server
+from linkmgr.service.wire import Server, connection_places
 from linkmgr.unix_sockets import UnixSocket
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ class Service:
         self.core = core
         self._notifier = notifier
         self._path = path
-        gate = Gate(core.limits, core.is_master)
-        self._server = Server(make_app(core), gate)
+        places = connection_places(core.limits, core.rank)
+        self._server = Server(make_app(core), places, core.limits)
         self._reload = asyncio.Event()
 
     async def run(self, sock: UnixSocket) -> None:
@@ -213,7 +213,8 @@ async def _fd_socket(
     def allow(peer: Peer) -> None:
         core.access.check(peer, Verb.PLUG, network=FD_NETWORK.name)
 
-    async with fdsock.FdSocket(links.fds, sock, path=path if fd is None else None, allow=allow):
+    own = path if fd is None else None
+    async with fdsock.FdSocket(links.fds, sock, path=own, allow=allow, rank=core.rank):
         yield
 
 

@@ -21,9 +21,13 @@ from linkmgr.events import Event
 from linkmgr.jsonform import to_json
 from linkmgr.protocol import EventStream
 from linkmgr.service.config import Limits
+from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused
+from linkmgr.service.quota import Quota
 
 RESET = "reset"  #: what a stream is told when it has missed events
+#: Bytes of events that are kept, however many there are: ten times what a thousand usually have.
+RING_BYTES = 4 << 20
 _BATCH = 16 << 10  # bytes that are sent at once
 
 
@@ -37,20 +41,25 @@ class Stream:
     """What happened, for any number of clients.
 
     :param epoch: of this run of the service; ids are ``EPOCH-NUMBER``.
-    :param limits: says how many events are kept, how many streams there may be and how often an
-        idle one gets a comment line.
+    :param limits: says how many events are kept, and how often an idle stream gets a comment line.
     :param watcher: is told of each event.
+    :param places: says who may have one more stream.
     """
 
     def __init__(
-        self, epoch: str, limits: Callable[[], Limits], watcher: Callable[[Event], None]
+        self,
+        epoch: str,
+        limits: Callable[[], Limits],
+        watcher: Callable[[Event], None],
+        places: Quota,
     ) -> None:
         self.epoch = epoch
         self.limits = limits
         self.closed = False
-        self.clients = 0
+        self.places = places
         self._watcher = watcher
         self._ring: deque[_Kept] = deque()
+        self._bytes = 0
         self._last = 0
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -69,8 +78,9 @@ class Stream:
         text = json.dumps(to_json(event), separators=(",", ":"))
         data = f"id: {self._id(self._last)}\nevent: {event.kind}\ndata: {text}\n\n".encode()
         self._ring.append(_Kept(self._last, data))
-        while len(self._ring) > self.limits().events:
-            self._ring.popleft()
+        self._bytes += len(data)
+        while len(self._ring) > self.limits().events or self._bytes > RING_BYTES:
+            self._bytes -= len(self._ring.popleft().data)
         self._wake()
 
     def close(self) -> None:
@@ -78,20 +88,22 @@ class Stream:
         self.closed = True
         self._wake()
 
-    def open(self, last_id: str | None) -> EventsResponse:
+    def open(self, last_id: str | None, peer: Peer) -> EventsResponse:
         """Begin a stream.
 
         :param last_id: of the last event that the client has; ``None`` begins now.
         :raise Refused: when there are too many streams.
         """
-        if self.clients >= self.limits().streams:
-            raise Refused("too-many", f"there are {self.clients} event streams", "close some")
+        if why := self.places.refusal(peer):
+            raise Refused("too-many", f"no more event streams now: {why}", "close some")
+        place, first = self._last, b""
         if last_id is None:
-            return EventsResponse(self, self._last, self._hello(self._last))
-        place = self._place(last_id)
-        if place is None:
-            return EventsResponse(self, self._last, self.reset())
-        return EventsResponse(self, place, self._hello(place))
+            first = self._hello(place)
+        elif (found := self._place(last_id)) is not None:
+            place, first = found, self._hello(found)
+        else:
+            first = self.reset()
+        return EventsResponse(self, peer, place, first)
 
     def reset(self) -> bytes:
         """Say that events were missed: the client must look at everything again."""
@@ -145,18 +157,19 @@ class EventsResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: Stream, place: int, first: bytes) -> None:
+    def __init__(self, stream: Stream, peer: Peer, place: int, first: bytes) -> None:
         beats = {"linkmgr-heartbeat": str(stream.limits().heartbeat_seconds)}  # for `Client`
         super().__init__(headers={"cache-control": "no-store"} | beats)
         del self.headers["content-length"]
         self._stream = stream
+        self._peer = peer
         self._place = place
         self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send until the end."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        self._stream.clients += 1
+        leave = self._stream.places.enter(self._peer)
         gone = asyncio.create_task(_until_gone(receive))
         try:
             await send(start)
@@ -168,7 +181,7 @@ class EventsResponse(Response):
                     break
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            self._stream.clients -= 1
+            leave()
             gone.cancel()
 
     async def _next(self, gone: asyncio.Task[None]) -> bytes:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +19,7 @@ from linkmgr.errors import BadRequest
 from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
+from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, connections
 
 log = logging.getLogger(__name__)
@@ -30,35 +31,27 @@ _GRACE = 15  # seconds that requests under way get at the end
 _SLOW_GRACE = 2  # seconds that a client gets then to read what it has not read yet
 
 
-class Gate:
-    """How many connections each user has, and may have.
+#: Part of all descriptors that may be connections of callers: the others are guests and cables.
+CALLERS = 0.5
 
-    :param free: says for whom there is no limit.
-    """
 
-    def __init__(self, limits: Callable[[], Limits], free: Callable[[Peer], bool]) -> None:
-        self.limits = limits
-        self._free = free
-        self._count: Counter[int] = Counter()
+def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]) -> Quota:
+    """Make the count of connections; one user may have as many as the configuration says."""
 
-    def enter(self, peer: Peer) -> bool:
-        """Count a connection; false when it is one too many."""
-        self._count[peer.uid] += 1
-        return self._free(peer) or self._count[peer.uid] <= self.limits().connections
+    def most() -> int:
+        return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * CALLERS)
 
-    def leave(self, peer: Peer) -> None:
-        """A connection has ended."""
-        self._count[peer.uid] -= 1
-        if not self._count[peer.uid]:
-            del self._count[peer.uid]
+    return Quota(most, rank, lambda: limits().connections)
 
 
 class PeerProtocol(H11Protocol):
     """One connection. The application finds its peer as ``scope["state"]["peer"]``."""
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    def __init__(self, places: Quota, limits: Callable[[], Limits], **options: Any) -> None:
         super().__init__(**options)
-        self._gate = gate
+        self._places = places
+        self._limits = limits
+        self._leave: Callable[[], None] = _nothing
         self._peer: Peer | None = None
         self._too_slow: asyncio.TimerHandle | None = None
 
@@ -73,19 +66,19 @@ class PeerProtocol(H11Protocol):
             transport.abort()
             return
         self.app_state = {**self.app_state, "peer": self._peer}
-        if self._gate.enter(self._peer):
+        why = self._places.refusal(self._peer)
+        self._leave = self._places.enter(self._peer)
+        if why is None:
             self._watch()
         else:
-            most = self._gate.limits().connections
-            what = f"{self._peer} has more than {most} connections"
+            what = f"no more connections now: {why}"
             self._last_words(problem(Refused("too-many", what, "close some")))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         if self._too_slow is not None:
             self._too_slow.cancel()
-        if self._peer is not None:
-            self._gate.leave(self._peer)
+        self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -119,12 +112,12 @@ class PeerProtocol(H11Protocol):
             self._too_slow.cancel()
             self._too_slow = None
         elif self.cycle is None or self.cycle.response_complete:
-            self._too_slow = self.loop.call_later(self._gate.limits().request_seconds, self._late)
+            self._too_slow = self.loop.call_later(self._limits().request_seconds, self._late)
 
     def _late(self) -> None:
         self._too_slow = None
         if self.cycle is None or self.cycle.response_complete:
-            seconds = self._gate.limits().request_seconds
+            seconds = self._limits().request_seconds
             what = f"the request did not arrive within {seconds:g} s"
             self._last_words(problem(Refused("too-slow", what, "send it again")))
 
@@ -137,6 +130,10 @@ class PeerProtocol(H11Protocol):
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)
             self.transport.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Acceptor:
@@ -164,9 +161,9 @@ class _Acceptor:
 class Server(uvicorn.Server):
     """uvicorn without its tick of ten a second, and without its signal handlers."""
 
-    def __init__(self, app: Any, gate: Gate) -> None:
+    def __init__(self, app: Any, places: Quota, limits: Callable[[], Limits]) -> None:
         def protocol(**options: Any) -> PeerProtocol:
-            return PeerProtocol(gate, **options)
+            return PeerProtocol(places, limits, **options)
 
         super().__init__(
             uvicorn.Config(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -372,3 +374,31 @@ async def test_its_mode_changes_but_not_into_passthru(
             with pytest.raises(HostError, match=f"set {name} to mode passthru"):
                 await host.set_macvtap_mode(name, DirectMode.PASSTHRU)
             assert (await host.link(name)).mode == "private"
+
+
+@pytest.mark.parametrize("free", [0, 1, 2, 3])
+async def test_a_macvtap_is_opened_or_not_with_few_descriptors_but_nothing_is_lost(
+    host: Host, cable: tuple[str, str], name: str, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device(_: Path) -> os.stat_result:
+        raise FileNotFoundError
+
+    async with discarding(host, name):
+        tap = await make(host, name, cable[0])
+        tap.fd.close()
+        index = (await host.link(name)).index
+        monkeypatch.setattr(Path, "lstat", no_device)  # as without the kernel's own node
+        folders = set(Path("/dev").glob("linkmgr-*"))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        last = os.dup(0)
+        os.close(last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + free, before[1]))
+        try:
+            with contextlib.suppress(OSError, Refused), macvtap_module.open_queue(name, index):
+                pass
+            assert os.dup(0) == last if free else True
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        if free:
+            os.close(last)
+        assert set(Path("/dev").glob("linkmgr-*")) == folders

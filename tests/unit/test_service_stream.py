@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from linkmgr.events import EventKind
-from linkmgr.service import models
+from linkmgr.service import models, stream
 from linkmgr.service.config import Config, Limits
+from linkmgr.service.peers import Peer
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Lab, request, running
 
@@ -163,7 +164,7 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         await listener.block()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 20_000, f"{grown} KiB for 200 streams and their clients"
-    assert lab.core.stream.clients == 200
+    assert lab.core.stream.places.total == 200
     begun = asyncio.get_running_loop().time()
     assert (await lab.ask("GET", "/healthz")).status == 200
     assert asyncio.get_running_loop().time() - begun < 1
@@ -174,16 +175,30 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         listener.writer.transport.abort()
 
     async def nobody() -> bool:
-        return not lab.core.stream.clients
+        return not lab.core.stream.places.total
 
     await until(nobody, timeout=5, what="all streams are forgotten")
 
 
 async def test_there_are_only_so_many_streams(lab: Lab) -> None:
-    lab.core.stream.clients = 210
+    root = Peer(0, 0, 1, frozenset())
+    held = [lab.core.stream.places.enter(root) for _ in range(lab.core.limits().streams)]
     answer = await lab.ask("GET", "/v1/events")
     assert (answer.status, answer.json["code"]) == (429, "too-many")
-    lab.core.stream.clients = 0
+    for leave in held:
+        leave()
+
+
+async def test_past_events_take_only_so_many_bytes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "RING_BYTES", 10_000)
+    first = await (await Listener.open(lab)).block()
+    for number in range(10):
+        lab.links.board.tell(EventKind.LINK, str(number), padding="x" * 3000)
+        await asyncio.sleep(0)
+    again = await Listener.open(lab, first["id"])
+    assert (await again.event())["kind"] == "reset"
 
 
 async def test_streams_end_when_the_service_stops_and_nobody_waits_for_a_slow_one(
