@@ -127,6 +127,10 @@ bench-hostile: setup images ## Measure what attackers cost other guests; exits 1
 soak: setup images ## Swap 10,000 times; exits 1 when something has grown
 	@$(ROOT_PY) -m bench.soak
 
+.PHONY: soak-kill
+soak-kill: setup images ## Kill the service 1,000 times; exits 1 when something is lost, left or taken
+	@$(ROOT_PY) -m bench.soak.kills $(if $(SEED),--seed $(SEED))
+
 .PHONY: clean
 clean: ## Remove what was built and the virtual environment
 	$(SUDO) rm -rf $(BUILD) $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
