@@ -42,7 +42,7 @@ class HookLab:
     def socket(self) -> Path:
         return self.folder / "lm.sock"
 
-    def hook(self, config: str | None = None) -> Path:
+    def hook(self, config: str | None = None, name: str = "hook") -> Path:
         """The hook with this configuration; without a file when it is ``None``."""
         path = self.folder / "linkmgr.toml"
         path.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ class HookLab:
             path.write_text(config)
         program = self.folder / "linkmgr"
         program.touch()
-        return write_hook(self.folder / "hook", socket=self.socket, config=path, program=program)
+        return write_hook(self.folder / name, socket=self.socket, config=path, program=program)
 
     async def run(
         self,
@@ -58,11 +58,12 @@ class HookLab:
         config: str | None = None,
         xml: bytes = XML,
         before: Sequence[str] = (),
+        name: str = "hook",
     ) -> Ran:
         """Run it, with the environment that libvirt gives."""
         begun = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            *before, self.hook(config), *words,
+            *before, self.hook(config, name), *words,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
         )  # fmt: skip

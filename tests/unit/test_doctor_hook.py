@@ -127,3 +127,16 @@ async def test_a_libvirt_that_had_another_hook_knows_of_ours(
     assert (await look(folder))[1].verdict is Verdict.WORKS
     other.chmod(0o644)
     assert (await look(folder))[1].verdict is Verdict.UNKNOWN
+
+
+async def test_a_copy_that_libvirt_runs_too_is_named(folder: Path) -> None:
+    path = install(folder)
+    copy = path.with_name("50-linkmgr.dpkg-dist")
+    shutil.copy(HOOK, copy)
+    shutil.copy(HOOK, path.with_name("10-of somebody else"))
+    _, named, _ = await look(folder)
+    assert named.verdict is Verdict.MISSING
+    assert str(copy) in named.what
+    assert f"'rm {copy}'" in str(named.todo)
+    copy.chmod(0o644)
+    assert len(await look(folder)) == 2

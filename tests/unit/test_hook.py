@@ -73,6 +73,28 @@ async def test_it_waits_only_where_it_matters(
     assert (ran.status, ran.out, ran.err) == (0, b"", "")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["50-linkmgr.dpkg-dist", "50-linkmgr.dpkg-new", "50-linkmgr.dpkg-old", "50-linkmgr.ucf-dist",
+     "50-linkmgr~", "50-linkmgr.bak", "50-linkmgr-old", "#50-linkmgr#", "qemu.dpkg-dist"],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [OPEN, CLOSED])
+async def test_a_copy_that_an_upgrade_has_left_does_nothing(
+    lab: HookLab, name: str, config: str
+) -> None:
+    async with lab.service(lab.answering(NO)):
+        for operation in ("prepare", "started", "migrate"):
+            ran = await lab.run("web1", operation, "begin", "-", config=config, name=name)
+            assert (ran.status, ran.out, ran.err, lab.heard) == (0, b"", "", [])
+
+
+@pytest.mark.parametrize("name", ["50-linkmgr", "99-linkmgr", "qemu"])
+async def test_it_may_have_another_number_or_be_the_only_hook(lab: HookLab, name: str) -> None:
+    async with lab.service(lab.answering(YES)):
+        await lab.run("web1", "started", "begin", "-", name=name)
+        await lab.something_heard()
+
+
 @pytest.mark.parametrize("size", [0, 1, 100_000, MAX_BYTES])
 async def test_xml_of_any_size_arrives_whole(lab: HookLab, size: int) -> None:
     xml = (b"<domain>" + b"\n<a b='c'/>" * (size // 10))[:size]

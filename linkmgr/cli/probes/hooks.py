@@ -12,6 +12,7 @@ from pathlib import Path
 
 import linkmgr
 from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.untrusted import shell_command
 
 HOOKS = Path("/etc/libvirt/hooks")
 NAME = "50-linkmgr"
@@ -60,7 +61,18 @@ def _look(hooks: Path, root: Path, owner: int) -> list[Line]:
     else:
         what = f"{path} is not the hook of this version: an older one, or changed by hand"
         first = Line(_AREA, "hook", Verdict.MISSING, what, _INSTALL)
-    return [first, _known(path, hooks, root)]
+    return [first, *_copies(path), _known(path, hooks, root)]
+
+
+def _copies(path: Path) -> Iterator[Line]:
+    """Copies of the hook that libvirt runs too, such as dpkg leaves when it keeps an edited one."""
+    for other in sorted(path.parent.iterdir()):
+        if other != path and "linkmgr" in other.name and other.is_file():
+            if not os.access(other, os.X_OK) or other.name.startswith("."):
+                continue
+            what = f"{other} is executable, so libvirt runs it too, at each event"
+            todo = f"take from it what {path} lacks, then '{shell_command('rm', str(other))}'"
+            yield Line(_AREA, "hook's copy", Verdict.MISSING, what, todo)
 
 
 def _our_text() -> bytes | None:
