@@ -50,7 +50,11 @@ PRODUCT := $(shell find linkmgr packaging hooks -type f -not -path '*/__pycache_
 
 .PHONY: install
 install: ## Install under $DESTDIR$PREFIX (/usr/local), on the system's python3
-	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/install.sh
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" WHEELS="$(WHEELS)" packaging/install.sh
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` has put under $DESTDIR$PREFIX
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" packaging/uninstall.sh
 
 .PHONY: install-tree
 install-tree: $(BUILD)/install.stamp ## Install into build/install, for the package and its tests

@@ -16,7 +16,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -a "$tree" "$work/root"
 mkdir "$work/root/DEBIAN"
-for script in postinst prerm postrm; do
+rm "$work/root/usr/lib/linkmgr/files" # dpkg keeps its own list
+for script in preinst postinst prerm postrm; do
 	install -m 755 "$here/debian/$script" "$work/root/DEBIAN/$script"
 done
 (cd "$work/root" && find etc -type f | sort | sed 's|^|/|') >"$work/root/DEBIAN/conffiles"

@@ -2,7 +2,8 @@
 # install.sh: put linkmgr under $DESTDIR$PREFIX: a virtual environment in PREFIX/lib/linkmgr on the
 # system's python3, the command, systemd units, completions and the man page; and libvirt's hook and
 # AppArmor's rules into $DESTDIR/etc. Enables and starts nothing. Needs no root for a DESTDIR that
-# can be written. What it needs of PyPI is kept in $WHEELS, if that is given; with all of it there,
+# can be written. What it puts outside PREFIX/lib/linkmgr is listed in PREFIX/lib/linkmgr/files, for
+# uninstall.sh. What it needs of PyPI is kept in $WHEELS, if that is given; with all of it there,
 # no network is needed.
 set -eu
 
@@ -61,9 +62,15 @@ sed "s|@LIBDIR@|$libdir|" "$here/linkmgr.launcher" >"$into/bin/linkmgr"
 chmod 755 "$into/bin/linkmgr"
 ln -sfn ../lib/linkmgr/bin/linkmgr "$destdir$prefix/bin/linkmgr"
 
+echo "$prefix/bin/linkmgr" >"$into/files"
+# put MODE FILE PATH: install a file, and list it.
+put() {
+	install -D -m "$1" "$2" "$destdir$3"
+	echo "$3" >>"$into/files"
+}
 unit() {
 	sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$here/$1" >"$work/$1"
-	install -D -m 644 "$work/$1" "$destdir$prefix/lib/systemd/system/$1"
+	put 644 "$work/$1" "$prefix/lib/systemd/system/$1"
 }
 unit linkmgr.service
 unit linkmgr.socket
@@ -71,26 +78,25 @@ unit linkmgr-fd.socket
 unit linkmgr-qmp.socket
 unit linkmgr-metrics.service
 unit linkmgr-metrics.timer
-install -D -m 644 "$here/linkmgr.sysusers" "$destdir$prefix/lib/sysusers.d/linkmgr.conf"
-install -D -m 644 "$here/linkmgr.tmpfiles" "$destdir$prefix/lib/tmpfiles.d/linkmgr.conf"
+put 644 "$here/linkmgr.sysusers" "$prefix/lib/sysusers.d/linkmgr.conf"
+put 644 "$here/linkmgr.tmpfiles" "$prefix/lib/tmpfiles.d/linkmgr.conf"
 
 # libvirt looks for hooks in /etc alone, AppArmor for rules too, whatever the prefix.
 sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$root/hooks/qemu" >"$work/hook"
 install -D -m 755 "$work/hook" "$into/hooks/qemu" # with which doctor compares
-install -D -m 755 "$work/hook" "$destdir/etc/libvirt/hooks/qemu.d/50-linkmgr"
-install -D -m 644 "$here/apparmor" "$destdir/etc/apparmor.d/abstractions/libvirt-qemu.d/linkmgr"
+put 755 "$work/hook" /etc/libvirt/hooks/qemu.d/50-linkmgr
+put 644 "$here/apparmor" /etc/apparmor.d/abstractions/libvirt-qemu.d/linkmgr
 
-share=$destdir$prefix/share
-if [ -e "$here/linkmgr.1" ]; then
-	mkdir -p "$share/man/man1"
-	gzip -9n <"$here/linkmgr.1" >"$share/man/man1/linkmgr.1.gz"
-fi
+share=$prefix/share
+gzip -9n <"$here/linkmgr.1" >"$work/linkmgr.1.gz"
+put 644 "$work/linkmgr.1.gz" "$share/man/man1/linkmgr.1.gz"
 completion() {
-	mkdir -p "$(dirname "$share/$2")"
-	"$into/bin/python3" -IB "$into/bin/linkmgr" completion "$1" >"$share/$2"
+	"$into/bin/python3" -IB "$into/bin/linkmgr" completion "$1" >"$work/completion"
+	put 644 "$work/completion" "$share/$2"
 }
 completion bash bash-completion/completions/linkmgr
 completion zsh zsh/vendor-completions/_linkmgr
 completion fish fish/vendor_completions.d/linkmgr.fish
-install -D -m 644 "$root/LICENSE" "$share/doc/linkmgr/copyright"
-install -D -m 644 "$root/README.md" "$share/doc/linkmgr/README.md"
+"$python" -X utf8 "$here/copyright.py" "$root/LICENSE" "$site" "${site#"$destdir"}" >"$work/copyright"
+put 644 "$work/copyright" "$share/doc/linkmgr/copyright"
+put 644 "$root/README.md" "$share/doc/linkmgr/README.md"

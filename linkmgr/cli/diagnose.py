@@ -33,6 +33,10 @@ _EXITS: Mapping[str, tuple[str, str]] = {
         "its configuration is wrong",
         "'linkmgr doctor' says where; then 'systemctl restart linkmgr'",
     ),
+    "238": (  # systemd.exec(5), EXIT_STATE_DIRECTORY
+        "/var/lib/linkmgr must be a directory, and no symbolic link",
+        "mount it there instead ('mount --bind'); then 'systemctl restart linkmgr'",
+    ),
     "11": (
         "its state directory cannot be used",
         f"make room on its disk ('df /var/lib/linkmgr'), or {_LOG}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from linkmgr.testing.process import execute
 from tests.integration.machine import CHECKOUT, Machine, boot
 
 # Whatever a service or a package could leave: files, units, sockets.
@@ -111,6 +113,119 @@ async def test_a_timer_that_is_off_by_default_writes_the_metrics_for_node_export
     await machine.run("dpkg -r linkmgr", timeout=60)
     await machine.run(f"dpkg -P linkmgr; rm -r {folder} && rmdir {Path(folder).parent}", timeout=60)
     assert new(before, await machine.says(EVERYTHING)) == []
+
+
+async def test_a_wrong_configuration_is_warned_of_and_the_package_is_configured(
+    machine: Machine,
+) -> None:
+    await machine.run("mkdir /etc/linkmgr && echo '[networks' >/etc/linkmgr/linkmgr.toml")
+    for _ in range(2):  # the first time, and an upgrade
+        done = await machine.run("dpkg -i /shared/linkmgr.deb 2>&1", timeout=90)
+        assert "linkmgr: warning: linkmgr.service does not start" in done.output
+        assert "'linkmgr doctor'" in done.output
+        assert await machine.says("dpkg-query -W -f '${Status}' linkmgr") == "install ok installed"
+    said = await machine.run("linkmgr doctor", check=False)
+    assert "/etc/linkmgr/linkmgr.toml" in said.output
+    await machine.run("rm /etc/linkmgr/linkmgr.toml")
+    await machine.run("systemctl reset-failed; systemctl restart linkmgr.socket linkmgr")
+    assert json.loads(await machine.says("linkmgr vm list --json")) == {"vms": []}
+    await machine.run("dpkg -P linkmgr", timeout=60)
+
+
+async def test_policy_rc_d_decides_whether_anything_is_started_or_stopped(machine: Machine) -> None:
+    policy = "/usr/sbin/policy-rc.d"
+    await machine.run(f"printf '#!/bin/sh\nexit 101\n' >{policy} && chmod 755 {policy}")
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    units = "linkmgr.service linkmgr.socket linkmgr-fd.socket linkmgr-qmp.socket"
+    state = await machine.run(f"systemctl is-active {units}", check=False)
+    assert state.output.split() == ["inactive"] * 4
+    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 4
+    await machine.run("systemctl start linkmgr.socket linkmgr")
+    pid = await machine.property("linkmgr", "MainPID")
+    await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
+    assert await machine.property("linkmgr", "MainPID") == pid, "it is left alone"
+    await machine.run(f"rm {policy} && dpkg -P linkmgr", timeout=60)
+
+
+async def test_what_make_install_left_is_taken_over_or_told_of_and_can_be_uninstalled(
+    machine: Machine,
+) -> None:
+    before = await machine.says(EVERYTHING)
+    tree = machine.shared / "local"
+    wheels = CHECKOUT / "build" / "wheels"
+    words = ["make", "--silent", "-C", str(CHECKOUT), "install", f"DESTDIR={tree}"]
+    await execute([*words, f"WHEELS={wheels}"], timeout=90)
+    shutil.copy(CHECKOUT / "packaging" / "uninstall.sh", machine.shared)
+    await machine.run("cp -a /shared/local/. / && systemctl daemon-reload", timeout=60)
+    hook = "/etc/libvirt/hooks/qemu.d/50-linkmgr"
+    assert "/usr/local/bin/linkmgr" in await machine.says(f"cat {hook}")
+
+    done = await machine.run("dpkg -i /shared/linkmgr.deb </dev/null 2>&1", timeout=90)
+    assert "goes before this package: remove it with 'make uninstall'" in done.output
+    await machine.run(f"cmp {hook} /usr/lib/linkmgr/hooks/qemu")
+    await machine.run("sh /shared/uninstall.sh")
+    await machine.run(f"cmp {hook} /usr/lib/linkmgr/hooks/qemu")  # it is the package's now
+    assert (await machine.run("ls /usr/local/bin /usr/local/lib/linkmgr", check=False)).status != 0
+    await machine.run("systemctl daemon-reload; systemctl restart linkmgr.socket linkmgr")
+    fragment = await machine.property("linkmgr", "FragmentPath")
+    assert fragment.startswith(("/usr/lib/", "/lib/"))
+    assert json.loads(await machine.says("linkmgr vm list --json")) == {"vms": []}
+    await machine.run("dpkg -P linkmgr", timeout=60)
+    left = new(before, await machine.says(EVERYTHING))
+    assert [path for path in left if not await _is_folder(machine, path)] == []
+
+
+async def test_an_edited_hook_of_make_install_is_never_thrown_away(
+    machine: Machine, package: Path
+) -> None:
+    hook = "/etc/libvirt/hooks/qemu.d/50-linkmgr"
+    await machine.run(f"mkdir -p {Path(hook).parent} && echo '#!/bin/sh # mine' >{hook}")
+    await machine.run(f"chmod 755 {hook}")
+    done = await machine.run("dpkg -i --force-confold /shared/linkmgr.deb </dev/null", timeout=90)
+    assert done.status == 0
+    assert "# mine" in await machine.says(f"cat {hook}")
+    copy = f"{hook}.dpkg-dist"
+    await machine.run(f"test -x {copy}")
+    said = await machine.says("mkdir -p /run/libvirt; touch /run/libvirt/libvirt-sock;"
+                              " linkmgr doctor 2>&1 || true")  # fmt: skip
+    assert f"{copy} is executable, so libvirt runs it too" in said
+    ran = await machine.run(f"echo '<domain/>' | {copy} web1 started begin - 2>&1")
+    assert ran.output == ""
+
+
+async def test_a_state_directory_that_is_a_symbolic_link_is_told_of(machine: Machine) -> None:
+    await machine.run("mkdir /srv/linkmgr && ln -s /srv/linkmgr /var/lib/linkmgr")
+    done = await machine.run("dpkg -i /shared/linkmgr.deb 2>&1", timeout=90)
+    assert "/var/lib/linkmgr is a symbolic link" in done.output
+    assert await machine.says("dpkg-query -W -f '${Status}' linkmgr") == "install ok installed"
+    said = await machine.run("linkmgr --timeout 8 vm list", check=False)
+    if said.status:  # a later systemd may take it
+        assert "/var/lib/linkmgr must be a directory" in said.output
+    mount = "mount --bind /srv/linkmgr /var/lib/linkmgr"
+    await machine.run(f"rm /var/lib/linkmgr && mkdir /var/lib/linkmgr && {mount}")
+    await machine.run("systemctl reset-failed; systemctl restart linkmgr.socket linkmgr")
+    await machine.run("linkmgr network create blue bridge bridge=br0")
+    assert await machine.says("find /srv/linkmgr -type f | grep -c .") != "0"
+
+
+def test_the_copyright_names_the_licence_of_everything_that_is_bundled(
+    tmp_path: Path, package: Path
+) -> None:
+    subprocess.run(["dpkg-deb", "-x", str(package), str(tmp_path)], check=True)
+    text = (tmp_path / "usr/share/doc/linkmgr/copyright").read_text(encoding="utf-8")
+    bundled = [path.name.removesuffix(".dist-info") for path in tmp_path.rglob("*.dist-info")]
+    assert len(bundled) > 20
+    for name in bundled:
+        if not name.startswith("linkmgr-"):
+            (part,) = [each for each in text.split("\n\n") if f"/{name}.dist-info\n" in each]
+            assert re.search(r"^License: \S+", part, re.MULTILINE), name
+            (first, *_) = re.findall(r"^ (/\S+)$", part, re.MULTILINE)
+            assert (tmp_path / first.lstrip("/")).stat().st_size, name
+    assert "Apache License" in text
+
+
+async def _is_folder(machine: Machine, path: str) -> bool:
+    return (await machine.run(f"test -d '{path}' -a ! -L '{path}'", check=False)).status == 0
 
 
 def test_its_python_finds_the_libvirt_python_of_debian_and_nothing_else_there(
