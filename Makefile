@@ -22,7 +22,10 @@ setup: $(BUILD)/packages.stamp $(VENV)/stamp ## Install Debian packages and the 
 $(BUILD)/packages.stamp: packages.txt
 	@mkdir -p $(BUILD)
 	@missing=$$(scripts/missing-packages.sh packages.txt); \
-	if [ -n "$$missing" ]; then \
+	if [ -z "$$missing" ]; then \
+		echo "setup: all Debian packages of packages.txt are installed"; \
+	else \
+		echo "setup: installing Debian packages: $$missing"; \
 		$(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $$missing; \
@@ -30,9 +33,7 @@ $(BUILD)/packages.stamp: packages.txt
 	@touch $@
 
 $(VENV)/stamp: requirements.lock pyproject.toml | $(BUILD)/packages.stamp
-	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
-	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@scripts/make-venv.sh $(VENV)
 	@touch $@
 
 .PHONY: lock

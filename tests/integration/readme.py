@@ -13,6 +13,7 @@ _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def blocks_of(section: str) -> list[str]:
     """The commands of a section, without the remarks behind them."""
     body = _FENCED.sub("", TEXT).partition(f"## {section}\n")[2].partition("\n## ")[0]
+    body = re.sub(r" \\\n +", " ", body)  # a line that is continued is one command
     lines: list[str] = re.findall(r"^    (\S.*)$", body, re.MULTILINE)
     return [line.partition("  # ")[0].rstrip() for line in lines]
 

@@ -22,10 +22,8 @@ import pytest
 from linkmgr import Client, EventKind
 from linkmgr.errors import Forbidden, NotOnHub, UnknownNic
 from linkmgr.model import NicState
-from linkmgr.testing.guest import images
 from linkmgr.testing.process import Child, execute, until
 from tests.integration.lab import Lab
-from tests.integration.readme import blocks_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -101,46 +99,6 @@ async def make_host(folder: Path, command: str = "linkmgr serve") -> AsyncIterat
 async def host(tmp_path: Path, lab: Lab) -> AsyncIterator[Host]:
     async with make_host(tmp_path) as made:
         yield made
-
-
-@pytest.mark.timeout(120)
-async def test_the_quick_start_of_the_readme_works_as_it_stands(tmp_path: Path, qemu: str) -> None:
-    serve, start, *commands = blocks_of("Quick start")
-    assert len([serve, *commands]) == 6
-    folder = images()
-    rest = (
-        f"-nodefaults -display none -machine q35 -accel tcg -m 96 -kernel {folder}/vmlinuz "
-        f"-initrd {folder}/initramfs.gz -append 'console=ttyS0 quiet panic=-1'"
-    )
-    assert serve == "linkmgr serve"
-    assert start.startswith("qemu-system-x86_64 ")
-    assert start.endswith(" ...")
-    start = qemu + start.removeprefix("qemu-system-x86_64").removesuffix("...") + rest
-
-    def here(line: str) -> str:
-        return line.replace("/run/web1.qmp", f"{tmp_path}/web1.qmp")
-
-    async with make_host(tmp_path) as host:
-        with tempfile.TemporaryFile() as output:
-            guest = Child([*host.environment, "sh", "-c", f"exec {here(start)}"], output=output)
-            try:
-
-                async def listens() -> bool:
-                    return (tmp_path / "web1.qmp").exists()
-
-                await until(listens, timeout=20, what="QEMU's monitor")
-                said = [await host.run(here(line)) for line in commands]
-            finally:
-                await guest.end()
-    added, created, plugged, status, unplugged = said
-    assert added == "web1/net0  unplugged\n"
-    assert created == "network blue  bridge bridge=br0 create=true\n"
-    assert re.fullmatch(r"web1/net0  plugged into blue \(bridge br0, lm\w+\), link up\n", plugged)
-    assert re.fullmatch(
-        r"  web1/net0  plugged into blue \(bridge br0, lm\w+\) for \d s, link up\n", status
-    )
-    assert unplugged == "web1/net0  unplugged\n"
-    assert not Path("/sys/class/net/br0").exists()
 
 
 async def test_the_program_of_the_clients_documentation_works(host: Host, lab: Lab) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from linkmgr.testing.process import execute
 from tests.integration.machine import CHECKOUT, Machine, boot
+from tests.integration.readme import blocks_of
 
 # Whatever a service or a package could leave: files, units, sockets.
 EVERYTHING = (
@@ -69,6 +70,22 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     assert (await machine.run("systemctl is-active linkmgr", check=False)).status != 0
     await machine.run("dpkg -P linkmgr", timeout=60)
     assert new(before, await machine.says(EVERYTHING)) == []
+
+
+async def test_the_commands_of_the_readme_install_it(machine: Machine, package: Path) -> None:
+    tools, make, install, doctor = blocks_of("Install")
+    assert tools == "apt install -y git make python3-venv"
+    dry = ["env", "-u", "MAKEFLAGS", "make", "-C", str(CHECKOUT), "-n", "-B", *make.split()[1:]]
+    recipe = (await execute(dry)).output
+    assert "packaging/deb.sh" in recipe
+    (machine.shared / "build").mkdir()
+    shutil.copy(package, machine.shared / "build")
+    # What it recommends is not here, and there is no network.
+    install = install.replace("apt install", "apt-get install --no-install-recommends")
+    await machine.run(f"cd /shared && {install}", timeout=60)
+    said = (await machine.run(doctor, check=False)).output
+    assert "linkmgr" in await machine.says("getent group linkmgr")
+    assert "service        answer" in said
 
 
 async def test_an_upgrade_brings_a_socket_that_the_package_before_did_not_have(

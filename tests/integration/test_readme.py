@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from linkmgr.testing.guest import images
 from linkmgr.testing.process import Child, execute, until
 from tests.integration.lab import Lab
 from tests.integration.readme import blocks_of, fenced, sections
@@ -20,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 #: Which file runs the commands of a section.
 RUN_BY = {
     "Try it": "test_readme.py",
-    "Quick start": "test_cli.py",
+    "Install": "test_deb.py",
+    "Quick start": "test_readme.py",
     "With libvirt": "test_libvirt_walk.py",
     "Use it from Python": "test_readme.py",
 }
@@ -40,6 +45,52 @@ async def test_what_the_readme_wants_tried_runs_the_demo_below_and_every_test() 
         recipes[command] = (await execute([*make, *command.split()[1:]])).output
     assert "examples/demo.py" in recipes["make demo"]
     assert "scripts/test-files.py" in recipes["make test"]
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.usefixtures("lab")
+async def test_the_quick_start_works_as_it_is_pasted_line_by_line(
+    tmp_path: Path, qemu: str
+) -> None:
+    make, path, *commands = blocks_of("Quick start")
+    assert make == "make setup images"
+    assert path == 'export PATH="$PWD/.venv/bin:$PATH"'
+    text = "\n".join(commands)
+    for written, here in (
+        ("linkmgr serve >serve.log", f"linkmgr serve --state-dir {tmp_path}/state >{tmp_path}/log"),
+        ("qemu-system-x86_64 ", f"{qemu} "),
+        ("/run/", f"{tmp_path}/"),
+        ("build/vm-images/", f"{images()}/"),
+    ):
+        assert written in text
+        text = text.replace(written, here)
+    script = f"set -eu\nexport PATH={Path(sys.executable).parent}:$PATH\n{text}\nwait\n"
+    environment = ["env", "-C", str(tmp_path), f"LINKMGR_SOCKET={tmp_path}/lm.sock"]
+    try:
+        result = await execute([*environment, "bash", "-c", script], timeout=120)
+    finally:
+        await execute(["ip", "link", "del", "br-blue"], check=False)
+        for pid in _daemons_of(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    said = result.output
+    assert "web1/net0  unplugged\n" in said
+    assert re.search(
+        r"^  web1/net0  plugged into blue \(bridge br-blue, lm\w+\) for ", said, re.MULTILINE
+    )
+    assert " 0% packet loss" in said
+    assert "web1  removed" in said
+    assert not list(tmp_path.glob("web1.*"))
+    assert "Traceback" not in said + (tmp_path / "log").read_text()
+
+
+def _daemons_of(folder: Path) -> list[int]:
+    """The processes that were started with this folder in their arguments."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in each.read_bytes():
+                found.append(int(each.parent.name))
+    return found
 
 
 async def test_the_program_of_the_readme_runs_on_a_guest_that_was_started_as_it_says(
