@@ -47,15 +47,25 @@ class LogLimit:
         """Log a warning that `key` has caused, a user's number for example."""
         self.log(logging.WARNING, key, text, *args)
 
-    def log(self, level: int, key: Hashable, text: str, *args: object) -> None:
-        """Log a line that `key` has caused."""
+    def log(
+        self,
+        level: int,
+        key: Hashable,
+        text: str,
+        *args: object,
+        error: BaseException | None = None,
+    ) -> None:
+        """Log a line that `key` has caused.
+
+        :param error: whose traceback belongs to it.
+        """
         self._end_windows()
         if key not in self._windows and len(self._windows) >= KEYS_MAX:
             key = "others"
         window = self._windows.setdefault(key, _Window(self._clock()))
         if window.lines < self._lines:
             window.lines += 1
-            self._log.log(level, text, *args)
+            self._log.log(level, text, *args, exc_info=error)
             return
         window.more += 1
         if self._timer is None or self._loop is not _loop():

@@ -215,6 +215,14 @@ def peer_pid(sock: socket.socket) -> int:
     return _peer(sock)[0]
 
 
+def peer_uid(sock: socket.socket) -> int:
+    """The user of the process that connected.
+
+    :raise Stranger: as `peer_pid`.
+    """
+    return _peer(sock)[1]
+
+
 def _peer(sock: socket.socket) -> tuple[int, int]:
     """The process that connected, and its effective uid then.
 

@@ -21,7 +21,8 @@ from typing import Any, Self
 
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.journal import started_at
-from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid
+from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid, peer_uid
+from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import dials
@@ -92,6 +93,7 @@ class MonitorListener:
         self._guests: dict[str, _Guest] = {}
         self._greeting: Counter[int] = Counter()  # by pid
         self._looking = asyncio.Semaphore(LOOKING)
+        self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
         self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,7 +183,7 @@ class MonitorListener:
         try:
             pid = peer_pid(sock)
         except Stranger as error:
-            log.warning("monitor listener: a stranger was refused: %s", error)
+            self._limit.warning("monitor listener", "a stranger was refused: %s", error)
             return None
         now = asyncio.get_running_loop().time()
         process = (pid, started_at(pid))
@@ -191,10 +193,11 @@ class MonitorListener:
         try:
             who = await asyncio.to_thread(self._identify, sock)
         except Stranger as error:
-            self._refuse(process, str(error))
+            self._refuse(process, f"uid {peer_uid(sock)}", str(error))
             return None
-        except Exception:
-            log.exception("monitor listener: pid %d cannot be looked at", pid)
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this call is concerned
+            about = "monitor listener: pid %d cannot be looked at"
+            self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None
         return who if self._greeting[pid] < GREETING else None
 
@@ -204,7 +207,8 @@ class MonitorListener:
         try:
             monitor = await Monitor.over(sock, name=f"of VM {who.name}", timeout=self._timeout)
         except MonitorError as error:
-            self._refuse(process, f"domain {who.name}: {error}")
+            about = f"domain {who.name}"
+            self._refuse(process, about, f"{about}: {error}")
             return None
         try:
             said = [await monitor.execute(each) for each in ("query-uuid", "query-name")]
@@ -216,20 +220,23 @@ class MonitorListener:
         except BaseException:
             await monitor.close()
             raise
-        self._refuse(process, wrong)
+        self._refuse(process, f"domain {who.name}", wrong)
         await monitor.close()
         return None
 
-    def _refuse(self, process: _Process, why: str) -> None:
+    def _refuse(self, process: _Process, key: str, why: str) -> None:
         self._refused[process] = asyncio.get_running_loop().time()
-        self._tell(process, f"pid {process[0]} was refused: {why}")
+        self._tell(process, key, f"pid {process[0]} was refused: {why}")
 
-    def _tell(self, process: _Process, what: str) -> None:
-        """Say it once of each process: QEMU dials again each second."""
+    def _tell(self, process: _Process, key: str, what: str) -> None:
+        """Say it once of each process, for QEMU dials again each second, and seldom of each key.
+
+        :param key: a domain, or the user of a stranger, who can have a new process each time.
+        """
         told = self._told.setdefault(process, set())
         if what not in told and len(told) < WORDS:
             told.add(what)
-            log.warning("monitor listener: %s", what)
+            self._limit.warning(key, "monitor listener: %s", what)
         self._told.move_to_end(process)
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
@@ -281,7 +288,8 @@ class MonitorListener:
             await self._on_new(who)
         except LinkmgrError as error:
             process = (who.pid, started_at(who.pid))
-            self._tell(process, f"domain {who.name} dialled, and cannot be added: {error}")
+            about = f"domain {who.name}"
+            self._tell(process, about, f"{about} dialled, and cannot be added: {error}")
         except Exception:
             log.exception("domain %s dialled: a fault while it was added", who.name)
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from linkmgr.errors import Forbidden
+from linkmgr.log_limit import LogLimit
 from linkmgr.model import NicRef
 from linkmgr.service.config import AccessSection, Rule, Verb
 from linkmgr.service.peers import Peer
@@ -38,6 +39,7 @@ class Access:
     """
 
     def __init__(self, section: AccessSection) -> None:
+        self._limit = LogLimit(__name__)
         self._group = section.group
         self._masters = {0, os.geteuid()}
         self._rules: dict[int, list[_Allowed]] = {}
@@ -108,7 +110,9 @@ class Access:
         self, peer: Peer, verb: Verb, nic: NicRef | str | None, network: str | None, why: str
     ) -> Forbidden:
         about = " ".join(str(each) for each in (nic, network) if each and each != "*")
-        log.warning("refused: %s wanted to %s %s: %s", peer, verb, about, why)
+        self._limit.warning(
+            f"uid {peer.uid}", "refused: %s wanted to %s %s: %s", peer, verb, about, why
+        )
         return Forbidden(
             f"uid {peer.uid} may not {verb}{' ' if about else ''}{about}: {why}",
             hint=f"ask as root or as a member of the group {self._group}, or have a rule for this "

@@ -19,6 +19,7 @@ from linkmgr.service import (
 from linkmgr.service.body import BodyLimit
 from linkmgr.service.core import Core
 from linkmgr.service.fair_share import FairShare
+from linkmgr.service.http_rules import HttpRules
 from linkmgr.service.metrics import version
 from linkmgr.service.openapi import document
 from linkmgr.service.problems import Refused, on_error, on_http, on_invalid
@@ -53,5 +54,6 @@ def make_app(core: Core) -> FastAPI:
         seconds=lambda: core.limits().request_seconds,
         most=partial(routes_libvirt.most_bytes, core),
     )
+    app.add_middleware(HttpRules)
     app.add_middleware(FairShare, free=core.is_master)  # the last one is the outermost
     return app

@@ -24,13 +24,12 @@ from linkmgr.host.handed import not_a_tap
 from linkmgr.host.receive_fd import PACKET_MAX
 from linkmgr.host.shelf import FdShelf
 from linkmgr.jsonform import Form, FormError
+from linkmgr.log_limit import LogLimit
 from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import Refused, problem
 from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, connections, readable
-
-log = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/run/linkmgr/fd.sock")
 IDLE_SECONDS = 10.0  #: how long a connection may say nothing
@@ -104,6 +103,7 @@ class FdSocket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = Quota(lambda: IN_ALL, rank, lambda: PER_UID)
         self._receivers = Receivers()
+        self._limit = LogLimit(__name__)
 
     async def __aenter__(self) -> Self:
         self._start(self._accept(), "fd socket")
@@ -160,7 +160,7 @@ class FdSocket:
             answer = {"ok": True, "expires": expires}
         except Exception as error:  # noqa: BLE001 - whatever it is, the peer is told
             if isinstance(error, LinkmgrError):
-                log.info("fd socket: %s: %s", peer, error)
+                self._limit.log(logging.INFO, f"uid {peer.uid}", "fd socket: %s: %s", peer, error)
             answer = {"ok": False, **problem(error)}
         finally:
             if packet is not None and packet.fd is not None:  # nobody took it
@@ -179,7 +179,8 @@ class FdSocket:
             raise not_a_tap(*packet.kind, name)
         fd, packet.fd = packet.fd, None
         expires = await self._shelf.leave(peer.uid, name, fd)
-        log.info("fd socket: %s left an fd as %s", peer, name)
+        about = "fd socket: %s left an fd as %s"
+        self._limit.log(logging.INFO, f"uid {peer.uid}", about, peer, name)
         return expires
 
     def _start(self, work: Any, name: str) -> None:

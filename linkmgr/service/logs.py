@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from linkmgr.untrusted import printable
+
+#: Characters of one line. What strangers cause is cut where it comes in; this is the last bound.
+LINE_LIMIT = 4000
 
 
-class _Priorities(logging.Formatter):
+class LineFormatter(logging.Formatter):
+    """Makes one line of each message, whatever a stranger's text in it says.
+
+    Control characters are escaped: a line end would begin a line that looks like one of ours, and
+    ESC would reach the terminal of whoever reads the log. A traceback has a line each, indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Make the line without the traceback."""
+        record.message = printable(record.message, LINE_LIMIT)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Make the lines of a traceback."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  | {printable(line, LINE_LIMIT)}" for line in lines)
+
+
+class _Priorities(LineFormatter):
     """Puts sd-daemon(3)'s priority before each line, for the journal."""
 
     _NUMBERS: ClassVar = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
@@ -15,7 +38,7 @@ class _Priorities(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Make the text of a record."""
         prefix = f"<{self._NUMBERS.get(record.levelname, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
+        return "\n".join(prefix + line for line in super().format(record).split("\n"))
 
 
 def log_to_stderr() -> None:
@@ -27,7 +50,7 @@ def log_to_stderr() -> None:
     if "JOURNAL_STREAM" in os.environ:
         handler.setFormatter(_Priorities("%(name)s: %(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells when it starts and ends

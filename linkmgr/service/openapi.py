@@ -20,6 +20,7 @@ _CHANGE = {
     408: "The request did not arrive in time",
     409: "It exists, but is not free for this",
     413: "The request is too large",
+    415: "The body is compressed",
     422: "This NIC and this network do not go together",
     424: "The kernel or QEMU refused",
     429: "Too many are under way",

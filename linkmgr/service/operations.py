@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from linkmgr.errors import NotFound
+from linkmgr.log_limit import LogLimit
 from linkmgr.service.config import Limits, Verb
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused, problem
@@ -93,6 +94,7 @@ class Operations:
         self._limits = limits
         self._watcher = watcher
         self._places = running
+        self._limit = LogLimit(__name__)
         self._count = 0
         self._running: dict[str, Operation] = {}
         self._past: dict[str, Operation] = {}
@@ -160,7 +162,7 @@ class Operations:
             operation.ms = round((time.monotonic() - begun) * 1000, 3)
             self._keep(operation)
             operation.finished.set()
-        _tell(operation, peer)
+        self._tell(operation, peer)
         self._watcher(operation)
 
     def _keep(self, operation: Operation) -> None:
@@ -169,16 +171,21 @@ class Operations:
         while len(self._past) > self._limits().operations:
             del self._past[next(iter(self._past))]
 
+    def _tell(self, operation: Operation, peer: Peer) -> None:
+        """One line of log per change: who, what, which NIC, how it went, how long it took.
 
-def _tell(operation: Operation, peer: Peer) -> None:
-    """One line of log per change: who, what, which NIC, how it went, how long it took."""
-    if operation.problem:
-        outcome = f"{operation.code}: {operation.problem['what']}"
-        level = logging.WARNING
-    else:
-        unchanged = operation.result is not None and operation.result.get("changed") is False
-        outcome, level = "unchanged" if unchanged else "ok", logging.INFO
-    log.log(
-        level, "%s %s %s: %s (%.1f ms)", peer, operation.verb, operation.subject, outcome,
-        operation.ms,
-    )  # fmt: skip
+        What changes nothing can be had again and again: each user but root has a few lines of it.
+        """
+        changed = False
+        if operation.problem:
+            outcome = f"{operation.code}: {operation.problem['what']}"
+            level = logging.WARNING
+        else:
+            changed = operation.result is not None and operation.result.get("changed", True)
+            outcome, level = "ok" if changed else "unchanged", logging.INFO
+        text = "%s %s %s: %s (%.1f ms)"
+        values = (peer, operation.verb, operation.subject, outcome, operation.ms)
+        if changed or peer.uid == 0:
+            log.log(level, text, *values)
+        else:
+            self._limit.log(level, f"uid {peer.uid}", text, *values)

@@ -30,8 +30,10 @@ from linkmgr.errors import (
     NotFound,
     StateError,
 )
+from linkmgr.log_limit import LogLimit
+from linkmgr.untrusted import printable
 
-log = logging.getLogger(__name__)
+_limit = LogLimit(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -54,11 +56,14 @@ OWN: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "This path does not take that method"),
     "too-slow": (408, "The request did not arrive in time"),
     "too-large": (413, "The request is too large"),
+    "unsupported-media-type": (415, "The request's body is coded in a way that is not taken"),
     "too-many": (429, "There are too many of these already"),
     "internal": (500, "A fault of the service"),
     "stopping": (503, "The service is stopping"),
 }
 
+#: Characters of one text of a problem: ten mistakes of a configuration with their places.
+TEXT_MOST = 4000
 _EXTRA = ("sent", "command", "error_class", "number")  # what some errors know besides
 
 
@@ -103,16 +108,19 @@ def problem(error: BaseException) -> dict[str, Any]:
         status, title = OWN[error.code]
         return _document(error.code, status, title, error.what, hint=error.hint)
     if not isinstance(error, LinkmgrError):
-        log.error("a fault of the service", exc_info=error)
+        _limit.log(logging.ERROR, type(error).__name__, "a fault of the service", error=error)
         what, hint = f"the service failed: {type(error).__name__}", "look into the service's log"
         return _document("internal", *OWN["internal"], what, hint=hint)
     title = (type(error).__doc__ or type(error).__name__).partition("\n")[0].rstrip(".")
     document = _document(error.code, status_of(type(error)), title, error.what, hint=error.hint)
-    document |= {"detail": str(error), "nic": error.nic, "state": error.state}
+    document |= {"nic": error.nic, "state": error.state}
+    document["detail"] = printable(str(error), 3 * TEXT_MOST)
     return document | {key: getattr(error, key) for key in _EXTRA if hasattr(error, key)}
 
 
 def _document(code: str, status: int, title: str, what: str, *, hint: str | None) -> dict[str, Any]:
+    what = printable(what, TEXT_MOST)
+    hint = hint and printable(hint, TEXT_MOST)
     return {
         "type": f"urn:linkmgr:error:{code}",
         "title": title,
@@ -163,7 +171,7 @@ def _methods(request: Request) -> set[str]:
         scope = {**request.scope, "method": method}
         if any(route.matches(dict(scope))[0] is Match.FULL for route in request.app.routes):
             found.add(method)
-    return found
+    return found | {"HEAD"} if "GET" in found else found
 
 
 def _place(where: tuple[str | int, ...]) -> str:

@@ -21,6 +21,7 @@ from linkmgr.events import Event
 from linkmgr.jsonform import to_json
 from linkmgr.protocol import EventStream
 from linkmgr.service.config import Limits
+from linkmgr.service.http_rules import HEAD
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused
 from linkmgr.service.quota import Quota
@@ -166,9 +167,13 @@ class EventsResponse(Response):
         self._place = place
         self._first = first
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        if scope.get(HEAD):
+            await send(start)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         leave = self._stream.places.enter(self._peer)
         gone = asyncio.create_task(_until_gone(receive))
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -16,13 +15,14 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from linkmgr.errors import BadRequest
+from linkmgr.log_limit import LogLimit
 from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
 from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, connections
 
-log = logging.getLogger(__name__)
+_limit = LogLimit(__name__)
 
 _HEAD_MOST = 16 << 10  # bytes of a request's line and headers
 _WRITE_HIGH = 32 << 10  # bytes that may wait for a slow client
@@ -62,7 +62,8 @@ class PeerProtocol(H11Protocol):
         try:
             self._peer = peer_of(transport.get_extra_info("socket"))
         except OSError as error:
-            log.warning("a connection is dropped, because its peer cannot be had: %s", error)
+            about = "a connection is dropped, because its peer cannot be had: %s"
+            _limit.warning("API socket", about, error)
             transport.abort()
             return
         self.app_state = {**self.app_state, "peer": self._peer}

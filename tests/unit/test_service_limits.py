@@ -50,7 +50,9 @@ async def test_a_body_of_the_largest_size_is_read(lab: Lab) -> None:
     assert (await lab.ask("POST", "/v1/networks", raw=raw)).status == 200
     chunked = {"Content-Length": "", "Transfer-Encoding": "chunked"}
     reader, writer = await lab.connect()
-    writer.write(request("POST", "/v1/networks", headers=chunked | {"Content-Type": "a/json"}))
+    writer.write(
+        request("POST", "/v1/networks", headers=chunked | {"Content-Type": "application/json"})
+    )
     writer.write(b"0\r\n\r\n")
     assert (await read_answer(reader)).status == 400
 
