@@ -14,12 +14,12 @@ from bench.served import Served
 from bench.soak.census import Census, take
 from linkmgr import Client, hub_args
 from linkmgr.testing import Guest, Peer
+from linkmgr.testing.guest import MEMORY_MB
 from linkmgr.testing.process import execute
 
 __all__ = ["PER_CYCLE", "Soak", "make_soak"]
 
 PER_CYCLE = 4  # swaps
-_RAM_MB = 96
 #: Every so many cycles of a NIC the guest and the network hear of its swaps, which takes seconds;
 #: and it is unplugged, and its link goes down and up.
 _THOROUGH = 16
@@ -146,9 +146,9 @@ def _guest(name: str, number: int, nics: int, workdir: Path) -> Guest:
         for arg in hub_args(f"net{nic}", mac=f"52:54:00:50:{number:02x}:{nic:02x}")
     ]
     # In shared memory the guest's RAM can be told from QEMU's own: that one only must not grow.
-    ram = f"memory-backend-memfd,id=ram,share=on,size={_RAM_MB}M"
+    ram = f"memory-backend-memfd,id=ram,share=on,size={MEMORY_MB}M"
     extra = ["-object", ram, "-machine", "memory-backend=ram"]
-    return Guest(name, nic_args=args, workdir=workdir, memory_mb=_RAM_MB, extra_args=extra)
+    return Guest(name, nic_args=args, workdir=workdir, memory_mb=MEMORY_MB, extra_args=extra)
 
 
 async def _ip(command: str) -> None:

@@ -22,6 +22,9 @@ from linkmgr.testing.station import Job, Station
 __all__ = ["Guest", "GuestError", "GuestGone", "GuestTimeout", "MonitorError", "images"]
 
 CHANNELS = 2  # shells that callers use; one more ends what takes too long in these
+#: In MiB. Linux fills the queues of each virtio-serial port with pages, and QEMU 10.0.13 (Debian
+#: 13) gives them 1024 entries, 4 MB each: 96 MiB were enough for every other one.
+MEMORY_MB = 160
 SOCKET_PATH_MAX = 107  # sun_path of unix(7), without its final NUL
 
 # Sooner in /init, and the same every time: no address randomisation, no self-tests, no mitigations.
@@ -88,7 +91,7 @@ class Guest(Station):
         cmdline: str = "",
         paused: bool = True,
         qemu: str | None = None,
-        memory_mb: int = 96,
+        memory_mb: int = MEMORY_MB,
         extra_args: Sequence[str] = (),
     ) -> None:
         self.name = name

@@ -27,6 +27,7 @@ from linkmgr.testing import Guest, in_sandbox
 from linkmgr.testing.guest import (
     CHANNELS,
     KERNEL_WORDS,
+    MEMORY_MB,
     GuestGone,
     GuestTimeout,
     _Stream,
@@ -196,7 +197,7 @@ def tiny_domain(
 <domain type='qemu'>
   <name>{name}</name>
   <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, str(lab.root / name))}</uuid>
-  <memory unit='MiB'>96</memory>
+  <memory unit='MiB'>{MEMORY_MB}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>

@@ -99,7 +99,7 @@ async def test_the_program_of_the_readme_runs_on_a_guest_that_was_started_as_it_
     (_, example), (_, program) = fenced()
     arguments = example.splitlines()[-1]
     (start,) = blocks_of("Use it from Python")
-    rest = "-nodefaults -display none -machine q35 -accel tcg -m 96"
+    rest = "-nodefaults -display none -machine q35 -accel tcg -m 160"
     for written, here in (
         ("qemu-system-x86_64", qemu),
         ("/run/web1.qmp", f"{tmp_path}/web1.qmp"),
