@@ -428,8 +428,9 @@ class DomainInfo:
     :param state: in virsh's words: ``running``, ``shut off``.
     :param transport: how its QEMU is spoken to; ``None`` when it is not.
     :param prepared: whether all its NICs are.
-    :param command: what would prepare it; ``None`` if nothing need be done, or can be. Where it has
-        been done since it was started, its NICs say `restart`.
+    :param command: what would prepare it, or prepare it anew where an older linkmgr has done it;
+        ``None`` if nothing need be done, or can be. Where it has been done since it was started,
+        its NICs say `restart`.
     """
 
     name: str

@@ -65,7 +65,7 @@ async def _libvirt(config: Path) -> list[Line]:
     found = await probes.libvirt(uri=section.uri)
     if section.uri and section.run_dir:
         found += await probes.guest_files(Path(section.run_dir))
-    return found
+    return found + await probes.prepared(section.uri)
 
 
 def show(lines: Sequence[Line]) -> None:

@@ -89,9 +89,9 @@ def rows_of(
 
 
 def _to_do(domain: DomainInfo, nic: DomainNicInfo) -> str:
-    """What makes the NIC one whose cable can change, or nothing."""
+    """What makes the NIC one whose cable can change, also at its next start; or nothing."""
     if nic.prepared:
-        return ""
+        return domain.command or "" if domain.prepared else ""
     if nic.restart:
         return f"shut {domain.name} down and start it"
     if domain.command is None and not _is_name(domain.name) and domain.state != "shut off":

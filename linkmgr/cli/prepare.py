@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +21,21 @@ if TYPE_CHECKING:
     from linkmgr.libvirt.virsh import Virsh
 
 
+@dataclass(frozen=True)
+class _How:
+    """What is to be done to a domain's XML.
+
+    :param models: of the host's security drivers; ``None`` if that host is not known.
+    """
+
+    nic: str | None = None
+    undo: bool = False
+    refresh: bool = False
+    monitor: str | None = None
+    trusting: bool = False
+    models: Collection[str] | None = None
+
+
 @click.command(
     cls=Verb,
     examples=[
@@ -26,9 +43,10 @@ if TYPE_CHECKING:
         "linkmgr prepare web1 --define",
         "linkmgr prepare web1.xml --xml >prepared.xml",
         "linkmgr prepare web1 --undo --define",
+        "linkmgr prepare --refresh --all",
     ],
 )
-@click.argument("domain", type=DomainType(), metavar="DOMAIN.xml|DOMAIN")
+@click.argument("domain", type=DomainType(), metavar="DOMAIN.xml|DOMAIN", required=False)
 @click.option(
     "--nic",
     type=DomainNicType(),
@@ -36,6 +54,17 @@ if TYPE_CHECKING:
     help="One NIC only; by default all of the domain.",
 )
 @click.option("--undo", is_flag=True, help="Make the NICs again what they were.")
+@click.option(
+    "--trust-metadata",
+    is_flag=True,
+    help="With --undo: also where the record of a NIC names scripts or files for libvirt.",
+)
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Prepare anew what an older linkmgr prepared, and nothing else; defines it.",
+)
+@click.option("--all", "all_domains", is_flag=True, help="With --refresh: all domains.")
 @click.option("--define", is_flag=True, help="Hand the result to libvirt, as virsh define does.")
 @click.option("--xml", "as_xml", is_flag=True, help="Print the whole XML, not what is different.")
 @click.option(
@@ -44,11 +73,16 @@ if TYPE_CHECKING:
     help="The socket on which the service waits for QEMUs; by default /run/linkmgr/qmp.sock.",
 )
 @click.option("-c", "--connect", metavar="URI", help="As for virsh: which libvirt.")
+@click.pass_context
 def prepare(
-    domain: str,
+    ctx: click.Context,
     *,
+    domain: str | None,
     nic: str | None,
     undo: bool,
+    trust_metadata: bool,
+    refresh: bool,
+    all_domains: bool,
     define: bool,
     as_xml: bool,
     monitor: str | None,
@@ -62,88 +96,150 @@ def prepare(
     """
     from linkmgr.libvirt.virsh import Virsh
 
-    if undo and monitor is not None:
-        raise click.UsageError("--monitor says nothing together with --undo.")
+    if undo and (monitor is not None or refresh):
+        other = "--refresh" if refresh else "--monitor"
+        raise click.UsageError(f"{other} says nothing together with --undo.")
+    if refresh and nic is not None:
+        raise click.UsageError("--refresh is for all NICs that are prepared: leave --nic out.")
+    if trust_metadata and not undo:
+        raise click.UsageError("--trust-metadata says nothing without --undo.")
+    if all_domains and (not refresh or domain is not None or as_xml):
+        raise click.UsageError("--all is for --refresh alone, without a DOMAIN and without --xml.")
+    how = _How(nic, undo, refresh, monitor, trust_metadata)
     virsh = Virsh(connect)
-    from_file = is_file(domain)
-    notes: list[str] = []
-    if from_file:
-        xml = _read(domain)
+    if all_domains:
+        ctx.exit(_refresh_all(virsh, how))
+    if domain is None:
+        raise click.UsageError("Missing argument 'DOMAIN.xml|DOMAIN'.")
+    if is_file(domain):
+        said, xml = _file(virsh, domain, how, define=define)
     else:
-        runs = virsh.check(domain)
-        xml = virsh.xml(domain)
-        if runs:
-            notes.append(
-                f"{domain} runs, and keeps its wiring until it is shut down and started again"
-            )
-    asked = virsh if define or not from_file else None
-    made, checked = _rewrite(xml, nic, undo, monitor, asked)
-    if not checked:
-        notes.append(
-            "virt-xml-validate is not installed, so libvirt's schema was not asked "
-            "('apt install libvirt-clients libxml2-utils')"
-        )
-    changed = made.xml != xml
-    defined = define and (changed or from_file)
-    if defined:
-        _define(virsh, domain, from_file, made, (nic, undo, monitor))
-    notes += made.notes
-    if not changed:
-        notes.append("there is nothing to undo" if undo else "it is prepared already")
-    diff = _diff(xml, made.xml, domain)
-    said = {"changed": changed, "defined": defined, "nics": made.nics, "notes": notes, "diff": diff}
-    if printed_as_json(said | ({"xml": made.xml.decode()} if as_xml else {})):
+        said, xml = _domain(virsh, domain, how, define=define or refresh)
+    if printed_as_json(said | ({"xml": xml.decode()} if as_xml else {})):
         return
-    for each in notes:
+    for each in said["notes"]:
         note(each)
     if as_xml:
         sys.stdout.flush()
-        sys.stdout.buffer.write(made.xml)
+        sys.stdout.buffer.write(xml)
     else:
-        click.echo(diff, nl=False)
+        click.echo(said["diff"], nl=False)
 
 
-def _rewrite(
-    xml: bytes, nic: str | None, undo: bool, monitor: str | None, virsh: Virsh | None
-) -> tuple[Rewritten, bool]:
-    """Rewrite it; tell too whether libvirt's schema was asked before and after."""
-    from linkmgr.libvirt.domain_xml import Document
-    from linkmgr.libvirt.prepare import prepare as rewrite
-    from linkmgr.libvirt.prepare import undo as rewrite_back
-    from linkmgr.libvirt.virsh import validate
-
-    document = Document(xml)  # first of all: what is no safe XML is shown to nobody
-    checked = validate(xml, "the domain's XML")
-    if undo:
-        made = rewrite_back(xml, nic=nic)
-    else:
-        if virsh is not None:
-            virsh.check_networks(document, nic)
-        made = rewrite(xml, nic=nic, monitor=monitor)
-    if made.xml != xml:
-        validate(made.xml, "what came of it")
-    return made, checked
-
-
-def _define(
-    virsh: Virsh,
-    domain: str,
-    from_file: bool,
-    made: Rewritten,
-    how: tuple[str | None, bool, str | None],
-) -> None:
+def _file(virsh: Virsh, path: str, how: _How, *, define: bool) -> tuple[dict[str, Any], bytes]:
+    """Rewrite a file's XML; define it, if it is to be. What is said of it, and the XML."""
     from linkmgr.libvirt.domain_xml import Document
     from linkmgr.libvirt.nics import domain_name
 
-    if from_file:
+    xml = _read(path)
+    if define and not how.undo:
+        how = replace(how, models=virsh.security_models())
+    made, notes = _rewrite(xml, how, virsh if define else None)
+    if define:
         name = domain_name(Document(made.xml))
         if virsh.exists(name):
             virsh.check(name)
         virsh.define(made.xml)
-        return
-    # Once more, with the passwords, which are in nothing that is printed.
-    again, _ = _rewrite(virsh.xml(domain, secrets=True), *how, None)
-    virsh.define(again.xml)
+    return _told(path, xml, made, how, notes, defined=define), made.xml
+
+
+def _domain(virsh: Virsh, name: str, how: _How, *, define: bool) -> tuple[dict[str, Any], bytes]:
+    """As `_file`, of a domain of libvirt."""
+    notes = []
+    if virsh.check(name):
+        notes.append(f"{name} runs, and keeps its wiring until it is shut down and started again")
+    xml = virsh.xml(name)
+    if not how.undo:
+        how = replace(how, models=virsh.security_models())
+    made, more = _rewrite(xml, how, virsh)
+    defined = define and made.xml != xml
+    if defined:  # once more, with the passwords, which are in nothing that is printed
+        again, _ = _rewrite(virsh.xml(name, secrets=True), how, None)
+        virsh.define(again.xml)
+    return _told(name, xml, made, how, [*notes, *more], defined=defined), made.xml
+
+
+def _refresh_all(virsh: Virsh, how: _How) -> int:
+    """Prepare all domains anew that were prepared; say of each what came of it."""
+    from linkmgr.cli.exits import Exit
+    from linkmgr.errors import LibvirtUnreachable, LinkmgrError
+
+    found: list[dict[str, Any]] = []
+    for name in virsh.names():
+        try:
+            said, _ = _domain(virsh, name, how, define=True)
+        except LibvirtUnreachable:
+            raise
+        except LinkmgrError as error:
+            found.append({"domain": name, "changed": False, "error": str(error)})
+        else:
+            found.append({"domain": name, "changed": said["changed"], "error": None})
+    failed = any(each["error"] for each in found)
+    if not printed_as_json({"domains": found}):
+        for each in found:
+            if each["error"]:
+                note(f"{each['domain']}: {each['error']}")
+            elif each["changed"]:
+                click.echo(f"{each['domain']}  prepared anew; holds from its next start on")
+        if not any(each["changed"] or each["error"] for each in found):
+            note("no domain has to be prepared anew")
+    return int(Exit.FINDINGS if failed else Exit.OK)
+
+
+def _told(
+    name: str, xml: bytes, made: Rewritten, how: _How, notes: Sequence[str], *, defined: bool
+) -> dict[str, Any]:
+    """What is said of a domain, as JSON has it."""
+    changed, last = made.xml != xml, []
+    if not changed:
+        if how.refresh and not _is_prepared(xml):
+            last = ["it was never prepared, so it cannot be prepared anew; leave --refresh out"]
+        else:
+            last = ["there is nothing to undo" if how.undo else "it is prepared already"]
+    return {
+        "changed": changed,
+        "defined": defined,
+        "nics": made.nics,
+        "notes": [*notes, *made.notes, *last],
+        "diff": _diff(xml, made.xml, name),
+    }
+
+
+def _is_prepared(xml: bytes) -> bool:
+    """Whether a NIC of a domain is prepared."""
+    from linkmgr.libvirt.domain_xml import Document
+    from linkmgr.libvirt.records import records_of
+
+    return bool(records_of(Document(xml)))
+
+
+def _rewrite(xml: bytes, how: _How, virsh: Virsh | None) -> tuple[Rewritten, list[str]]:
+    """Rewrite it; tell too if libvirt's schema could not be asked.
+
+    :param virsh: is asked about the networks that its NICs are on.
+    """
+    from linkmgr.libvirt.domain_xml import Document
+    from linkmgr.libvirt.prepare import prepare, refresh, undo
+    from linkmgr.libvirt.virsh import validate
+
+    document = Document(xml)  # first of all: what is no safe XML is shown to nobody
+    checked = validate(xml, "the domain's XML")
+    if how.undo:
+        made = undo(xml, nic=how.nic, trusting=how.trusting)
+    elif how.refresh:
+        made = refresh(xml, monitor=how.monitor, models=how.models)
+    else:
+        if virsh is not None:
+            virsh.check_networks(document, how.nic)
+        made = prepare(xml, nic=how.nic, monitor=how.monitor, models=how.models)
+    if made.xml != xml:
+        validate(made.xml, "what came of it")
+    if checked:
+        return made, []
+    return made, [
+        "virt-xml-validate is not installed, so libvirt's schema was not asked "
+        "('apt install libvirt-clients libxml2-utils')"
+    ]
 
 
 def _read(path: str) -> bytes:

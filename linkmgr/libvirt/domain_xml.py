@@ -29,11 +29,13 @@ MAX_NAMESPACE = 512  #: characters of a namespace's URI, which stands in the nam
 #: An element to be written: lines, each with its depth below the element that it goes into.
 Lines = Sequence[tuple[int, str]]
 
+#: Bytes from a place to a place, and what is to be there instead.
+Edit = tuple[int, int, bytes]
+
 _TAG_END = re.compile(rb"""(?:[^>'"]++|'[^']*'|"[^"]*")*+>""")
 _TAG_NAME = re.compile(rb"<[^\s/>]+")
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*('[^']*'|"[^"]*")""")
 _COMMENT_BEHIND = re.compile(rb"[ \t]*<!--[^\r\n]*?-->")  # on the same line
-_LINE_BEFORE = re.compile(rb"\r?\n[ \t]*\Z")
 
 
 @dataclass(eq=False)
@@ -88,15 +90,29 @@ class Element:
         )
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a part of a document has from the whole.
+
+    :param margin: blanks before its first line.
+    :param unit: how a level is indented; ``None`` when all is on one line.
+    """
+
+    newline: bytes
+    margin: bytes
+    unit: bytes | None
+
+
 class Document:
     """A document. It does not change: each edit returns another one.
 
     :param source: UTF-8.
+    :param of: what it has from the document that it is a part of.
     :raise CannotPrepare: not well-formed, beyond one of the bounds above, in another encoding, or
         with a document type, which is where entities and references to other files come from.
     """
 
-    def __init__(self, source: bytes) -> None:
+    def __init__(self, source: bytes, *, of: Setting | None = None) -> None:
         if len(source) > MAX_BYTES:
             _refuse(f"the XML is longer than {MAX_BYTES} bytes")
         if source.count(b"=") > MAX_ATTRIBUTES:
@@ -104,22 +120,41 @@ class Document:
         if b"\0" in source:  # the parser would take it for UTF-16, whatever it is told
             _refuse("the XML is not in UTF-8, and nothing else is read", "convert it: iconv(1)")
         self.source = source
-        self.newline = b"\r\n" if b"\r\n" in source else b"\n"
+        self._of = of
+        self.newline = of.newline if of else b"\r\n" if b"\r\n" in source else b"\n"
         reader = _Reader(source)
         self.root = reader.read()
         self.prefixes = reader.prefixes  # namespace -> prefix, as the root declares them
 
+    def part(self, element: Element) -> Document:
+        """An element as a document of its own, which is edited in this one's way to indent."""
+        setting = Setting(self.newline, self._indent(element), self._unit())
+        return Document(self.text(element), of=setting)
+
     # --- edits ------------------------------------------------------------------------------------
-    def replace(self, element: Element, new: bytes) -> Document:
+    def edited(self, *edits: Edit) -> Document:
+        """Make edits all at once: each costs nothing beside reading the document anew.
+
+        :param edits: of this document, none of which overlaps another one.
+        """
+        if not edits:
+            return self
+        parts, at = [], 0
+        for start, end, new in sorted(edits, key=lambda each: each[:2]):
+            parts += [self.source[at:start], new]
+            at = end
+        return Document(b"".join([*parts, self.source[at:]]), of=self._of)
+
+    def replacement(self, element: Element, new: bytes) -> Edit:
         """Put `new` in an element's place."""
-        return self._edit(element.start, element.end, new)
+        return element.start, element.end, new
 
-    def remove(self, element: Element) -> Document:
+    def removal(self, element: Element) -> Edit:
         """Remove an element, and its line if it begins one."""
-        line = _LINE_BEFORE.search(self.source, 0, element.start)
-        return self._edit(line.start() if line else element.start, element.end, b"")
+        begin = self._line_before(element.start)
+        return element.start if begin is None else begin, element.end, b""
 
-    def append(self, parent: Element, lines: Lines) -> Document:
+    def addition(self, parent: Element, lines: Lines) -> Edit:
         """Add an element behind everything in `parent`, in the document's own way to indent."""
         before = self._indent(parent)
         made = b"".join(self._line(before, depth + 1, text) for depth, text in lines)
@@ -128,12 +163,24 @@ class Document:
             name = _TAG_NAME.match(tag)
             assert name is not None
             close = self._line(before, 0, f"</{name[0][1:].decode()}>")
-            return self.replace(parent, tag + made + close)
+            return self.replacement(parent, tag + made + close)
         held = self.source[parent.inner : parent.outer].rstrip(b" \t\r\n")
         at = parent.inner + len(held)
         if at == parent.outer:  # <parent></parent>, or the end tag right behind the last child
             made += self._line(before, 0, "") if not held else b""
-        return self._edit(at, at, made)
+        return at, at, made
+
+    def replace(self, element: Element, new: bytes) -> Document:
+        """As `replacement`."""
+        return self.edited(self.replacement(element, new))
+
+    def remove(self, element: Element) -> Document:
+        """As `removal`."""
+        return self.edited(self.removal(element))
+
+    def append(self, parent: Element, lines: Lines) -> Document:
+        """As `addition`."""
+        return self.edited(self.addition(parent, lines))
 
     def insert_after(self, element: Element, lines: Lines) -> Document:
         """Add an element behind one of the root's children, and what is said of that one."""
@@ -141,20 +188,20 @@ class Document:
         made = b"".join(self._line(before, depth + 1, text) for depth, text in lines)
         comment = _COMMENT_BEHIND.match(self.source, element.end)
         at = comment.end() if comment else element.end
-        return self._edit(at, at, made)
+        return self.edited((at, at, made))
 
     def set_attribute(self, element: Element, name: str, value: str) -> Document:
         """Change or add an attribute. The quotes stay as they are."""
         place = self._attribute(element, name)
         if isinstance(place, int):
-            return self._edit(place, place, f" {name}={quoted(value)}".encode())
+            return self.edited((place, place, f" {name}={quoted(value)}".encode()))
         quote = place[2][:1]
-        return self._edit(place.start(2), place.end(2), quote + _escaped(value).encode() + quote)
+        return self.edited((place.start(2), place.end(2), quote + _escaped(value).encode() + quote))
 
     def drop_attribute(self, element: Element, name: str) -> Document:
         """Remove an attribute, if it is there."""
         place = self._attribute(element, name)
-        return self if isinstance(place, int) else self._edit(place.start(), place.end(), b"")
+        return self if isinstance(place, int) else self.edited((place.start(), place.end(), b""))
 
     def _attribute(self, element: Element, name: str) -> re.Match[bytes] | int:
         """Where an attribute is written, with the space before it, or else where it could be."""
@@ -171,19 +218,32 @@ class Document:
         """An element as it is written."""
         return self.source[element.start : element.end]
 
-    def _edit(self, start: int, end: int, new: bytes) -> Document:
-        return Document(self.source[:start] + new + self.source[end:])
-
     # --- white space ------------------------------------------------------------------------------
     def _unit(self) -> bytes | None:
         """How a level is indented; ``None`` when all is on one line."""
+        if self._of is not None:
+            return self._of.unit
         first = self.root.children[0] if self.root.children else None
-        line = _LINE_BEFORE.search(self.source, self.root.inner, first.start) if first else None
-        return line[0].lstrip(b"\r\n").removeprefix(self._indent(self.root)) if line else None
+        begin = self._line_before(first.start) if first else None
+        if first is None or begin is None or begin < self.root.inner:
+            return None
+        line = self.source[begin : first.start]
+        return line.lstrip(b"\r\n").removeprefix(self._indent(self.root))
 
     def _indent(self, element: Element) -> bytes:
-        line = _LINE_BEFORE.search(self.source, 0, element.start)
-        return line[0].lstrip(b"\r\n") if line else b""
+        if self._of is not None and element is self.root:
+            return self._of.margin
+        begin = self._line_before(element.start)
+        return b"" if begin is None else self.source[begin : element.start].lstrip(b"\r\n")
+
+    def _line_before(self, at: int) -> int | None:
+        """Where the end of line lies behind which only blanks are before a place."""
+        begin = at
+        while self.source[begin - 1 : begin] in (b" ", b"\t"):
+            begin -= 1
+        if self.source[begin - 1 : begin] != b"\n":
+            return None
+        return begin - 2 if self.source[begin - 2 : begin - 1] == b"\r" else begin - 1
 
     def _line(self, before: bytes, depth: int, text: str) -> bytes:
         unit = self._unit()

@@ -10,7 +10,8 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from linkmgr.errors import BadMetadata, LinkmgrError
+from linkmgr.errors import BadMetadata, CannotPrepare, LinkmgrError
+from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.apply import in_a_line, summary
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Domains
@@ -21,6 +22,7 @@ from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.records import records_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import VmState
+from linkmgr.untrusted import shell_command
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Hooks:
         self, domain: Domain, operation: str, sub_operation: str, document: Document, xml: str
     ) -> HookAnswer:
         if operation in _COMING:
+            _check_monitor(document)
             domain.applied.clear()
             domain.bring(xml)
             if operation == "migrate":
@@ -106,6 +109,7 @@ class Hooks:
 
     async def _started(self, domain: Domain, document: Document, xml: str) -> HookAnswer:
         """Wait until the cables are in. `applied` is unset since the hook was called before."""
+        _check_monitor(document)
         try:
             wanted = cables_of(document)
         except BadMetadata:
@@ -143,3 +147,22 @@ class Hooks:
             vm.name == domain.name and vm.state is VmState.ANSWERS and vm.running is False
             for vm in self._links.seen()[0]
         )
+
+
+def _check_monitor(document: Document) -> None:
+    """Refuse a domain whose guest could speak as its QEMU; name one that is prepared as once.
+
+    :raise CannotPrepare: through what, and what to do.
+    """
+    name, form = domain_name(document), monitor_xml.find(document).form
+    if leak := monitor_xml.leak(document):
+        raise CannotPrepare(
+            f"domain {name}: its guest could speak to the service as its QEMU, through "
+            f"{leak.what}; its NICs get no cables",
+            hint=leak.hint,
+        )
+    if form is monitor_xml.Form.COMMANDLINE:
+        log.warning(
+            "domain %s was prepared by an older linkmgr, and does not start with a QEMU of 10.2 or "
+            "newer. To do: '%s'", name, shell_command("linkmgr prepare", name, "--refresh")
+        )  # fmt: skip

@@ -11,6 +11,9 @@ somebody else. So the process has to hold the write lock on a pid file as well, 
 for QEMU before it executes it (libvirt 6.2 and newer), and to have begun before the record was
 written. The pid file is 0644: a *read* lock on it is anybody's.
 
+The guest itself must not be what speaks, either: a device of it could lead to the socket. So its
+XML has to have a monitor, and nothing else that dials (`linkmgr.libvirt.monitor_xml`).
+
 libvirt 11 and newer give the directory to the user that QEMU runs as, so a guest that was taken
 over may rename and remove root's files there. It gains nothing by that: names of files only say
 where to look first.
@@ -30,7 +33,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from linkmgr.errors import CannotPrepare
 from linkmgr.journal import started_at
+from linkmgr.libvirt import monitor_xml
+from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.status import BadStatus, Status, open_root_file, pid_hint, read_status
 
 RUN_DIR = Path("/run/libvirt/qemu")
@@ -87,6 +93,8 @@ class DomainFiles:
         # Last of all: while it lives its pid is nobody else's, so all that was read is about it.
         if _has_ended(sock) or started_at(pid) != began or _effective_uid(pid) != uid:
             raise Stranger("it has ended")
+        if why := _no_monitor(status):
+            raise Stranger(f"domain {status.name}: {why}")
         return Dialled(status.name, status.uuid, pid)
 
     def doubt(self, name: str) -> str | None:
@@ -269,6 +277,21 @@ def _in_real_time(ticks: int) -> int:
     """Clock ticks since boot in nanoseconds since 1970, by the clocks as they are now."""
     since_boot = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot
+
+
+def _no_monitor(status: Status) -> str | None:
+    """Why what dials is no monitor of QEMU's, though it is QEMU that dials; ``None`` if it is."""
+    try:
+        document = Document(status.domain)
+    except CannotPrepare as error:
+        return f"its XML cannot be read: {error.what}"
+    if leak := monitor_xml.leak(document):
+        return f"its guest could speak to the service as its QEMU, through {leak.what}. To do: " + (
+            leak.hint
+        )
+    if not monitor_xml.has_monitor(document):
+        return "nothing in its XML makes its QEMU dial with a monitor"
+    return None
 
 
 def _read_pid(path: Path) -> tuple[int, int | None]:

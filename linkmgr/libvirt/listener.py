@@ -1,7 +1,7 @@
 """The socket that QEMUs dial: one for all guests, which are known by who they are, not by a path.
 
 A prepared domain has a monitor that dials this socket, and again each second while nobody listens
-(``-chardev socket,server=off,reconnect=1``). So a guest boots and runs without the service, and is
+(`linkmgr.libvirt.monitor_xml`). So a guest boots and runs without the service, and is
 there by itself when the service is. What a QEMU says of itself is checked against what libvirt says
 of its process (`linkmgr.libvirt.identity`); who is no QEMU of libvirt's is hung up on, unheard.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from linkmgr.budget import TimeBudget
 from linkmgr.errors import LibvirtRefused, LinkmgrError
+from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
@@ -67,7 +68,10 @@ class Listing:
                 found.append(self._unseen(view.name, view.uuid, view.state))
                 continue
             later = await self._prepared_later(self._libvirt, view, document)
-            found.append(self._of(view, document, later))
+            info = self._of(view, document, later)
+            if info.command is None and await self._is_old(self._libvirt, view, document):
+                info = replace(info, command=_command(view, "--refresh"))
+            found.append(info)
         return found
 
     async def _read(self, libvirt: LibvirtSide, view: DomainView, *, live: bool) -> Document:
@@ -91,6 +95,17 @@ class Listing:
             return set()
         later = [nic for nic in nics_of(stored) if nic.alias in records_of(stored)]
         return {nic.alias for nic in later} | {nic.mac for nic in later if nic.mac}
+
+    async def _is_old(self, libvirt: LibvirtSide, view: DomainView, document: Document) -> bool:
+        """Whether it was prepared by an older linkmgr, or damaged, and is so at its next start."""
+        if not monitor_xml.is_outdated(document) or not view.persistent:
+            return False
+        if not view.active:
+            return True
+        try:
+            return monitor_xml.is_outdated(await self._read(libvirt, view, live=False))
+        except LinkmgrError:  # it is gone by now, say
+            return False
 
     def _of(self, view: DomainView, document: Document, later: set[str]) -> DomainInfo:
         name, prepared = view.name, records_of(document)
@@ -165,10 +180,10 @@ def _of_linkmgr(nic: Nic, prepared: bool, wanted: str | None) -> DomainNicInfo:
     )
 
 
-def _command(view: DomainView) -> str | None:
+def _command(view: DomainView, option: str = "--define") -> str | None:
     """The command that brings the domain nearer to being prepared, if one can."""
     if can_be_vm(view.name):
         # virsh takes digits for an id, and linkmgr what ends with .xml for a file.
         plain = not view.name.isdigit() and not view.name.endswith(".xml")
-        return shell_command("linkmgr prepare", view.name if plain else view.uuid, "--define")
+        return shell_command("linkmgr prepare", view.name if plain else view.uuid, option)
     return None if view.active else rename_command(view.name)

@@ -88,14 +88,17 @@ def chosen(document: Document, which: str | None) -> list[DomainNic]:
     return found
 
 
-def new_alias(document: Document, nic: DomainNic, taken: Collection[str]) -> str:
+def aliases_of(document: Document) -> set[str]:
+    """The aliases of all devices, NICs and others."""
+    return {e.attributes.get("name", "") for e in document.root.walk() if e.name == "alias"}
+
+
+def new_alias(nic: DomainNic, taken: Collection[str]) -> str:
     """An alias for a NIC without one that stays: ``ua-net0`` for the first."""
-    used = {e.attributes.get("name") for e in document.root.walk() if e.name == "alias"}
-    used |= set(taken)
     number = nic.index
     if _AUTOMATIC.fullmatch(nic.alias):
         number = int(nic.alias.removeprefix("net"))
-    while f"ua-net{number}" in used:
+    while f"ua-net{number}" in taken:
         number += 1
     return f"ua-net{number}"
 

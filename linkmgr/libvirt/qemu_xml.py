@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from linkmgr.libvirt.domain_xml import QEMU, Document, Element, Lines, quoted
 
@@ -36,33 +36,43 @@ def options(value: str, *, implied: str) -> dict[str, str]:
 
 
 def drop_arguments(
-    document: Document, word: str, beginning: str, ours: Callable[[str], bool] = lambda _: False
+    document: Document,
+    word: str,
+    surely: Callable[[str], bool],
+    ours: Callable[[str], bool] = lambda _: False,
 ) -> Document:
-    """Remove each pair of `word` and a value that begins so, then the element if it is empty.
+    """Remove each pair of `word` and such a value, then the element if it is empty.
 
     What is left of a pair that was damaged goes too: such a value without its word, and a `word`
     that another option or nothing follows, which QEMU would refuse.
 
-    :param ours: of which other values behind `word` the pair goes too.
+    :param surely: which values go, wherever they stand.
+    :param ours: of which other values behind `word` the pair goes.
     """
     args = _args(document)
     values = [arg.attributes.get("value", "") for arg in args]
     gone = set()
     for number, value in enumerate(values):
         behind = values[number + 1] if number + 1 < len(values) else "-"
-        if value.startswith(beginning) or (value == word and behind.startswith((beginning, "-"))):
+        if surely(value) or (value == word and (behind.startswith("-") or surely(behind))):
             gone.add(number)
         elif value == word and ours(behind):
             gone |= {number, number + 1}
-    for number in sorted(gone, reverse=True):
-        document = document.remove(args[number])
+    document = document.edited(*(document.removal(args[number]) for number in sorted(gone)))
     return _tidy(document, "commandline")
 
 
 def override(document: Document, alias: str, name: str) -> str | None:
     """The value that a property of a device is overridden with."""
-    found = _property(document, alias, name)
-    return found.attributes.get("value", "") if found else None
+    return overrides(document).get((alias, name))
+
+
+def overrides(document: Document) -> dict[tuple[str, str], str]:
+    """All that is overridden: the value of each alias and property."""
+    found: dict[tuple[str, str], str] = {}
+    for (alias, name), each in _properties(document).items():
+        found[alias, name] = each.attributes.get("value", "")
+    return found
 
 
 def overridden(document: Document) -> list[str]:
@@ -72,36 +82,42 @@ def overridden(document: Document) -> list[str]:
     return [each.attributes.get("alias", "") for each in found if each.name == DEVICE]
 
 
-def add_override(document: Document, alias: str, name: str, value: str) -> Document:
-    """Override a text property of a device."""
-    attributes = f"name={quoted(name)} type='string' value={quoted(value)}"
-    made: _Tree = (f"property {attributes}", [])
-    device = _device(document, alias)
-    if device is None:
-        frontend: _Tree = ("frontend", [made])
-        return _add(document, "override", [(f"device alias={quoted(alias)}", [frontend])])
-    frontend_there = device.find(FRONTEND)
-    if frontend_there is None:
-        return document.append(device, _written(device.prefix, [("frontend", [made])]))
-    return document.append(frontend_there, _written(frontend_there.prefix, [made]))
+def add_overrides(document: Document, values: Mapping[tuple[str, str], str]) -> Document:
+    """Override text properties of devices, each by its alias and its name."""
+    devices, edits, trees = _devices(document), [], list[_Tree]()
+    for (alias, name), value in values.items():
+        made: _Tree = (f"property name={quoted(name)} type='string' value={quoted(value)}", [])
+        device = devices.get(alias)
+        frontend = device.find(FRONTEND) if device else None
+        if device is None:
+            trees.append((f"device alias={quoted(alias)}", [("frontend", [made])]))
+        elif frontend is None:
+            lines = _written(device.prefix, [("frontend", [made])])
+            edits.append(document.addition(device, lines))
+        else:
+            edits.append(document.addition(frontend, _written(frontend.prefix, [made])))
+    document = document.edited(*edits)
+    return _add(document, "override", trees) if trees else document
 
 
-def drop_override(document: Document, alias: str, name: str) -> Document:
-    """Let a property be what libvirt makes it, and remove the elements that are empty then."""
-    found = _property(document, alias, name)
-    if found is None:
+def drop_overrides(document: Document, which: Collection[tuple[str, str]]) -> Document:
+    """Let properties be what libvirt makes them, and remove the elements that are empty then.
+
+    :param which: each by the device's alias and its name.
+    """
+    found = _properties(document)
+    gone = [found[each] for each in which if each in found]
+    if not gone:
         return document
-    document = document.remove(found)
-    device = _device(document, alias)
-    assert device is not None
-    frontend = device.find(FRONTEND)
-    if frontend is not None and not frontend.children:
-        document = document.remove(frontend)
-        device = _device(document, alias)
-        assert device is not None
-    if not device.children:
-        document = document.remove(device)
-    return _tidy(document, "override")
+    aliases = {alias for alias, _ in which}
+    document = document.edited(*(document.removal(each) for each in gone))
+    devices = [each for alias, each in _devices(document).items() if alias in aliases]
+    frontends = [there for each in devices if (there := each.find(FRONTEND))]
+    empty = [document.removal(each) for each in frontends if not each.children]
+    document = document.edited(*empty)
+    devices = [each for alias, each in _devices(document).items() if alias in aliases]
+    empty = [document.removal(each) for each in devices if not each.children]
+    return _tidy(document.edited(*empty), "override")
 
 
 _Tree = tuple[str, "list[_Tree]"]
@@ -135,21 +151,25 @@ def _args(document: Document) -> list[Element]:
     return [each for each in element.children if each.name == ARG] if element else []
 
 
-def _device(document: Document, alias: str) -> Element | None:
+def _devices(document: Document) -> dict[str, Element]:
+    """The first ``<device>`` of each alias."""
     element = document.root.find(f"{{{QEMU}}}override")
+    found: dict[str, Element] = {}
     for each in element.children if element else []:
-        if each.name == DEVICE and each.attributes.get("alias") == alias:
-            return each
-    return None
+        if each.name == DEVICE:
+            found.setdefault(each.attributes.get("alias", ""), each)
+    return found
 
 
-def _property(document: Document, alias: str, name: str) -> Element | None:
-    device = _device(document, alias)
-    frontend = device.find(FRONTEND) if device else None
-    for each in frontend.children if frontend else []:
-        if each.name == PROPERTY and each.attributes.get("name") == name:
-            return each
-    return None
+def _properties(document: Document) -> dict[tuple[str, str], Element]:
+    """The first ``<property>`` of each alias and name."""
+    found: dict[tuple[str, str], Element] = {}
+    for alias, device in _devices(document).items():
+        frontend = device.find(FRONTEND)
+        for each in frontend.children if frontend else []:
+            if each.name == PROPERTY:
+                found.setdefault((alias, each.attributes.get("name", "")), each)
+    return found
 
 
 def _tidy(document: Document, name: str) -> Document:

@@ -7,6 +7,8 @@ it was written; libvirt carries text through, whatever it does to the rest.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from linkmgr.libvirt.domain_xml import Document, Element, cdata, quoted
 
 PREPARED = "urn:linkmgr:prepared"  #: namespace of the records
@@ -26,15 +28,18 @@ def original(document: Document, record: Element) -> bytes:
     return record.text.encode().replace(b"\n", document.newline)
 
 
-def add_record(document: Document, alias: str, interface: bytes) -> Document:
-    """Record what a NIC is before it is changed."""
+def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document:
+    """Record what NICs are before they are changed, each by its alias."""
+    if not interfaces:
+        return document
     element = _element(document)
+    prefix = "linkmgr:" if element is None else element.prefix
+    made = [_record(f"{prefix}nic", alias, text) for alias, text in interfaces.items()]
     if element is not None:
-        name = f"{element.prefix}nic"
-        return document.append(element, [(0, _record(name, alias, interface))])
+        return document.append(element, [(0, each) for each in made])
     lines = [
         (0, f"<linkmgr:prepared xmlns:linkmgr={quoted(PREPARED)}>"),
-        (1, _record("linkmgr:nic", alias, interface)),
+        *((1, each) for each in made),
         (0, "</linkmgr:prepared>"),
     ]
     metadata = document.root.find("metadata")
@@ -45,10 +50,11 @@ def add_record(document: Document, alias: str, interface: bytes) -> Document:
     return document.insert_after(head[-1], lines)
 
 
-def drop_record(document: Document, alias: str) -> Document:
-    """Forget what a NIC was, and the element around it when it was the last."""
-    document = document.remove(records_of(document)[alias])
-    if records_of(document):
+def drop_records(document: Document, aliases: Collection[str]) -> Document:
+    """Forget what NICs were, and the element around it when they were all."""
+    there = records_of(document)
+    document = document.edited(*(document.removal(there[alias]) for alias in aliases))
+    if not aliases or records_of(document):
         return document
     element = _element(document)
     assert element is not None

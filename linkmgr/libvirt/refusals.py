@@ -138,28 +138,45 @@ def check_clashes(document: Document, nic: DomainNic) -> None:
         ).about(str(nic))
 
 
-def check_ids(document: Document, nic: DomainNic, alias: str, args: Sequence[str]) -> None:
-    """Refuse ids and hubs that the domain's own qemu:commandline uses already.
+class Taken:
+    """What the domain's own qemu:commandline and qemu:override use already."""
 
-    :param args: that the NIC needs.
-    :raise CannotPrepare: which it is.
-    """
-    if qemu_xml.override(document, alias, "netdev") is not None:
-        raise CannotPrepare(
-            "the domain's own qemu:override says already what the NIC is wired to",
-            hint=f"remove the property netdev of {alias} there, and what it needs in "
-            "qemu:commandline",
-        ).about(str(nic))
-    ids = {found[1] for value in args if (found := _ID.match(value))}
-    hubs = {found[1] for value in args if (found := _HUB.match(value))}
-    for value in qemu_xml.arguments(document):
-        an_id, hub = _ID.match(value), _HUB.match(value)
-        if (an_id and an_id[1] in ids) or (hub and hub[1] in hubs):
+    def __init__(self, document: Document) -> None:
+        self._wired = {alias for alias, name in qemu_xml.overrides(document) if name == "netdev"}
+        self._ids: dict[str, str] = {}  # -> the value that has it
+        self._hubs: dict[str, str] = {}
+        for value in qemu_xml.arguments(document):
+            self._take(value)
+
+    def give(self, nic: DomainNic, alias: str, args: Sequence[str]) -> None:
+        """Have a NIC's ids and hubs be taken from now on.
+
+        :param args: that the NIC needs.
+        :raise CannotPrepare: which of them is taken.
+        """
+        if alias in self._wired:
             raise CannotPrepare(
-                f"the domain's own qemu:commandline has {ascii(value)[:103]}, which the NIC needs "
-                "for its hub",
-                hint="remove it there, or give the NIC another alias",
+                "the domain's own qemu:override says already what the NIC is wired to",
+                hint=f"remove the property netdev of {alias} there, and what it needs in "
+                "qemu:commandline",
             ).about(str(nic))
+        for value in args:
+            an_id, hub = _ID.match(value), _HUB.match(value)
+            other = (an_id and self._ids.get(an_id[1])) or (hub and self._hubs.get(hub[1]))
+            if other:
+                raise CannotPrepare(
+                    f"the domain's own qemu:commandline has {ascii(other)[:103]}, which the NIC "
+                    "needs for its hub",
+                    hint="remove it there, or give the NIC another alias",
+                ).about(str(nic))
+        for value in args:
+            self._take(value)
+
+    def _take(self, value: str) -> None:
+        if found := _ID.match(value):
+            self._ids.setdefault(found[1], value)
+        if found := _HUB.match(value):
+            self._hubs.setdefault(found[1], value)
 
 
 def can_be_vm(name: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from linkmgr.budget import TimeBudget
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
+from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
@@ -56,6 +57,8 @@ async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> l
             document = read_document(xml, view.name)
     except LinkmgrError as error:
         return [Finding(error.code, view.name, error.what, error.hint or "look at its XML")]
+    if leak := monitor_xml.leak(document):
+        return [_leaks(view.name, leak)]
     return [_finding(view.name)] if records_of(document) else []
 
 
@@ -65,6 +68,16 @@ def _is_new(pid: int | None) -> bool:
         return False
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     return now - began / os.sysconf("SC_CLK_TCK") < SECONDS
+
+
+def _leaks(name: str, leak: monitor_xml.Leak) -> Finding:
+    return Finding(
+        "guest-could-speak",
+        name,
+        f"its guest could speak to the service as its QEMU, through {leak.what}; so its QEMU is "
+        "not listened to, and its NICs have no cable",
+        leak.hint,
+    )
 
 
 def _finding(name: str) -> Finding:

@@ -15,7 +15,7 @@ import re
 import stat
 import uuid as uuids
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
@@ -53,6 +53,7 @@ class Status:
     :param pid: of QEMU; 0 when libvirt has not written it.
     :param nics: by alias.
     :param written: when libvirt wrote it, in nanoseconds since 1970; 0 when that is not known.
+    :param domain: its live XML.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Status:
     pid: int
     nics: Mapping[str, StatusNic]
     written: int = 0
+    domain: bytes = field(default=b"", repr=False)
 
 
 def open_root_file(path: str | Path) -> int:
@@ -99,9 +101,10 @@ def parse_status(xml: bytes, written: int = 0) -> Status:
     :raise BadStatus: when it is none.
     """
     try:
-        root = Document(xml).root
+        document = Document(xml)
     except CannotPrepare as error:
         raise BadStatus(error.what) from error
+    root = document.root
     domain = root.find("domain")
     name, uuid = (domain.find(each) if domain else None for each in ("name", "uuid"))
     if root.name != "domstatus" or domain is None or name is None or uuid is None:
@@ -121,7 +124,8 @@ def parse_status(xml: bytes, written: int = 0) -> Status:
                 target=each.get("target", "dev"),
             )
     its_pid = int(pid) if pid.isascii() and pid.isdecimal() and len(pid) <= 10 else 0
-    return Status(name.text.strip(), its_uuid, its_pid, nics, written)
+    text = document.text(domain)
+    return Status(name.text.strip(), its_uuid, its_pid, nics, written, text)
 
 
 def pid_hint(path: str | Path) -> int | None:

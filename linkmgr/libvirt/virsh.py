@@ -7,6 +7,7 @@ libvirt's guests virsh is there, whereas libvirt-python needs a compiler.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from linkmgr.errors import (
     Unsupported,
 )
 from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.monitor_xml import in_order
 from linkmgr.libvirt.nics import chosen
 from linkmgr.suggest import meant
 from linkmgr.untrusted import shell_command
@@ -27,6 +29,8 @@ from linkmgr.untrusted import shell_command
 SECONDS = 30.0  #: that libvirt may take for one answer
 
 _NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, before libvirt's
+#: In libvirt's own capabilities, which have an element for each CPU: too long to be read as XML.
+_SECURITY_MODEL = re.compile(rb"<secmodel>\s*<model>([a-z0-9_-]{1,32})</model>")
 _LOST = ("Disconnected from", "End of file while reading data", "client socket is closed")
 
 
@@ -97,6 +101,38 @@ class Virsh:
                     hint="leave this NIC as it is, and name the others with --nic",
                 ).about(str(nic))
 
+    def names(self) -> list[str]:
+        """The domains that have stored XML, running or not."""
+        return self._lines("list", "--all", "--persistent", "--name")
+
+    def saved(self) -> list[str]:
+        """The domains with saved state (managedsave)."""
+        return self._lines("list", "--all", "--with-managed-save", "--name")
+
+    def saved_xml(self, domain: str) -> bytes:
+        """The XML in a domain's saved state, with which it is resumed."""
+        return self._run("managedsave-dumpxml", "--domain", domain)
+
+    def with_snapshots(self) -> list[str]:
+        """The domains with snapshots."""
+        return self._lines("list", "--all", "--with-snapshot", "--name")
+
+    def snapshots(self, domain: str) -> list[str]:
+        """The snapshots of a domain that hold its memory, too."""
+        return self._lines("snapshot-list", "--active", "--name", "--domain", domain)
+
+    def snapshot_xml(self, domain: str, snapshot: str) -> bytes:
+        """A snapshot's XML."""
+        return self._run("snapshot-dumpxml", "--snapshotname", snapshot, "--domain", domain)
+
+    def _lines(self, *words: str) -> list[str]:
+        said = self._run(*words).decode(errors="replace")
+        return [line.strip() for line in said.splitlines() if line.strip()]
+
+    def security_models(self) -> list[str]:
+        """The security drivers of the host, by libvirt's names: ``apparmor``, ``dac``."""
+        return [each.decode() for each in _SECURITY_MODEL.findall(self._run("capabilities"))]
+
     def exists(self, domain: str) -> bool:
         """Whether there is a domain of that name."""
         try:
@@ -111,7 +147,8 @@ class Virsh:
         :raise CannotPrepare: libvirt refused it.
         """
         try:
-            self._run("define", "--validate", "--file", "/dev/stdin", xml=xml)
+            text = in_order(Document(xml)).source
+            self._run("define", "--validate", "--file", "/dev/stdin", xml=text)
         except LibvirtRefused as error:
             raise CannotPrepare(
                 error.what, hint="the domain is as it was; see libvirt's own log"
@@ -179,6 +216,7 @@ def validate(xml: bytes, what: str) -> bool:
     if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
         return False
     argv: Sequence[str] = ["virt-xml-validate", "-", "domain"]
+    xml = in_order(Document(xml)).source
     try:
         done = subprocess.run(argv, input=xml, capture_output=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired:

@@ -20,6 +20,7 @@ from linkmgr.model import Nic, Transport, VmInfo, VmState
 from linkmgr.testing.process import Child, execute, until
 from tests.integration.lab import bridge_of
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
+from tests.prepared_once import prepared_once, prepared_open
 
 PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
 NIC = "web1/ua-net0"
@@ -262,6 +263,40 @@ async def test_a_user_who_gets_the_pid_of_a_guest_that_ended_is_not_taken_for_it
         assert f"pid {pid} was refused: it does not hold the write lock" in served.said()
         assert await vm(links) is None
         await libvirtd.start()
+
+
+async def test_a_guest_that_could_speak_as_its_qemu_is_hung_up_on_and_named(
+    libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    nic = "<interface type='user'/>"
+    await libvirtd.define(prepared_once(tiny_domain(libvirtd, "web1", [nic])))
+    await libvirtd.define(prepared_open(tiny_domain(libvirtd, "web2", [nic])))
+    served = service(libvirtd, tmp_path)
+    async with served, served.client() as links:
+        for name in ("web1", "web2"):
+            await libvirtd.virsh("start", "--paused", name)
+        assert await comes(links, answers, within=5) < 5  # as an older linkmgr prepared it
+        what = "domain web2: its guest could speak to the service as its QEMU"
+        await until(lambda: _said(served, what), timeout=5, what="the refusal")
+        assert [each.name for each in await links.vms()] == ["web1"]
+        shown = await execute([PROGRAM, "--socket", str(served.socket), "nics"])
+        assert shown.output.count("linkmgr prepare web1 --refresh") == 1
+        assert shown.output.count("linkmgr prepare web2 --refresh") == 1
+
+        async def named() -> bool:
+            return "guest-could-speak" in {each.code for each in await links.check()}
+
+        await until(named, timeout=10, what="the finding")
+        for name in ("web1", "web2"):
+            await libvirtd.virsh("destroy", name)
+            argv = [PROGRAM, "prepare", "--connect", libvirtd.uri, "--refresh", name]
+            await execute(argv, timeout=60)
+            await libvirtd.virsh("start", "--paused", name)
+        await until(lambda: _known(links, 2), timeout=5, what="both")
+
+
+async def _known(links: Client, number: int) -> bool:
+    return len([each for each in await links.vms() if answers(each)]) == number
 
 
 async def stolen(pid: int, socket: Path, pid_file: Path) -> str:

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from linkmgr.cli import probes
+from linkmgr.cli.probes import Verdict
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import CommandFailed, execute, until
 from linkmgr.wirings.args import hub_number
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
+from tests.prepared_once import prepared_once
 
 MAC = "52:54:00:00:00:01"
 BRIDGE = f"""<interface type='bridge'>
@@ -166,6 +169,102 @@ async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_af
     await libvirtd.virsh("destroy", "web1")
     await libvirtd.virsh("undefine", "web1")
     await until(lambda: _same(devices(), before), timeout=5, what="devices are gone")
+
+
+async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
+    libvirtd: Libvirtd,
+) -> None:
+    nic = "<interface type='user'/>"
+    for name in ("web1", "web2", "web4"):
+        await libvirtd.define(prepared_once(tiny_domain(libvirtd, name, [nic])))
+    await libvirtd.define(tiny_domain(libvirtd, "web3", [nic]))
+    plain = await libvirtd.virsh("dumpxml", "--inactive", "web3")
+    await libvirtd.virsh("start", "--paused", "web4")
+    await libvirtd.virsh("managedsave", "web4")
+
+    old, saved = await probes.prepared(libvirtd.uri)
+    assert (old.verdict, "prepared web1, web2, web4," in old.what) == (Verdict.MISSING, True)
+    assert old.todo == "'linkmgr prepare --refresh --all'"
+    assert (saved.name, "of web4 cannot" in saved.what) == ("saved states", True)
+
+    one = await prepare(libvirtd, "web1", "--refresh")
+    assert one.returncode == 0, one.stderr
+    assert "-    <qemu:arg value='chardev=lm-qmp,mode=control'/>" in one.stdout
+    assert "<channel type='unix'>" in await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    every = await prepare(libvirtd, "--refresh", "--all")
+    assert every.returncode == 1
+    assert every.stdout == "web2  prepared anew; holds from its next start on\n"
+    assert "web4: domain web4 has saved state (managedsave)" in every.stderr
+    await libvirtd.virsh("managedsave-remove", "web4")
+    said = json.loads((await prepare(libvirtd, "--refresh", "--all", "--json")).stdout)
+    assert [each["domain"] for each in said["domains"] if each["changed"]] == ["web4"]
+    again = await prepare(libvirtd, "--refresh", "--all")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "no domain has to be prepared anew" in again.stderr
+    (fine,) = await probes.prepared(libvirtd.uri)
+    assert fine.verdict is Verdict.WORKS
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web3") == plain
+    assert "it was never prepared" in (await prepare(libvirtd, "web3", "--refresh")).stderr
+
+    async with Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled:
+        for name in ("web1", "web2", "web4"):
+            await libvirtd.virsh("start", name)
+            assert (await dialled.ask("query-name"))[2] == {"name": name}
+            await libvirtd.virsh("destroy", name)
+    undone = await prepare(libvirtd, "web1", "--undo", "--define")
+    assert undone.returncode == 0, undone.stderr
+    stored = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    assert "qemu:" not in stored
+    assert "linkmgr" not in stored
+
+
+async def test_the_socket_stays_roots_while_two_guests_dial_it(libvirtd: Libvirtd) -> None:
+    """libvirt gives a channel's socket to the user of QEMU unless it is told not to."""
+    path = libvirtd.run / "linkmgr/qmp.sock"
+    async with Dialled(path) as dialled:
+
+        async def dials(name: str) -> None:
+            """Wait for its call; each calls again each second."""
+            async with asyncio.timeout(20):
+                while (await dialled.ask("query-name"))[2] != {"name": name}:
+                    pass
+            assert path.stat().st_uid == 0
+
+        for name in ("web1", "web2"):
+            await libvirtd.define(tiny_domain(libvirtd, name, ["<interface type='user'/>"]))
+            assert (await prepare(libvirtd, name, "--define")).returncode == 0
+            await libvirtd.virsh("start", "--paused", name)
+            await dials(name)
+        await libvirtd.virsh("destroy", "web1")
+        await dials("web2")
+
+
+async def test_a_record_that_somebody_edited_has_libvirt_run_nothing(libvirtd: Libvirtd) -> None:
+    """libvirt would run the script as root at the next start."""
+    await libvirtd.define(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
+    assert (await prepare(libvirtd, "web1", "--define")).returncode == 0
+    ran = libvirtd.root / "ran"
+    script = libvirtd.root / "evil"
+    script.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    script.chmod(0o755)
+    record = f"<interface type='ethernet'><script path='{script}'/></interface>"
+    await libvirtd.virsh(
+        "metadata", "web1", "urn:linkmgr:prepared", "--config", "--key", "linkmgr", "--set",
+        f"<prepared><nic alias='ua-net0'><![CDATA[{record}]]></nic></prepared>",
+    )  # fmt: skip
+    before = await libvirtd.virsh("dumpxml", "--inactive", "web1")
+    refused = await prepare(libvirtd, "web1", "--undo", "--define")
+    assert refused.returncode == 2
+    assert f"<script path='{script}'>" in refused.stderr
+    assert "--trust-metadata" in refused.stderr
+    assert await libvirtd.virsh("dumpxml", "--inactive", "web1") == before
+    await libvirtd.virsh("start", "--paused", "web1")
+    await libvirtd.virsh("destroy", "web1")
+    assert not ran.exists()
+    trusted = await prepare(libvirtd, "web1", "--undo", "--define", "--trust-metadata")
+    assert trusted.returncode == 0, trusted.stderr
+    assert "again of type ethernet" in trusted.stderr
+    assert str(script) in await libvirtd.virsh("dumpxml", "--inactive", "web1")
 
 
 async def test_saved_state_is_refused_and_nothing_is_changed(libvirtd: Libvirtd) -> None:

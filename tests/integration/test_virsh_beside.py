@@ -19,8 +19,11 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager, LinkState, NicState
+from linkmgr.libvirt import monitor_xml
+from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.links import LinkFollower
 from linkmgr.libvirt.prepare import prepare
+from linkmgr.libvirt.qemu_xml import add_arguments
 from linkmgr.model import Mark
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
@@ -42,10 +45,10 @@ def listening_domain(libvirtd: Libvirtd, name: str) -> str:
         "<model type='virtio'/></interface>"
         for number, mac in enumerate(MACS)
     ]
-    xml = prepare(tiny_domain(libvirtd, name, nics).encode()).xml.decode()
-    dials = "path=/run/linkmgr/qmp.sock,server=off,reconnect=1"
-    assert dials in xml
-    return xml.replace(dials, f"path=/run/lab/{name}.qmp,server=on,wait=off")
+    made = prepare(tiny_domain(libvirtd, name, nics).encode())
+    document = monitor_xml.remove(Document(made.xml))
+    words = ["-qmp", f"unix:/run/lab/{name}.qmp,server=on,wait=off"]
+    return add_arguments(document, words).source.decode()
 
 
 @dataclass

@@ -50,7 +50,8 @@ def test_the_rules_for_guests_are_well_formed(folder: Path) -> None:
     done = compiled(folder)
     assert done.returncode == 0, done.stderr.decode()
     rules = folder / "abstractions/libvirt-qemu.d/linkmgr"
-    rules.write_text(rules.read_text().replace("qmp.sock rw,", "qmp.sock rw"))
+    # Not a comma that is missing: the parser of AppArmor 4.1 and newer does without the last one.
+    rules.write_text(rules.read_text().replace("qmp.sock rw,", "qmp.sock rz,"))
     assert compiled(folder).returncode != 0
 
 
@@ -75,7 +76,7 @@ async def test_rules_that_guests_do_not_have_are_missed(folder: Path) -> None:
     assert (await probes.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.WORKS
     (folder / "abstractions/libvirt-qemu.d/linkmgr").unlink()
     (gone,) = await probes.apparmor(folder, folder / "enabled")
-    assert (gone.verdict, "cannot dial" in gone.what) == (Verdict.MISSING, True)
+    assert (gone.verdict, "cannot use macvtaps" in gone.what) == (Verdict.MISSING, True)
 
 
 async def test_a_newer_libvirt_includes_the_rules_by_itself(folder: Path) -> None:

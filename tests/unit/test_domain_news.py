@@ -18,7 +18,9 @@ from linkmgr.errors import LibvirtUnreachable, MonitorUnreachable, UnknownNetwor
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
 from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.prepare import refresh
 from linkmgr.model import Transport, VmState
+from tests.prepared_once import prepared_once, prepared_open
 from tests.unit.care_lab import (
     BLUE,
     NET0,
@@ -361,6 +363,41 @@ async def test_who_asks_for_the_list_while_somebody_looks_gets_the_same_look(lab
         assert len(lab.libvirt.calls) == 2
         await care.domains()
         assert len(lab.libvirt.calls) == 4
+
+
+async def test_a_domain_that_an_older_linkmgr_prepared_is_named_with_what_to_do(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = prepared_once(domain_xml(prepared=0))
+    async with lab.care() as care:
+        lab.libvirt.live = lab.libvirt.stored = old
+        (info,) = await care.domains()
+        assert (info.prepared, info.command) == (True, "linkmgr prepare web1 --refresh")
+        answer = await care.on_hook("prepare", "begin", "-", old)
+        assert answer.ok
+        assert "'linkmgr prepare web1 --refresh'" in caplog.text
+        # It runs on as it is; from its next start on it is as it should be.
+        lab.libvirt.stored = refresh(old.encode()).xml.decode()
+        (info,) = await care.domains()
+        assert info.command is None
+
+
+async def test_a_guest_that_could_speak_as_its_qemu_is_named_and_gets_no_cables(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    leaks = prepared_open(domain_xml(prepared=0))
+    async with lab.care() as care:
+        lab.libvirt.live = lab.libvirt.stored = leaks
+        for operation in ("prepare", "start", "started", "migrate", "restore"):
+            answer = await care.on_hook(operation, "begin", "-", leaks)
+            assert not answer.ok
+            assert "its guest could speak to the service as its QEMU" in answer.said
+            assert "linkmgr prepare web1 --refresh" in answer.said
+        (finding,) = await care.check()
+        assert (finding.code, finding.subject) == ("guest-could-speak", "web1")
+        (info,) = await care.domains()
+        assert info.command == "linkmgr prepare web1 --refresh"
 
 
 async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(

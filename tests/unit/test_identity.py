@@ -23,7 +23,12 @@ from linkmgr.libvirt.status import pid_of
 
 UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
 NOBODY = 65534
-DOMAIN = f"<domain type='qemu'><name>web1</name><uuid>{UUID}</uuid></domain>"
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+MONITOR = "<q:arg value='-mon'/><q:arg value='chardev=mine,mode=control'/>"
+DOMAIN = (
+    f"<domain type='qemu' xmlns:q='{QEMU}'><name>web1</name><uuid>{UUID}</uuid><devices/>"
+    f"<q:commandline>{MONITOR}</q:commandline></domain>"
+)
 STATUS = f"<!-- generated -->\n<domstatus state='running' pid='{{pid}}'>{DOMAIN}</domstatus>"
 #: Writes its pid and locks the file, if it is to; connects, and forks if it is to; then waits.
 PROCESS = """

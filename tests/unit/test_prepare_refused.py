@@ -189,3 +189,72 @@ def test_a_record_that_cannot_be_read_is_not_put_into_the_domain(record: bytes) 
     with pytest.raises(CannotPrepare, match="recorded in <metadata>") as refused:
         undo(damaged)
     assert refused.value.nic == "web1/ua-net0"
+
+
+# --- what others may have written into <metadata> -------------------------------------------------
+def recorded(interface: str) -> bytes:
+    """A prepared domain whose record somebody has edited."""
+    done = prepare(domain("<interface type='user'/>")).xml
+    edited = re.sub(rb"<!\[CDATA\[.*?\]\]>", f"<![CDATA[{interface}]]>".encode(), done)
+    assert edited != done
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [
+        ("<script path='/tmp/evil'/>", "<script path='/tmp/evil'>"),
+        ("<downscript path='/tmp/evil'/>", "<downscript path='/tmp/evil'>"),
+        ("<backend tap='/tmp/tun' vhost='/tmp/vhost'/>", "<backend vhost='/tmp/vhost'>"),
+        ("<backend type='passt' logFile='/etc/shadow'/>", "<backend logFile='/etc/shadow'>"),
+    ],
+)
+def test_a_record_has_libvirt_run_or_open_nothing_unless_a_person_says_so(
+    inside: str, named: str
+) -> None:
+    xml = recorded(f"<interface type='ethernet'>{inside}</interface>")
+    with pytest.raises(CannotPrepare, match="others than root may have written") as refused:
+        undo(xml)
+    assert named in refused.value.what
+    assert "--trust-metadata" in str(refused.value.hint)
+    assert inside.encode() in undo(xml, trusting=True).xml
+    assert inside.encode() not in prepare(xml).xml.replace(b"CDATA", b"").split(b"]]>")[1]
+
+
+@pytest.mark.parametrize(
+    "interface",
+    [
+        "<interface type='hostdev'><source><address type='pci' bus='0x03'/></source></interface>",
+        "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>",
+        "<interface type='vhostuser'><source type='unix' path='/x' mode='client'/></interface>",
+        "<interface type='direct'><source dev='eth0' mode='passthrough'/></interface>",
+        "<interface type='user'><driver queues='4'/></interface>",
+        "<interface/>",
+    ],
+)
+def test_a_record_of_what_is_never_prepared_is_refused_whoever_says_so(interface: str) -> None:
+    xml = recorded(interface)
+    for trusting in (False, True):
+        with pytest.raises(CannotPrepare, match="was never prepared"):
+            undo(xml, trusting=trusting)
+
+
+def test_an_undo_says_what_each_nic_leads_to_again() -> None:
+    (note,) = undo(
+        recorded(
+            "<interface type='bridge' trustGuestRxFilters='yes'><source bridge='br-mgmt'/>"
+            "<target dev='uplink'/></interface>"
+        )
+    ).notes
+    assert note == (
+        "web1/ua-net0: again of type bridge, bridge 'br-mgmt', device 'uplink', "
+        "trustGuestRxFilters, as its record in <metadata> says"
+    )
+
+
+@pytest.mark.parametrize("alias", ["", "ua-x", "ua-net0,hubid=1", "a" * 300])
+def test_a_record_of_a_nic_that_is_not_there_writes_nothing(alias: str) -> None:
+    record = f"<linkmgr:nic alias='{alias}'><![CDATA[<interface type='hostdev'/>]]></linkmgr:nic>"
+    done = prepare(PLAIN).xml
+    more = done.replace(b"</linkmgr:prepared>", record.encode() + b"</linkmgr:prepared>")
+    assert undo(more).xml == PLAIN

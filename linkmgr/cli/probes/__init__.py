@@ -9,6 +9,7 @@ from linkmgr.cli.probes.abilities import kernel
 from linkmgr.cli.probes.guests import guest_files
 from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.prepared import prepared
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
 from linkmgr.cli.probes.standing import configuration, libvirt_section, rights, service
 
@@ -23,6 +24,7 @@ __all__ = [
     "libvirt",
     "libvirt_section",
     "ovs",
+    "prepared",
     "qemu",
     "rights",
     "service",

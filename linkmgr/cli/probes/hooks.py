@@ -134,7 +134,7 @@ async def apparmor(
     rules = folder / "abstractions/libvirt-qemu.d/linkmgr"
     local = folder / "local/abstractions/libvirt-qemu"
     if not rules.exists():
-        what = f"there is no {rules}: guests cannot dial the service"
+        what = f"there is no {rules}: guests cannot use macvtaps, nor dial if prepared long ago"
         return [Line(_AREA, "AppArmor", Verdict.MISSING, what, _INSTALL)]
     texts = (_rules(_read(each)) for each in (abstraction, local))
     if not any("<abstractions/libvirt-qemu.d" in text for text in texts):

@@ -1,0 +1,99 @@
+"""Domains that were prepared by an older linkmgr: a QEMU of 10.2 or newer does not start them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from linkmgr.cli.probes.line import PATIENCE, Line, Verdict
+from linkmgr.cli.probes.programs import SYSTEM
+from linkmgr.errors import LinkmgrError, Unsupported
+from linkmgr.libvirt import monitor_xml
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.virsh import Virsh
+
+T = TypeVar("T")
+
+_AREA, _NAME = "libvirt", "prepared domains"
+_SHOWN = 5  # names in a line
+#: In the XML of a saved state, which can be one with other elements around its domain.
+_RECONNECT = re.compile(rb"id=lm-qmp,[^'\"]*reconnect=")
+
+
+async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> list[Line]:
+    """Look for such domains, and for saved states and snapshots with memory that are such.
+
+    :param folder: with the sockets of the system's libvirt; without one nothing is looked at.
+    """
+    sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
+    if not uri or (uri == SYSTEM and not any(each.exists() for each in sockets)):
+        return []
+    return await asyncio.to_thread(_look, Virsh(uri, seconds=PATIENCE / 2))
+
+
+def _look(virsh: Virsh) -> list[Line]:
+    end = time.monotonic() + PATIENCE
+    try:
+        names = virsh.names()
+        old = list(_those(names, lambda name: _is_outdated(virsh, name), end))
+        saved = list(_those(virsh.saved(), lambda name: _has(virsh.saved_xml(name)), end))
+        taken = ((name, each) for name in virsh.with_snapshots() for each in virsh.snapshots(name))
+        kept = [
+            f"{name}/{each}"
+            for name, each in _those(taken, lambda of: _has(virsh.snapshot_xml(*of)), end)
+        ]
+    except Unsupported:
+        return []  # there is no virsh
+    except LinkmgrError as error:
+        return [Line(_AREA, _NAME, Verdict.UNKNOWN, error.what, error.hint)]
+    lines = []
+    if old:
+        what = f"an older linkmgr prepared {_some(old)}, and QEMU 10.2 and newer do not start them"
+        lines.append(Line(_AREA, _NAME, Verdict.MISSING, what, "'linkmgr prepare --refresh --all'"))
+    if saved:
+        what = f"the saved states of {_some(saved)} cannot be resumed by QEMU 10.2 and newer"
+        todo = (
+            "before QEMU is upgraded: 'virsh start DOMAIN', shut it down inside, then 'linkmgr "
+            "prepare DOMAIN --refresh'"
+        )
+        lines.append(Line(_AREA, "saved states", Verdict.MISSING, what, todo))
+    if kept:
+        what = f"QEMU 10.2 and newer cannot go back to the snapshots {_some(kept)}"
+        todo = "take new ones of the domains once they are prepared anew and started"
+        lines.append(Line(_AREA, "snapshots", Verdict.MISSING, what, todo))
+    if time.monotonic() > end:
+        what = f"not all of {len(names)} domains were looked at within {PATIENCE:.0f} s"
+        lines.append(Line(_AREA, _NAME, Verdict.UNKNOWN, what, "'linkmgr prepare --refresh --all'"))
+    if not lines and names:
+        what = "none has to be prepared anew"
+        lines.append(Line(_AREA, _NAME, Verdict.WORKS, what))
+    return lines
+
+
+def _those(of: Iterable[T], right: Callable[[T], bool], end: float) -> Iterator[T]:
+    """Those of which something is so, as long as there is time. What is gone by now is left out."""
+    for each in of:
+        if time.monotonic() > end:
+            return
+        try:
+            if right(each):
+                yield each
+        except LinkmgrError:
+            continue
+
+
+def _is_outdated(virsh: Virsh, name: str) -> bool:
+    return monitor_xml.is_outdated(Document(virsh.xml(name)))
+
+
+def _has(xml: bytes) -> bool:
+    return _RECONNECT.search(xml) is not None
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

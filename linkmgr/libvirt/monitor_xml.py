@@ -1,0 +1,309 @@
+"""The monitor that dials the service, in a domain's XML.
+
+It is a ``<channel>`` of libvirt's, so that libvirt itself writes how QEMU dials again each second:
+``reconnect=1`` until QEMU 10.1, ``reconnect-ms=1000`` from QEMU 9.2 on, and no argument of ours
+would fit both ends. libvirt tells AppArmor of its socket, too. Two things are ours, then: ``-mon``
+makes QEMU's control monitor of the channel's chardev, ``charua-lmqmp``, and an override gives the
+channel's port in the guest another one, with nothing behind it.
+
+The port is the guest's to open. Where the channel is there and its override is lost, the guest's
+root speaks to the service under QEMU's identity: such a domain is refused wherever it is met.
+
+Until then the chardev was in qemu:commandline, with ``reconnect=1``. A QEMU of 10.2 or newer does
+not start with it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+
+from linkmgr.errors import BadOption
+from linkmgr.libvirt import qemu_xml
+from linkmgr.libvirt.domain_xml import Document, Element, quoted
+from linkmgr.libvirt.nics import domain_name
+from linkmgr.untrusted import shell_command
+
+MONITOR = Path("/run/linkmgr/qmp.sock")  #: on which the service waits for QEMUs to dial
+
+_ALIAS = "ua-lmqmp"
+_PORT = "linkmgr"  # what the guest sees it called
+_CHARDEV = f"char{_ALIAS}"  # libvirt's name for the channel's chardev
+_NULL = "lm-null"
+_OVERRIDE = (_ALIAS, "chardev")
+_ARGUMENTS = ("-chardev", f"null,id={_NULL}", "-mon", f"chardev={_CHARDEV},mode=control")
+_BEFORE = "lm-qmp"  # the chardev's id in qemu:commandline, as it was once
+_SECONDS = "1"  # from one call to the next
+_DAC = "dac"
+_PATH_MAX = 107  # bytes; sun_path of unix(7) without its final NUL
+_MODEL = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+class Form(StrEnum):
+    """How a domain's monitor is written."""
+
+    NONE = "none"
+    CHANNEL = "channel"  #: as it is written now
+    COMMANDLINE = "commandline"  #: with ``reconnect=``, as it was written once
+    OPEN = "open"  #: a channel whose port in the guest leads to the service: never let it dial
+    DAMAGED = "damaged"  #: something of it is missing, so QEMU does not dial
+
+
+@dataclass(frozen=True)
+class MonitorXml:
+    """What there is of it in a domain's XML.
+
+    :param path: the socket that is dialled; empty when none is named that could be one.
+    :param whole: whether nothing of it is missing, and nothing there twice.
+    """
+
+    form: Form
+    path: str = ""
+    whole: bool = False
+
+
+def find(document: Document, models: Collection[str] | None = None) -> MonitorXml:
+    """Look how a domain's monitor is written.
+
+    :param models: of the host's security drivers, as `write`.
+    """
+    channels, pairs = _channels(document), list(pairwise(["", *qemu_xml.arguments(document)]))
+    old = [v for w, v in pairs if w in ("-chardev", "-mon") and _is_before(v)]
+    if channels:
+        path = channels[0].get("source", "path")
+        if any(not _is_closed(document, each) for each in channels):
+            return MonitorXml(Form.OPEN, path)
+        whole = (
+            len(channels) == 1
+            and not old
+            and all(pairs.count(pair) == 1 for pair in pairwise(_ARGUMENTS) if pair[0][0] == "-")
+            and _mons(pairs) == [_ARGUMENTS[3]]
+            and _is_ours(channels[0], models)
+        )
+        mon = any(_chardev_of(value) == _CHARDEV for value in _mons(pairs))
+        return MonitorXml(Form.CHANNEL if mon else Form.DAMAGED, path, whole)
+    if not old:
+        return MonitorXml(Form.NONE)
+    paths = [qemu_xml.options(value, implied="backend").get("path", "") for value in old]
+    dials = any(_chardev_of(value) == _BEFORE for value in _mons(pairs)) and any(paths)
+    path = next((each for each in paths if each), "")
+    return MonitorXml(Form.COMMANDLINE if dials else Form.DAMAGED, path)
+
+
+def write(
+    document: Document, path: Path | None = None, models: Collection[str] | None = None
+) -> Document:
+    """Make a domain dial. What is written so already stays as it is.
+
+    :param path: the socket; ``None`` means the one that is there, if it can be one, else `MONITOR`.
+    :param models: of the host's security drivers, which would give the socket to a guest's user
+        when the guest starts, and which are told not to; ``None`` when that host is not known.
+    :raise BadOption: the path cannot be a socket's.
+    """
+    found = find(document, models)
+    text = _checked(path) if path else _usable(found.path) or str(MONITOR)
+    if found.form is Form.CHANNEL and found.whole and found.path == text:
+        return document
+    document = remove(document)
+    devices = document.root.find("devices")
+    assert devices is not None  # it has NICs
+    labels = [each for each in sorted({_DAC} if models is None else models) if _labels(each)]
+    document = document.append(
+        devices,
+        [
+            (0, "<channel type='unix'>"),
+            (1, f"<source mode='connect' path={quoted(text)}>"),
+            (2, f"<reconnect enabled='yes' timeout='{_SECONDS}'/>"),
+            *((2, f"<seclabel model={quoted(each)} relabel='no'/>") for each in labels),
+            (1, "</source>"),
+            (1, f"<target type='virtio' name='{_PORT}'/>"),
+            (1, f"<alias name='{_ALIAS}'/>"),
+            (0, "</channel>"),
+        ],
+    )
+    document = qemu_xml.add_arguments(document, _ARGUMENTS)
+    return qemu_xml.add_overrides(document, {_OVERRIDE: _NULL})
+
+
+def remove(document: Document) -> Document:
+    """Take a domain's monitor out, whichever way it was written, and whatever is left of it."""
+    gone = [document.removal(each) for each in _channels(document)]
+    document = qemu_xml.drop_overrides(document.edited(*gone), [_OVERRIDE])
+    document = qemu_xml.drop_arguments(
+        document,
+        "-mon",
+        lambda value: value in (_ARGUMENTS[3], f"chardev={_BEFORE},mode=control"),
+        lambda value: _chardev_of(value) in (_CHARDEV, _BEFORE),
+    )
+    return qemu_xml.drop_arguments(
+        document,
+        "-chardev",
+        lambda value: value == _ARGUMENTS[1] or value.startswith(f"socket,id={_BEFORE},path="),
+        lambda value: (
+            _is_before(value) or qemu_xml.options(value, implied="backend").get("id") == _NULL
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What of a domain's devices would let its guest speak to the service.
+
+    :param hint: what to do.
+    """
+
+    what: str
+    hint: str
+
+
+def in_order(document: Document) -> Document:
+    """Have the channel's children in the order that libvirt's schema wants.
+
+    libvirt writes ``<seclabel>`` before ``<reconnect>``, and its own schema takes that only the
+    other way round (9.0, 11.3 and 12.8).
+    """
+    edits = []
+    for channel in _channels(document):
+        source = channel.find("source")
+        children = source.children if source else []
+        names = [each.name for each in children]
+        if "reconnect" not in names:
+            continue
+        last = children[names.index("reconnect")]
+        labels = [each for each in children[: names.index("reconnect")] if each.name == "seclabel"]
+        edits += [document.removal(each) for each in labels]
+        text = b"".join(document.text(each) for each in labels)
+        edits += [(last.end, last.end, text)] if labels else []
+    return document.edited(*edits)
+
+
+def leak(document: Document) -> Leak | None:
+    """Look for a way from a domain's guest to the service; ``None`` if there is none."""
+    found, name = find(document), domain_name(document)
+    if found.form is Form.OPEN:
+        return Leak(
+            f"the channel {_PORT!r}, whose qemu:override is not there",
+            f"'{shell_command('linkmgr prepare', name, '--refresh')}', then shut it down and start "
+            "it",
+        )
+    edit = shell_command("virsh edit", name)
+    hint = f"take it out with '{edit}', then shut the domain down and start it"
+    sockets = {_plain(str(MONITOR)), *([_plain(found.path)] if found.path else [])}
+    ours = [channel.find("source") for channel in _channels(document)]
+    devices = document.root.find("devices")
+    for each in devices.walk() if devices else []:
+        path = each.attributes.get("path", "")
+        if each.name == "source" and _plain(path) in sockets and not any(each is o for o in ours):
+            return Leak(f"a device that leads to {path}", hint)
+    arguments = list(pairwise(["", *qemu_xml.arguments(document)]))
+    monitors = {_chardev_of(value) for word, value in arguments if word == "-mon"}
+    for word, value in arguments:
+        chardev = qemu_xml.options(value, implied="backend")
+        path = chardev.get("path", "")
+        if word == "-chardev" and _plain(path) in sockets and chardev.get("id") not in monitors:
+            return Leak(f"a chardev that leads to {path} and is no monitor", hint)
+    return None
+
+
+def is_outdated(document: Document) -> bool:
+    """Whether a prepared domain has a monitor, and not as it is written now."""
+    return find(document).form in (Form.COMMANDLINE, Form.OPEN, Form.DAMAGED)
+
+
+def has_monitor(document: Document) -> bool:
+    """Whether a domain's own arguments make its QEMU have a monitor besides libvirt's."""
+    arguments = qemu_xml.arguments(document)
+    return any(
+        word in ("-mon", "-qmp", "-qmp-pretty") or "monitor-qmp" in word for word in arguments
+    )
+
+
+def _plain(path: str) -> str:
+    """A path as it is most often written: /var/run is /run, and nothing twice."""
+    plain = "/" + posixpath.normpath(path).lstrip("/") if path else ""
+    return plain.removeprefix("/var") if plain.startswith("/var/run/") else plain
+
+
+def _channels(document: Document) -> list[Element]:
+    devices = document.root.find("devices")
+    found = [e for e in devices.children if e.name == "channel"] if devices else []
+    return [
+        each
+        for each in found
+        if each.get("alias", "name") == _ALIAS or each.get("target", "name") == _PORT
+    ]
+
+
+def _is_closed(document: Document, channel: Element) -> bool:
+    """Whether what the guest writes into a channel's port goes nowhere."""
+    wired = qemu_xml.override(document, *_OVERRIDE)
+    pairs = pairwise(["", *qemu_xml.arguments(document)])
+    there = [value for word, value in pairs if word == "-chardev"]
+    nothing = [value for value in there if value.startswith("null,")]
+    return channel.get("alias", "name") == _ALIAS and any(
+        qemu_xml.options(value, implied="backend").get("id") == wired for value in nothing
+    )
+
+
+def _is_ours(channel: Element, models: Collection[str] | None) -> bool:
+    """Whether a channel is as `write` makes it; what libvirt adds to it is not looked at."""
+    source = channel.find("source")
+    labels = {
+        each.attributes.get("model", ""): each.attributes.get("relabel")
+        for each in (source.children if source else [])
+        if each.name == "seclabel"
+    }
+    wanted = (
+        labels.keys() | {_DAC} if models is None else {each for each in models if _labels(each)}
+    )
+    return (
+        channel.attributes.get("type") == "unix"
+        and channel.get("source", "mode") == "connect"
+        and channel.get("source/reconnect", "enabled") == "yes"
+        and channel.get("source/reconnect", "timeout") == _SECONDS
+        and labels == dict.fromkeys(wanted, "no")
+        and channel.get("target", "type") == "virtio"
+        and channel.get("target", "name") == _PORT
+        and channel.get("alias", "name") == _ALIAS
+    )
+
+
+def _labels(model: str) -> bool:
+    """Whether a security driver labels files: AppArmor has rules instead."""
+    return model not in ("apparmor", "none") and _MODEL.fullmatch(model) is not None
+
+
+def _mons(pairs: Collection[tuple[str, str]]) -> list[str]:
+    """The values of ``-mon`` that are ours."""
+    return [v for word, v in pairs if word == "-mon" and _chardev_of(v) in (_CHARDEV, _BEFORE)]
+
+
+def _chardev_of(mon: str) -> str | None:
+    return qemu_xml.options(mon, implied="chardev").get("chardev")
+
+
+def _is_before(value: str) -> bool:
+    """Whether a value of ``-chardev`` or ``-mon`` is of the monitor as it was written once."""
+    chardev = qemu_xml.options(value, implied="backend").get("id") == _BEFORE
+    return chardev or _chardev_of(value) == _BEFORE
+
+
+def _checked(path: Path) -> str:
+    text = str(path)
+    if not _usable(text):
+        raise BadOption(
+            f"{ascii(text)[:43]} cannot be the socket that QEMU dials",
+            hint=f"give an absolute path of at most {_PATH_MAX} bytes",
+        )
+    return text
+
+
+def _usable(path: str) -> str:
+    """A path, if it can be a socket's; else empty."""
+    fits = len(path.encode(errors="replace")) <= _PATH_MAX and path.isprintable()
+    return path if path.startswith("/") and fits else ""
