@@ -16,6 +16,7 @@ from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import Reservations
 from linkmgr.swap import Slot
 from linkmgr.vm import RUNS, Vm
+from linkmgr.wirings.alias import alias_of
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,10 @@ class Caretaker:
             case "DEAD":
                 self._start(self.bury(vm))
             case "NIC_RX_FILTER_CHANGED":
-                if slot := vm.slots.get(str(event.data.get("name"))):
+                if slot := vm.slots.get(alias_of(str(event.data.get("name")))):
                     self._soon(vm, slot, self._follow)
             case "DEVICE_DELETED":
-                if slot := vm.slots.get(str(event.data.get("device"))):
+                if slot := vm.slots.get(alias_of(str(event.data.get("device")))):
                     self._soon(vm, slot, self._lose)
 
     def _soon(self, vm: Vm, slot: Slot, work: Work) -> None:

@@ -20,6 +20,8 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
     subject = str(nic.ref)
     if nic.state is NicState.UNKNOWN:
         return [Finding("unknown", subject, nic.describe(), "see whether the guest is stopped")]
+    if (why := slot.unusable) is not None and nic.state is NicState.UNMANAGED:
+        return [Finding(why.code, subject, why.what, why.hint or "")]
     if nic.state in (NicState.GONE, NicState.UNMANAGED):
         return []
     again = "unplug it and plug it again"

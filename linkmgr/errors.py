@@ -28,7 +28,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── MtuTooLarge
     │   ├── NotOnHub                   the NIC's backend is fixed; boot it otherwise
     │   ├── NoSink                     the hub lacks its sink port
-    │   └── HubCrowded                 the hub carries what it must not carry
+    │   ├── HubCrowded                 the hub carries what it must not carry
+    │   └── UnusableNicId              QEMU knows the NIC by no id, or by one that cannot be a name
     ├── HostError                  the kernel of this host refused
     │   ├── LinkMissing
     │   ├── LinkBusy                   taken, in the wrong mode, or a port of something else
@@ -256,6 +257,12 @@ class HubCrowded(CannotAttach):
     """The hub carries more than one NIC and one cable; plugging would join networks."""
 
     code = "hub-crowded"
+
+
+class UnusableNicId(CannotAttach):
+    """QEMU knows the NIC by no id, or by one that cannot be a name: start the guest with one."""
+
+    code = "unusable-nic-id"
 
 
 class HostError(LinkmgrError):

@@ -507,6 +507,7 @@ class Inventory(ABC):
         """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
         before = slot.plugged
         try:
+            slot.check_usable()
             if vm.qemu.alive:
                 await swap.settle(slot)
             elif slot.leftovers:

@@ -251,9 +251,12 @@ def _read_vm(name: str, form: Form) -> VmRecord:
         owner=form.integer("owner") if "owner" in form else None,
         uuid=form.text_or_none("uuid"),
     )
-    for alias in record.nics:
+    # An older linkmgr wrote down NICs whose id cannot be a name. Without a cable they are nothing
+    # to anybody, and no reason to lose what else is there.
+    nics = {a: nic for a, nic in record.nics.items() if nic.cable or nic.intent or _is_name(a)}
+    for alias in nics:
         _named(f"nics.{alias}", alias)
-    return record
+    return replace(record, nics=nics)
 
 
 def _read_nic(form: Form) -> NicRecord:
@@ -296,6 +299,14 @@ def _read_intent(form: Form) -> Intent:
 
 def _read_networks(form: Form) -> tuple[list[Network], list[Port]]:
     return form.items("networks", read_network), form.items("ports", read_port)
+
+
+def _is_name(alias: str) -> bool:
+    try:
+        check_name("NIC", alias)
+    except BadName:
+        return False
+    return True
 
 
 def _named(path: str, name: str) -> str:

@@ -19,6 +19,7 @@ from linkmgr.errors import (
     LinkmgrError,
     MonitorGone,
     MonitorTimeout,
+    UnknownNic,
 )
 from linkmgr.host import Host, Link, held_by
 from linkmgr.host.holders import UNSEEN
@@ -79,7 +80,8 @@ async def recover_vm(
     await _sweep(vm, host, marked, begun)
     for slot in vm.slots.values():
         async with slot.lock:
-            if slot.plugged is None and not slot.foreign and slot.carrier.up is None:
+            managed = vm.facts[slot.ref.alias].managed  # else its link is its owner's
+            if managed and not (slot.plugged or slot.foreign) and slot.carrier.up is None:
                 await slot.carrier.set(up=False)
             await probe(Step.REMEMBER)
             if slot.trouble:
@@ -109,9 +111,11 @@ async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
     cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
     stay = {cable.id for cable in cables}
     for slot in vm.slots.values():
+        if slot.unusable is not None:
+            continue  # nothing of ours was ever on it, and QEMU cannot be asked for it
         try:
             stay |= {cable.id for cable in await slot.wiring.inspect(slot.ref)}
-        except (CannotAttach, CommandFailed) as error:
+        except (CannotAttach, CommandFailed, UnknownNic) as error:
             if slot.ref.alias in vm.journal.record.nics and vm.facts[slot.ref.alias].managed:
                 log.warning("%s: nothing is cleared away: %s", slot.ref, error)
                 return

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
-from linkmgr.errors import HostError, HubCrowded, MonitorGone, MonitorTimeout
+from linkmgr.errors import HostError, HubCrowded, MonitorGone, MonitorTimeout, UnusableNicId
 from linkmgr.journal import CableRecord, Intent, VmJournal
 from linkmgr.model import Connection, Endpoint, LinkState, NicRef, Notify, Offer, Port
 from linkmgr.wirings import Cable, Wiring
@@ -122,8 +122,17 @@ class Slot:
     leftovers: list[Work] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     trouble: str | None = None  #: why a restart could not bring its cable back
+    unusable: UnusableNicId | None = None  #: why it cannot be named to QEMU
     lost: bool = False  #: the NIC or its guest does not exist any more
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def check_usable(self) -> None:
+        """Refuse a NIC that cannot be named to QEMU.
+
+        :raise UnusableNicId: the hint says how to boot it.
+        """
+        if (why := self.unusable) is not None:
+            raise UnusableNicId(why.what, hint=why.hint).about(str(self.ref))
 
     async def remember(self) -> None:
         """Write down what is, with nothing in flight.

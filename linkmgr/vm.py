@@ -18,6 +18,7 @@ from linkmgr.errors import (
     MonitorTooOld,
     StateError,
     UnknownNic,
+    UnusableNicId,
 )
 from linkmgr.host import Host
 from linkmgr.journal import Facts, NicRecord, VmJournal
@@ -28,6 +29,7 @@ from linkmgr.qmp.qemu import Qemu
 from linkmgr.suggest import instead
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
+from linkmgr.wirings.alias import alias_of, unusable
 
 #: Events of QEMU that say whether the processors run.
 RUNS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
@@ -227,24 +229,31 @@ class Vm:
         :raise StateError: when they cannot be written down.
         """
         nics = (await self.qemu.network()).nics
-        found = {alias: client for alias, client in nics.items() if alias not in self.slots}
+        found = {
+            alias: client
+            for ident, client in nics.items()
+            if (alias := alias_of(ident)) not in self.slots
+        }
         managed = set()
         slots: dict[str, Slot] = {}
         facts: dict[str, Facts] = {}
-        for alias in found:  # the carrier first: the guest may be running already
+        for alias, client in found.items():  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
             slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
             known = self.journal.record.nics.get(alias)
             if known is not None:
                 slot.wanted, slot.name = known.wanted, known.name
             try:
+                if client.id != alias:
+                    raise unusable(client.id)
                 cables = await self.wiring.inspect(ref)
                 slot.foreign = bool(cables)
                 if not cables and (known is None or not (known.cable or known.intent)):
                     await slot.carrier.set(up=False)
                 managed.add(alias)
-            except (CannotAttach, CommandFailed):
-                pass  # listed all the same; plugging it says why not
+            except (CannotAttach, CommandFailed) as error:
+                # It is listed all the same; plugging it says why not.
+                slot.unusable = error if isinstance(error, UnusableNicId) else None
             slots[alias] = slot
         same = self.journal.record.is_of(self.qemu.pid)
         for alias, client in found.items():
@@ -271,7 +280,8 @@ class Vm:
 
         :raise LinkmgrError: as `find_nics`, and when QEMU does not answer.
         """
-        if (await self.qemu.network()).nics.keys() - self.slots.keys():
+        nics = (await self.qemu.network()).nics
+        if {alias_of(ident) for ident in nics} - self.slots.keys():
             await self.find_nics()
 
     async def remember(self) -> None:

@@ -24,6 +24,11 @@ EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+#: Members of them that are ids of QEMU, and so are kept as they are.
+IDS = frozenset({"name", "device"})
+#: Characters of an id of QEMU, which has no bound of its own.
+ID_LIMIT = 1024
+
 DISCONNECTED = "DISCONNECTED"
 OVERFLOW = "OVERFLOW"
 

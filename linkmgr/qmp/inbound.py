@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from qemu.qmp.error import ProtocolError
 
-from linkmgr.qmp.events import EVENTS, MonitorEvent
+from linkmgr.qmp.events import EVENTS, ID_LIMIT, IDS, MonitorEvent
 from linkmgr.untrusted import printable
 
 #: Bytes of a message: the longest that is usual is an error text.
@@ -100,13 +100,15 @@ def event_of(said: Mapping[str, Any]) -> MonitorEvent | None:
         raise NotQmpError(f"a malformed event: {printable(said, 80)}")
     if (wanted := EVENTS.get(name)) is None:
         return None
-    kept = {key: _short(data[key]) for key in wanted if key in data}
+    kept = {key: _short(key, data[key]) for key in wanted if key in data}
     return MonitorEvent(name, MappingProxyType(kept))
 
 
-def _short(value: object) -> object:
-    """A member of an event: a bool, a text on one line, or nothing that anybody asks for."""
-    return value if isinstance(value, bool) else printable(value) if value is not None else None
+def _short(key: str, value: object) -> object:
+    """A member of an event: a bool, an id as it is, or a text on one line."""
+    if value is None or isinstance(value, bool):
+        return value
+    return value[:ID_LIMIT] if key in IDS and isinstance(value, str) else printable(value)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -30,6 +30,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from linkmgr.errors import MonitorError
+from linkmgr.qmp.events import ID_LIMIT
 from linkmgr.untrusted import printable
 
 #: Lines of an answer, 30 ms of the event loop at the very most: four times those of a guest with 28
@@ -37,8 +38,6 @@ from linkmgr.untrusted import printable
 LINES = 4096
 #: NICs of a guest, each of which is asked about one by one when the guest is added.
 NICS = 256
-#: Characters of an id of QEMU, which has no bound of its own.
-ID_LIMIT = 1024
 #: The highest number of a hub: QEMU keeps it in an ``int32``.
 MAX_HUB = 2**31 - 1
 

@@ -24,6 +24,7 @@ from linkmgr.errors import (
     MonitorError,
     NotOnHub,
     SwitchFailed,
+    UnusableNicId,
 )
 from linkmgr.host import Fd, Host
 from linkmgr.model import (
@@ -96,6 +97,7 @@ class HubWiring(Wiring):
         self._qemu = qemu
         self._host = host
         self._cables: set[Cable] = set()  # that hold a device or an fd
+        self._known: set[str] = set()  # aliases that are ids of devices, too
 
     async def offer(self, nic: NicRef) -> Offer:
         """See `Wiring.offer`."""
@@ -417,8 +419,14 @@ class HubWiring(Wiring):
         return await obey_filter(self._host, cable, cable.endpoint, asked)
 
     async def _hub(self, nic: NicRef) -> Hub:
-        """Find the NIC's hub; for one that is on none, say with which arguments it would be."""
+        """Find the NIC's hub; for one that is on none, say with which arguments it would be.
+
+        :raise UnusableNicId: it was given no id; the name that QEMU shows is of no use then.
+        """
         info = await self._qemu.network()
+        if nic.alias not in self._known and info.hub_of(nic.alias) is not None:
+            await self._mac(nic)
+            self._known.add(nic.alias)
         try:
             return find_hub(info, nic)
         except NotOnHub as error:
@@ -442,9 +450,18 @@ class HubWiring(Wiring):
     async def _mac(self, nic: NicRef) -> str:
         """The configured address: what `info network` shows the guest can change.
 
+        :raise UnusableNicId: there is no device of that id.
         :raise CannotAttach: QEMU says that it is something else.
         """
-        mac = await self._get(nic, "mac")
+        try:
+            mac = await self._get(nic, "mac")
+        except CommandFailed as error:
+            if error.error_class != "DeviceNotFound":
+                raise
+            raise UnusableNicId(
+                "QEMU made the NIC without an id (-nic, -net, or -device without id=)",
+                hint="start the guest with an id for it: -device MODEL,id=net0,netdev=...",
+            ).about(str(nic)) from None
         if isinstance(mac, str) and _MAC.fullmatch(mac):
             return mac.lower()
         raise CannotAttach(

@@ -37,6 +37,9 @@ def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
     place = info.hub_of(nic.alias)
     if place is None:
         has = f"is wired to {printable(client.peer, 64)}" if client.peer else "has no backend"
+        backend = info.netdevs.get(client.peer or "")
+        if backend is not None and backend.type == "hubport":
+            has = "is on a hub whose number is none of QEMU's, 0 to 2147483647"
         raise NotOnHub(
             f"the NIC {has}, and QEMU can never exchange that",
             hint=f"boot the guest with: {_args(client)}",

@@ -391,6 +391,17 @@ async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         await Journal(Documents(tmp_path / "file" / "state")).load()
 
 
+async def test_a_nic_that_cannot_be_named_does_not_cost_the_others_their_cables(
+    folder: Path,
+) -> None:
+    """An older linkmgr wrote down what QEMU said."""
+    odd = replace(RECORD, nics={**RECORD.nics, "a" * 64: NicRecord(FACTS)})
+    journal = Journal(Documents(folder))
+    await journal.load()
+    await journal.save_vm(odd)
+    assert await loaded(folder) == [RECORD]
+
+
 async def test_a_process_is_known_by_its_start() -> None:
     me = replace(RECORD, pid=os.getpid(), started=started_at(os.getpid()))
     assert me.process_lives()
