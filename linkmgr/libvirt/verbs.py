@@ -25,7 +25,7 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Domains, Edit, Wish
+from linkmgr.libvirt.domains import Domain, Domains, Edit, Process, Wish
 from linkmgr.libvirt.metadata import CABLES, KEY, Cable, Cables, cables_of, read_document, render
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import described
@@ -181,7 +181,7 @@ class DomainVerbs:
         edit: Edit,
     ) -> Outcome:
         domain = self._known.find(ref.vm)
-        runs = domain if domain and (domain.record or self._is_here(domain)) else None
+        runs = domain if domain and self._is_here(domain) else None
         match parse_choice(Affects, affects, "thing to change"):
             case Affects.LIVE if runs:
                 return await self._now(ref, runs, live, edit)
@@ -280,9 +280,12 @@ class DomainVerbs:
         return found
 
     def _is_here(self, domain: Domain) -> bool:
-        """Whether the VM of its name is its QEMU, of which nothing more is known yet."""
-        vms = self._links.seen()[0]
-        return any(vm.name == domain.name and vm.qmp == dials(domain.uuid) for vm in vms)
+        """Whether the VM of its name is its QEMU, and not another one that was added under it."""
+        vm = next((vm for vm in self._links.seen()[0] if vm.name == domain.name), None)
+        if vm is None or domain.record is None:
+            return vm is not None and vm.qmp == dials(domain.uuid)
+        known = self._links.process_of(vm.name)
+        return known is not None and Process(*known) == domain.record.process
 
     async def _is_plain(self, vm: str) -> bool:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""

@@ -20,6 +20,7 @@ from linkmgr.errors import (
     UnknownNic,
     UnknownVm,
 )
+from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEventKind
 from linkmgr.libvirt.metadata import desired_of
 from linkmgr.model import Affects, NicRef, NicState, Notify, Outcome, Transport
@@ -518,4 +519,21 @@ async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab:
         await lab.settle()
         before = lab.libvirt.live
         await care.verbs.plug("web1/ua-net0", "red")
+        assert lab.libvirt.live == before
+
+
+async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no_xml(
+    lab: Lab,
+) -> None:
+    async with lab.care() as care:
+        lab.links.boot()
+        await lab.settle()
+        assert lab.links.on() == {"ua-net0": "blue"}
+        del lab.links.vms["web1"]  # "vm remove", and the domain runs on
+        lab.links.board.tell(EventKind.VM_REMOVED, "web1")
+        lab.links.boot(transport=Transport.SOCKET)
+        await lab.settle()
+        before = lab.libvirt.live
+        await care.verbs.plug("web1/ua-net0", "red")
+        assert lab.links.on() == {"ua-net0": "red"}
         assert lab.libvirt.live == before
