@@ -26,11 +26,13 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
+from linkmgr.filtered import filtered
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
 from linkmgr.journal import Journal, VmJournal
 from linkmgr.model import (
+    BridgeEndpoint,
     Connection,
     Finding,
     Mark,
@@ -348,6 +350,7 @@ class Inventory(ABC):
             Finding("state-damaged", damage.subject, f"{damage.file} {damage.why}", damage.hint)
             for damage in self.documents.damages()
         ]
+        findings += await filtered(self._bridges())
         strays = await self._strays.look(*self._recorded())
         known, busy = self._recorded()  # a verb may have begun meanwhile
         ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
@@ -370,6 +373,16 @@ class Inventory(ABC):
         :return: all that were found, removed or not.
         """
         return await self._strays.remove(self._recorded, older_than=older_than, dry_run=dry_run)
+
+    def _bridges(self) -> dict[str, set[str]]:
+        """The bridges that NICs are plugged into, and by which networks."""
+        found: dict[str, set[str]] = {}
+        for vm in self._vms.values():
+            for slot in vm.slots.values():
+                if slot.plugged and isinstance(slot.plugged.cable.endpoint, BridgeEndpoint):
+                    network = slot.plugged.attachment.port.network.name
+                    found.setdefault(slot.plugged.cable.endpoint.bridge, set()).add(network)
+        return found
 
     def _recorded(self) -> tuple[set[Mark], set[str]]:
         """The marks of what is recorded, and the owners of what may be in the making."""

@@ -51,11 +51,12 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
             probes.hook(),
             probes.apparmor(),
             probes.ovs(),
+            probes.forwarding(),
             probes.rights(),
             probes.service(socket),
             probes.configuration(config or CONFIG, asked=config is not None),
         )
-    order = ["kernel", "QEMU", "libvirt", "OVS", "rights", "service", "configuration"]
+    order = ["kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service", "configuration"]
     found = [line for area in areas for line in area if line.used or line.verdict is Verdict.WORKS]
     return sorted(found, key=lambda line: order.index(line.area))
 

@@ -6,6 +6,7 @@ None changes the host. Nothing here is loaded by any other command.
 from __future__ import annotations
 
 from linkmgr.cli.probes.abilities import kernel
+from linkmgr.cli.probes.forwarding import forwarding
 from linkmgr.cli.probes.guests import guest_files
 from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
@@ -18,6 +19,7 @@ __all__ = [
     "Verdict",
     "apparmor",
     "configuration",
+    "forwarding",
     "guest_files",
     "hook",
     "kernel",

@@ -1,0 +1,61 @@
+"""Probe of the host's firewall: whether bridged frames meet a forward chain that drops them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+from pathlib import Path
+
+from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.filtered import described
+from linkmgr.host.netfilter import drop_chains, is_filtered
+
+_AREA, _NAME = "network", "bridged frames"
+_OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the iptables before nf_tables
+
+
+async def forwarding() -> list[Line]:
+    """Look at the forward chains of nf_tables and of the old iptables."""
+    lines = [await asyncio.to_thread(_of_nf_tables), *await _of_old_iptables()]
+    return [line for line in lines if line.verdict is not Verdict.WORKS] or lines[:1]
+
+
+def _of_nf_tables() -> Line:
+    try:
+        chains = drop_chains()
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            return Line(_AREA, _NAME, Verdict.UNKNOWN, "only root sees the firewall", "ask as root")
+        what = f"nf_tables does not say: {error.strerror or error}"
+        return Line(_AREA, _NAME, Verdict.UNKNOWN, what)
+    for chain in chains:
+        if is_filtered(chain.family) and not chain.cares_for():
+            return Line(_AREA, _NAME, Verdict.MISSING, *described(chain))
+    if is_filtered("inet"):
+        what = "pass the firewall (br_netfilter), which drops none of them by its policy"
+    else:
+        what = "do not pass the firewall"
+    return Line(_AREA, _NAME, Verdict.WORKS, what)
+
+
+async def _of_old_iptables() -> list[Line]:
+    try:
+        tables = _OLD_TABLES.read_text(encoding="ascii").split()
+    except OSError:  # not root's, or there are none
+        return []
+    if "filter" not in tables or not is_filtered("ip"):
+        return []
+    program = shutil.which("iptables-legacy")
+    if program is None:
+        what = "pass the FORWARD chain of the old iptables, which only iptables-legacy can show"
+        return [Line(_AREA, _NAME, Verdict.UNKNOWN, what, "see 'iptables-legacy -S FORWARD'")]
+    status, said = await run([program, "-w", "2", "-S", "FORWARD"])
+    if status or "-P FORWARD DROP" not in said or "physdev" in said:
+        return []
+    what = (
+        "IPv4 between the ports of a bridge is dropped unless a rule accepts it: br_netfilter "
+        "hands it to chain FORWARD of the old iptables, whose policy is drop"
+    )
+    todo = "run 'iptables-legacy -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT'"
+    return [Line(_AREA, _NAME, Verdict.MISSING, what, todo)]

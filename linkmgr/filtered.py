@@ -1,0 +1,58 @@
+"""Findings about firewalls: bridges whose frames meet a forward chain that drops them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from linkmgr.host.netfilter import DropChain, drop_chains, is_filtered
+from linkmgr.host.threads import to_the_end
+from linkmgr.model import Finding
+
+_WHAT = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6", "bridge": "everything"}
+
+
+async def filtered(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
+    """Compare the host's forward chains with the bridges that NICs are plugged into.
+
+    :param bridges: the networks on each.
+    :return: none where the kernel does not say.
+    """
+    if not bridges:
+        return []
+    try:
+        return await to_the_end(_look, bridges)
+    except OSError:  # no nf_tables, or no right to read it
+        return []
+
+
+def _look(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
+    chains = drop_chains()
+    return [
+        Finding("bridge-filtered", f"network:{network}", *described(chain, bridge))
+        for bridge, networks in sorted(bridges.items())
+        for chain in chains
+        if is_filtered(chain.family, bridge) and not chain.cares_for(bridge)
+        for network in sorted(networks)
+    ]
+
+
+def described(chain: DropChain, bridge: str | None = None) -> tuple[str, str]:
+    """What a chain does to a bridge, or to bridges in general, and what to do about it."""
+    kind = _WHAT[chain.family]
+    where = f"ports of bridge {bridge}" if bridge else "ports of a bridge"
+    by = "" if chain.family == "bridge" else "br_netfilter hands it to "
+    what = (
+        f"{kind} between the {where} is dropped unless a rule accepts it: {by}{chain}, which "
+        f"drops the rest, and no rule names {'the bridge' if bridge else 'bridges'}"
+    )
+    name = bridge or "BRIDGE"
+    if chain.family == "bridge":
+        return what, f"run 'nft insert rule bridge {chain.table} {chain.chain} accept'"
+    if chain.family == "inet":
+        match = f'iifname "{name}" oifname "{name}"'
+        return what, f"run 'nft insert rule inet {chain.table} {chain.chain} {match} accept'"
+    program = "iptables" if chain.family == "ip" else "ip6tables"
+    first = f"'{program} -I {{}} -i {name} -o {name} -j ACCEPT'"
+    docker = " (with Docker into DOCKER-USER)" if chain.family == "ip" else ""
+    off = f"'sysctl net.bridge.bridge-nf-call-{program}=0' if nothing is to filter bridges"
+    return what, f"run {first.format(chain.chain)}{docker}, or {off}"
