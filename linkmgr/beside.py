@@ -28,9 +28,9 @@ class Beside(Inventory):
         :raise BadName: when no device can be called that.
         :raise StateError: when it cannot be written down; nothing was changed.
         """
-        ref = await self.resolve(nic)
         if name is not None:
             check_ifname(name)
+        ref = await self.resolve(nic)
         vm, slot = self._find(ref)
 
         async def work() -> Outcome:

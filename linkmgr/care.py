@@ -55,6 +55,12 @@ class Caretaker:
             except MonitorError:
                 self.lost(vm)
 
+    async def ping_once(self, vm: Vm) -> None:
+        """As `ping`, one for all who ask meanwhile. It goes on when they leave, to its answer."""
+        if vm.pinging is None or vm.pinging.done():
+            vm.pinging = asyncio.create_task(self.ping(vm), name=f"ping {vm.name}")
+        await asyncio.shield(vm.pinging)
+
     def lost(self, vm: Vm) -> None:
         """QEMU does not answer: say so, and mend what is to be mended when it does."""
         if vm.qemu.alive and vm.set_unknown(True):

@@ -13,17 +13,13 @@ from linkmgr.wirings.receive_filter import advice
 
 
 async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
-    """Compare one NIC. The caller holds its lock.
+    """Compare one NIC. If a verb has it meanwhile, what is found may be of the verb's middle.
 
     :param links: the devices of this host as they are now, by name.
     """
     subject = str(nic.ref)
-    if nic.state is NicState.UNKNOWN:
-        return [Finding("unknown", subject, nic.describe(), "see whether the guest is stopped")]
-    if (why := slot.unusable) is not None and nic.state is NicState.UNMANAGED:
-        return [Finding(why.code, subject, why.what, why.hint or "")]
-    if nic.state in (NicState.GONE, NicState.UNMANAGED):
-        return []
+    if nic.state in (NicState.UNKNOWN, NicState.GONE, NicState.UNMANAGED):
+        return noted(nic, slot)
     again = "unplug it and plug it again"
     found: list[tuple[str, str, str]] = []
     try:
@@ -41,9 +37,6 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
                 f"take these out with netdev_del: {', '.join(strangers)}" if strangers else again,
             )
         )
-    found += [("leftover", "a clean-up is still to be done", "see the log")] * bool(slot.leftovers)
-    if slot.trouble:
-        found.append(("not-recovered", slot.trouble, again))
     if slot.plugged:
         endpoint = slot.plugged.cable.endpoint
         found += [("refused", what, advice(what, endpoint)) for what in slot.refused]
@@ -51,7 +44,25 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
     if slot.plugged and slot.name and isinstance(slot.unnamed, NameTaken):
         what = f"its device is called {slot.plugged.cable.device}, not {slot.name}"
         found.append(("name-taken", f"{what}: {slot.unnamed.what}", slot.unnamed.hint or again))
-    return [Finding(code, subject, what, hint) for code, what, hint in found]
+    return [*(Finding(code, subject, what, hint) for code, what, hint in found), *noted(nic, slot)]
+
+
+def noted(nic: Nic, slot: Slot) -> list[Finding]:
+    """What is known to be wrong with a NIC without asking anybody, also while a verb has it."""
+    subject = str(nic.ref)
+    if nic.state is NicState.UNKNOWN:
+        return [Finding("unknown", subject, nic.describe(), "see whether the guest is stopped")]
+    if (why := slot.unusable) is not None and nic.state is NicState.UNMANAGED:
+        return [Finding(why.code, subject, why.what, why.hint or "")]
+    if nic.state in (NicState.GONE, NicState.UNMANAGED):
+        return []
+    found = []
+    if slot.leftovers:
+        found.append(Finding("leftover", subject, "a clean-up is still to be done", "see the log"))
+    if slot.trouble:
+        hint = "unplug it and plug it again"
+        found.append(Finding("not-recovered", subject, slot.trouble, hint))
+    return found
 
 
 def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str, str]]:

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from linkmgr.checks import device_faults
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.host import Host, Link
 from linkmgr.host.watch import LinkChanges
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Drift, FdEndpoint
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Drift, FdEndpoint, Finding
 from linkmgr.swap import Slot
 from linkmgr.wirings import Cable
 from linkmgr.wirings.attributes import Repair, faults_of
@@ -44,11 +46,8 @@ async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
     """
     if slot.plugged is None:
         return ()
-    links: dict[str, Link] = {}
     try:
-        for name in _devices(slot.plugged.cable):
-            if (link := await host.find_link(name)) is not None:
-                links[name] = link
+        links = await host.find_links(devices_of(slot.plugged.cable))
     except LinkmgrError as error:
         return (f"its device cannot be looked at: {error}",)
     network = slot.plugged.attachment.port.network
@@ -64,7 +63,7 @@ async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
     return tuple(f"{what}, and {then}. To do: {hint}" for _, what, hint in faults)
 
 
-def _devices(cable: Cable) -> list[str]:
+def devices_of(cable: Cable) -> list[str]:
     """The devices of this host that `device_faults` looks at."""
     match cable.endpoint:
         case BridgeEndpoint(bridge=name) | DirectEndpoint(parent=name):
@@ -73,6 +72,34 @@ def _devices(cable: Cable) -> list[str]:
             return []
         case None:
             return [cable.device] if cable.device else []
+
+
+@dataclass(frozen=True)
+class RepairState:
+    """A cable that is being repaired, or is still to be.
+
+    :param faults: what was found, in words.
+    :param since: when it was tried first.
+    :param tries: that have failed.
+    :param error: what the last of them failed with.
+    """
+
+    code: str
+    faults: str
+    since: datetime
+    tries: int = 0
+    error: LinkmgrError | None = None
+
+    def finding(self, subject: str) -> Finding:
+        """What `check` says of it."""
+        since = self.since.astimezone().strftime("%H:%M:%S")
+        if self.error is None:
+            what = f"{self.faults}; it is being repaired since {since}"
+            return Finding(self.code, subject, what, "wait until that has ended, and check again")
+        what = (
+            f"{self.faults}; repairs fail since {since}, {self.tries} until now: {self.error.what}"
+        )
+        return Finding(self.code, subject, what, self.error.hint or "see the service's log")
 
 
 class DriftWatch:
@@ -99,6 +126,7 @@ class DriftWatch:
         self._repair = repair
         self._told: dict[str, list[str]] = {}  # NIC -> codes of what was wrong at the last look
         self._pauses: dict[str, tuple[float, float]] = {}  # NIC -> not before, and how long it was
+        self.repairs: dict[str, RepairState] = {}  #: by NIC: what is being repaired, or fails to be
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -127,7 +155,10 @@ class DriftWatch:
         :return: seconds until it has to be looked at again whether something changes or not.
         """
         before = [(slot, slot.plugged, _device(slot)) for slot in self._slots()]
-        links = {link.name: link for link in await self._host.links()}
+        for ref in self.repairs.keys() - {str(slot.ref) for slot, _, _ in before}:
+            del self.repairs[ref]
+        names = {name for _, plugged, _ in before if plugged for name in devices_of(plugged.cable)}
+        links = await self._host.find_links(names)
         await self._keep_addresses(slot for slot, _, _ in before)
         later: list[float] = []
         broken: list[Slot] = []
@@ -135,6 +166,7 @@ class DriftWatch:
             ref = str(slot.ref)
             if slot.plugged is None:
                 self._told.pop(ref, None)
+                self.repairs.pop(ref, None)
                 continue
             if slot.lock.locked() or slot.plugged is not plugged or _device(slot) != device:
                 later.append(BUSY)
@@ -144,6 +176,7 @@ class DriftWatch:
             if not codes:
                 self._told.pop(ref, None)
                 self._pauses.pop(ref, None)
+                self.repairs.pop(ref, None)
                 continue
             if codes != self._told.get(ref):
                 self._told[ref] = codes
@@ -151,6 +184,10 @@ class DriftWatch:
                 log.warning("%s: %s", ref, what)
                 self._board.tell(EventKind.DRIFT, ref, codes=codes, what=what)
             if may_repair(slot, links):
+                told = "; ".join(what for _, what, _ in faults)
+                now = RepairState(codes[0], told, datetime.now(UTC))
+                known = self.repairs.get(ref, now)
+                self.repairs[ref] = replace(known, code=now.code, faults=now.faults)
                 broken.append(slot)
         # All at once, so that one QEMU that does not answer delays no other.
         later += await asyncio.gather(*(self._mend(slot) for slot in broken))
@@ -186,14 +223,22 @@ class DriftWatch:
                 return BUSY
         except LinkmgrError as error:
             log.warning("%s: not repaired yet: %s", ref, error)
+            self._has_failed(ref, error)
             return pause
-        except Exception:  # a driver may raise anything
+        except Exception as error:  # a driver may raise anything
             log.exception("%s: not repaired yet", ref)
+            what = f"the service failed: {type(error).__name__}"
+            self._has_failed(ref, LinkmgrError(what, hint="see the service's log"))
             return pause
         self._told.pop(ref, None)
+        self.repairs.pop(ref, None)
         log.warning("%s: repaired", ref)
         self._board.tell(EventKind.REPAIRED, ref)
         return BUSY
+
+    def _has_failed(self, ref: str, error: LinkmgrError) -> None:
+        if (known := self.repairs.get(ref)) is not None:
+            self.repairs[ref] = replace(known, tries=known.tries + 1, error=error)
 
 
 def _device(slot: Slot) -> str | None:

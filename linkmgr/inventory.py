@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 from linkmgr import swap
 from linkmgr.absent import Absentees
 from linkmgr.care import Caretaker
-from linkmgr.checks import check_nic
 from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import (
@@ -30,6 +29,7 @@ from linkmgr.filtered import filtered
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
+from linkmgr.inspection import Inspection
 from linkmgr.journal import Journal, VmJournal
 from linkmgr.model import (
     BridgeEndpoint,
@@ -52,6 +52,7 @@ from linkmgr.qmp.admission import Admission, Listener, MayUse
 from linkmgr.qmp.dialer import Dialers, SocketDialer, only_sockets
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.reservations import Reservations
+from linkmgr.singleflight import SingleFlight
 from linkmgr.strays import Strays
 from linkmgr.suggest import instead
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
@@ -117,6 +118,9 @@ class Inventory(ABC):
         self._watches = state is not None if watch is None else watch
         self._watcher: asyncio.Task[None] | None = None
         self._started = False
+        #: Anybody may ask for these, as often as he likes.
+        self._pinging = SingleFlight(self._ping_all, "ask every QEMU for a sign of life")
+        self._checking = SingleFlight(self._check, "check")
         self._drift = DriftWatch(self._host, self._board, self._all_slots, self._repair)
         self._closed = False
 
@@ -207,6 +211,7 @@ class Inventory(ABC):
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(self._pinging.close(), self._checking.close())
         await self._absent.close()
         await self.reservations.end_all()
         while self._tasks:
@@ -222,7 +227,7 @@ class Inventory(ABC):
 
     async def vms(self) -> list[VmInfo]:
         """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
-        await asyncio.gather(*(self._care.ping(vm) for vm in self._vms.values()))
+        await self._pinging.get()
         return self.seen()[0]
 
     async def nics(self) -> list[Nic]:
@@ -230,8 +235,11 @@ class Inventory(ABC):
 
         One that was hot-plugged within the last `LOOK_SECONDS` may be missing.
         """
-        await asyncio.gather(*(self._look_for_nics(vm, LOOK_SECONDS) for vm in self._vms.values()))
+        await self._pinging.get()
         return self.seen()[1]
+
+    async def _ping_all(self) -> None:
+        await asyncio.gather(*(self._look_for_nics(vm, LOOK_SECONDS) for vm in self._vms.values()))
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs as last known, by name. Asks no QEMU."""
@@ -335,14 +343,17 @@ class Inventory(ABC):
         ]
 
     async def check(self) -> list[Finding]:
-        """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
-        findings: list[Finding] = []
-        for vm in list(self._vms.values()):
-            await self._care.ping(vm)
-            for slot in list(vm.slots.values()):
-                async with slot.lock:
-                    links = {link.name: link for link in await self._host.links()}
-                    findings += await check_nic(vm.nic(slot), slot, links)
+        """Compare what should be with QEMU and the kernel. Changes nothing; empty is good.
+
+        One look for all who ask at once, which holds no lock and waits for no verb: what is under
+        way, or fails to be repaired, is told as what it is. No guest holds it up for long.
+        """
+        return list(await self._checking.get())
+
+    async def _check(self) -> list[Finding]:
+        inspection = Inspection(self._host, self._care.ping_once, self._drift.repairs)
+        looks = await asyncio.gather(*(inspection.look(vm) for vm in list(self._vms.values())))
+        findings = [finding for found in looks for finding in found]
         for absent in self._absent.vms.values():
             error = absent.refusal()
             findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
@@ -351,7 +362,11 @@ class Inventory(ABC):
             for damage in self.documents.damages()
         ]
         findings += await filtered(self._bridges())
-        strays = await self._strays.look(*self._recorded())
+        try:
+            strays = await self._strays.look(*self._recorded())
+        except LinkmgrError as error:
+            hint = error.hint or "see the service's log"
+            return [*findings, Finding(error.code, "host", error.what, hint)]
         known, busy = self._recorded()  # a verb may have begun meanwhile
         ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
         return findings + [

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from linkmgr import swap
 from linkmgr.beside import Beside
-from linkmgr.drift import may_repair, reported
+from linkmgr.drift import devices_of, may_repair, reported
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     AlreadyExists,
@@ -430,7 +430,8 @@ class LinkManager(Beside):
         async def work() -> Outcome:
             # A verb may have had the NIC since it was looked at.
             old = slot.plugged
-            links = {link.name: link for link in await self._host.links()}
+            names = devices_of(old.cable) if old else []
+            links = await self._host.find_links(names)
             if old is None or not may_repair(slot, links):
                 return Outcome(vm.nic(slot), changed=False)
             if await set_again(self._host, faults_of(old.cable, links)):

@@ -48,12 +48,12 @@ class Strays:
         self._seen: dict[tuple[int, Mark], float] = {}
 
     async def look(self, known: Collection[Mark], busy: Collection[str]) -> list[Stray]:
-        """Find strays.
+        """Find strays, but perhaps none of those that come or go meanwhile.
 
         :param known: marks of what is recorded.
         :param busy: owners (NICs, ``network:NAME``) at whose devices nobody may look now.
         """
-        return [stray for stray, _ in await self._look(known, busy)]
+        return [stray for stray, _ in await self._look(known, busy, whole=False)]
 
     async def remove(
         self,
@@ -110,17 +110,17 @@ class Strays:
         self, known: Collection[Mark], busy: Collection[str]
     ) -> list[tuple[Stray, Link]]:
         """As `_look`; once more after a while if there is a device without a mark."""
-        found = await self._look(known, busy)
+        found = await self._look(known, busy, whole=True)
         if any(each.mark == _UNMARKED and each.seen < UNMARKED_SECONDS for each, _ in found):
             await asyncio.sleep(UNMARKED_SECONDS)
-            found = await self._look(known, busy)
+            found = await self._look(known, busy, whole=True)
         return found
 
     async def _look(
-        self, known: Collection[Mark], busy: Collection[str]
+        self, known: Collection[Mark], busy: Collection[str], *, whole: bool
     ) -> list[tuple[Stray, Link]]:
         now = self._clock()
-        links = await self._host.links()
+        links = await self._host.links(whole=whole)
         users = {each for link in links for each in (link.master, link.parent) if each}
         seen: dict[tuple[int, Mark], float] = {}
         found = []
@@ -133,5 +133,6 @@ class Strays:
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
             found.append((Stray(link.name, mark.owner, mark.id, age, removed=False), link))
-        self._seen = seen
+        # A list that is not whole may lack one that is as old as ever.
+        self._seen = seen if whole else {**self._seen, **seen}
         return found

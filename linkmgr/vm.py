@@ -51,6 +51,7 @@ class Vm:
         self.running: bool | None = None  #: what QEMU last said of its processors
         self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
         self.mender: asyncio.Task[None] | None = None
+        self.pinging: asyncio.Task[None] | None = None  #: it is asked for a sign of life
         self.uuid: str | None = None  #: what QEMU says that it has
         self._watch = LinkWatch()
 
@@ -307,6 +308,8 @@ class Vm:
             self.mender.cancel()
             await asyncio.gather(self.mender, return_exceptions=True)
         await self.qemu.close()
+        if self.pinging is not None:  # not cancelled: somebody else's look waits for it
+            await asyncio.gather(self.pinging, return_exceptions=True)
         self.wiring.let_go()
 
 

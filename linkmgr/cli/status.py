@@ -35,9 +35,9 @@ class Line:
 @click.command(cls=Verb, examples=["linkmgr status", "linkmgr status --json"])
 def status() -> None:
     """Show what every NIC is plugged into, troubles first."""
-    vms, nics, findings = ask(_look, "asking every guest")
+    vms, nics, findings, why = ask(_look, "asking every guest")
     if findings is None:
-        note("the check takes long; only states are shown")
+        note(f"{why}; only states are shown")
     found = findings or []
     if printed_as_json({"vms": vms, "nics": nics, "findings": findings}):
         return
@@ -50,18 +50,23 @@ def status() -> None:
         click.echo(text)
 
 
-async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] | None]:
+async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] | None, str]:
+    """VMs, NICs, what the check found, and why that is not known."""
     import asyncio
 
-    async def check() -> list[Finding] | None:
+    from linkmgr.errors import HostError, MonitorError
+
+    async def check() -> tuple[list[Finding] | None, str]:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                return await links.check()
+                return await links.check(), ""
         except TimeoutError:
-            return None
+            return None, "the check takes long"
+        except (HostError, MonitorError) as error:
+            return None, f"the check failed: {error.what}"
 
-    vms, nics, findings = await asyncio.gather(links.vms(), links.nics(), check())
-    return vms, nics, findings
+    vms, nics, (findings, why) = await asyncio.gather(links.vms(), links.nics(), check())
+    return vms, nics, findings, why
 
 
 def lines(

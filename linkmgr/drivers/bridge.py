@@ -173,12 +173,12 @@ class BridgeDriver(NetworkDriver):
             if self._users.get(bridge):
                 return
             self._users.pop(bridge, None)
-            links = await self.host.links()
-            link = next((link for link in links if link.name == bridge), None)
+            link = await self.host.find_link(bridge)
             if link is None or link.kind != "bridge":
                 return
             if link.mark is None or link.mark.network is None:
                 return
+            links = await self.host.links()
             # Somebody may have given our bridge an uplink; pulling it would cut others off.
             if not any(link.index in (other.master, other.parent) for other in links):
                 await self.host.delete_link(link.index)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TypeVar
 
 from linkmgr.errors import HostError
@@ -30,6 +31,11 @@ class Reader:
         except Refused as refused:
             raise as_error(refused, "this host") from refused
 
+    async def find_links(self, names: Collection[str]) -> dict[str, Link]:
+        """Return the devices of these names, by what was asked for, without those that are not."""
+        who = [check_ifname(name) for name in names]
+        return await _asked(partial(rtnl_read.find_links, who))
+
     async def link(self, name: int | str, what_for: str | None = None) -> Link:
         """Return a device, by its name or index.
 
@@ -39,9 +45,15 @@ class Reader:
             raise missing(name, what_for)
         return link
 
-    async def links(self) -> list[Link]:
-        """Return all devices."""
-        return await _whole(rtnl_read.list_links, "list the network devices")
+    async def links(self, *, whole: bool = True) -> list[Link]:
+        """Return all devices.
+
+        :param whole: ``False`` for who can do with a list that lacks some of those that came or
+            went meanwhile: never for who deletes what is not in it.
+        """
+        if not whole:
+            return (await _asked(rtnl_read.list_links))[0]
+        return await _whole(_whole_links, "list the network devices")
 
     async def name_of(self, index: int | None) -> str:
         """Return the name of a device for a sentence, whether or not it is still there."""
@@ -60,17 +72,25 @@ class Reader:
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
 
+def _whole_links() -> list[Link] | None:
+    found, complete = rtnl_read.list_links()
+    return found if complete else None
+
+
+async def _asked(ask: Callable[[], T]) -> T:
+    try:
+        return await to_the_end(ask)
+    except Refused as refused:
+        raise as_error(refused, "this host") from refused
+
+
 async def _whole(ask: Callable[[], T | None], doing: str) -> T:
     """Return a complete list, also while devices come and go.
 
     :raise HostError: when there was no quiet moment for it.
     """
     for _ in range(_ATTEMPTS):
-        try:
-            answer = await to_the_end(ask)
-        except Refused as refused:
-            raise as_error(refused, "this host") from refused
-        if answer is not None:
+        if (answer := await _asked(ask)) is not None:
             return answer
         # The kernel says that something may be missing: whoever believes it deletes too much.
         await asyncio.sleep(_PAUSE)

@@ -17,7 +17,9 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from linkmgr.host.links import FdbEntry, Link, PortState
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
@@ -55,6 +57,8 @@ _MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"}
 #: Of RFC 2863, by number.
 _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 
+D = TypeVar("D", str, int, str | int)
+
 Attrs = dict[int, memoryview]
 _Message = tuple[int, int, memoryview]  # type, flags, what follows the header
 
@@ -64,23 +68,37 @@ def find_link(name_or_index: str | int) -> Link | None:
 
     :raise Refused: when the kernel does not answer.
     """
-    doing = f"read {name_or_index}"
-    if isinstance(name_or_index, int):
-        body = _about(index=name_or_index)
-    else:
-        body = _about() + _attr(_IFNAME, name_or_index.encode() + b"\0")
-    try:
-        for kind, _, message in _answer(_RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, doing):
-            if kind == _RTM_NEWLINK:
-                return read_link(message)
-    except Refused as refused:
-        if refused.code not in {errno.ENODEV, errno.ENXIO}:
-            raise
-    return None
+    return find_links([name_or_index]).get(name_or_index)
 
 
-def list_links() -> list[Link] | None:
-    """Read all devices; ``None`` when some came or went meanwhile, so that one may be missing.
+def find_links(names_or_indices: Iterable[D]) -> dict[D, Link]:
+    """Read some devices, without those that are not there. Takes some 25 us for each.
+
+    Each is read whole, however many others come and go.
+
+    :raise Refused: when the kernel does not answer.
+    """
+    found = {}
+    with _opened("read network devices") as sock:
+        for who in names_or_indices:
+            if isinstance(who, int):
+                body = _about(index=who)
+            else:
+                body = _about() + _attr(_IFNAME, who.encode() + b"\0")
+            try:
+                for kind, _, message in _ask(
+                    sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {who}"
+                ):
+                    if kind == _RTM_NEWLINK:
+                        found[who] = read_link(message)
+            except Refused as refused:
+                if refused.code not in {errno.ENODEV, errno.ENXIO}:
+                    raise
+    return found
+
+
+def list_links() -> tuple[list[Link], bool]:
+    """Read all devices, and whether none came or went meanwhile: else one may be missing.
 
     :raise Refused: when the kernel does not answer.
     """
@@ -90,7 +108,7 @@ def list_links() -> list[Link] | None:
         complete = complete and not flags & _INTERRUPTED
         if kind == _RTM_NEWLINK:
             found.append(read_link(message))
-    return found if complete else None
+    return found, complete
 
 
 def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
@@ -199,29 +217,48 @@ def _is_silent(attrs: Attrs) -> bool:
     return bool(off) and _number(ipv6.get(_INET6_ADDR_GEN_MODE)) == _ADDR_GEN_NONE
 
 
-def _answer(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
-    """Ask, and yield what comes, up to the end; for a question about one thing, its answer.
+@contextmanager
+def _opened(doing: str) -> Iterator[socket.socket]:
+    """A socket for questions.
 
-    :raise Refused: when the kernel refuses.
+    :raise Refused: there is none, or it fails.
     """
-    header = _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0)
     how = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     try:
         with socket.socket(socket.AF_NETLINK, how, socket.NETLINK_ROUTE) as sock:
-            sock.send(header + body)
-            while True:
-                # It never waits: the kernel writes the next part while this one is taken.
-                for each in _messages(sock.recv(1 << 17)):
-                    if each[0] in {_ERROR, _DONE}:
-                        code = -_INT.unpack_from(each[2])[0]
-                        if code:
-                            raise Refused(code, doing, os.strerror(code))
-                        return
-                    yield each
-                if flags != _DUMP:
-                    return
+            yield sock
     except OSError as error:
         raise Refused(error.errno or 0, doing, f"netlink: {error.strerror}") from error
+
+
+def _answer(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
+    """Ask once; see `_ask`."""
+    with _opened(doing) as sock:
+        yield from _ask(sock, kind, flags, body, doing)
+
+
+def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
+    """Ask, and yield what comes, up to the end; for a question about one thing, its answer.
+
+    All of it is taken before any of it is yielded: while its reader thinks about one part of a
+    list, something may come or go, and the rest of it is not whole any more.
+
+    :raise Refused: when the kernel refuses.
+    """
+    sock.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
+    messages: list[_Message] = []
+    while True:
+        # It never waits: the kernel writes the next part while this one is taken.
+        messages += _messages(sock.recv(1 << 17))
+        if flags != _DUMP or (messages and messages[-1][0] in {_ERROR, _DONE}):
+            break
+    for each in messages:
+        if each[0] in {_ERROR, _DONE}:
+            code = -_INT.unpack_from(each[2])[0]
+            if code:
+                raise Refused(code, doing, os.strerror(code))
+            return
+        yield each
 
 
 def _about(family: int = 0, index: int = 0) -> bytes:

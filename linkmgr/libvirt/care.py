@@ -89,6 +89,7 @@ class DomainCare:
         #: What looks at all domains may cost that anybody may ask for.
         self._budget = TimeBudget(burst=LISTING_BURST)
         self._listing = SingleFlight(self._list, "list domains")
+        self._checking = SingleFlight(self._check, "check domains")
         self._listening: list[Events | DomainEvents] = []
 
     async def __aenter__(self) -> Self:
@@ -110,7 +111,7 @@ class DomainCare:
         """Stop. Guests stay on the cables that they have."""
         for listening in self._listening:
             listening.close()
-        await self._listing.close()
+        await asyncio.gather(self._listing.close(), self._checking.close())
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -161,7 +162,10 @@ class DomainCare:
         ]
 
     async def check(self) -> list[Finding]:
-        """`findings`, and the guests that should have dialled and have not."""
+        """`findings`, and the guests that should have dialled and have not; one look for all."""
+        return list(await self._checking.get())
+
+    async def _check(self) -> list[Finding]:
         known = {vm.name for vm in self.links.seen()[0]}
         known |= {domain.name for domain in self.known if domain.troubles or domain.hooks}
         if asyncio.get_running_loop().time() - self.began < SECONDS:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated
+from collections.abc import Awaitable
+from typing import Annotated, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request
@@ -15,7 +16,9 @@ from linkmgr.service.config import Verb
 from linkmgr.service.core import Core, Served
 from linkmgr.service.operations import Operation, Phase, Work
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import JsonResponse, ProblemResponse
+from linkmgr.service.problems import JsonResponse, ProblemResponse, Refused
+
+T = TypeVar("T")
 
 _WAIT = re.compile(r"wait=(\d{1,6})")
 
@@ -27,7 +30,29 @@ class Call:
         self.core: Core = request.app.state.core
         self.links: Served = self.core.links
         self.peer: Peer = request.scope["state"]["peer"]
+        self._receive = request.receive
         self._prefer = ",".join(request.headers.getlist("prefer")).lower()
+
+    async def while_wanted(self, look: Awaitable[T]) -> T:
+        """Wait for something that changes nothing; cancel it when the client has gone.
+
+        :raise Refused: the client has gone, and nobody hears that.
+        """
+        looking = asyncio.ensure_future(look)
+        gone = asyncio.create_task(self._until_gone())
+        try:
+            await asyncio.wait({looking, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                return looking.result()
+        finally:
+            for each in (looking, gone):
+                each.cancel()
+            await asyncio.gather(looking, gone, return_exceptions=True)
+        raise Refused("too-slow", "the client has gone", "ask again")
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def change(
         self,

@@ -59,7 +59,8 @@ async def hook(call: CallIn, body: models.HookCall) -> Response:
 @router.get("/v1/domains", responses={200: {"model": models.Domains}}, summary="libvirt's guests")
 async def domains(call: CallIn) -> Response:
     """List all guests of libvirt on this host, prepared or not, running or not."""
-    return JsonResponse({"domains": to_json(await call.core.guests.domains())})
+    found = await call.while_wanted(call.core.guests.domains())
+    return JsonResponse({"domains": to_json(found)})
 
 
 def most_bytes(core: Core, scope: Scope) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 @router.get("/v1/check", responses={200: {"model": models.Findings}}, summary="Check everything")
 async def check(call: CallIn) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
-    findings = [*await call.links.check(), *await call.core.guests.check()]
+    looks = await call.while_wanted(asyncio.gather(call.links.check(), call.core.guests.check()))
+    findings = [finding for found in looks for finding in found]
     call.core.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 

@@ -38,6 +38,8 @@ class Cable:
     allowed_mac: str | None = None
     allowed_promisc: bool = False  #: as `allowed_mac`, in passthru mode
     device: str | None = None  #: the tap or macvtap on this host, once it exists
+    #: Its number, once seen: with it a device that has another name now is asked for alone.
+    index: int | None = field(default=None, compare=False)
     wish: str | None = None  #: what that is called from the start, if nothing has the name then
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
     #: inside QEMU stalls the guest for 20 ms.

@@ -27,9 +27,13 @@ async def find_device(host: Host, cable: Cable) -> Link | None:
     """The cable's device, whatever it is called now; ``None`` when it is gone, or not ours."""
     mark, own = mark_of(cable), device_name(PREFIX, cable.id)
     link = None if cable.device is None else await host.find_link(cable.device)
-    if link is not None and (link.mark == mark or link.name == own):
-        return link
-    return next((link for link in await host.links() if link.mark == mark), None)
+    if link is None or not (link.mark == mark or link.name == own):
+        if cable.index is not None:
+            link = await host.find_link(cable.index)
+            return link if link is not None and link.mark == mark else None
+        link = next((link for link in await host.links() if link.mark == mark), None)
+    cable.index = link.index if link else None
+    return link
 
 
 async def first_name(host: Host, cable: Cable) -> str:

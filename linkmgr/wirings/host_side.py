@@ -32,7 +32,7 @@ async def make_tap(
     device = await first_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
-    cable.device, cable.fd = device, tap.fd
+    cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
     await attach(host, cable, endpoint)
 
 
@@ -63,7 +63,7 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
         device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
         mtu=endpoint.mtu,
     )  # fmt: skip
-    cable.device, cable.fd = device, tap.fd
+    cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
 
 
 async def can_keep(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
@@ -100,7 +100,8 @@ async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
         with contextlib.suppress(HostError):
             await reshape(host, old, old.device)
         raise
-    new.device, new.fd, new.in_qemu = old.device, old.fd, old.in_qemu
+    new.device, new.index = old.device, old.index
+    new.fd, new.in_qemu = old.fd, old.in_qemu
     old.device, old.fd, old.in_qemu = None, None, False
 
 

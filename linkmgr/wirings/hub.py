@@ -129,14 +129,8 @@ class HubWiring(Wiring):
         link = next((link for found, link in await self._host.marked() if found == mark), None)
         if link is None or cable.port != _PORT + ident:
             return
-        upper = next(
-            (
-                other
-                for other in await self._host.links()
-                if other.index == (link.master or link.parent)
-            ),
-            None,
-        )
+        above = link.master or link.parent
+        upper = None if above is None else await self._host.find_link(above)
         where = upper.name if upper else "?"
         cable.id, cable.device, cable.mac, cable.in_qemu = ident, link.name, link.mac, True
         cable.recognised = True

@@ -165,6 +165,21 @@ async def test_a_check_that_takes_long_does_not_hold_up_the_status(
     assert "check takes long" in result.stderr
 
 
+async def test_a_check_that_fails_leaves_the_rest_of_the_status(service: Service) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.request.target == "/v1/check":
+            exchange.refuse(503, code="host-error", what="the kernel is busy", hint="try again")
+            return
+        key = exchange.request.target.removeprefix("/v1/")
+        exchange.answer({key: [to_json(nic() if key == "nics" else vm())]})
+
+    service.script = script
+    result = await run(service.path, "status")
+    assert result.exit_code == 0
+    assert "web1/net0" in result.stdout
+    assert "the check failed: the kernel is busy; only states are shown" in result.stderr
+
+
 async def test_without_any_guest_status_says_how_to_add_one(service: Service) -> None:
     service.answers({"vms": [], "nics": [], "findings": []})
     result = await run(service.path, "status")

@@ -72,7 +72,7 @@ class FakeHost:
         return [self.link]
 
     async def open_tap(self, *_: object, **__: object) -> object:
-        return SimpleNamespace(fd=None)
+        return SimpleNamespace(fd=None, link=self.link)
 
     async def attach_to_bridge(self, *_: object, up: bool, **__: object) -> None:
         self.done.append(f"attach {'up' if up else 'down'}")
@@ -267,7 +267,7 @@ class StagingHost(FakeHost):
     """Makes taps with an fd of nobody."""
 
     async def open_tap(self, *_: object, **__: object) -> object:
-        return SimpleNamespace(fd=SimpleNamespace(number=99))
+        return SimpleNamespace(fd=SimpleNamespace(number=99), link=self.link)
 
 
 class HubQemu(FakeQemu):

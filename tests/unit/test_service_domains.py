@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from linkmgr.errors import Forbidden, LibvirtRefused
 from linkmgr.model import Affects, Finding, Transport
 from linkmgr.service.config import AccessSection, Config, Rule
 from tests.unit.samples import domain
-from tests.unit.service_lab import FakeGuests, Lab, running
+from tests.unit.service_lab import FakeGuests, Lab, request, running
 
 NOTE = "from its next start on it is plugged into blue, link up"
 
@@ -83,6 +84,30 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
                 with pytest.raises(Forbidden):
                     await links.set_link("web2/net0", "up", affects=affects)
         assert lab.guests.affected == ["config"]
+
+
+@pytest.mark.parametrize("path", ["/v1/check", "/v1/domains"])
+async def test_a_look_that_its_client_does_not_wait_for_any_more_is_cancelled(
+    lab: Lab, guests: FakeGuests, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    looking, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def look() -> None:
+        looking.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    for verb in ("check", "domains"):
+        monkeypatch.setattr(guests, verb, look)
+    _, writer = await lab.connect()
+    writer.write(request("GET", path))
+    async with asyncio.timeout(5):
+        await looking.wait()
+        writer.close()
+        await cancelled.wait()
 
 
 async def test_domains_are_listed_and_what_they_ask_for_in_vain_is_found(
