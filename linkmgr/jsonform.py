@@ -2,17 +2,20 @@
 
 One form for all of them. Reading is strict about what it needs and says where it is missing, by
 its path in the document; what it does not know it leaves alone, so that an older client can read
-what a newer service writes.
+what a newer service writes. A client also takes values of an enum that it does not know as they
+are, and leaves out of a list only the entry that it cannot read; see `Form`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from linkmgr.errors import BadName
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
@@ -38,6 +41,9 @@ from linkmgr.model import (
     VmInfo,
     VmState,
 )
+from linkmgr.untrusted import printable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -72,13 +78,28 @@ def to_json(value: object) -> Any:
     return value.value if isinstance(value, StrEnum) else value
 
 
-class Form:
-    """A JSON object that is being read, and where it is in its document."""
+@dataclass(frozen=True)
+class UnfamiliarEndpoint:
+    """An endpoint of a kind that only a newer service knows."""
 
-    def __init__(self, value: object, path: str = "") -> None:
+    kind: EndpointKind
+
+    def __str__(self) -> str:
+        return f"{self.kind}, of a newer linkmgr"
+
+
+class Form:
+    """A JSON object that is being read, and where it is in its document.
+
+    :param lenient: what a client reads, whose service may be newer: a value of an enum that it does
+        not know is taken as it is, and an entry of a list that it cannot read is left out.
+    """
+
+    def __init__(self, value: object, path: str = "", *, lenient: bool = False) -> None:
         if not isinstance(value, Mapping):
             raise FormError(path, f"should be an object, not {_name(value)}")
         self.path = path
+        self.lenient = lenient
         self._value = value
 
     def __contains__(self, key: str) -> bool:
@@ -132,6 +153,8 @@ class Form:
 
     def choice(self, key: str, kind: type[E]) -> E:
         """A member that is one of an enum's values."""
+        if self.lenient and (text := self.text(key)) not in set(kind):
+            return _unfamiliar(kind, text)
         return self._made(key, kind)
 
     def choice_or_none(self, key: str, kind: type[E]) -> E | None:
@@ -140,7 +163,7 @@ class Form:
 
     def child(self, key: str, read: Callable[[Form], T]) -> T:
         """A member that is an object, read by `read`."""
-        return read(Form(self._value.get(key), self.at(key)))
+        return read(self._inner(self._value.get(key), self.at(key)))
 
     def child_or_none(self, key: str, read: Callable[[Form], T]) -> T | None:
         """A member that is an object or missing, read by `read`."""
@@ -149,12 +172,21 @@ class Form:
     def children(self, key: str, read: Callable[[Form], T]) -> dict[str, T]:
         """A member that is an object of objects."""
         each = self.mapping(key)
-        return {name: read(Form(value, f"{self.at(key)}.{name}")) for name, value in each.items()}
+        return {
+            name: read(self._inner(value, f"{self.at(key)}.{name}")) for name, value in each.items()
+        }
 
     def items(self, key: str, read: Callable[[Form], T]) -> list[T]:
         """A member that is a list of objects."""
-        values = self._typed(key, list)
-        return [read(Form(v, f"{self.at(key)}[{n}]")) for n, v in enumerate(values)]
+        found = []
+        for number, value in enumerate(self._typed(key, list)):
+            try:
+                found.append(read(self._inner(value, f"{self.at(key)}[{number}]")))
+            except FormError as error:
+                if not self.lenient:
+                    raise
+                log.warning("an entry of %s cannot be read and is left out: %s", key, error)
+        return found
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A member that is a list of texts or missing."""
@@ -162,6 +194,9 @@ class Form:
         if not all(isinstance(each, str) for each in values):
             raise FormError(self.at(key), "should be a list of texts")
         return tuple(values)
+
+    def _inner(self, value: object, path: str) -> Form:
+        return Form(value, path, lenient=self.lenient)
 
     def _typed(self, key: str, kind: type[T]) -> T:
         value = self._value.get(key)
@@ -217,7 +252,7 @@ def read_network_info(form: Form) -> NetworkInfo:
 
 def read_endpoint(form: Form) -> Endpoint:
     """Read an endpoint of any kind."""
-    match form.choice("kind", EndpointKind):
+    match kind := form.choice("kind", EndpointKind):
         case EndpointKind.BRIDGE:
             return BridgeEndpoint(
                 bridge=form.text("bridge"),
@@ -240,6 +275,7 @@ def read_endpoint(form: Form) -> Endpoint:
                 vnet_hdr=form.flag("vnet_hdr") if "vnet_hdr" in form else None,
                 mtu=form.integer("mtu") if "mtu" in form else None,
             )
+    return cast("Endpoint", UnfamiliarEndpoint(kind))  # for the lenient
 
 
 def read_connection(form: Form) -> Connection:
@@ -288,11 +324,23 @@ def read_vm(form: Form) -> VmInfo:
         qmp=form.text("qmp"),
         state=form.choice("state", VmState),
         since=form.time("since"),
-        nics=tuple(NicRef.parse(str(each)) for each in names) if isinstance(names, list) else (),
+        nics=_refs(names, form) if isinstance(names, list) else (),
         # An older service does not say either.
         transport=form.choice("transport", Transport) if "transport" in form else Transport.SOCKET,
         running=form.flag("running") if "running" in form else None,
     )
+
+
+def _refs(names: list[object], form: Form) -> tuple[NicRef, ...]:
+    found = []
+    for each in names:
+        try:
+            found.append(NicRef.parse(str(each)))
+        except BadName as error:
+            if not form.lenient:
+                raise FormError(form.at("nics"), str(error)) from None
+            log.warning("a NIC of VM %s has no name: %s", form.text("name"), error)
+    return tuple(found)
 
 
 def read_domain(form: Form) -> DomainInfo:
@@ -339,6 +387,13 @@ def read_stray(form: Form) -> Stray:
         removed=form.flag("removed"),
         error=form.text_or_none("error"),
     )
+
+
+def _unfamiliar(kind: type[E], text: str) -> E:
+    """A value that only a newer linkmgr knows, as a member of the enum that it is missing in."""
+    member = str.__new__(kind, printable(text, 40))
+    member._name_ = member._value_ = str.__str__(member)
+    return member
 
 
 def _built(form: Form, build: Callable[[], T]) -> T:

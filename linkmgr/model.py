@@ -320,21 +320,19 @@ class Nic:
 
     def describe(self) -> str:
         """What state it is in, as the end of the sentence "NIC is ..."."""
-        match self.state:
-            case NicState.UNPLUGGED:
-                return "unplugged"
-            case NicState.PLUGGED:
-                where = self.connection.port if self.connection else "?"
-                return f"plugged into {where}, link {self.link}"
-            case NicState.FOREIGN:
-                return "on a cable that linkmgr did not plug"
-            case NicState.UNMANAGED:
-                return "wired so that its cable cannot change"
-            case NicState.GONE:
-                return "gone with its guest"
-            case NicState.UNKNOWN:
-                since = self.since.isoformat(timespec="seconds")
-                return f"in an unknown state since {since}, because QEMU does not answer"
+        if self.state is NicState.PLUGGED:
+            where = self.connection.port if self.connection else "?"
+            return f"plugged into {where}, link {self.link}"
+        if self.state is NicState.UNKNOWN:
+            since = self.since.isoformat(timespec="seconds")
+            return f"in an unknown state since {since}, because QEMU does not answer"
+        plain = {
+            NicState.UNPLUGGED: "unplugged",
+            NicState.FOREIGN: "on a cable that linkmgr did not plug",
+            NicState.UNMANAGED: "wired so that its cable cannot change",
+            NicState.GONE: "gone with its guest",
+        }
+        return plain.get(self.state, str(self.state))  # a newer service may know others
 
 
 class VmState(StrEnum):

@@ -113,6 +113,7 @@ def _way(vm: VmInfo) -> str:
             return " (QEMU dials)"
         case Transport.LIBVIRT:
             return " (through libvirt)"
+    return f" ({vm.transport})"  # of a newer service
 
 
 def _by_way_of(way: str, line: Line) -> Line:
@@ -144,7 +145,7 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
                 f"'linkmgr unplug {subject}'",
             )
         case NicState.UNMANAGED:
-            return Line(subject, "not on a hub: its cable was fixed when the guest was started")
+            return Line(subject, "its cable cannot change: 'linkmgr plug' says why")
         case NicState.UNKNOWN:
             cable = f"; its cable leads into {where(nic)}" if nic.connection else ""
             return Line(
@@ -158,3 +159,4 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
                 f"gone: its guest ended {since} ago",
                 f"start the guest and add it again, or forget it with 'linkmgr vm remove {vm}'",
             )
+    return Line(subject, nic.describe())  # of a newer service

@@ -223,7 +223,7 @@ def _heartbeat(response: httpx.Response, default: float) -> float:
 
 def _read(response: httpx.Response, read: Callable[[Form], T]) -> T:
     try:
-        return read(Form(response.json()))
+        return read(Form(response.json(), lenient=True))
     except ValueError as error:  # a FormError is one
         what = str(error) if isinstance(error, FormError) else "it is not JSON"
         raise LinkmgrError(

@@ -43,7 +43,7 @@ def test_a_nic_on_an_fd_says_what_is_known_of_its_device() -> None:
     ("state", "text", "todo"),
     [
         (NicState.UNPLUGGED, "unplugged for 3 h", None),
-        (NicState.UNMANAGED, "not on a hub: its cable was fixed when the guest was started", None),
+        (NicState.UNMANAGED, "its cable cannot change: 'linkmgr plug' says why", None),
         (
             NicState.FOREIGN,
             "on a cable that linkmgr did not plug, for 3 h",

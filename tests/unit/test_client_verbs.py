@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from linkmgr.errors import (
     NotOnHub,
     UnknownVm,
 )
-from linkmgr.jsonform import to_json
+from linkmgr.jsonform import Form, FormError, read_nic, to_json
 from linkmgr.model import (
     Drift,
     Finding,
@@ -279,8 +280,11 @@ async def test_an_answer_of_another_program_is_shown(links: Client, service: Ser
 
 async def test_an_answer_of_the_wrong_form_says_where(links: Client, service: Service) -> None:
     nic = to_json(samples.nic())
-    service.answers({"nics": [nic | {"mtu": "big"}]})
-    with pytest.raises(LinkmgrError, match=r"nics\[0\]\.mtu: should be a number, not a text"):
+    service.answers(nic | {"mtu": "big"})
+    with pytest.raises(LinkmgrError, match=r"mtu: should be a number, not a text"):
+        await links.nic("web1/net0")
+    service.answers({"nics": {"mtu": "big"}})
+    with pytest.raises(LinkmgrError, match=r"nics: should be a list, not an object"):
         await links.nics()
     service.answers("not json")
     with pytest.raises(LinkmgrError, match="it is not JSON"):
@@ -316,3 +320,51 @@ def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
     assert find_socket("/run/mine.sock") == Path("/run/mine.sock")
     monkeypatch.setenv("LINKMGR_SOCKET", "")
     assert find_socket() == DEFAULT_SOCKET
+
+
+async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_they_are(
+    links: Client, service: Service
+) -> None:
+    nic, vm = to_json(samples.nic()), to_json(samples.vm())
+    newer = copy.deepcopy(nic)
+    newer |= {"ref": "web1/net7", "state": "parked", "link": "half", "wanted_link": "auto"}
+    newer["connection"]["endpoint"] = {"kind": "ovs", "bridge": "br-int"}
+    newer["connection"]["port"]["network"]["drift"] = "adopt"
+    service.answers({"nics": [nic, newer]})
+    first, second = await links.nics()
+    assert first == samples.nic()
+    assert (second.state, second.link, second.wanted_link) == ("parked", "half", "auto")
+    assert second.describe() == "parked"
+    assert second.connection
+    assert str(second.connection.endpoint) == "ovs, of a newer linkmgr"
+    assert to_json(second)["state"] == "parked"
+    service.answers({"vms": [vm, {**vm, "state": "asleep", "transport": "vsock"}]})
+    assert [str(each.state) for each in await links.vms()] == [vm["state"], "asleep"]
+    service.answers({"connections": [nic["connection"], newer["connection"]]})
+    assert len(await links.connections()) == 2
+
+
+@pytest.mark.parametrize(
+    "bad", [None, {}, {"ref": "web1/" + "a" * 64}, {"ref": 7}, {"mtu": "many"}, {"state": []}]
+)
+async def test_one_bad_entry_does_not_fail_a_list(
+    links: Client, service: Service, bad: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    nic = to_json(samples.nic())
+    service.answers({"nics": [{**nic, **bad} if bad else bad, nic]})
+    assert await links.nics() == [samples.nic()]
+    assert "left out" in caplog.text
+
+
+async def test_a_vm_with_a_nic_that_cannot_be_named_is_listed(
+    links: Client, service: Service
+) -> None:
+    vm = to_json(samples.vm())
+    service.answers({"vms": [{**vm, "nics": [*vm["nics"], "web1/" + "a" * 64, 5]}]})
+    assert await links.vms() == [samples.vm()]
+
+
+def test_what_is_on_disk_is_read_strictly() -> None:
+    newer = to_json(samples.nic()) | {"state": "parked"}
+    with pytest.raises(FormError, match="state"):
+        read_nic(Form(newer))
