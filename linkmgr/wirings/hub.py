@@ -71,6 +71,7 @@ log = logging.getLogger(__name__)
 
 _BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
 _PORT = "lmp-"  # ... and its hub port
+_OURS = re.compile(r"lm[tp]-[0-9a-f]{8}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MIN_MTU, MAX_MTU = 68, 65535  #: bytes; what ``host_mtu`` of virtio can be, 0 for none
 _HEAD_START = Command("query-status")
@@ -172,7 +173,9 @@ class HubWiring(Wiring):
                 await self._qemu.execute("closefd", {"fdname": _BACKEND + ident})
         info = await self._qemu.network()
         stay = {prefix + ident for ident in known for prefix in (_PORT, _BACKEND)}
-        left = [name for name in info.netdevs if name.startswith((_PORT, _BACKEND))]
+        # An operator may call a backend lmt-uplink, and have it behind a NIC without a hub.
+        stay |= {nic.peer for nic in info.nics.values() if nic.peer}
+        left = [name for name in info.netdevs if _OURS.fullmatch(name)]
         for name in sorted(set(left) - stay, key=lambda name: not name.startswith(_PORT)):
             if name.startswith(_PORT):
                 await self._qemu.execute("netdev_del", {"id": name})

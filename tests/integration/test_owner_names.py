@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from linkmgr import LinkManager, NicState
+from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.model import Mark
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NET = Path("/sys/class/net")
 BRIDGE = "lmbr-lab"
+PORT = 7700  #: of this host, which only this network namespace sees
 #: Kinds of owner, groups of documents, prefixes of addresses and of aliases.
 WORDS = ("network", "nic", "port", "bridge", "fd", "vms", "networks", "linkmgr", "doctor")
 
@@ -103,6 +105,32 @@ async def test_a_vm_called_network_keeps_its_own_cable_and_loses_what_was_left_o
         assert not (NET / tap.device).exists()
         assert not (NET / BRIDGE).exists()
         assert await links.remove_vm("network")
+
+
+async def test_backends_of_others_that_are_called_as_ours_stay_in_qemu(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A NIC that is plugged into such a backend without a hub would lose its network for good."""
+    names = ["lmt-uplink", "lmt-0123abcd", "lmp-"]
+    args = hub_args("net0", mac="52:54:00:00:07:00")
+    for number, name in enumerate(names, start=1):
+        # What is deleted behind a NIC still stands in "info network", but listens no more.
+        nic = f"virtio-net-pci,id=net{number},netdev={name},mac=52:54:00:00:07:0{number}"
+        user = f"user,id={name},hostfwd=tcp:127.0.0.1:{PORT + number}-:22"
+        args += ["-netdev", user, "-device", nic]
+    other = await lab.guest("third", nic_args=args, boot=False, add=False)
+    state = tmp_path / "state"
+    try:
+        async with LinkManager(state=state, watch=False) as links:
+            await links.add_vm("third", other.qmp_path)
+        async with LinkManager(state=state, watch=False) as links:
+            assert await links.check() == []
+            for number in range(1, 1 + len(names)):
+                socket.create_connection(("127.0.0.1", PORT + number), timeout=5).close()
+            assert await links.remove_vm("third")
+    finally:
+        await other.stop()
+        del lab.guests["third"]
 
 
 async def test_a_bridge_that_only_looks_like_a_cable_of_a_vm_is_not_one_of_a_network(
