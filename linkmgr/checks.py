@@ -57,7 +57,10 @@ def noted(nic: Nic, slot: Slot) -> list[Finding]:
     if nic.state in (NicState.GONE, NicState.UNMANAGED):
         return []
     found = []
-    if slot.leftovers:
+    if (unwritten := slot.unwritten) is not None:
+        what = f"what was done last is not written down: {unwritten.what}"
+        found.append(Finding("not-written", subject, what, unwritten.hint or "see the log"))
+    if any(work != slot.remember for work in slot.leftovers):
         found.append(Finding("leftover", subject, "a clean-up is still to be done", "see the log"))
     if slot.trouble:
         hint = "unplug it and plug it again"

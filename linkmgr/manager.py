@@ -355,12 +355,15 @@ class LinkManager(Beside):
                 if slot.plugged is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
                     self._board.tell(kind, ref, port=str(port), **_was(here), timings=dict(timings))
-            return Outcome(vm.nic(slot), changed=True, timings=timings)
+            return Outcome(vm.nic(slot), changed=True, timings=timings, notes=_unwritten(slot))
 
         return await self._verb(vm, slot, work)
 
     async def unplug(self, nic: str | NicRef) -> Outcome:
         """Take a NIC off its cable, its carrier first. Unplugging twice succeeds.
+
+        It needs no disk: where the state directory is full the outcome's notes say so, and it is
+        written down later.
 
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had.
         """
@@ -384,7 +387,7 @@ class LinkManager(Beside):
         if not vm.qemu.alive:
             await swap.abandon(slot)
         self._board.tell(EventKind.UNPLUGGED, slot.ref, **_was(here), timings=dict(timings))
-        return Outcome(vm.nic(slot), changed=True, timings=timings)
+        return Outcome(vm.nic(slot), changed=True, timings=timings, notes=_unwritten(slot))
 
     async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
         """Set what the guest sees as carrier while the NIC is plugged. Survives replugs.
@@ -404,7 +407,15 @@ class LinkManager(Beside):
             before = (slot.wanted, slot.carrier.up)
             slot.wanted = wanted
             try:
-                await slot.journal.change(ref.alias, wanted=wanted)
+                try:
+                    await slot.journal.change(ref.alias, wanted=wanted)
+                except StateError as error:
+                    if wanted is LinkState.UP:
+                        raise
+                    # To pull a cable needs no disk.
+                    slot.unwritten = error
+                    if slot.remember not in slot.leftovers:
+                        slot.leftovers.append(slot.remember)
                 if slot.plugged or slot.foreign or slot.carrier.up is False:
                     await slot.apply_link(anew=True)
             except LinkmgrError:
@@ -414,7 +425,7 @@ class LinkManager(Beside):
             changed = before != (slot.wanted, slot.carrier.up)
             if changed:
                 self._board.tell(EventKind.LINK, ref, wanted=wanted.value)
-            return Outcome(vm.nic(slot), changed=changed)
+            return Outcome(vm.nic(slot), changed=changed, notes=_unwritten(slot))
 
         return await self._verb(vm, slot, work)
 
@@ -459,6 +470,16 @@ class LinkManager(Beside):
 
     async def _look(self, vm: Vm, slot: Slot) -> Outcome:
         return Outcome(vm.nic(slot), changed=False)
+
+
+def _unwritten(slot: Slot) -> tuple[str, ...]:
+    """What an outcome says while it is not written down."""
+    if (error := slot.unwritten) is None:
+        return ()
+    return (
+        f"it is done and not written down: {error.what}; that is tried again every few seconds, "
+        f"and linkmgr does not know of it if it is started again before. To do: {error.hint}",
+    )
 
 
 def _choice(kind: type[E], value: str) -> E:

@@ -18,7 +18,14 @@ from enum import StrEnum
 
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
-from linkmgr.errors import HostError, HubCrowded, MonitorGone, MonitorTimeout, UnusableNicId
+from linkmgr.errors import (
+    HostError,
+    HubCrowded,
+    MonitorGone,
+    MonitorTimeout,
+    StateError,
+    UnusableNicId,
+)
 from linkmgr.journal import CableRecord, Intent, VmJournal
 from linkmgr.model import Connection, Endpoint, LinkState, NicRef, Notify, Offer, Port
 from linkmgr.wirings import Cable, Wiring
@@ -121,6 +128,8 @@ class Slot:
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     leftovers: list[Work] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    unwritten: StateError | None = None  #: why what was done is not written down yet
+    put_off: str | None = None  #: what was last told to be left undone
     trouble: str | None = None  #: why a restart could not bring its cable back
     unusable: UnusableNicId | None = None  #: why it cannot be named to QEMU
     lost: bool = False  #: the NIC or its guest does not exist any more
@@ -141,7 +150,14 @@ class Slot:
         """
         if not self.lost:
             record = self.plugged.record() if self.plugged else None
-            await self.journal.change(self.ref.alias, wanted=self.wanted, cable=record, intent=None)
+            try:
+                await self.journal.change(
+                    self.ref.alias, wanted=self.wanted, cable=record, intent=None
+                )
+            except StateError as error:
+                self.unwritten = error
+                raise
+        self.unwritten = None
 
     async def apply_link(self, *, seen: bool = True, anew: bool = False) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none: see `Carrier.set`."""
@@ -253,7 +269,12 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
             old_cable = await _present(nic)
             undo.append(nic.remember)
             intent = Intent(foreign=_foreign(old, old_cable))
-            await nic.journal.change(nic.ref.alias, intent=intent)
+            try:
+                await nic.journal.change(nic.ref.alias, intent=intent)
+            except StateError as error:
+                # To pull a cable needs no disk. A restart finds the NIC on nothing, and its backend
+                # gone; one that comes before that puts the cable back.
+                nic.unwritten = error
         await timings.begin(Step.LINK_DOWN)
         undo.append(lambda: nic.apply_link(seen=False))
         with timings.of(Step.LINK_DOWN):
@@ -296,8 +317,10 @@ async def settle(nic: Slot) -> None:
             nic.leftovers += works
             raise
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
-            # It says what to do; a traceback would bury that.
-            log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400 - above
+            # It says what to do; a traceback would bury that. Of the same it is enough once.
+            if str(error) != nic.put_off:
+                nic.put_off = str(error)
+                log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400
             nic.leftovers.append(works[0])
         works.pop(0)
 

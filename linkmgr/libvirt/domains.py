@@ -175,6 +175,8 @@ class Domains:
         self._documents = documents
         self._known: dict[str, Domain] = {}
         self._written: object = None
+        self.unwritten: LinkmgrError | None = None  #: why it could not be written the last time
+        self.failed = asyncio.Event()  #: set while that is so
         self._lost_at: int | None = None
 
     def __iter__(self) -> Iterator[Domain]:
@@ -225,6 +227,8 @@ class Domains:
             each.uuid: {"name": each.name, **_form(each.record)} for each in self if each.record
         }
         if known == self._written:
+            self.unwritten = None
+            self.failed.clear()
             return
         try:
             if known:
@@ -232,9 +236,14 @@ class Domains:
             else:
                 await self._documents.remove(DOCUMENT)
         except LinkmgrError as error:
-            log.error("what is done of the domains' cables: %s", error)  # noqa: TRY400
+            if str(error) != str(self.unwritten):
+                log.error("what is done of the domains' cables: %s", error)  # noqa: TRY400
+            self.unwritten = error
+            self.failed.set()
         else:
             self._written = known
+            self.unwritten = None
+            self.failed.clear()
 
     async def ended(self, domain: Domain) -> None:
         """The domain's process has ended: nothing of it is kept."""

@@ -19,7 +19,7 @@ from linkmgr.cli.exits import Exit
 from linkmgr.errors import StateError, UnknownVm
 from linkmgr.swap import Step
 from linkmgr.testing import Guest
-from linkmgr.testing.process import execute
+from linkmgr.testing.process import execute, until
 from tests.integration.failures_lab import NIC, no_frame_lost, nothing_left, traces
 from tests.integration.lab import Lab, make_lab
 
@@ -97,12 +97,10 @@ async def unplugged(disk: Disk) -> AsyncIterator[None]:
 
 
 async def refused(links: LinkManager, disk: Disk) -> None:
-    """Every change is refused with a clear error, and nothing is left."""
+    """Every change but to pull a cable is refused with a clear error, and nothing is left."""
     before = await traces(disk.lab)
     for change in (
         links.plug(NIC, "red"),
-        links.unplug(NIC),
-        links.set_link(NIC, "down"),
         links.create_network("grey", "bridge", bridge="br-grey"),
         links.delete_network("red"),
         links.create_port("red", "one"),
@@ -117,6 +115,70 @@ async def refused(links: LinkManager, disk: Disk) -> None:
     assert [network.name for network in await links.networks()] == ["blue", "red"]
     assert await links.ports("red") == []
     await nothing_left(disk.lab, before)
+
+
+@asynccontextmanager
+async def unwritable(disk: Disk, how: str) -> AsyncIterator[None]:
+    """A state directory that is full, or mounted read-only."""
+    if how == "full":
+        await disk.fill()
+    else:
+        await disk.sh(f"mount -o remount,ro {disk.state}")
+    try:
+        yield
+    finally:
+        if how == "full":
+            await disk.empty()
+        else:
+            await disk.sh(f"mount -o remount,rw {disk.state}")
+
+
+async def codes(links: LinkManager) -> list[str]:
+    return [found.code for found in await links.check()]
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+async def test_without_a_disk_a_cable_is_pulled_and_that_is_written_down_later(
+    disk: Disk, how: str
+) -> None:
+    async with disk.on_blue() as links:
+        async with unwritable(disk, how):
+            down = await links.set_link(NIC, "down")
+            await disk.guest.wait_carrier("eth0", False)
+            (note,) = down.notes
+            assert "it is done and not written down: the state cannot be written to" in note
+            assert await codes(links) == ["not-written"]
+            pulled = await links.unplug(NIC)
+            assert (pulled.changed, pulled.nic.connection) == (True, None)
+            assert pulled.notes == down.notes
+            assert await codes(links) == ["not-written"]
+            with pytest.raises(StateError):
+                await links.plug(NIC, "red")
+            assert (await links.nic(NIC)).state is NicState.UNPLUGGED
+            assert await codes(links) == ["not-written"]
+
+        async def written() -> bool:
+            return await codes(links) == []
+
+        await until(written, timeout=20, what="it is written down by itself")
+        known = json.loads((disk.state / "vms" / "web1.json").read_text())["nics"]["net0"]
+        assert (known["cable"], known["intent"], known["wanted"]) == (None, None, "down")
+        await links.set_link(NIC, "up")
+    assert await disk.network() is None
+
+
+async def test_a_cable_that_was_pulled_without_a_disk_stays_pulled_after_a_restart(
+    disk: Disk,
+) -> None:
+    async with disk.on_blue() as links:
+        await disk.fill()
+        await links.unplug(NIC)
+    # As after a kill: what is on disk still says that it is plugged.
+    document = json.loads((disk.state / "vms" / "web1.json").read_text())
+    assert document["nics"]["net0"]["cable"] is not None
+    await disk.empty()
+    assert await disk.network() is None
+    await disk.guest.wait_carrier("eth0", False)
 
 
 async def test_a_full_disk_changes_nothing(disk: Disk) -> None:
@@ -158,7 +220,8 @@ async def test_a_disk_that_gets_full_in_the_middle_of_a_swap(disk: Disk) -> None
         disk.lab.links = links
         try:
             outcome = await links.plug(NIC, "red")
-            assert [found.code for found in await links.check()] == ["leftover"]
+            assert [found.code for found in await links.check()] == ["not-written"]
+            assert "not written down" in outcome.notes[0]
             assert outcome.nic.connection is not None
             assert outcome.nic.connection.network == "red"
             document = (disk.state / "vms" / "web1.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -286,17 +287,27 @@ async def test_a_guest_whose_link_was_down_does_not_see_its_old_cable_on_the_way
 
 
 async def test_a_state_directory_that_cannot_be_written_keeps_no_cable_from_being_plugged(
-    lab: Lab, caplog: pytest.LogCaptureFixture
+    lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.care.SAVE_AGAIN", 0.05)
     lab.libvirt.live = domain_xml(BLUE)
-    async with lab.care():
+    async with lab.care() as care:
         lab.folder.rmdir()
         lab.folder.touch()
         lab.links.boot()
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "blue"}
-    assert "domains' cables" in caplog.text
-    lab.folder.unlink()
+        assert [(each.code, each.subject) for each in care.findings()] == [
+            ("not-written", "domains")
+        ]
+        await asyncio.sleep(0.3)
+        assert caplog.text.count("domains' cables") == 1, "it is told once"
+        lab.folder.unlink()
+        lab.folder.mkdir()
+        async with asyncio.timeout(5):
+            while care.findings():  # noqa: ASYNC110 - it knows no test
+                await asyncio.sleep(0.02)
+        assert "web1" in (lab.folder / "domains.json").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1, "domains": {"x": {"name": 7}}}'])
