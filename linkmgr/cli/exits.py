@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from linkmgr.errors import (
+    BadConfig,
     BadRequest,
     CannotAttach,
     Conflict,
@@ -40,11 +41,13 @@ class Exit(IntEnum):
     OTHER = 12
     LIBVIRT = 13  #: libvirt's daemon is not there, is too late or refused
     TIMEOUT = 14  #: the service did not answer in time; it may or may not have been done
+    CONFIG = 78  #: the configuration is wrong (EX_CONFIG): the service is not started again
     INTERRUPTED = 130  #: by Ctrl-C, as shells count
     BROKEN_PIPE = 141  #: nobody reads the output any more, as shells count
 
 
 _FAMILIES: Mapping[type[LinkmgrError], Exit] = {
+    BadConfig: Exit.CONFIG,
     BadRequest: Exit.USAGE,
     NotFound: Exit.NOT_FOUND,
     Conflict: Exit.CONFLICT,

@@ -6,8 +6,11 @@ mistake is told with its line. docs/configuration.md explains each key.
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import os
 import pwd
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -24,6 +27,7 @@ from linkmgr.untrusted import quoted
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
 _MOST_TOLD = 10  # mistakes in one error
 _MOST_BYTES = 4 << 20
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = r"^(/[^\x00]*)?$"  # absolute, or none
 
 
@@ -166,10 +170,14 @@ def load_config(path: Path) -> Config:
     :raise BadConfig: when it cannot be read or has mistakes; names the file and the lines.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1).decode()
-        if len(text) > _MOST_BYTES:
+        data = _read(path)
+        if len(data) > _MOST_BYTES:
             raise BadConfig(f"{path} is larger than {_MOST_BYTES} bytes", hint="name another file")
+        if data.startswith(codecs.BOM_UTF8):
+            raise BadConfig(
+                f"{path} begins with a byte order mark", hint="save it as UTF-8 without one"
+            )
+        text = data.decode()
         raw = tomllib.loads(text)
     except OSError as error:
         raise BadConfig(
@@ -186,6 +194,48 @@ def load_config(path: Path) -> Config:
     if mistakes or config is None:
         raise BadConfig(_tell(path, text, mistakes), hint="mend the file; it was not used")
     return config
+
+
+def reload_config(path: Path, in_force: Config) -> Config:
+    """Read a configuration file in place of the one in force.
+
+    A file that is empty or gone is one that is being written, or was lost with a full disk, far
+    more often than one that shall take all networks away.
+
+    :raise BadConfig: as `load_config`, and when it says nothing while the one in force does.
+    """
+    try:
+        there = path.lstat() is not None
+    except OSError:
+        there = False
+    config = load_config(path) if there or path != DEFAULT_PATH else Config()
+    if config == Config() != in_force:
+        state = "is empty" if there else "is gone"
+        raise BadConfig(
+            f"the configuration {path} {state}",
+            hint="write it again; to go on without one, restart the service",
+        )
+    return config
+
+
+def _read(path: Path) -> bytes:
+    """Read a regular file, and never wait for what is none.
+
+    :raise OSError: it cannot be opened or read.
+    :raise BadConfig: it is something else.
+    """
+    _check_regular(path, path.stat())  # opening a device may do something
+    with open(os.open(path, _OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
+        _check_regular(path, os.fstat(file.fileno()))
+        return file.read(_MOST_BYTES + 1)
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise BadConfig(
+            f"the configuration {path} cannot be read: it is not a regular file",
+            hint="name another with --config",
+        )
 
 
 def _check(raw: dict[str, Any]) -> tuple[list[_Mistake], Config | None]:

@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 
 _WAITING_MAX = 256  # messages; systemd takes them within milliseconds, or is in trouble itself
 
+#: Seconds that a start may take while the event loop turns: a thousand guests of which a few do not
+#: answer take two minutes.
+START_MOST_S = 600.0
+_EXTEND_EVERY_S = 10.0
+_EXTEND_S = 30.0  # from then on; TimeoutStartSec= counts as long as it is more
+
 
 class Notifier:
     """Sends messages to the service manager, or nowhere when there is none.
@@ -138,6 +144,13 @@ async def beat(notifier: Notifier, seconds: float) -> None:
     while True:
         notifier.watchdog()
         await asyncio.sleep(seconds)
+
+
+async def more_time(notifier: Notifier) -> None:
+    """Ask for more time while the service starts, until cancelled or `START_MOST_S` are over."""
+    for _ in range(int(START_MOST_S / _EXTEND_EVERY_S)):
+        await asyncio.sleep(_EXTEND_EVERY_S)
+        notifier.send(f"EXTEND_TIMEOUT_USEC={int(_EXTEND_S * 1_000_000)}")
 
 
 def _address(text: str | None) -> str | bytes | None:

@@ -29,11 +29,11 @@ from linkmgr.model import Transport, VmState
 from linkmgr.qmp.dialer import Dialer, Dialers, dials, only_sockets, transport_of
 from linkmgr.service import fdsock, guests
 from linkmgr.service.app import make_app
-from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config
+from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config, reload_config
 from linkmgr.service.core import Core
 from linkmgr.service.fdstore import API, HANDOVER, MONITORS, PassedFds, SystemdKeeper, passed_fds
 from linkmgr.service.logs import log_to_stderr
-from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
 from linkmgr.service.peers import Peer
 from linkmgr.service.sockets import listening
 from linkmgr.service.wire import Server, connection_places
@@ -64,6 +64,8 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         notifier = Notifier.from_environment()
         stack.callback(notifier.close)
+        starting = asyncio.create_task(more_time(notifier), name="more time")
+        stack.callback(starting.cancel)
         passed = passed_fds()
         stack.callback(passed.close)
         api = await stack.enter_async_context(_api_socket(passed, socket))
@@ -89,6 +91,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))
+        starting.cancel()
         await Service(core, notifier, config).run(api)
 
 
@@ -158,7 +161,9 @@ class Service:
                 continue
             self._notifier.reloading()
             try:
-                await self.core.use(_load(self._path))
+                # In a thread: the file may be on a disk that is slow or away.
+                read = partial(reload_config, self._path, self.core.config)
+                await self.core.use(await asyncio.to_thread(read))
                 log.info("the configuration %s is in force", self._path)
             except BadConfig as error:
                 log.error("the configuration in force stays: %s", error)  # noqa: TRY400

@@ -15,6 +15,7 @@ from pathlib import Path
 from linkmgr.errors import BadRequest, Conflict, HostError
 from linkmgr.unix_sockets import UnixSocket
 
+LOCK = ".lock"  #: beside the socket
 _MODE = 0o666  # who may do what is decided by who it is, not by who can connect
 _BACKLOG = 1024
 _PATIENCE = 5.0  # seconds that another service may take to start in the same directory
@@ -92,19 +93,51 @@ async def _clear(path: Path) -> None:
 @contextlib.asynccontextmanager
 async def _alone_in(folder: Path) -> AsyncIterator[None]:
     """Keep two services from taking the same dead socket over, for the moment that it takes."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = folder / LOCK
+    fd = -1
     try:
         async with asyncio.timeout(_PATIENCE):
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(0.02)
-        yield
+            while not _is_locked(path, fd := _open_lock(path)):
+                os.close(fd)
+                fd = -1
+                await asyncio.sleep(0.02)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     except TimeoutError:
         raise Conflict(
-            f"another process holds a lock on {folder}", hint="see who with 'lslocks'"
+            f"another process holds a lock on {path}", hint="see who with 'lslocks'"
         ) from None
     finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _is_locked(path: Path, fd: int) -> bool:
+    """Lock a file that may have been removed meanwhile by the one who had locked it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file that nobody else can open, and so lock: the directory is open to all.
+
+    :raise Conflict: when somebody else's is in its place.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm -r {path}") from None
+    found = os.fstat(fd)
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & 0o077:
         os.close(fd)
+        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm {path}")
+    return fd

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+from linkmgr.service import notify
+from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
 from tests.unit.notify_lab import Manager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
@@ -141,3 +142,15 @@ async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: Notifi
     heard = manager.heard()
     assert set(heard) == {"WATCHDOG=1"}
     assert len(heard) >= 3
+
+
+async def test_a_start_that_takes_long_asks_for_more_time_but_not_for_ever(
+    manager: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_EXTEND_EVERY_S", 0.01)
+    monkeypatch.setattr(notify, "START_MOST_S", 0.05)
+    async with asyncio.timeout(5):
+        await more_time(notifier)
+    heard = manager.heard()
+    assert set(heard) == {"EXTEND_TIMEOUT_USEC=30000000"}
+    assert 1 <= len(heard) <= 5

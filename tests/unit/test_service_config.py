@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tomllib
 from pathlib import Path
 from textwrap import dedent
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from linkmgr.errors import BadConfig
 from linkmgr.model import Drift
-from linkmgr.service.config import Config, Limits, Verb, load_config
+from linkmgr.service import config as config_module
+from linkmgr.service.config import Config, Limits, Verb, load_config, reload_config
 from linkmgr.service.toml_lines import key_lines
 
 ROOT = Path(__file__).parents[2]
@@ -201,3 +204,55 @@ def test_what_tomllib_reads_and_what_has_a_line_is_the_same(text: str) -> None:
     except tomllib.TOMLDecodeError:
         return
     assert set(key_lines(text)) == paths(document)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# all of it is a comment\n"])
+def test_an_empty_file_in_place_of_the_one_in_force_is_a_mistake(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text("[networks.blue]\ndriver = 'bridge'\noptions = { bridge = 'br0' }\n")
+    in_force = load_config(path)
+    assert reload_config(path, in_force) == in_force
+    path.write_text(text)
+    with pytest.raises(BadConfig, match="is empty"):
+        reload_config(path, in_force)
+    assert reload_config(path, Config()) == Config()
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_file_that_is_gone_is_a_mistake_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    path = tmp_path / "linkmgr.toml"
+    if default:
+        monkeypatch.setattr(config_module, "DEFAULT_PATH", path)
+    in_force = Config(limits=Limits(events=7))
+    with pytest.raises(BadConfig, match=r"is gone|No such file"):
+        reload_config(path, in_force)
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadConfig):
+        reload_config(path, in_force)
+
+
+def test_a_byte_order_mark_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_bytes(b"\xef\xbb\xbf[limits]\nevents = 7\n")
+    with pytest.raises(BadConfig, match="byte order mark"):
+        load_config(path)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "socket"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "linkmgr.toml"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/tty")
+        case "folder":
+            path.mkdir()
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(path))
+    with pytest.raises(BadConfig, match="not a regular file"):
+        load_config(path)

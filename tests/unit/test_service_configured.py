@@ -289,3 +289,22 @@ async def test_sighup_reads_the_configuration_again(
     assert bridges(lab.links) == {"red": "br3"}
     assert lab.core.limits().events == 7
     assert (await lab.ask("GET", "/healthz")).status == 200
+    await reload("", "is empty")
+    assert bridges(lab.links) == {"red": "br3"}
+    path.unlink()
+    os.mkfifo(path)
+    await reload_without_writing(caplog, "not a regular file")
+    path.unlink()
+    await reload_without_writing(caplog, "No such file")
+    assert bridges(lab.links) == {"red": "br3"}
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+async def reload_without_writing(caplog: pytest.LogCaptureFixture, told: str) -> None:
+    caplog.clear()
+    os.kill(os.getpid(), signal.SIGHUP)
+
+    async def done() -> bool:
+        return told in caplog.text
+
+    await until(done, timeout=5, what=told)

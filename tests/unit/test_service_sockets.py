@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadRequest, Conflict, HostError
-from linkmgr.service.sockets import listening
+from linkmgr.service.sockets import LOCK, listening
 from linkmgr.testing.process import until
 from tests.unit.service_lab import read_answer, request
 
@@ -208,3 +209,32 @@ async def test_a_service_with_a_bad_configuration_does_not_start(tmp_path: Path)
     assert process.returncode
     assert "line 2: limits.evnts" in log.decode()
     assert not (tmp_path / "api.sock").exists()
+
+
+async def test_a_lock_that_anybody_can_have_keeps_no_service_from_starting(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    fd = os.open(run, os.O_RDONLY)  # as anybody may
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        async with asyncio.timeout(2), listening(run / "api.sock"):
+            assert not (run / LOCK).exists()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("planted", ["open to all", "link", "fifo"])
+async def test_a_lock_file_that_others_can_open_is_not_used(tmp_path: Path, planted: str) -> None:
+    lock = tmp_path / LOCK
+    match planted:
+        case "open to all":
+            lock.touch()
+            lock.chmod(0o644)
+        case "link":
+            lock.symlink_to(tmp_path / "elsewhere")
+        case "fifo":
+            os.mkfifo(lock, 0o600)
+    with pytest.raises(Conflict, match="not a lock file of ours"):
+        async with asyncio.timeout(2), listening(tmp_path / "api.sock"):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
