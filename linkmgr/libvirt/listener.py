@@ -25,6 +25,7 @@ from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid, peer_uid
 from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
+from linkmgr.qmp.budget import Bucket
 from linkmgr.qmp.dialer import dials
 from linkmgr.unix_sockets import UnixSocket, connections
 
@@ -35,6 +36,11 @@ log = logging.getLogger(__name__)
 RETRY = 1.0  #: seconds until a connection that nobody has taken is offered again
 PAUSE = 0.2  #: seconds in which a process that was refused is not looked at again
 GREETING = 2  #: connections of one process that may be in the negotiation at once
+#: Connections a second that are taken, for as long as it goes on, and at once: 200 guests dial when
+#: the service starts, and each costs the loop a third of a millisecond.
+CALLS_PER_SECOND, CALLS_BURST = 100.0, 400.0
+#: The same of one process, which need not dial more often than once a second.
+PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST = 1.0, 20.0
 LOOKING = 16  #: processes that are looked at at once; the others wait in the kernel
 WORDS = 5  #: different refusals of one process that are told of: it says what they say
 _REMEMBERED = 1000  # processes, so that each refusal is told of once
@@ -95,6 +101,7 @@ class MonitorListener:
         self._looking = asyncio.Semaphore(LOOKING)
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
+        self._calls: dict[_Process, Bucket] = {}  # of those that have called lately
         self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None]
@@ -153,8 +160,10 @@ class MonitorListener:
     # ------------------------------------------------------------------ one call
 
     async def _accept(self) -> None:
+        calls = Bucket(CALLS_PER_SECOND, CALLS_BURST)
         async for sock in connections(self._sock):
             try:
+                await asyncio.sleep(calls.take(1))
                 await self._looking.acquire()
             except BaseException:
                 sock.close()
@@ -188,7 +197,7 @@ class MonitorListener:
         now = asyncio.get_running_loop().time()
         process = (pid, started_at(pid))
         self._refused = {p: at for p, at in self._refused.items() if now - at < PAUSE}
-        if process in self._refused:
+        if process in self._refused or not self._may_call(process):
             return None
         try:
             who = await asyncio.to_thread(self._identify, sock)
@@ -200,6 +209,13 @@ class MonitorListener:
             self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None
         return who if self._greeting[pid] < GREETING else None
+
+    def _may_call(self, process: _Process) -> bool:
+        """Whether a process may make one more connection now."""
+        if len(self._calls) > LOOKING:
+            self._calls = {p: bucket for p, bucket in self._calls.items() if not bucket.full}
+        new = Bucket(PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST)
+        return self._calls.setdefault(process, new).take_one()
 
     async def _greeted(self, sock: socket.socket, who: Dialled) -> Monitor | None:
         """Negotiate, and compare what QEMU says of itself."""

@@ -22,6 +22,7 @@ from linkmgr.errors import (
     LibvirtError,
     LibvirtRefused,
     LibvirtUnreachable,
+    MonitorError,
     MonitorGone,
     MonitorUnreachable,
 )
@@ -31,13 +32,27 @@ from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
 from linkmgr.libvirt.handle import Handle
 from linkmgr.libvirt.status import pid_of
 from linkmgr.model import Transport
-from linkmgr.qmp.events import MonitorEvent
+from linkmgr.qmp.budget import Budget, EventLimit, FloodError
+from linkmgr.qmp.connection import CLASS_LIMIT
+from linkmgr.qmp.events import EVENTS, MonitorEvent
+from linkmgr.qmp.inbound import (
+    ANSWER_BYTES,
+    ANSWER_ITEMS,
+    ITEMS,
+    MESSAGE_BYTES,
+    NotQmpError,
+    check_shape,
+    decode,
+    event_of,
+)
 from linkmgr.qmp.monitor import Monitor
+from linkmgr.untrusted import printable
 
 _NOT_RUNNING = 55  # VIR_ERR_OPERATION_INVALID
 _GONE_HINT = "look whether the guest and libvirtd still run, and what the guest's NIC is on now"
 #: VIR_DOMAIN_EVENT_ID_LIFECYCLE
 _LIFECYCLE = 0
+_REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX
 
 
 class LibvirtDialer:
@@ -122,7 +137,8 @@ class Passthrough:
         self.pid: int | None = None
         self.who = who
         self._uri, self._run_dir, self._which = libvirt.uri, libvirt.run_dir, which
-        self._on_event = on_event
+        self._events = EventLimit(on_event)
+        self._budget = Budget()
         self._on_gone = on_gone
         self._handle: Handle
         self._domain: Any = None  # libvirt-python's; touched in the thread only
@@ -216,8 +232,9 @@ class Passthrough:
         domain = find(connection, self._which)
         end = connection.domainEventRegisterAny(domain, _LIFECYCLE, self._on_lifecycle, None)
         handle.undo(lambda: connection.domainEventDeregisterAny(end))
+        # The daemon keeps back what nobody needs.
         events = api.qemu.qemuMonitorEventRegister(
-            connection, domain, None, self._on_qemu_event, None
+            connection, domain, f"^({'|'.join(EVENTS)})$", self._on_qemu_event, None, _REGEX
         )
         handle.undo(lambda: api.qemu.qemuMonitorEventDeregister(connection, events))
         if not domain.isActive():
@@ -271,8 +288,18 @@ class Passthrough:
     def _on_qemu_event(
         self, _: Any, __: Any, name: str, ___: int, ____: int, details: str | None, _____: Any
     ) -> None:
-        if not self._ending.is_set():
-            self._on_event(MonitorEvent(name, json.loads(details) if details else {}))
+        if self._ending.is_set():
+            return
+        try:
+            # The daemon cannot be asked to pause for this guest alone.
+            self._budget.spend(len(details or ""))
+            data = decode(details or "{}", limit=MESSAGE_BYTES)
+            event = event_of({"event": name, "data": data})
+        except (FloodError, NotQmpError) as error:
+            self._end(f"QEMU went too far: {error}")
+            return
+        if event is not None:
+            self._events(event)
 
     def _on_lifecycle(self, _: Any, __: Any, event: int, detail: int, ___: Any) -> None:
         said = lifecycle(event, detail)
@@ -290,6 +317,7 @@ class Passthrough:
         try:
             await asyncio.wait({lost, ending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._events.close()
             self._end("libvirt is gone")
             for task in (lost, ending, *self._asking):
                 task.cancel()
@@ -313,13 +341,22 @@ def _read(name: str, text: str) -> Any:
     """QEMU's answer.
 
     :raise CommandFailed: it is an error.
+    :raise MonitorError: it is too long, or none.
     """
-    answer = json.loads(text)
+    try:
+        limit = ANSWER_BYTES.get(name, MESSAGE_BYTES)
+        answer = decode(text, items=ANSWER_ITEMS.get(name, ITEMS), limit=limit)
+        check_shape(answer)
+    except NotQmpError as wrong:
+        raise MonitorError(
+            f"QEMU answered {name} through libvirt with {wrong}",
+            hint="look which program answers on its monitor",
+        ) from None
     if "error" in answer:
         error = answer["error"]
         raise CommandFailed(
-            f"QEMU refused {name}: {error.get('desc', error)}",
+            f"QEMU refused {name}: {printable(error['desc'])}",
             command=name,
-            error_class=str(error.get("class", "GenericError")),
+            error_class=printable(error["class"], CLASS_LIMIT),
         )
-    return answer.get("return")
+    return answer["return"]

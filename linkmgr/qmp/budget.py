@@ -6,7 +6,11 @@ on to the next without a pause for as long as there is one.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+
+from linkmgr.qmp.events import OVERFLOW, MonitorEvent
 
 #: Messages a second that a QEMU may send unasked for as long as it likes: one and a half percent
 #: of a processor. A storm of I/O errors on a guest's disk stays below.
@@ -25,6 +29,8 @@ FLOOD_SECONDS = 10.0
 EVENTS_PER_SECOND = 10
 #: Events that may come at once: each NIC of a large guest has its receive filter set at the boot.
 EVENTS_BURST = 100
+#: Seconds until it is told how many were left out.
+OVERFLOW_SECONDS = 1.0
 #: Messages after which the loop has its turn, whatever was said.
 TURN = 32
 
@@ -77,7 +83,6 @@ class Budget:
     def __init__(self) -> None:
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_SECONDS)
         self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_SECONDS)
-        self._events = Bucket(EVENTS_PER_SECOND, EVENTS_BURST)
         self._since: float | None = None  # when it began to say too much
 
     def spend(self, size: int) -> float:
@@ -101,6 +106,34 @@ class Budget:
             )
         return max(PAUSE, owed)
 
-    def event(self) -> bool:
-        """Whether one more event may be told on now."""
-        return self._events.take_one()
+
+class EventLimit:
+    """Tells events on, and of those that are too many how many they were.
+
+    :param on_event: called with each event; must not raise or block.
+    """
+
+    def __init__(self, on_event: Callable[[MonitorEvent], None]) -> None:
+        self._on_event = on_event
+        self._bucket = Bucket(EVENTS_PER_SECOND, EVENTS_BURST)
+        self._missed = 0
+        self._telling: asyncio.TimerHandle | None = None
+
+    def __call__(self, event: MonitorEvent) -> None:
+        """Take an event of QEMU."""
+        if self._bucket.take_one():
+            self._on_event(event)
+            return
+        self._missed += 1
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(OVERFLOW_SECONDS, self._tell_missed)
+
+    def close(self) -> None:
+        """Tell no more."""
+        if self._telling is not None:
+            self._telling.cancel()
+
+    def _tell_missed(self) -> None:
+        missed, self._missed, self._telling = self._missed, 0, None
+        self._on_event(MonitorEvent(OVERFLOW, {"lost": missed}))

@@ -25,8 +25,8 @@ from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.qmp.admission import listener_of
-from linkmgr.qmp.budget import TURN, Budget, FloodError
-from linkmgr.qmp.events import OVERFLOW, MonitorEvent
+from linkmgr.qmp.budget import TURN, Budget, EventLimit, FloodError
+from linkmgr.qmp.events import MonitorEvent
 from linkmgr.qmp.inbound import (
     ANSWER_BYTES,
     ANSWER_ITEMS,
@@ -52,8 +52,6 @@ _LOGGED = 500
 CLASS_LIMIT = 40
 #: Bytes that are taken from the socket at once.
 _CHUNK = 64 << 10
-#: Seconds until a session is told that QEMU sent more events than are told on.
-OVERFLOW_SECONDS = 1.0
 #: A send buffer that is full, or too many descriptors on their way for this user: both pass.
 _PASSING = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _GONE_HINT = "look whether QEMU still runs, and what the guest's NIC is on now"
@@ -226,11 +224,9 @@ class Connection:
     ) -> None:
         self._sock = sock
         self.who = who
-        self._on_event = on_event
         self._on_gone = on_gone
-        self._client = _Client(self._take_event)
-        self._missed = 0  # events that were not told on
-        self._telling: asyncio.TimerHandle | None = None  # that there are some
+        self._events = EventLimit(on_event)
+        self._client = _Client(self._events)
         self._gone = asyncio.Event()
         self._reason: str | None = None
         self._closed_by_us = False
@@ -341,19 +337,6 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _take_event(self, event: MonitorEvent) -> None:
-        if self._client.budget.event():
-            self._on_event(event)
-            return
-        self._missed += 1
-        if self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(OVERFLOW_SECONDS, self._tell_missed)
-
-    def _tell_missed(self) -> None:
-        missed, self._missed, self._telling = self._missed, 0, None
-        self._on_event(MonitorEvent(OVERFLOW, {"lost": missed}))
-
     async def _watch(self) -> None:
         """Wait for the ending, whoever caused it, and clean up after it."""
         try:
@@ -371,8 +354,7 @@ class Connection:
     async def _tear_down(self) -> Exception | None:
         """Free the library's tasks and the socket; return why the session ended."""
         self._hang_up()
-        if self._telling is not None:
-            self._telling.cancel()
+        self._events.close()
         try:
             await self._client.disconnect()
         except Exception as err:  # noqa: BLE001 - it re-raises whatever ended its tasks

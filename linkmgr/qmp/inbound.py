@@ -48,12 +48,15 @@ def is_unwanted(line: bytes) -> bool:
     return match is not None and match["name"].decode() not in EVENTS
 
 
-def decode(data: bytes | str, *, items: int = ITEMS) -> dict[str, Any]:
+def decode(data: bytes | str, *, items: int = ITEMS, limit: int | None = None) -> dict[str, Any]:
     """Decode one message, which is an object.
 
     :param items: how many objects, lists and members it may have.
+    :param limit: bytes or characters that it may have, if nobody has measured it yet.
     :raise NotQmpError: it is something else, or has more.
     """
+    if limit is not None and len(data) > limit:
+        raise NotQmpError(f"a message of more than {limit >> 10} KiB")
     # In a text of theirs these characters count, too: that is cheaper than to know better.
     counted: list[int] = (
         [data.count(each) for each in (b"[", b"{", b",")]

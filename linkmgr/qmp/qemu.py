@@ -21,6 +21,11 @@ from linkmgr.qmp.network import NetworkInfo, parse_info_network
 log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.2
+#: Seconds that a connection has to last. The next one is made at once when one is lost that did,
+#: and after one that did not; more of them in a row double the pause before the next, up to the
+#: longest, for each is told to every listener.
+LASTING_SECONDS = 2.0
+LONGEST_PAUSE = 5.0
 _PIDFD_GETFD = 438  # the same number on all architectures
 #: Without a pid to watch, an address that is forsaken this often in a row is nobody's any more.
 REFUSALS = 5
@@ -216,7 +221,9 @@ class Qemu:
 
     async def _keep(self, monitor: Monitor) -> None:
         """Hand on events; connect again after each disconnect, until QEMU is dead."""
+        loop, short = asyncio.get_running_loop(), 0
         while True:
+            began = loop.time()
             async with monitor.events() as events:
                 async for event in events:
                     if event.name == "DISCONNECTED":
@@ -227,6 +234,10 @@ class Qemu:
                     await monitor.close()
             except Exception:
                 log.exception("%s: the lost monitor connection was not closed", self.name)
+            short = min(short + 1, 10) if loop.time() - began < LASTING_SECONDS else 0
+            pause = min(LONGEST_PAUSE, RECONNECT_SECONDS * 2**short) if short > 1 else 0.0
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process_gone.wait(), pause)
             again = await self._redial()
             if again is None:
                 break

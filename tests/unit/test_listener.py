@@ -255,6 +255,17 @@ async def test_a_silent_guest_keeps_nobody_waiting_and_is_hung_up_on_in_time(
     await until(lambda: WEB1 in lab.offered)
 
 
+async def test_a_process_that_dials_without_end_is_looked_at_once_a_second(lab: Lab) -> None:
+    began = asyncio.get_running_loop().time()
+    for _ in range(60):
+        peer = await lab.connect()
+        peer.hang_up()
+    await lab.connect(WEB2)
+    await asyncio.sleep(0.2)
+    elapsed = asyncio.get_running_loop().time() - began
+    assert len(lab.looked_at) <= module.PROCESS_CALLS_BURST + elapsed + 1
+
+
 async def test_of_one_process_only_two_calls_may_be_silent_at_once(lab: Lab) -> None:
     silent = [await lab.connect() for _ in range(2)]
     await until(lambda: lab.listener._greeting[os.getpid()] == 2)

@@ -114,6 +114,25 @@ async def test_a_lost_monitor_is_waited_for_and_goes_on(guest: Guest) -> None:
     await guest.qemu.execute("query-status")
 
 
+async def test_one_that_hangs_up_again_and_again_is_dialled_ever_more_seldom(
+    guest: Guest,
+) -> None:
+    peer = await guest.connect()
+    pauses = []
+    for number in range(3):
+        peer.hang_up()
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(3):
+            while not guest.calls.waits:  # noqa: ASYNC110 - a number
+                await asyncio.sleep(0.005)
+        pauses.append(asyncio.get_running_loop().time() - began)
+        peer = await guest.calls.come()
+        await guest.tells(*["DISCONNECTED", "RECONNECTED"] * (number + 1))
+    assert pauses[0] < 0.2, "one that was lost once"
+    assert pauses[1] > 0.7
+    assert pauses[2] > 1.5
+
+
 async def test_one_that_ends_while_it_is_waited_for_is_dead_at_once(
     guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:

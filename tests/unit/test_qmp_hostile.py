@@ -258,7 +258,7 @@ async def test_an_answer_comes_through_a_flood_that_stays_below_the_bounds() -> 
 async def test_of_too_many_events_it_is_told_how_many_were_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("linkmgr.qmp.connection.OVERFLOW_SECONDS", 0.05)
+    monkeypatch.setattr("linkmgr.qmp.budget.OVERFLOW_SECONDS", 0.05)
     async with connected() as (monitor, peer), monitor.events() as events:
         for _ in range(EVENTS_BURST + 40):
             peer.event("STOP")
