@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 from xml.sax.saxutils import quoteattr
 
+from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.monitor_xml import in_order
 from linkmgr.testing import Guest, in_sandbox
 from linkmgr.testing.guest import (
     CHANNELS,
@@ -86,8 +88,9 @@ class Libvirtd:
 
     async def define(self, xml: str) -> None:
         """``virsh define``, checked against libvirt's schema."""
-        with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
-            file.write(xml)
+        with tempfile.NamedTemporaryFile("wb", suffix=".xml") as file:
+            # What libvirt itself prints of a prepared domain is not what its schema allows.
+            file.write(in_order(Document(xml.encode())).source)
             file.flush()
             await self.virsh("define", "--validate", file.name)
 

@@ -74,6 +74,14 @@ async def test_a_listener_hears_of_the_connection_first_whenever_it_comes() -> N
         await libvirt.domains()
 
 
+#: Of the libvirts whose details were looked up. What a newer one adds is told as its number.
+NEWEST = 12_008_000
+
+
+def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name() -> None:
+    assert lifecycle(2, 6) == (K.STARTED, "recreated")
+
+
 def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
     libvirt = pytest.importorskip("libvirt")
     names = {
@@ -89,7 +97,9 @@ def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
         if word == "PMSUSPENDED":
             details = {0: "pm-memory", 1: "pm-disk"}
         for number, detail in details.items():
-            assert lifecycle(event, number) == (kind, detail), word
+            said = lifecycle(event, number)
+            if said != (kind, str(number)) or libvirt.getVersion() <= NEWEST:
+                assert said == (kind, detail), word
         assert lifecycle(event, 99) == (kind, "99")
     assert lifecycle(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, 0) is None
     assert lifecycle(99, 0) is None
