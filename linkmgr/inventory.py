@@ -287,8 +287,10 @@ class Inventory(ABC):
             await self._look_for_nics(vm, LOOK_SECONDS)
         try:
             return find_nic(name, self._named(), self._vm_names())
-        except NotFound:
+        except NotFound as error:
             if name.vm is None and not name.is_mac:
+                if self._networks.find(name.word):
+                    error.hint = f"{name} is a network: name the NIC first, then the network"
                 raise
         due = time.monotonic() - LOOK_SECONDS
         vms = [vm for vm in self._vms.values() if name.vm in (None, vm.name) and vm.looked < due]
@@ -449,7 +451,7 @@ class Inventory(ABC):
         if ref.vm not in self._vms:
             raise UnknownVm(
                 f"there is no VM {ref.vm}",
-                hint=instead(ref.vm, self._vm_names(), "VMs", "add it first"),
+                hint=instead(ref.vm, self._vm_names(), "the VMs are", "add it first"),
             )
         vm = self._vms[ref.vm]
         return vm, vm.slot(ref.alias)

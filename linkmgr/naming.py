@@ -104,7 +104,7 @@ def find_nic(name: NicName, nics: Iterable[Named], vms: Iterable[str]) -> NicRef
         raise UnknownNic(f"VM {name} has no NICs", hint="see 'linkmgr nics'")
     raise UnknownVm(
         f"there is no VM {name}, and no NIC whose device has that name",
-        hint=instead(name.word, known, "VMs", "add it first"),
+        hint=instead(name.word, known, "the VMs are", "add it first"),
     )
 
 

@@ -181,7 +181,7 @@ class Networks:
         if name not in self._networks:
             raise UnknownNetwork(
                 f"there is no network {name}",
-                hint=instead(name, self._networks, "networks", "create it first"),
+                hint=instead(name, self._networks, "the networks are", "create it first"),
             )
         return self._networks[name]
 
@@ -211,7 +211,9 @@ class Networks:
             known = [port.name for port in self.ports(name)]
             raise UnknownPort(
                 f"network {name} has no port {port_name}",
-                hint=instead(port_name, known, "ports", f"create it first, or plug into {name}"),
+                hint=instead(
+                    port_name, known, "its ports are", f"create it first, or plug into {name}"
+                ),
             )
         return self._ports[key]
 

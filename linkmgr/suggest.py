@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 SHOWN = 8  #: names in one sentence: more is a list, for which there are commands
 CLOSE = 3  #: names that may have been meant
+ALIKE = 0.7  #: how alike they are at least, of 1: of four letters two may have changed places
 #: Names that a word is compared with, and characters of each: 10 ms of the event loop at most.
 COMPARED, LONGEST = 100, 32
 RANKED = 2000  #: names from which those are taken that share most letters with the word: 2 ms
@@ -29,7 +30,7 @@ def close_to(word: str, names: Collection[str]) -> list[str]:
         )
     shorter = {name[:LONGEST]: name for name in names}
     by_case = {short.lower(): short for short in shorter}
-    found = difflib.get_close_matches(word, shorter, CLOSE)
+    found = difflib.get_close_matches(word, shorter, CLOSE, ALIKE)
     if not found and word.lower() in by_case:
         found = [by_case[word.lower()]]
     return [shorter[short] for short in found]
@@ -49,13 +50,14 @@ def meant(word: str, names: Collection[str]) -> str:
     return f"did you mean {named}?" if named else ""
 
 
-def instead(word: str, names: Collection[str], kind: str, else_: str = "") -> str:
-    """A hint for a name that does not exist: what may have been meant, else which there are.
+def instead(word: str, names: Collection[str], there: str, otherwise: str = "") -> str:
+    """A hint for a name that does not exist: what may have been meant, and which there are.
 
-    :param kind: what the names are of, in the plural: ``networks``.
-    :param else_: what to do if none of them was meant, such as ``create it first``.
+    :param there: leads in the names: ``the networks are``.
+    :param otherwise: what to do if none of them was meant, such as ``create it first``.
     """
-    if said := meant(word, names):
-        return f"{said} Else {else_}" if else_ else said
-    there = f"the {kind} are: {listed(names)}"
-    return f"{else_}; {there}" if else_ else there
+    rest = f"{otherwise}; {there}" if otherwise else there
+    said = meant(word, names)
+    if said:
+        rest = f"{said} Else {rest}" if otherwise else f"{said} {rest[0].upper()}{rest[1:]}"
+    return f"{rest}: {listed(names)}"

@@ -111,7 +111,8 @@ class Vm:
         """
         if alias not in self.slots:
             raise UnknownNic(
-                f"VM {self.name} has no NIC {alias}", hint=instead(alias, self.slots, "NICs")
+                f"VM {self.name} has no NIC {alias}",
+                hint=instead(alias, self.slots, "name one of its NICs"),
             )
         return self.slots[alias]
 

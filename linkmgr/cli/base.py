@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,36 @@ def common_options() -> list[click.Parameter]:
     ]
 
 
+#: What a command is called in virsh, nmcli, kubectl, podman, VBoxManage: the first that is there.
+OTHER_WORDS: Mapping[str, Sequence[str]] = {
+    "attach": ["plug"],
+    "connect": ["plug"],
+    "detach": ["unplug"],
+    "disconnect": ["unplug"],
+    "ls": ["list", "nics"],
+    "list": ["nics"],
+    "get": ["show", "list"],
+    "describe": ["show"],
+    "info": ["show"],
+    "inspect": ["show"],
+    "show": [],
+    "set-link": ["link"],
+    "add": ["create"],
+    "define": ["create"],
+    "create": ["add"],
+    "new": ["create", "add"],
+    "rm": ["delete", "remove"],
+    "del": ["delete", "remove"],
+    "remove": ["delete"],
+    "delete": ["remove"],
+    "undefine": ["delete"],
+    "events": ["watch"],
+    "monitor": ["watch"],
+    "start": ["serve"],
+    "daemon": ["serve"],
+}
+
+
 class Verb(click.Command):
     """A command that takes the common options too.
 
@@ -169,6 +199,19 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it
         """In the order of a day's work, not of the alphabet."""
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; a word that other tools have for it is told."""
+        word, root = args[0], ctx.find_root()
+        if word not in self.commands and word in OTHER_WORDS and not ctx.resilient_parsing:
+            known = [each for each in OTHER_WORDS[word] if each in self.commands]
+            if not known and word in root.command.commands:  # type: ignore[attr-defined]
+                known = [f"{root.command_path} {word} {ctx.info_name}"]
+            if known:
+                ctx.fail(f"No such command {word!r}. Did you mean '{known[0]}'?")
+        return super().resolve_command(ctx, args)
 
 
 class Deferred(click.Command):
@@ -268,7 +311,8 @@ class Failure(click.ClickException):
         """Print a sentence for people; with --json also the error's parts on stdout."""
         from linkmgr.cli.show import printable
 
-        click.echo(f"linkmgr: {printable(self.message)}.", file=file, err=file is None)
+        end = "" if self.message.endswith("?") else "."
+        click.echo(f"linkmgr: {printable(self.message)}{end}", file=file, err=file is None)
         if self._as_json:
             _print_parts(self._error)
 

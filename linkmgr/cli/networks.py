@@ -123,12 +123,13 @@ def delete_port(network: str, name: str) -> None:
     """Forget a port that no NIC is plugged into."""
 
     async def names(links: Client) -> list[str]:
-        return [each.name for each in await links.ports(network)]
+        return [str(each) for each in await _ports(links, None)]
 
-    work = removal(lambda links: links.delete_port(network, name), name, names)
-    changed = ask(work, f"deleting {network}:{name}")
+    whole = f"{network}:{name}"
+    work = removal(lambda links: links.delete_port(network, name), whole, names)
+    changed = ask(work, f"deleting {whole}")
     if not printed_as_json({"changed": changed}):
-        click.echo(f"port {network}:{name}  {'deleted' if changed else 'was not there'}")
+        click.echo(f"port {whole}  {'deleted' if changed else 'was not there'}")
 
 
 @port.command(name="list", examples=["linkmgr port list", "linkmgr port list blue"])

@@ -55,7 +55,8 @@ async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding
     vm = next((each for each in vms if each.name == name), None)
     if vm is None:
         there = [each.name for each in vms]
-        raise UnknownVm(f"there is no VM {name}", hint=instead(name, there, "VMs", "add it first"))
+        hint = instead(name, there, "the VMs are", "add it first")
+        raise UnknownVm(f"there is no VM {name}", hint=hint)
     mine = [each for each in nics if each.ref.vm == name]
     about = {name, *(str(each.ref) for each in mine)}
     mine.sort(key=lambda each: natural(each.ref.alias))
@@ -145,7 +146,7 @@ async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
     ports, connections = await asyncio.gather(links.ports(network), links.connections())
     port = next((each for each in ports if each.name == alone), None)
     if port is None:
-        hint = instead(alone, [each.name for each in ports], "ports", "create it first")
+        hint = instead(alone, [each.name for each in ports], "its ports are", "create it first")
         raise UnknownPort(f"network {network} has no port {alone}", hint=hint)
     return port, next((each for each in connections if str(each.port) == name), None)
 
@@ -178,7 +179,8 @@ async def _domain(links: Client, name: str) -> DomainInfo:
         if name in (domain.name, domain.uuid):
             return domain
     there = [each.name for each in domains]
-    raise NotFound(f"libvirt has no domain {printable(name)}", hint=instead(name, there, "domains"))
+    hint = instead(name, there, "the domains are")
+    raise NotFound(f"libvirt has no domain {printable(name)}", hint=hint)
 
 
 async def _findings(links: Client) -> list[Finding] | None:

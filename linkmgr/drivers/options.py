@@ -76,7 +76,7 @@ def check_options(owner: str, known: Mapping[str, Option], given: Options) -> Op
         if key not in known:
             raise BadOption(
                 f"{owner} has no option {quoted(key)}",
-                hint=instead(key, known, "options"),
+                hint=instead(key, known, "the options are"),
             )
         try:
             values[key] = known[key].read(value)

@@ -30,7 +30,7 @@ def find_driver(name: str) -> type[NetworkDriver]:
     if entry is None:
         raise BadOption(
             f"there is no network driver {quoted(name)}",
-            hint=instead(str(name), known_drivers(), "installed drivers"),
+            hint=instead(str(name), known_drivers(), "the installed drivers are"),
         )
     try:
         driver = entry.load()

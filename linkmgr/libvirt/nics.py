@@ -78,7 +78,7 @@ def chosen(document: Document, which: str | None) -> list[DomainNic]:
         there = [nic.alias or nic.mac or "one without either" for nic in nics]
         raise UnknownNic(
             f"domain {name} has no NIC with the alias or address {quoted(which)}",
-            hint=instead(which, there, "NICs") if there else "it has no NICs at all",
+            hint=instead(which, there, "it has") if there else "it has no NICs at all",
         )
     if len(found) > 1:
         raise CannotPrepare(

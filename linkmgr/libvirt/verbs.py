@@ -380,7 +380,7 @@ class DomainVerbs:
                 hint=instead(
                     ref.alias,
                     there,
-                    "NICs with an alias that stays",
+                    "its NICs with an alias that stays are",
                     f"see 'linkmgr prepare {ref.vm}'",
                 ),
             )

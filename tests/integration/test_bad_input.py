@@ -126,7 +126,7 @@ async def test_a_place_that_is_none(
 
 
 @pytest.mark.parametrize(
-    "nic", ["", "web1", "/", "web1/", "/net0", "web1/net0/x", "web1/a b", f"{LONG}/net0", None, 7]
+    "nic", ["", "-web1", "/", "web1/", "/net0", "web1/net0/x", "web1/a b", f"{LONG}/net0", None, 7]
 )
 async def test_a_nic_name_that_cannot_be_one(lab: Lab, nic: str) -> None:
     verbs: list[Call] = [

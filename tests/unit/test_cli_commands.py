@@ -295,7 +295,7 @@ async def test_a_network_whose_bridge_is_not_there_yet_is_created_and_noted(
     [
         ("network delete bleu", {"networks": [to_json(samples.BLUE)]}),
         ("vm remove wbe1", {"vms": [to_json(samples.vm())]}),
-        ("port delete blue p2p1", {"ports": [PORT | {"name": "p2p"}]}),
+        ("port delete bleu p1", {"networks": [to_json(samples.BLUE)], "ports": [PORT]}),
     ],
 )
 async def test_a_removal_of_what_is_not_there_says_what_is(

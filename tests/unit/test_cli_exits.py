@@ -115,6 +115,19 @@ async def test_with_json_a_wrong_call_of_any_command_is_told_in_parts_too(
         (["plug", "web1/", "blue"], "bad-name", "'web1/' does not name a NIC"),
         (["unplug"], "bad-request", "Missing argument 'NIC'"),
         (["unplgu", "web1"], "bad-request", "No such command 'unplgu'"),
+        (["attach", "web1"], "bad-request", "No such command 'attach'. Did you mean 'plug'?"),
+        (["network", "rm", "x"], "bad-request", "No such command 'rm'. Did you mean 'delete'?"),
+        (["vm", "rm", "x"], "bad-request", "No such command 'rm'. Did you mean 'remove'?"),
+        (
+            ["network", "show", "blue"],
+            "bad-request",
+            "No such command 'show'. Did you mean 'linkmgr show network'?",
+        ),
+        (
+            ["link", "web1", "on"],
+            "bad-request",
+            "Invalid value for '{up|down}': 'on' is not one of 'up', 'down'",
+        ),
         (
             ["plug", "web1", "blue", "--notify", "flip"],
             "bad-request",
@@ -137,6 +150,14 @@ async def test_with_json_what_is_wrong_with_a_call_is_told_wherever_json_stands(
         assert error["what"].startswith(what)
         assert error["hint"]
     assert (await run(tmp_path, *words)).stdout == ""
+
+
+async def test_an_error_that_ends_with_a_question_has_no_full_stop(service: Service) -> None:
+    service.script = lambda exchange: exchange.refuse(
+        404, code="unknown-nic", what="VM web1 has no NIC nte1", hint="did you mean net1?"
+    )
+    result = await run(service.path, "unplug", "web1/nte1")
+    assert result.stderr == "linkmgr: VM web1 has no NIC nte1. To do: did you mean net1?\n"
 
 
 async def test_json_behind_two_dashes_is_no_option(tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ async def test_each_object_is_shown_with_all_that_is_known(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("vm wbe1", "there is no VM wbe1. To do: did you mean web1? Else add it first"),
+        (
+            "vm wbe1",
+            "there is no VM wbe1. To do: did you mean web1? Else add it first; the VMs are: db, w",
+        ),
         ("port blue:pp7", "network blue has no port pp7. To do: did you mean p7?"),
         ("domain wbe1", "libvirt has no domain wbe1. To do: did you mean web1?"),
         ("network green", "there is no /v1/networks/green"),

@@ -154,6 +154,15 @@ async def test_a_qemu_that_does_not_answer_holds_up_no_name_for_long(
             await links.unplug("52:54:00:00:00:ff")
 
 
+async def test_a_network_in_the_place_of_the_nic_is_noticed(
+    qemu: FakeQemu, links: LinkManager
+) -> None:
+    await links.add_vm("web1", "/run/web1.qmp")
+    await links.create_network("blue", "bridge", bridge="lmnone")
+    with pytest.raises(UnknownVm, match="To do: blue is a network: name the NIC first"):
+        await links.plug("blue", "web1")
+
+
 def test_many_names_are_compared_within_bounds() -> None:
     many = tuple(f"web{'x' * 50}{number:06}" for number in range(20 * COMPARED))
     with pytest.raises(UnknownVm) as raised:

@@ -103,7 +103,7 @@ def test_a_target_is_a_network_or_one_of_its_ports(networks: Networks) -> None:
     assert implied.implied
     assert networks.port(networks.network("blue"), NET0) == implied
     assert networks.port("blue", NET1) != implied
-    with pytest.raises(UnknownPort, match="or plug into blue; the ports are: p1"):
+    with pytest.raises(UnknownPort, match="or plug into blue; its ports are: p1"):
         networks.port("blue:p2", NET0)
     with pytest.raises(UnknownNetwork, match="the networks are: blue"):
         networks.port("red", NET0)

@@ -16,14 +16,17 @@ def test_the_closest_names_are_meant() -> None:
     assert close_to("bleu", ["green", "blue", "black"]) == ["blue"]
     assert close_to("WEB1", ["web1", "db"]) == ["web1"]
     assert close_to("zzz", ["green", "blue"]) == []
-    assert instead("bleu", ["blue", "red"], "networks", "create it first") == (
-        "did you mean blue? Else create it first"
+    assert close_to("on", ["up", "down"]) == []
+    assert instead("bleu", ["blue", "red"], "the networks are", "create it first") == (
+        "did you mean blue? Else create it first; the networks are: blue, red"
     )
-    assert instead("net12", ["net1", "net2"], "NICs") == "did you mean net2 or net1?"
-    assert instead("x", ["blue", "red"], "networks", "create it first") == (
+    assert instead("net12", ["net1", "net2"], "its NICs are") == (
+        "did you mean net2 or net1? Its NICs are: net1, net2"
+    )
+    assert instead("x", ["blue", "red"], "the networks are", "create it first") == (
         "create it first; the networks are: blue, red"
     )
-    assert instead("x", [], "VMs", "add it first") == "add it first; the VMs are: none"
+    assert instead("x", [], "the VMs are", "add it first") == "add it first; the VMs are: none"
 
 
 def test_many_names_are_a_few_and_a_number() -> None:
