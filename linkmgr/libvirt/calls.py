@@ -61,8 +61,10 @@ def domains(api: Any, connection: Any, run_dir: Path) -> list[DomainView]:
         try:
             found.append(view(domain, run_dir))
         except api.libvirt.libvirtError as error:
-            if error.get_error_code() != LibvirtRefused.NO_DOMAIN:  # it is gone by now
+            if not connection.isAlive():
                 raise
+            if error.get_error_code() != LibvirtRefused.NO_DOMAIN:  # else it is gone by now
+                found.append(_unseen(domain))
     return sorted(found, key=lambda each: each.name)
 
 
@@ -79,6 +81,18 @@ def view(domain: Any, run_dir: Path) -> DomainView:
         state=state,
         pid=pid_of(name, run_dir) if active else None,
         persistent=bool(domain.isPersistent()),
+    )
+
+
+def _unseen(domain: Any) -> DomainView:
+    """A domain of which libvirt says no more than that it is there."""
+    return DomainView(
+        uuid=domain.UUIDString(),
+        name=domain.name(),
+        active=False,
+        state=DomainState.NONE,
+        pid=None,
+        persistent=False,
     )
 
 

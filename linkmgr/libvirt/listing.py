@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 
 from linkmgr.budget import TimeBudget
@@ -21,6 +22,12 @@ from linkmgr.model import DomainInfo, DomainNicInfo, LinkState, Nic, VmInfo
 from linkmgr.untrusted import shell_command
 
 _SOURCES = ("bridge", "network", "dev", "path")  #: of ``<source>``, where libvirt's NIC leads
+
+
+#: NICs of a domain that are listed, and characters of each text of one: its author may have written
+#: thousands, and aliases and options of any length.
+MAX_NICS, MAX_TEXT = 512, 300
+log = logging.getLogger(__name__)
 
 
 class Listing:
@@ -52,27 +59,30 @@ class Listing:
         """
         if self._libvirt is None or not self._libvirt.installed:
             return [self._unseen(each.name, each.uuid) for each in self._known if each.record]
-        found = []
-        for view in await self._libvirt.domains():
-            domain = self._known.known(view.uuid)
-            if domain is not None and domain.hooks:  # libvirt would not answer
-                found.append(self._unseen(view.name, view.uuid))
-                continue
-            try:
-                document = await self._read(self._libvirt, view, live=True)
-            except LibvirtRefused as refused:
-                if not refused.no_domain:
-                    found.append(self._unseen(view.name, view.uuid, view.state))
-                continue
-            except LinkmgrError:  # `check` says what is wrong
-                found.append(self._unseen(view.name, view.uuid, view.state))
-                continue
-            later = await self._prepared_later(self._libvirt, view, document)
-            info = self._of(view, document, later)
-            if info.command is None and await self._is_old(self._libvirt, view, document):
+        looks = [await self._one(self._libvirt, each) for each in await self._libvirt.domains()]
+        return [info for info in looks if info is not None]
+
+    async def _one(self, libvirt: LibvirtSide, view: DomainView) -> DomainInfo | None:
+        """Look at one domain: one that cannot be looked at hides no other."""
+        domain = self._known.known(view.uuid)
+        if domain is not None and domain.hooks:  # libvirt would not answer
+            return self._unseen(view.name, view.uuid)
+        try:
+            document = await self._read(libvirt, view, live=True)
+            later = await self._prepared_later(libvirt, view, document)
+            with self._budget.spending():
+                info = self._of(view, document, later)
+            if info.command is None and await self._is_old(libvirt, view, document):
                 info = replace(info, command=_command(view, "--refresh"))
-            found.append(info)
-        return found
+        except LibvirtRefused as refused:
+            gone = refused.no_domain
+            return None if gone else self._unseen(view.name, view.uuid, view.state)
+        except LinkmgrError:  # `check` says what is wrong
+            return self._unseen(view.name, view.uuid, view.state)
+        except Exception:
+            log.exception("domain %s cannot be looked at", view.name)
+            return self._unseen(view.name, view.uuid, view.state)
+        return info
 
     async def _read(self, libvirt: LibvirtSide, view: DomainView, *, live: bool) -> Document:
         xml = await libvirt.xml(view.uuid, live=live)
@@ -114,15 +124,16 @@ class Listing:
         except LinkmgrError:  # `check` says what is wrong
             cables = Cables()
         vm = self._vms.get(name) if view.active else None
+        interfaces = nics_of(document)[:MAX_NICS]
         nics = tuple(
             replace(
                 self._nic(name if vm else "", each, each.alias in prepared, cables),
                 restart=each.alias not in prepared and bool({each.alias, each.mac} & later),
             )
-            for each in nics_of(document)
+            for each in interfaces
         )
         could = [
-            nic for nic, info in zip(nics_of(document), nics, strict=True)
+            nic for nic, info in zip(interfaces, nics, strict=True)
             if not info.prepared and not info.restart and nic.kind in KINDS
         ]  # fmt: skip
         return DomainInfo(
@@ -140,19 +151,19 @@ class Listing:
         link = nic.element.get("link", "state") or "up"
         wanted = cables.of.get(nic.alias)
         if seen is not None:
-            return _of_linkmgr(seen, prepared, str(wanted) if wanted else None)
+            return _of_linkmgr(seen, prepared, _cut(str(wanted)) if wanted else None)
         source = next(
             (found for each in _SOURCES if (found := nic.element.get("source", each))), None
         )
         return DomainNicInfo(
-            alias=nic.alias,
-            mac=nic.mac,
-            model=nic.element.get("model", "type") or "?",
+            alias=_cut(nic.alias),
+            mac=_cut(nic.mac),
+            model=_cut(nic.element.get("model", "type")) or "?",
             prepared=prepared,
-            network=None if prepared else f"{nic.kind} {source}" if source else nic.kind,
+            network=None if prepared else _cut(f"{nic.kind} {source}" if source else nic.kind),
             link=None if prepared else LinkState(link) if link in set(LinkState) else None,
-            device=None if prepared else nic.element.get("target", "dev") or None,
-            wanted=str(wanted) if wanted else None,
+            device=None if prepared else _cut(nic.element.get("target", "dev")) or None,
+            wanted=_cut(str(wanted)) if wanted else None,
         )
 
     def _unseen(self, name: str, uuid: str, state: str = "unknown") -> DomainInfo:
@@ -162,6 +173,10 @@ class Listing:
         made = tuple(_of_linkmgr(nic, nic.wiring is not None, None) for nic in nics)
         transport = vm.transport if vm else None
         return DomainInfo(name, uuid, str(state), transport, True, None, made)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
 
 
 def _of_linkmgr(nic: Nic, prepared: bool, wanted: str | None) -> DomainNicInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Collection
@@ -17,6 +18,8 @@ from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import LibvirtSide
 from linkmgr.model import Finding
 from linkmgr.untrusted import shell_command
+
+log = logging.getLogger(__name__)
 
 #: After its start, and that of the service, in which a QEMU has dialled: it tries each second.
 SECONDS = 5.0
@@ -55,11 +58,16 @@ async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> l
     try:
         with budget.spending():
             document = read_document(xml, view.name)
+            leak, prepared = monitor_xml.leak(document), bool(records_of(document))
     except LinkmgrError as error:
         return [Finding(error.code, view.name, error.what, error.hint or "look at its XML")]
-    if leak := monitor_xml.leak(document):
+    except Exception as error:
+        log.exception("domain %s cannot be looked at", view.name)
+        what = f"its XML cannot be read: {type(error).__name__}"
+        return [Finding("error", view.name, what, "see the service's log")]
+    if leak:
         return [_leaks(view.name, leak)]
-    return [_finding(view.name)] if records_of(document) else []
+    return [_finding(view.name)] if prepared else []
 
 
 def _is_new(pid: int | None) -> bool:

@@ -17,8 +17,12 @@ from linkmgr.budget import TimeBudget
 from linkmgr.errors import LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
+from linkmgr.libvirt.domain_xml import Document, Element
+from linkmgr.libvirt.listing import MAX_NICS, MAX_TEXT
 from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.prepare import refresh
+from linkmgr.libvirt.records import records_of
 from linkmgr.model import Transport, VmState
 from tests.prepared_once import prepared_once, prepared_open
 from tests.unit.care_lab import (
@@ -417,6 +421,42 @@ async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(
         assert findings == {
             "web1": "guest-does-not-dial", "web2": "bad-metadata", "web3": "guest-does-not-dial"
         }  # fmt: skip
+
+
+async def test_a_domain_of_many_nics_with_long_names_is_listed_briefly(lab: Lab) -> None:
+    long = "n" * 5_000
+    nic = f"<interface type='{long}'><source bridge='{long}'/><target dev='{long}'/>"
+    nic += f"<mac address='{long}'/><model type='{long}'/><alias name='ua-{long}'/></interface>"
+    some = domain_xml(nics=0).replace("<devices>", f"<devices>{nic * 30}")
+    lab.libvirt.others = {
+        UUID[:-1] + "6": some,
+        UUID[:-1] + "7": domain_xml(nics=0).replace(
+            "<devices>", "<devices>" + "<interface/>" * 9000
+        ),
+    }
+    async with lab.care() as care:
+        await lab.settle()
+        well, long_ones, many = await care.domains()
+        assert (len(well.nics), len(long_ones.nics), len(many.nics)) == (2, 30, MAX_NICS)
+        assert len(str(long_ones)) < 30 * (6 * MAX_TEXT + 500)
+
+
+async def test_a_fault_in_the_look_at_one_domain_hides_no_other(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.libvirt.others = {UUID[:-1] + "6": domain_xml(name="web2")}
+
+    def faulty(document: Document) -> dict[str, Element]:
+        if domain_name(document) == "web2":
+            raise ValueError("no")
+        return records_of(document)
+
+    monkeypatch.setattr("linkmgr.libvirt.listing.records_of", faulty)
+    async with lab.care() as care:
+        await lab.settle()
+        assert [(each.name, len(each.nics)) for each in await care.domains()] == [
+            ("web1", 2), ("web2", 0)
+        ]  # fmt: skip
 
 
 async def test_who_edits_large_metadata_without_end_is_looked_at_now_and_then(lab: Lab) -> None:

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from linkmgr.errors import LibvirtRefused, LibvirtUnreachable
-from linkmgr.libvirt import binding, connection, pool
+from linkmgr.libvirt import binding, calls, connection, pool
 from linkmgr.libvirt.connection import Libvirt, default_run_dir
 from linkmgr.libvirt.domain_events import (
     LIMIT,
@@ -248,6 +249,33 @@ async def test_however_many_calls_wait_for_a_libvirt_that_is_stopped_it_is_diall
         assert len(await libvirt.domains()) == 1
         assert await stuck
     assert len(dialled) == 1
+
+
+def test_a_domain_that_libvirt_refuses_to_speak_of_hides_no_other() -> None:
+    api = pytest.importorskip("libvirt")
+
+    def domain(name: str, error: int = 0) -> Any:
+        def state() -> list[int]:
+            if error:
+                refused = api.libvirtError("no")
+                refused.err = (error, 0, "no", 0, "", None, None, 0, 0)
+                raise refused
+            return [1, 0]
+
+        return SimpleNamespace(
+            state=state, name=lambda: name, UUIDString=lambda: f"uuid-{name}",
+            isActive=lambda: 1, isPersistent=lambda: 1,
+        )  # fmt: skip
+
+    made = [domain("web1"), domain("gone", 42), domain("odd", 38), domain("web2")]
+    there = SimpleNamespace(listAllDomains=lambda: made, isAlive=lambda: 1)
+    found = calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
+    assert [(each.name, each.state) for each in found] == [
+        ("odd", "no state"), ("web1", "running"), ("web2", "running")
+    ]  # fmt: skip
+    there.isAlive = lambda: 0  # of all of them it says nothing: that is no list
+    with pytest.raises(api.libvirtError):
+        calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
 
 
 async def test_a_refusal_has_libvirts_number_and_text() -> None:
