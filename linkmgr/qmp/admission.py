@@ -50,7 +50,8 @@ def listener_of(sock: socket.socket) -> Listener | None:
 class Admission:
     """Decides at each connect, before a byte is sent, whether the monitor is the VM's.
 
-    The first listener must be one that `may_use` accepts; each later one must be the first.
+    The first listener must be of a user that `may_use` accepts, or the socket's file must belong to
+    one: root may have made the monitor and given it away. Each later one must be the first.
 
     :param known: the first listener, when an earlier run has met it.
     """
@@ -59,8 +60,10 @@ class Admission:
         self._may_use = may_use
         self.listener = known
 
-    def __call__(self, path: str, listener: Listener | None) -> None:
+    def __call__(self, path: str, listener: Listener | None, owner: int | None = None) -> None:
         """Let a connection pass.
+
+        :param owner: uid of the owner of the file that was connected to; ``None``: not known.
 
         :raise Forbidden: the first listener is of a user whose monitors may not be used.
         :raise MonitorReplaced: it is another listener than the first.
@@ -73,7 +76,7 @@ class Admission:
                     hint="if the guest was started anew, remove the VM and add it again; else see "
                     f"who has changed {path}",
                 )
-        elif self._may_use is not None and not self._is_usable(listener):
+        elif not self._is_usable(listener.uid if listener else None, owner):
             raise Forbidden(
                 f"the monitor {path} belongs to {listener or 'nobody that is known'}, whose VMs "
                 "the caller may not add",
@@ -81,10 +84,10 @@ class Admission:
             )
         self.listener = listener
 
-    def _is_usable(self, listener: Listener | None) -> bool:
-        if self._may_use is None or listener is None or listener.uid is None:
-            return False
-        return self._may_use(listener.uid)
+    def _is_usable(self, *uids: int | None) -> bool:
+        if self._may_use is None:
+            return True
+        return any(uid is not None and self._may_use(uid) for uid in uids)
 
 
 def _same(known: Listener, found: Listener) -> bool:

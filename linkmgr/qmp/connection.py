@@ -391,13 +391,36 @@ class Connection:
         )
 
 
-async def dial(path: str | Path, who: str, timeout: float) -> socket.socket:
+async def dial_file(path: str | Path, who: str, timeout: float) -> tuple[socket.socket, int | None]:
+    """Connect as `dial`, and return the uid of the owner of the very file that was connected to.
+
+    Without /proc the owner is ``None``.
+
+    :raise MonitorUnreachable: as `dial`.
+    """
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError) as err:
+        raise _no_dial(err, path, who, timeout) from err
+    try:
+        place = Path(f"/proc/self/fd/{file}")
+        if not place.exists():
+            return await dial(path, who, timeout), None
+        return await dial(path, who, timeout, place=place), os.fstat(file).st_uid
+    finally:
+        os.close(file)
+
+
+async def dial(
+    path: str | Path, who: str, timeout: float, *, place: Path | None = None
+) -> socket.socket:
     """Connect to the unix socket of a monitor.
 
     Not asyncio's own connect: a full backlog is EAGAIN on a unix socket, and asyncio takes that for
     a connection that is about to be made.
 
     :param timeout: seconds to wait for a place in the backlog.
+    :param place: what is connected to; by default the path, which errors name in any case.
     :raise MonitorUnreachable: no socket, nobody listens, no permission, no place in time.
     """
     sock: socket.socket | None = None
@@ -406,7 +429,7 @@ async def dial(path: str | Path, who: str, timeout: float) -> socket.socket:
         async with asyncio.timeout(timeout):
             while True:
                 try:
-                    sock.connect(os.fspath(path))
+                    sock.connect(os.fspath(place or path))
                     return sock
                 except BlockingIOError:
                     await asyncio.sleep(RETRY_INTERVAL)

@@ -26,7 +26,14 @@ from typing import Any, Self, TypeVar
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorGone, MonitorTimeout
 from linkmgr.qmp.admission import Admission, listener_of
-from linkmgr.qmp.connection import CLOSE_LIMIT, RETRY_INTERVAL, Connection, SendBusyError, dial
+from linkmgr.qmp.connection import (
+    CLOSE_LIMIT,
+    RETRY_INTERVAL,
+    Connection,
+    SendBusyError,
+    dial,
+    dial_file,
+)
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventHub, EventStream, MonitorEvent
 from linkmgr.qmp.session import MakeSession, Session
 
@@ -96,10 +103,14 @@ class Monitor:
             greeting in time (``server=on`` serves one client at a time), or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        sock = await dial(path, name or str(path), timeout)
+        owner = None
+        if admit is not None and admit.listener is None:
+            sock, owner = await dial_file(path, name or str(path), timeout)
+        else:
+            sock = await dial(path, name or str(path), timeout)
         if admit is not None:
             try:
-                admit(str(path), listener_of(sock))
+                admit(str(path), listener_of(sock), owner)
             except BaseException:
                 sock.close()
                 raise

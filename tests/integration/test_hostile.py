@@ -375,7 +375,7 @@ async def leave(path: Path, uid: int, name: str, fd: Fd) -> Any:
 async def test_a_user_with_rules_cannot_give_anothers_vm_a_name_of_his(
     tmp_path: Path, lab: Lab
 ) -> None:
-    rule = f'[[access.rules]]\nuser = {STRANGER}\nnics = ["mine/*"]\n'
+    rule = f'[[access.rules]]\nuser = {STRANGER}\nverbs = ["add_vm"]\nnics = ["mine/*"]\n'
     async with serving(tmp_path, rule) as host:
         guest = await lab.guest("mine", boot=False, add=False)
         add: tuple[str, str, object] = (

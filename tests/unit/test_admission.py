@@ -13,6 +13,7 @@ import pytest
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.admission import Admission, Listener, listener_of
+from linkmgr.qmp.connection import dial_file
 from linkmgr.qmp.dialer import SocketDialer
 
 ME = Listener(os.getpid(), os.geteuid())
@@ -44,6 +45,37 @@ def test_the_first_listener_must_be_of_a_user_whose_monitors_may_be_used() -> No
     assert admit.listener is None
     admit(PATH, Listener(7, 1001))
     assert admit.listener == Listener(7, 1001)
+
+
+def test_the_owner_of_the_file_that_was_connected_to_may_add_what_root_made_and_gave_away() -> None:
+    admit = Admission(may_use=lambda uid: uid == 1001)
+    with pytest.raises(Forbidden):
+        admit(PATH, Listener(7, 0), owner=0)
+    admit(PATH, Listener(7, 0), owner=1001)
+    with pytest.raises(MonitorReplaced):
+        admit(PATH, Listener(8, 1001), owner=1001)
+
+
+async def test_the_owner_is_that_of_the_file_and_not_of_a_link_to_it(
+    monitor: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(monitor)
+    if os.geteuid() == 0:
+        os.chown(monitor, 1001, 1001)
+        os.chown(link, 1002, 1002, follow_symlinks=False)
+    for path in (monitor, link):
+        sock, owner = await dial_file(path, "of VM web1", 5)
+        with sock:
+            assert listener_of(sock) == ME
+            assert owner == monitor.stat().st_uid
+
+
+async def test_a_monitor_that_is_not_there_is_told_by_its_own_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("none", "file"):
+        with pytest.raises(MonitorUnreachable, match=str(tmp_path / name)):
+            await dial_file(tmp_path / name, "of VM web1", 5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -107,8 +108,11 @@ class Inspection:
         for name in ours & wanted.keys():
             if not str(there[name].get("ifalias", "")).startswith(wanted[name]):
                 found.append(f"{name} is marked {there[name].get('ifalias')}, not {wanted[name]}")
-            if (_IPV6 / name / "disable_ipv6").read_text().strip() != "1":
-                found.append(f"{name} has IPv6 on")
+            with contextlib.suppress(FileNotFoundError):  # a repair has just replaced it
+                if (_IPV6 / name / "disable_ipv6").read_text().strip() != "1":
+                    found.append(f"{name} has IPv6 on")
+                continue
+            found.append(f"{name} went away")
         return found + [
             f"{name} is in the group of linkmgr and has no mark"
             for name in ours
