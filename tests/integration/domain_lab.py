@@ -84,7 +84,7 @@ class DomainLab:
         found = {}
         for path in Path("/sys/class/net").iterdir():
             if path.name not in self.own:
-                with suppress(FileNotFoundError):  # it has just gone, or has another name now
+                with suppress(OSError):  # it has just gone (ENODEV too), or has another name now
                     found[path.name] = (path / "ifalias").read_text().strip()
         return found
 
