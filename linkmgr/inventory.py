@@ -283,8 +283,11 @@ class Inventory(ABC):
         if isinstance(nic, NicRef):
             return nic
         name = NicName.parse(nic)
-        if name.vm is None and (vm := self._vms.get(name.word)):
-            await self._look_for_nics(vm, LOOK_SECONDS)
+        named = self._vms.get(name.vm or name.word)
+        if named and name.vm and name.word in named.slots:  # as all programs name it
+            return NicRef(name.vm, name.word)
+        if named and name.vm is None:
+            await self._look_for_nics(named, LOOK_SECONDS)
         try:
             return find_nic(name, self._named(), self._vm_names())
         except NotFound as error:

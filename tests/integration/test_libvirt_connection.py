@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.errors import LibvirtRefused, LibvirtUnreachable
+from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, UnknownNetwork
 from linkmgr.libvirt.calls import DomainState
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
 from linkmgr.libvirt.passthrough import LibvirtDialer
 from linkmgr.libvirt.pool import HELD_AFTER
+from linkmgr.libvirt.side import Asking
+from linkmgr.libvirt.unknown import network_explained
 from linkmgr.testing.process import Child, execute, finish, until
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
@@ -71,6 +73,25 @@ async def told(
 
 def nic(mac: str) -> str:
     return f"<interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>"
+
+
+NETWORK = "<network><name>lab</name><forward mode='bridge'/><bridge name='br-lab'/></network>"
+
+
+async def test_a_network_of_libvirts_own_is_found_by_its_name_and_explained() -> None:
+    async with private_libvirtd() as libvirtd, following(libvirtd) as (libvirt, events):
+        await told(events, (K.CONNECTED, ""))
+        (libvirtd.run / "lab.xml").write_text(NETWORK)
+        await libvirtd.virsh("net-define", str(libvirtd.run / "lab.xml"))
+        assert await libvirt.network_xml("nope") is None
+        assert "br-lab" in str(await libvirt.network_xml("lab"))
+        unknown = UnknownNetwork("there is no network lab", hint="create it first")
+        told_of = await network_explained(unknown, "lab", Asking(libvirt))
+        assert str(told_of) == (
+            "lab is a network of libvirt's own (bridge, bridge br-lab), and linkmgr has none of "
+            "that name. To do: run 'linkmgr network create lab bridge bridge=br-lab', then plug "
+            "again"
+        )
 
 
 @pytest.mark.timeout(180)

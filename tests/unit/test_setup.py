@@ -15,7 +15,8 @@ case $* in *requirements.lock*) ;; *) exit 0 ;; esac
 echo "Collecting aiofiles==25.1.0 (from -r requirements.lock (line 1))"
 echo "  Downloading aiofiles.whl"
 echo "Processing /mirror/click-8.5.1-py3-none-any.whl (from -r requirements.lock (line 9))"
-while ! [ -e "$GO" ]; do sleep 0.05; done
+n=0
+while ! [ -e "$GO" ] && [ $((n += 1)) -lt 400 ]; do sleep 0.05; done
 echo "ERROR: No matching distribution" >&2
 exit "$STATUS"
 """
