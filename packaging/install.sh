@@ -81,6 +81,20 @@ unit linkmgr-metrics.timer
 put 644 "$here/linkmgr.sysusers" "$prefix/lib/sysusers.d/linkmgr.conf"
 put 644 "$here/linkmgr.tmpfiles" "$prefix/lib/tmpfiles.d/linkmgr.conf"
 
+# The host's other network managers leave the cables alone.
+put 644 "$here/managers/udev.link" "$prefix/lib/systemd/network/05-linkmgr.link"
+put 644 "$here/managers/networkd.network" "$prefix/lib/systemd/network/05-linkmgr.network"
+put 644 "$here/managers/networkd-renamed.network" \
+	"$prefix/lib/systemd/network/05-linkmgr-renamed.network"
+put 644 "$here/managers/udev.rules" "$prefix/lib/udev/rules.d/70-linkmgr.rules"
+# NetworkManager does not look into /usr/local.
+nm=/etc
+if [ "$prefix" = /usr ]; then
+	nm=/usr/lib
+fi
+put 644 "$here/managers/NetworkManager.conf" "$nm/NetworkManager/conf.d/90-linkmgr.conf"
+put 644 "$here/managers/dhcpcd.conf" "$prefix/share/doc/linkmgr/dhcpcd.conf"
+
 # libvirt looks for hooks in /etc alone, AppArmor for rules too, whatever the prefix.
 sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$root/hooks/qemu" >"$work/hook"
 install -D -m 755 "$work/hook" "$into/hooks/qemu" # with which doctor compares

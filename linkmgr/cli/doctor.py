@@ -52,6 +52,7 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
             probes.apparmor(),
             probes.ovs(),
             probes.forwarding(),
+            probes.managers(),
             probes.rights(),
             probes.service(socket),
             probes.configuration(config or CONFIG, asked=config is not None),

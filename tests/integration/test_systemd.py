@@ -278,6 +278,39 @@ async def test_who_asks_a_service_that_cannot_start_or_is_stopped_is_told_why(
         assert "df /var/lib/linkmgr" in said.output
 
 
+async def test_systemd_networkd_takes_everything_but_linkmgrs_cables(machine: Machine) -> None:
+    await machine.run(
+        "printf '[Match]\\nName=*\\n[Network]\\nLinkLocalAddressing=no\\n'"
+        " >/etc/systemd/network/20-all.network && systemctl start systemd-networkd"
+        " && ip tuntap add mode tap name other0 && ip tuntap add mode tap name lm0123abcd"
+        " && ip link set lm0123abcd up && ip link set other0 up"
+    )
+
+    async def state(name: str) -> str:
+        file = f"/run/systemd/netif/links/$(cat /sys/class/net/{name}/ifindex)"
+        said = await machine.run(f"sed -n s/^ADMIN_STATE=//p {file}", check=False)
+        return said.output.strip()
+
+    async def settled() -> bool:
+        return await state("other0") in ("configured", "configuring")
+
+    await until(settled, timeout=15, what="networkd to take the other device")
+    assert await state("lm0123abcd") == "unmanaged"
+    said = await machine.says("linkmgr doctor 2>&1 || true")
+    (line,) = [each for each in said.splitlines() if "systemd-networkd" in each]
+    assert "leaves linkmgr's cables alone" in line
+    hide = "ln -s /dev/null /etc/systemd/network/05-linkmgr.network"
+    await machine.run(f"{hide} && systemctl restart systemd-networkd")
+
+    async def taken() -> bool:
+        return await state("lm0123abcd") in ("configured", "configuring")
+
+    await until(taken, timeout=15, what="networkd to take the cable without the drop-in")
+    said = await machine.says("linkmgr doctor 2>&1 || true")
+    (line,) = [each for each in said.splitlines() if "systemd-networkd" in each]
+    assert "/etc/systemd/network/20-all.network takes linkmgr's cables" in line
+
+
 async def tun_devices(machine: Machine) -> list[str]:
     """The devices behind the fds of /dev/net/tun that the service has open."""
     pid = await main_pid(machine)

@@ -10,6 +10,7 @@ from linkmgr.cli.probes.forwarding import forwarding
 from linkmgr.cli.probes.guests import guest_files
 from linkmgr.cli.probes.hooks import apparmor, hook
 from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.managers import managers
 from linkmgr.cli.probes.prepared import prepared
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
 from linkmgr.cli.probes.standing import configuration, libvirt_section, rights, service
@@ -25,6 +26,7 @@ __all__ = [
     "kernel",
     "libvirt",
     "libvirt_section",
+    "managers",
     "ovs",
     "prepared",
     "qemu",
