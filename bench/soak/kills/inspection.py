@@ -28,6 +28,7 @@ _RESTLESS = {"stats", "stats64", "hello_timer", "tcn_timer", "topology_change_ti
              "hold_timer", "message_age_timer", "forward_delay_timer", "linkinfo_timer",
              "operstate", "allmulti", "promiscuity"}  # fmt: skip
 
+_LISTS = 20  #: tries to have a whole list of the devices; two in a row have never failed
 #: What an fd of a tap or macvtap leads to.
 _TAP = re.compile(r"/dev/(net/tun|tap\d)|.*/linkmgr-node-")
 
@@ -151,8 +152,12 @@ def _cable_faults(nic: Nic, info: NetworkInfo) -> list[str]:
 
 async def devices() -> dict[str, Device]:
     """All devices by name, without what changes by itself."""
-    listed = json.loads((await execute(["ip", "-json", "-details", "link", "show"])).output)
-    return {each["ifname"]: _calm(each) for each in listed}
+    for _ in range(_LISTS):
+        said = (await execute(["ip", "-json", "-details", "link", "show"])).output
+        # It says before the list when devices have come or gone meanwhile.
+        if said.startswith("["):
+            return {each["ifname"]: _calm(each) for each in json.loads(said)}
+    raise RuntimeError(f"no list of the devices was whole: {said}")
 
 
 def _calm(value: Any) -> Any:
