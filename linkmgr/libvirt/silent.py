@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 
 from linkmgr.budget import TimeBudget
-from linkmgr.errors import LinkmgrError
+from linkmgr.errors import LibvirtRefused, LinkmgrError
 from linkmgr.journal import started_at
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
@@ -52,7 +52,10 @@ async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> l
     """Look at one guest. One that cannot be looked at hides no other."""
     try:
         xml = await libvirt.xml(view.uuid, live=True)
-    except LinkmgrError:  # it is gone by now, say
+    except LibvirtRefused as error:  # as of XML that is too long for libvirt itself
+        error.what = error.what.replace(view.uuid, view.name)
+        return [] if error.no_domain else [_unreadable(view.name, error)]
+    except LinkmgrError:  # libvirt is busy with it, say
         return []
     await asyncio.sleep(budget.wait)
     try:
@@ -60,7 +63,7 @@ async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> l
             document = read_document(xml, view.name)
             leak, prepared = monitor_xml.leak(document), bool(records_of(document))
     except LinkmgrError as error:
-        return [Finding(error.code, view.name, error.what, error.hint or "look at its XML")]
+        return [_unreadable(view.name, error)]
     except Exception as error:
         log.exception("domain %s cannot be looked at", view.name)
         what = f"its XML cannot be read: {type(error).__name__}"
@@ -68,6 +71,10 @@ async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> l
     if leak:
         return [_leaks(view.name, leak)]
     return [_finding(view.name)] if prepared else []
+
+
+def _unreadable(name: str, error: LinkmgrError) -> Finding:
+    return Finding(error.code, name, error.what, error.hint or "look at its XML")
 
 
 def _is_new(pid: int | None) -> bool:

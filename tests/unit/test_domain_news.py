@@ -10,11 +10,12 @@ import os
 import time
 from dataclasses import replace
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
 from linkmgr.budget import TimeBudget
-from linkmgr.errors import LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
+from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
 from linkmgr.libvirt.domain_xml import Document, Element
@@ -439,6 +440,21 @@ async def test_a_domain_of_many_nics_with_long_names_is_listed_briefly(lab: Lab)
         well, long_ones, many = await care.domains()
         assert (len(well.nics), len(long_ones.nics), len(many.nics)) == (2, 30, MAX_NICS)
         assert len(str(long_ones)) < 30 * (6 * MAX_TEXT + 500)
+
+
+async def test_a_guest_whose_xml_libvirt_refuses_to_give_is_told_by_its_name(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    async with lab.care() as care:
+        await lab.settle()
+        refused = LibvirtRefused(f"the XML of domain {UUID}: libvirt refused: too long", number=39)
+        monkeypatch.setattr(lab.libvirt, "xml", Mock(side_effect=refused))
+        (found,) = await care.check()
+        assert (found.code, found.subject) == ("libvirt-refused", "web1")
+        assert found.what == "the XML of domain web1: libvirt refused: too long"
+        refused.number = LibvirtRefused.NO_DOMAIN  # it has just ended
+        assert await care.check() == []
 
 
 async def test_a_fault_in_the_look_at_one_domain_hides_no_other(
