@@ -68,8 +68,13 @@ put() {
 	install -D -m "$1" "$2" "$destdir$3"
 	echo "$3" >>"$into/files"
 }
+exec=
+case $prefix/ in
+/usr/*) ;;
+*) exec="$prefix " ;;
+esac
 unit() {
-	sed "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" "$here/$1" >"$work/$1"
+	sed -e "s|/usr/bin/linkmgr|$prefix/bin/linkmgr|" -e "s|^ExecPaths=|&$exec|" "$here/$1" >"$work/$1"
 	put 644 "$work/$1" "$prefix/lib/systemd/system/$1"
 }
 unit linkmgr.service

@@ -18,7 +18,7 @@ SYSTEMD = Path("/run/systemd/system")  #: is there where systemd runs; see sd_bo
 HEALTH_SECONDS = 1.0  #: for /healthz, which waits for nothing but the event loop
 SYSTEMCTL_SECONDS = 2.0  #: systemd itself may hang, and the user waits already
 _MOST_ANSWER = 65536  # bytes of an answer to /healthz; whatever listens there may send more
-_SAMPLES, _SAMPLE_INTERVAL_S = 5, 0.3  # a unit that ends at once is mostly seen while it starts
+_SAMPLES, _SAMPLE_INTERVAL_S = 12, 0.3  # a unit that ends at once is mostly seen while it starts
 _UNITS = ("linkmgr.service", "linkmgr.socket")
 _PROPERTIES = (
     "LoadState", "ActiveState", "SubState", "Result", "ExecMainStatus", "MainPID", "NRestarts",
@@ -114,7 +114,9 @@ async def _unit(path: Path) -> Diagnosis | None:
         if not any(f"{each} " in f"{socket.get('Listen', '')} " for each in _spellings(path)):
             return None
         found = _of_unit(service, socket)
-        if service.get("ActiveState") != "activating" or service.get("SubState") == "auto-restart":
+        starts = service.get("ActiveState") == "activating"
+        told = service.get("StatusText") == _EXITS["78"][0]
+        if not starts or told or service.get("SubState") == "auto-restart":
             break
     return found
 
@@ -164,19 +166,13 @@ def _properties(text: str) -> dict[str, str]:
 
 def _of_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Diagnosis:
     state, detail = service.get("ActiveState", ""), service.get("SubState", "")
-    told = service.get("StatusText", "")
     if state in ("active", "reloading", "deactivating"):
         pid = int(service.get("MainPID") or 0)
         return of_process(pid) if pid else Diagnosis(f"linkmgr.service is {state}", _LOG)
     if state == "failed" or detail == "auto-restart":
         return _of_failure(service)
     if state == "activating":
-        times = service.get("NRestarts", "0")
-        if times != "0":
-            why = f"linkmgr.service has ended and been started again {times} times"
-            return Diagnosis(why, _LOG)
-        more = f" ({told})" if told else ""
-        return Diagnosis(f"linkmgr.service is still starting{more}", f"wait, or {_LOG}")
+        return _of_start(service)
     if socket.get("ActiveState") == "failed":
         why = f"linkmgr.socket has failed ({socket.get('Result')})"
         return Diagnosis(why, "'systemctl restart linkmgr.socket linkmgr.service'")
@@ -184,11 +180,22 @@ def _of_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Diagnosis
     return Diagnosis(why, "'systemctl start linkmgr.socket linkmgr.service'")
 
 
+def _of_start(service: Mapping[str, str]) -> Diagnosis:
+    told, times = service.get("StatusText", ""), service.get("NRestarts", "0")
+    if told == _EXITS["78"][0]:  # it has told so, and is about to end
+        return Diagnosis(f"linkmgr.service cannot start: {told}", _EXITS["78"][1])
+    if times != "0":
+        why = f"linkmgr.service has ended and been started again {times} times"
+        return Diagnosis(why, _LOG)
+    more = f" ({told})" if told else ""
+    return Diagnosis(f"linkmgr.service is still starting{more}", f"wait, or {_LOG}")
+
+
 def _of_failure(service: Mapping[str, str]) -> Diagnosis:
     code, result = service.get("ExecMainStatus", ""), service.get("Result", "")
     told = service.get("StatusText", "")
     what, hint = _EXITS.get(code, ("", f"{_LOG}; then 'systemctl restart linkmgr'"))
-    if result not in ("exit-code", "success"):
+    if result not in ("exit-code", "success", "start-limit-hit"):
         what, hint = "", f"{_LOG}; then 'systemctl restart linkmgr'"
     cause = f"exit code {code}" if result == "exit-code" else result
     state = "has failed" if service.get("ActiveState") == "failed" else "ends whenever it starts"

@@ -42,6 +42,9 @@ from linkmgr.unix_sockets import UnixSocket
 log = logging.getLogger(__name__)
 
 FD_SOCKET = "fd.sock"  #: beside the API's socket
+WRONG_CONFIGURATION = "its configuration is wrong"  #: the status that systemd shows
+#: Seconds before such a start ends: long enough to be seen, and few starts a minute.
+WRONG_CONFIGURATION_PAUSE_S = 2.0
 QMP_SOCKET = "qmp.sock"  #: where QEMUs dial, beside it too
 
 
@@ -59,11 +62,15 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
     log_to_stderr()
     # Until it is obeyed: a reload that comes early must not end the service.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    settings = _load(config)
-    _allow_many_files()
     async with contextlib.AsyncExitStack() as stack:
         notifier = Notifier.from_environment()
         stack.callback(notifier.close)
+        try:
+            settings = _load(config)
+        except BadConfig:
+            await _show_wrong_configuration(notifier)
+            raise
+        _allow_many_files()
         starting = asyncio.create_task(more_time(notifier), name="more time")
         stack.callback(starting.cancel)
         passed = passed_fds()
@@ -187,6 +194,17 @@ class Service:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+
+async def _show_wrong_configuration(notifier: Notifier) -> None:
+    """Let the manager show why the start fails, and the next one not follow at once.
+
+    systemd starts the service again for each caller that waits on its socket, whatever Restart=
+    says, and forgets the status with each start.
+    """
+    if notifier.connected:
+        notifier.status(WRONG_CONFIGURATION)
+        await asyncio.sleep(WRONG_CONFIGURATION_PAUSE_S)
 
 
 def _load(path: Path | None) -> Config:

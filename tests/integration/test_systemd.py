@@ -194,7 +194,12 @@ async def test_the_unit_grants_what_is_needed_and_refuses_the_rest(machine: Mach
     silent = await machine.says(f"cat /proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6")
     assert silent == "1"
     await machine.run("install -o daemon -m 600 /dev/null /run/of-somebody-else")
+    await machine.run("cp /bin/true /tmp/true; cp /bin/true /var/lib/linkmgr/true")
+    assert (await ask(machine, "os.posix_spawn('/bin/true', ['true'], {})")).isdecimal()
     assert await ask(machine, "open('/run/of-somebody-else').read()") == "''"
+    await machine.run("for each in /home /root; do mkdir -p $each/a && echo b >$each/a/b; done")
+    for home in ("/home", "/root"):
+        assert await ask(machine, f"open('{home}/a/b').read()") == repr("b\n")
     assert await ask(machine, "Path('/var/lib/linkmgr/x').write_text('x')") == "1"
     for refused in (
         "Path('/etc/x').write_text('x')",
@@ -204,6 +209,10 @@ async def test_the_unit_grants_what_is_needed_and_refuses_the_rest(machine: Mach
         "socket.socket(socket.AF_INET)",
         "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
         "os.setuid(1)",
+        "Path('/home/a/c').write_text('x')",
+        "socket.socket(socket.AF_UNIX).bind('/home/a/s')",
+        "os.posix_spawn('/tmp/true', ['true'], {})",
+        "os.posix_spawn('/var/lib/linkmgr/true', ['true'], {})",
         "os.chown('/run/of-somebody-else', 0, 0)",
         "os.mknod('/var/lib/linkmgr/disk', 0o60600, os.makedev(8, 0)) or "
         "open('/var/lib/linkmgr/disk', 'rb')",
@@ -358,6 +367,16 @@ async def _plug_kill_and_unplug(machine: Machine) -> None:
         assert await tun_devices(machine) == [device]
         assert await stored(machine) == 1
         assert await machine.says(f"cat /sys/class/net/{device}/ifindex") == before
+    await machine.run("ip link add br1 type bridge && ip link set br1 up")
+    await machine.run("ip link add v0 type veth peer name v1 && ip link set v0 up")
+    for network, option in (("red", "bridge=br1"), ("green", "parent=v0"), ("blue", "")):
+        if option:
+            driver = "direct" if network == "green" else "bridge"
+            await machine.run(f"linkmgr network create {network} {driver} {option}")
+        await machine.run(f"linkmgr plug web1/net0 {network}")
+        (nic,) = json.loads(await machine.says("linkmgr nics --json"))["nics"]
+        assert nic["connection"]["port"]["network"]["name"] == network
+    device = nic["connection"]["device"]
     await machine.run("linkmgr unplug web1/net0")
     assert await tun_devices(machine) == []
     await until(lambda: _is(stored(machine), 0), timeout=5, what="an empty store")
@@ -368,6 +387,29 @@ async def test_the_exposure_is_what_the_documentation_says(machine: Machine) -> 
     said = await machine.says("systemd-analyze security --no-pager linkmgr.service")
     (figure,) = re.findall(r"Overall exposure level for linkmgr.service: ([\d.]+)", said)
     assert f"**{figure}**" in (CHECKOUT / "docs" / "operations.md").read_text()
+
+
+async def test_a_wrong_configuration_is_not_tried_for_ever_and_a_crash_is_followed_by_a_start(
+    machine: Machine,
+) -> None:
+    await use_the_real_service(machine)
+    await machine.run("mkdir /etc/linkmgr && echo '[networks' >/etc/linkmgr/linkmgr.toml")
+    await machine.run("systemctl start linkmgr", check=False)
+    assert await machine.property("linkmgr", "ExecMainStatus") == "78"
+    assert await machine.property("linkmgr", "ActiveState") == "failed"
+    assert await machine.property("linkmgr", "NRestarts") == "0"
+    await machine.run("rm /etc/linkmgr/linkmgr.toml && systemctl start linkmgr")
+    pid = await main_pid(machine)
+    await machine.run(f"kill -9 {pid}")
+
+    async def another() -> bool:
+        return await main_pid(machine) not in (0, pid)
+
+    await until(another, timeout=5, what="the next start")
+    assert (
+        await machine.says("cat /proc/$(systemctl show --value -p MainPID linkmgr)/oom_score_adj")
+        == "0"
+    )
 
 
 async def _exists(path: Path) -> bool:
