@@ -459,3 +459,91 @@ async def _text(host: Host, path: str) -> str:
     writer.close()
     await writer.wait_closed()
     return answer.raw.decode()
+
+
+# --- a QEMU that was taken over -------------------------------------------------------------------
+#: Seconds that a hostile QEMU works, at the most; a test ends it before.
+WORST = 40
+#: How much longer another guest's replug may take than while the same is done to a sink.
+AS_BEFORE = 3.0
+
+
+@asynccontextmanager
+async def hostile_qemu(path: Path, how: str) -> AsyncIterator[None]:
+    """A process that speaks QMP, and does its worst once a file ``.go`` is there."""
+    command = [sys.executable, "-m", "tests.integration.hostile_qemu", str(path), how, str(WORST)]
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert child.stdout
+    try:
+        assert await child.stdout.readline() == b"listening\n"
+        yield
+    finally:
+        child.kill()
+        await child.wait()
+
+
+@asynccontextmanager
+async def sink_of(path: Path) -> AsyncIterator[None]:
+    """Somebody who reads all that it says, and makes nothing of it."""
+    read = f"""
+import socket, sys, time
+end = time.monotonic() + {WORST}
+while time.monotonic() < end:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect({str(path)!r})
+        while sock.recv(1 << 16) and time.monotonic() < end: pass
+    time.sleep(0.01)
+"""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", read)
+    try:
+        yield
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def replugs(host: Host, times: int) -> list[float]:
+    """Seconds that each of some replugs took, as their caller sees it."""
+    taken = []
+    async with Client(host.socket) as links:
+        for number in range(times):
+            began = time.monotonic()
+            await links.plug(NIC, ("red", "blue")[number % 2], notify="silent")
+            taken.append(time.monotonic() - began)
+    return sorted(taken)
+
+
+async def look_again_and_again(host: Host) -> None:
+    """List all NICs, for which the hostile one is asked, too."""
+    async with Client(host.socket) as links:
+        while True:
+            await links.nics()
+            await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["small events", "wanted events", "lists", "reasons", "hubs", "slow", "hang up"],
+)
+async def test_a_hostile_qemu_does_not_slow_another_guests_replug(
+    host: Host, lab: Lab, tmp_path: Path, how: str
+) -> None:
+    await ready(host, lab)
+    await replugs(host, 4)
+    async with hostile_qemu(tmp_path / "sink.qmp", how), sink_of(tmp_path / "sink.qmp"):
+        (tmp_path / "sink.go").touch()
+        before = await replugs(host, 12)
+    async with hostile_qemu(tmp_path / "evil.qmp", how):
+        async with Client(host.socket) as links:
+            await links.add_vm("evil", tmp_path / "evil.qmp")
+        memory = resident(host)
+        (tmp_path / "evil.go").touch()
+        looking = asyncio.create_task(look_again_and_again(host))
+        await asyncio.sleep(1.5)  # a burst is over, and NICs are looked for anew
+        beside = await replugs(host, 12)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        grown = resident(host) - memory
+    assert beside[6] < AS_BEFORE * max(before[6], 0.02), (before, beside)
+    assert beside[-2] < AS_BEFORE * max(before[-2], 0.1), (before, beside)
+    assert grown < 32 << 20
