@@ -59,6 +59,9 @@ CHANGES: list[tuple[str, str, object]] = [
     ("PUT", "/v1/nics/web1/net0/link", {"state": "down"}),
     ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
     ("DELETE", "/v1/connections/web1/net0", None),
+    ("PUT", "/v1/nics/web1/link", {"state": "down"}),
+    ("PUT", "/v1/connections/web1", {"target": "blue"}),
+    ("DELETE", "/v1/connections/web1", None),
     ("POST", "/v1/gc", {}),
 ]
 READS = ["/v1/vms", "/v1/networks", "/v1/ports", "/v1/nics", "/v1/nics/web1/net0",
