@@ -33,9 +33,13 @@ def silence(rtnl: Rtnl, name: str) -> None:
     except Refused as refused:
         if refused.code not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
             raise
+    path = f"{IPV6}/{name}/disable_ipv6"
     try:
-        sysfiles.write(f"{IPV6}/{name}/disable_ipv6", "1")
+        if sysfiles.read(path).strip() != "1":  # in a container it may be, and not ours to write
+            sysfiles.write(path, "1")
     except FileNotFoundError:
         return  # no IPv6 in this kernel, or none on this device
     except OSError as error:
-        raise Refused(error.errno or 0, doing, error.strerror) from error
+        # EROFS also when it is a right that is missing: neither is one of the network namespace.
+        code = errno.EROFS if error.errno in {errno.EACCES, errno.EPERM} else error.errno or 0
+        raise Refused(code, doing, f"{path}: {error.strerror}") from error

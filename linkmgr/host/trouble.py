@@ -17,6 +17,11 @@ _UNSUPPORTED = {
     errno.ENOTTY,
     errno.ENOSYS,
 }
+#: What helps where IPv6 cannot be switched off on a device, which nothing else does by a file.
+_READ_ONLY = (
+    "run 'sysctl -w net.ipv6.conf.default.disable_ipv6=1' where /proc/sys of this network "
+    "namespace can be written, or let linkmgr write there"
+)
 
 
 class Refused(Exception):
@@ -61,7 +66,8 @@ def as_error(refused: Refused, device: str | int) -> HostError:
             f"{what} ({name})",
             hint="this kernel or device cannot do it: load the kernel's module or use another",
         )
-    return HostError(f"{what} ({name})", hint="look at the kernel's messages: 'dmesg'")
+    hint = _READ_ONLY if code == errno.EROFS else "look at the kernel's messages: 'dmesg'"
+    return HostError(f"{what} ({name})", hint=hint)
 
 
 def missing(name: str | int, what_for: str | None = None) -> LinkMissing:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -122,3 +124,37 @@ async def test_a_small_mtu_needs_no_silencing(host: Host) -> None:
     tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1000)
     with tap.fd:
         assert not Path(IPV6, tap.link.name).exists()
+
+
+@pytest.mark.parametrize("off", [True, False], ids=["off-by-default", "on"])
+async def test_where_nothing_in_proc_sys_can_be_written(off: bool) -> None:
+    """In a container: what is off already needs no writing, and else the hint is one that helps."""
+    script = """
+import asyncio, ctypes, sys
+from linkmgr.errors import HostError
+from linkmgr.host import Host
+from linkmgr.model import Mark
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000 | 0x40000000) == 0  # CLONE_NEWNS, CLONE_NEWNET
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w").write(sys.argv[1])
+assert libc.mount(b"/proc/sys", b"/proc/sys", None, 0x1000, None) == 0  # MS_BIND
+assert libc.mount(None, b"/proc/sys", None, 0x1021, None) == 0  # and MS_REMOUNT | MS_RDONLY
+async def main():
+    async with Host() as host:
+        try:
+            tap = await host.open_tap("lmro", Mark("web1/net0", "0123abcd"), mtu=1500)
+        except HostError as error:
+            print(error.hint)
+        else:
+            print("made", (await host.link("lmro")).ipv6_silent)
+            tap.fd.close()
+asyncio.run(main())
+"""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(int(off)), stdout=PIPE, stderr=PIPE
+    )
+    out, err = await child.communicate()
+    assert child.returncode == 0, err.decode()
+    said = out.decode().strip()
+    assert said == "made True" if off else "net.ipv6.conf.default.disable_ipv6=1" in said
