@@ -19,7 +19,7 @@ DIRECTORY, FILE, SYMLINK, DEVICE = 0o040755, 0o100755, 0o120777, 0o020600
 
 # virtio first: without udev, interfaces are numbered in the order in which drivers are loaded.
 # pvpanic_mmio, last, tells QEMU of a panic: libvirt's <panic model='isa'/>.
-MODULES = ("virtio_pci", "virtio_console", "virtio_net", "vmxnet3", "pvpanic_mmio")
+MODULES = ("virtio_pci", "virtio_console", "virtio_net", "vmxnet3", "pvpanic_mmio", "macvlan")
 PROGRAMS = ("usr/bin/iperf3", "usr/bin/tcpdump")
 
 

@@ -17,6 +17,8 @@ from linkmgr.untrusted import printable
 from linkmgr.wirings.base import Cable
 
 _ALL_FRAMES = "the guest asks for all frames"
+_MORE_ADDRESSES = "the guest uses more addresses"
+SHOWN_ADDRESSES = 4  #: of those, in a sentence: a guest may have as many as its driver takes
 _FAILED = "the guest's receive filter cannot be followed"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -27,6 +29,7 @@ class GuestFilter:
 
     main_mac: str
     promiscuous: bool
+    more: tuple[str, ...] = ()  #: other addresses, of a macvlan or a VRRP in the guest, say
 
 
 async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
@@ -41,8 +44,11 @@ async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
     try:
         (said,) = answer
         mac, promiscuous = said["main-mac"].lower(), bool(said["promiscuous"])
-        if _MAC.fullmatch(mac):
-            return GuestFilter(mac, promiscuous)
+        if said.get("unicast") == "all":  # more than its table has room for
+            promiscuous = True
+        more = {str(each).lower() for each in said.get("unicast-table", ())} - {mac}
+        if all(_MAC.fullmatch(each) for each in (mac, *more)):
+            return GuestFilter(mac, promiscuous, tuple(sorted(more)))
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise MonitorError(
@@ -63,7 +69,7 @@ async def obey_filter(
     """
     trusted, passthru = endpoint.trust_guest, endpoint.mode is DirectMode.PASSTHRU
     mac = asked.main_mac if trusted else cable.mac
-    promiscuous = asked.promiscuous and trusted and passthru
+    promiscuous = (asked.promiscuous or bool(asked.more)) and trusted and passthru
     refused = []
     if mac != asked.main_mac:
         refused.append(
@@ -74,6 +80,14 @@ async def obey_filter(
         refused.append(
             f"{_ALL_FRAMES}; only a trusted port in passthru mode gives them, and "
             f"this one is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
+        )
+    elif asked.more and not promiscuous:
+        shown = ", ".join(asked.more[:SHOWN_ADDRESSES])
+        others = len(asked.more) - SHOWN_ADDRESSES
+        refused.append(
+            f"{_MORE_ADDRESSES} ({shown}{f' and {others} more' if others > 0 else ''}), for which "
+            "nothing is delivered; only a trusted port in passthru mode gives them, and this one "
+            f"is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
         )
     assert cable.device is not None
     cable.allowed_mac, cable.allowed_promisc = mac, promiscuous
@@ -95,7 +109,8 @@ def advice(refused: str, endpoint: Endpoint | None) -> str:
     """
     if refused.startswith(_FAILED):
         return "mend that, then unplug the NIC and plug it again"
-    if not refused.startswith(_ALL_FRAMES) or not isinstance(endpoint, DirectEndpoint):
+    by_mode = refused.startswith((_ALL_FRAMES, _MORE_ADDRESSES))
+    if not by_mode or not isinstance(endpoint, DirectEndpoint):
         return "give its port trust_guest if the guest may do that"
     missing = [] if endpoint.trust_guest else ["trust_guest"]
     missing += [] if endpoint.mode is DirectMode.PASSTHRU else ["passthru mode"]

@@ -119,3 +119,56 @@ async def test_in_bridge_mode_promiscuity_is_reported_not_faked(lab: Lab) -> Non
         await asyncio.sleep(0.1)
     assert "bridge mode" in str(refused)
     assert measured.report.unique("foreign") == 0
+
+
+VIRTUAL = "00:00:5e:00:01:07"  #: of VRRP (RFC 9568)
+
+
+async def take_virtual(guest: Guest) -> None:
+    """Have the guest use a second address, by a macvlan on its interface."""
+    await guest.run(
+        f"ip link add link eth0 name vrrp address {VIRTUAL} type macvlan mode private &&"
+        "ip addr add 10.2.0.7/24 dev vrrp; ip addr flush dev eth0; ip link set vrrp up",
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_a_second_address_of_the_guest_is_delivered_or_told(lab: Lab, trusted: bool) -> None:
+    """In bridge mode a macvtap has one address, trusted or not."""
+    green = await lab.network("green", mode="passthru", trust_guest=trusted)
+    guest = await lab.guest(cmdline=STATIC)
+    await lab.links.plug(NIC, "green")
+    events = lab.links.events()
+    await take_virtual(guest)
+    if not trusted:
+        assert VIRTUAL in str(await heard(events, EventKind.REFUSED))
+    else:
+        async with Host() as host:
+            device = (await lab.links.connections())[0].device
+
+            async def followed() -> bool:
+                return (await host.link(device)).promisc
+
+            await until(followed, timeout=5, what="the macvtap takes more addresses")
+        await green.run(f"ip neigh replace 10.2.0.7 lladdr {VIRTUAL} dev eth0", check=True)
+        assert (await green.ping("10.2.0.7")).received
+    assert [found.code for found in await lab.links.check()] == ["refused"] * (not trusted)
+    await guest.run("ip link del vrrp")
+
+    async def good() -> bool:
+        return await lab.links.check() == []
+
+    await until(good, timeout=5, what="nothing more is asked for")
+
+
+async def test_in_bridge_mode_a_second_address_is_told_with_what_would_give_it(lab: Lab) -> None:
+    await lab.network("green", trust_guest=True)
+    guest = await lab.guest(cmdline=STATIC)
+    await lab.links.plug(NIC, "green")
+    events = lab.links.events()
+    await take_virtual(guest)
+    assert VIRTUAL in str(await heard(events, EventKind.REFUSED))
+    (found,) = await lab.links.check()
+    assert found.code == "refused"
+    assert "passthru mode" in found.hint
