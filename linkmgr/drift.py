@@ -14,10 +14,9 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.host import Host, Link
 from linkmgr.host.watch import LinkChanges
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Drift, FdEndpoint, Finding
+from linkmgr.model import BridgeEndpoint, Drift, Finding
 from linkmgr.swap import Slot
-from linkmgr.wirings import Cable
-from linkmgr.wirings.attributes import Repair, faults_of
+from linkmgr.wirings.attributes import Repair, faults_of, read_devices
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
     if slot.plugged is None:
         return ()
     try:
-        links = await host.find_links(devices_of(slot.plugged.cable))
+        links = await read_devices(host, [slot.plugged.cable])
     except LinkmgrError as error:
         return (f"its device cannot be looked at: {error}",)
     network = slot.plugged.attachment.port.network
@@ -61,17 +60,6 @@ async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
     else:
         then = "linkmgr does not repair that by itself"
     return tuple(f"{what}, and {then}. To do: {hint}" for _, what, hint in faults)
-
-
-def devices_of(cable: Cable) -> list[str]:
-    """The devices of this host that `device_faults` looks at."""
-    match cable.endpoint:
-        case BridgeEndpoint(bridge=name) | DirectEndpoint(parent=name):
-            return [each for each in (cable.device, name) if each]
-        case FdEndpoint():
-            return []
-        case None:
-            return [cable.device] if cable.device else []
 
 
 @dataclass(frozen=True)
@@ -157,8 +145,8 @@ class DriftWatch:
         before = [(slot, slot.plugged, _device(slot)) for slot in self._slots()]
         for ref in self.repairs.keys() - {str(slot.ref) for slot, _, _ in before}:
             del self.repairs[ref]
-        names = {name for _, plugged, _ in before if plugged for name in devices_of(plugged.cable)}
-        links = await self._host.find_links(names)
+        cables = [plugged.cable for _, plugged, _ in before if plugged]
+        links = await read_devices(self._host, cables)
         await self._keep_addresses(slot for slot, _, _ in before)
         later: list[float] = []
         broken: list[Slot] = []

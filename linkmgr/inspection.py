@@ -11,12 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from linkmgr.checks import check_nic, noted
-from linkmgr.drift import RepairState, devices_of
+from linkmgr.drift import RepairState
 from linkmgr.errors import LinkmgrError
 from linkmgr.host import Host, Link
 from linkmgr.model import Finding
 from linkmgr.swap import Slot
 from linkmgr.vm import Vm
+from linkmgr.wirings.attributes import names_of, read_devices
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ class Inspection:
 
     async def _compared(self, vm: Vm) -> list[Finding]:
         plugged = [slot.plugged for slot in vm.slots.values() if slot.plugged]
-        names = {name for each in plugged for name in devices_of(each.cable)}
-        links = await self._host.find_links(names)
+        links = await read_devices(self._host, [each.cable for each in plugged])
         found = []
         for slot in list(vm.slots.values()):
             found += await self._of(vm, slot, links)
@@ -75,10 +75,10 @@ class Inspection:
     @staticmethod
     async def _of(vm: Vm, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
         plugged = slot.plugged
-        names = devices_of(plugged.cable) if plugged else []
+        names = names_of(plugged.cable) if plugged else []
         if not slot.lock.locked():
             found = await check_nic(vm.nic(slot), slot, links)
-            now = devices_of(slot.plugged.cable) if slot.plugged else []
+            now = names_of(slot.plugged.cable) if slot.plugged else []
             if not slot.lock.locked() and slot.plugged is plugged and now == names:
                 return found
         return noted(vm.nic(slot), slot) if slot.ref.alias in vm.facts else []

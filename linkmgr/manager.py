@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from linkmgr import swap
 from linkmgr.beside import Beside
-from linkmgr.drift import devices_of, may_repair, reported
-from linkmgr.drivers.fd import FD_NETWORK
+from linkmgr.drift import may_repair, reported
 from linkmgr.errors import (
     AlreadyExists,
     Conflict,
@@ -42,9 +41,9 @@ from linkmgr.model import (
 from linkmgr.qmp.admission import MayUse
 from linkmgr.qmp.dialer import address_of, same_socket, transport_of
 from linkmgr.qmp.qemu import Qemu
-from linkmgr.swap import Slot, Timings, no_probe
+from linkmgr.swap import Plugged, Slot, Timings, no_probe
 from linkmgr.vm import Vm
-from linkmgr.wirings.attributes import faults_of, set_again
+from linkmgr.wirings.attributes import faults_of, read_devices, set_again
 
 T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
@@ -334,7 +333,7 @@ class LinkManager(Beside):
             self._networks.claim(port, ref)
             free_port = self._networks.claimed(port, ref)
             before, timings = slot.plugged, Timings(no_probe)
-            told = _told(how, port)
+            told = how
             if arrives := ref in self.reservations:
                 slot.carrier.forget()  # it is what the guest saw on the other host
                 told = Notify.ANNOUNCE if told is Notify.AUTO else told
@@ -355,7 +354,8 @@ class LinkManager(Beside):
                 if slot.plugged is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
                     self._board.tell(kind, ref, port=str(port), **_was(here), timings=dict(timings))
-            return Outcome(vm.nic(slot), changed=True, timings=timings, notes=_unwritten(slot))
+            notes = (*_unwritten(slot), *_left_behind(slot.plugged))
+            return Outcome(vm.nic(slot), changed=True, timings=timings, notes=notes)
 
         return await self._verb(vm, slot, work)
 
@@ -441,8 +441,7 @@ class LinkManager(Beside):
         async def work() -> Outcome:
             # A verb may have had the NIC since it was looked at.
             old = slot.plugged
-            names = devices_of(old.cable) if old else []
-            links = await self._host.find_links(names)
+            links = await read_devices(self._host, [old.cable] if old else [])
             if old is None or not may_repair(slot, links):
                 return Outcome(vm.nic(slot), changed=False)
             if await set_again(self._host, faults_of(old.cable, links)):
@@ -486,9 +485,12 @@ def _choice(kind: type[E], value: str) -> E:
     return parse_choice(kind, value, _CHOICES[kind])
 
 
-def _told(notify: Notify, port: Port) -> Notify:
-    """Two fds have nothing to do with each other, though both are ports of the network ``fd``."""
-    return Notify.FLAP if notify is Notify.AUTO and port.network == FD_NETWORK else notify
+def _left_behind(new: Plugged | None) -> tuple[str, ...]:
+    if new is None or not new.cable.left_behind:
+        return ()
+    had = f"{', '.join(new.cable.left_behind)} is gone with the device of the cable before"
+    now = f"device {new.cable.device} has it not"
+    return (f"{had}, where somebody had set it, and {now}. To do: set it there if it is wanted",)
 
 
 def _was(port: Port | None) -> dict[str, str]:

@@ -110,7 +110,7 @@ class NicState(StrEnum):
 class Notify(StrEnum):
     """How the guest and the network hear of a new cable."""
 
-    AUTO = "auto"  #: flap when the network changes, else announce
+    AUTO = "auto"  #: within a network announce; else flap, and the network learns the NIC's address
     FLAP = "flap"  #: carrier down and up: the guest renews its lease and neighbours
     ANNOUNCE = "announce"  #: RARP/GARP with the NIC's address: the network relearns
     SILENT = "silent"

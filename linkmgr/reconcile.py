@@ -214,7 +214,7 @@ class _Nic:
         await slot.wiring.adopt(here)
         slot.plugged, slot.foreign = Plugged(driver, attachment, here, self._free(port)), False
         await attachment.activate()
-        changed = old is None or old.port.network.name != port.network.name
+        changed = swap.leads_elsewhere(old.port if old else None, port)
         await swap.notify_of(slot, here, intent.notify, changed=changed)
         log.info("%s: finished the swap to %s that was cut off", slot.ref, port)
 

@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
+from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import (
     HostError,
     HubCrowded,
@@ -241,7 +242,7 @@ async def plug(
         raise
     nic.plugged, nic.foreign = Plugged(driver, attachment, cable, free_port), False
     nic.trouble = None
-    changed = old is None or old.attachment.port.network.name != port.network.name
+    changed = leads_elsewhere(old.attachment.port if old else None, port)
     try:
         await timings.begin(Step.NOTIFY)
         with timings.of(Step.NOTIFY):
@@ -387,6 +388,11 @@ async def _switch_back(
         await nic.wiring.switch_back(nic.ref, new, old_cable)
 
 
+def leads_elsewhere(old: Port | None, new: Port) -> bool:
+    """Whether a port leads to another network than the one before. Two fds always do."""
+    return old is None or old.network.name != new.network.name or new.network == FD_NETWORK
+
+
 async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> None:
     """Tell the guest and the network of the cable that the NIC is on now.
 
@@ -395,6 +401,7 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
     if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
         return  # put off, and by now about a cable of the past
     nic.refused = await nic.wiring.follow(cable)
+    teach = notify is Notify.AUTO and changed
     if notify is Notify.AUTO:
         notify = Notify.FLAP if changed else Notify.ANNOUNCE
     # A carrier that nobody has set yet may be up.
@@ -404,6 +411,8 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
         await nic.apply_link(seen=notify is not Notify.SILENT)
     if nic.carrier.up and notify is Notify.ANNOUNCE:
         await nic.wiring.announce(cable, moved=changed)
+    elif nic.carrier.up and teach:
+        await nic.wiring.teach_address(cable)
 
 
 async def _settle_old(

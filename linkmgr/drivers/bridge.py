@@ -12,7 +12,7 @@ from linkmgr.drivers.options import MTU, Option
 from linkmgr.errors import LinkBusy, LinkMissing
 from linkmgr.host import Host, Link, new_id
 from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.host.names import check_ifname
+from linkmgr.host.names import check_any_name, check_ifname
 from linkmgr.host.unmarked import unmarked
 from linkmgr.model import (
     DEFAULT_MTU,
@@ -87,7 +87,8 @@ class BridgeDriver(NetworkDriver):
         :raise BadName: when the bridge's name cannot be that of a device.
         """
         options = super().check_network(network)
-        check_ifname(str(options["bridge"]))
+        check = check_ifname if options.get("create") else check_any_name
+        check(str(options["bridge"]))
         return options
 
     async def missing(self, network: Network) -> str | None:
@@ -158,8 +159,8 @@ class BridgeDriver(NetworkDriver):
             if not link.up:
                 if link.mark and link.mark.network:  # killed before it was silent
                     await self.host.silence(link)
-                await self.host.set_up(name)
-                link = await self.host.link(name)
+                await self.host.set_up(link.index)
+                link = await self.host.link(link.index)
             return link
 
     async def _is_unmarked(self, link: Link) -> bool:

@@ -9,7 +9,7 @@ from linkmgr.drivers.base import Attachment, NetworkDriver
 from linkmgr.drivers.mtu import check_mtu
 from linkmgr.drivers.options import MTU, Option
 from linkmgr.host import Host, new_id
-from linkmgr.host.names import check_ifname
+from linkmgr.host.names import check_any_name
 from linkmgr.model import DirectEndpoint, DirectMode, EndpointKind, Network, Offer, Options, Port
 
 
@@ -35,7 +35,7 @@ class DirectAttachment(Attachment):
         assert promised is None or isinstance(promised, int)
         check_mtu(self.offer, self.port, promised=promised, device=name, carried=parent.mtu)
         return DirectEndpoint(
-            parent=name,
+            parent=parent.name,  # what was named may be an altname, or a macvlan on it
             mode=mode,
             # A macvtap can carry less than its parent, never more.
             mtu=promised or parent.mtu,
@@ -71,7 +71,7 @@ class DirectDriver(NetworkDriver):
         :raise BadName: when the parent's name cannot be that of a device.
         """
         options = super().check_network(network)
-        check_ifname(str(options["parent"]))
+        check_any_name(str(options["parent"]))
         return options
 
     async def missing(self, network: Network) -> str | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from linkmgr.errors import HostError, LinkBusy
+from linkmgr.host import rtnl_read
 from linkmgr.host.keeper import FdKeeper, NoKeeper
 from linkmgr.host.links import Link
 from linkmgr.host.names import check_ifname
@@ -163,6 +164,11 @@ class Devices:
         """
         flag = {"on" if on else "off": IFF_PROMISC}
         await self._set(name_or_index, "set promiscuity of {}", **flag)
+
+    async def traffic_control(self, index: int) -> list[str]:
+        """Return the kinds of traffic control (tc(8)) that somebody has set on a device."""
+        with speaking(index):
+            return await to_the_end(rtnl_read.list_qdiscs, index)
 
     async def set_allmulti(self, name_or_index: Device) -> None:
         """Have a device receive all multicast.

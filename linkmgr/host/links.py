@@ -45,6 +45,7 @@ class Link:
     :param vlan_filtering: whether it is a bridge that forwards by VLAN.
     :param port_options: the options of a bridge port that are on, of `PORT_OPTIONS`; ``None`` for a
         device that is none, or that carries no mark of ours.
+    :param altnames: other names by which the kernel finds it.
     :param ipv6_silent: whether it says nothing of its own with IPv6; only of those with our mark.
     """
 
@@ -69,6 +70,7 @@ class Link:
     group: int = 0
     port_options: frozenset[str] | None = None
     ipv6_silent: bool = True
+    altnames: tuple[str, ...] = ()
 
     @property
     def mark(self) -> Mark | None:

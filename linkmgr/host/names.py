@@ -10,6 +10,7 @@ from linkmgr.errors import BadName
 from linkmgr.untrusted import quoted
 
 IFNAME_MAX = 15  #: bytes; IFNAMSIZ of linux/if.h without the final NUL
+ALTNAME_MAX = 127  #: bytes; ALTIFNAMSIZ of linux/if.h without the final NUL
 _IDENT = re.compile(r"[0-9a-f]{8}")
 CABLE_PREFIX = "lm"  #: of the names that linkmgr gives to the devices of cables
 #: The name of a cable's device that nobody asked to have another one.
@@ -23,9 +24,21 @@ def check_ifname(name: str) -> str:
 
     :raise BadName: otherwise. The error shows a shortened, escaped form of the name.
     """
+    return _checked(name, IFNAME_MAX)
+
+
+def check_any_name(name: str) -> str:
+    """Return `name` if a network device that exists can go by it: its name or an altname.
+
+    :raise BadName: otherwise, as `check_ifname`.
+    """
+    return _checked(name, ALTNAME_MAX)
+
+
+def _checked(name: str, at_most: int) -> str:
     if (
         isinstance(name, str)
-        and 0 < len(os.fsencode(name)) <= IFNAME_MAX
+        and 0 < len(os.fsencode(name)) <= at_most
         and name not in {".", ".."}
         and not any(char in "/:%" or char.isspace() or not char.isprintable() for char in name)
     ):
@@ -33,7 +46,7 @@ def check_ifname(name: str) -> str:
     shown = quoted(name)
     raise BadName(
         f"{shown} cannot be the name of a network device",
-        hint=f"use 1 to {IFNAME_MAX} bytes without '/', ':', '%' or white space",
+        hint=f"use 1 to {at_most} bytes without '/', ':', '%' or white space",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 from linkmgr.errors import HostError, LinkBusy, Unsupported
 from linkmgr.host.links import Link
@@ -14,12 +15,22 @@ _KINDS = {"macvtap", "macvlan"}
 
 
 async def parent_of_macvtap(reader: Reader, name: str) -> Link:
-    """Return a device if it is free to carry macvtaps.
+    """Return the device on which macvtaps of this parent sit, if it is free to carry them.
 
+    :param name: also an altname. A macvtap on a macvlan sits on that one's parent, beside it.
     :raise LinkMissing: when there is none.
     :raise LinkBusy: when it is a port of something else.
+    :raise Unsupported: when it is a macvlan whose parent is in another network namespace.
     """
     link = await reader.link(name, "the parent of a macvtap")
+    if link.kind in _KINDS:
+        below = None if link.parent is None else await reader.find_link(link.parent)
+        if below is None:
+            raise Unsupported(
+                f"{name} is a {link.kind} whose parent is in another network namespace",
+                hint="name an Ethernet device of this network namespace",
+            )
+        link, name = below, below.name
     if link.master is not None:
         master = await reader.name_of(link.master)
         raise LinkBusy(
@@ -89,8 +100,10 @@ async def why_no_macvtap(
             await check_siblings(reader, below, mode)
     except HostError as error:
         return error
-    if refused.code == errno.EADDRINUSE:
-        return await address_taken(reader, name, below.index, mac)
+    if refused.code in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
+        taken = refused.code == errno.EADDRINUSE
+        at = below.index
+        return await address_taken(reader, name, at, mac) if taken else refused_address(below, mac)
     if refused.code == errno.EINVAL and mtu > below.mtu:
         return HostError(
             f"{name} cannot carry {mtu} bytes: its parent {parent} carries {below.mtu}",
@@ -107,6 +120,38 @@ async def why_no_macvtap(
             hint="name an Ethernet device; what is on it may be in another network namespace",
         )
     return as_error(refused, name)
+
+
+def refused_address(below: Link, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
+    """Return the error for a parent whose driver does not take the NIC's address.
+
+    That of a virtual function (SR-IOV) does not, once its physical function has set one.
+    """
+    parent, found = below.name, _physical_function(below.name, sysfs)
+    if found is None:
+        return LinkBusy(
+            f"the driver of {parent} does not take the address {mac}, which passthru mode needs",
+            hint="use another mode, or give the NIC the address that the device has",
+        )
+    function, number = found
+    return LinkBusy(
+        f"{parent} is virtual function {number} of {function}, which has set its address, so it "
+        f"does not take {mac}, as passthru mode needs",
+        hint=f"run 'ip link set {function} vf {number} mac {mac}', and plug the NIC again",
+    )
+
+
+def _physical_function(device: str, sysfs: str) -> tuple[str, int] | None:
+    """The name of a virtual function's physical function, and the number that it has there."""
+    own = Path(sysfs, device, "device")
+    try:
+        (function,) = (each.name for each in (own / "physfn/net").iterdir())
+        for each in (own / "physfn").glob("virtfn*"):
+            if each.resolve() == own.resolve():
+                return function, int(each.name.removeprefix("virtfn"))
+    except (OSError, ValueError):  # no virtual function, or it goes just now
+        pass
+    return None
 
 
 async def _siblings(reader: Reader, parent: int) -> list[Link]:

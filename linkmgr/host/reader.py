@@ -10,7 +10,7 @@ from typing import TypeVar
 from linkmgr.errors import HostError
 from linkmgr.host import rtnl_read
 from linkmgr.host.links import FdbEntry, Link
-from linkmgr.host.names import check_ifname
+from linkmgr.host.names import check_any_name
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error, missing
 
@@ -25,7 +25,7 @@ class Reader:
 
     async def find_link(self, name: int | str) -> Link | None:
         """Return a device, by its name or index, or ``None``."""
-        who = name if isinstance(name, int) else check_ifname(name)
+        who = name if isinstance(name, int) else check_any_name(name)
         try:
             return await to_the_end(rtnl_read.find_link, who)
         except Refused as refused:
@@ -33,7 +33,7 @@ class Reader:
 
     async def find_links(self, names: Collection[str]) -> dict[str, Link]:
         """Return the devices of these names, by what was asked for, without those that are not."""
-        who = [check_ifname(name) for name in names]
+        who = [check_any_name(name) for name in names]
         return await _asked(partial(rtnl_read.find_links, who))
 
     async def link(self, name: int | str, what_for: str | None = None) -> Link:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from linkmgr.host.links import FdbEntry, Link, PortState
+from linkmgr.host.names import IFNAME_MAX
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from linkmgr.host.trouble import Refused
 
@@ -37,6 +38,7 @@ _ERROR, _DONE, _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWNEIGH, _RTM_GETNEIGH = 2, 3, 
 _KIND_MASK = 0x3FFF  # without NLA_F_NESTED
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
 _LINKINFO, _IFALIAS, _GROUP, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 27, 29, 33, 37
+_PROP_LIST, _ALT_IFNAME = 52, 53
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _MACVLAN_MODE, _BRPORT_STATE = 1, 1
 _BR_STP_STATE, _BR_VLAN_FILTERING, _BR_MCAST_SNOOPING = 5, 7, 23
@@ -46,6 +48,13 @@ _PORT_OPTIONS = {"hairpin": 4, "learning": 8, "flood": 9, "mcast_flood": 27, "bc
 _AF_SPEC, _AF_INET6, _INET6_CONF, _INET6_ADDR_GEN_MODE = 26, 10, 2, 8
 _DISABLE_IPV6_AT = 26 * 4  # in IFLA_INET6_CONF; linux/ipv6.h
 _ADDR_GEN_NONE = 1  # linux/if_link.h
+_TRAFFIC = struct.Struct("=BxxxiIII")  # struct tcmsg
+_RTM_NEWQDISC, _RTM_GETQDISC, _TCA_KIND = 36, 38, 1
+_ACK = 0x4  # else there is no answer at all where there is nothing to tell
+_ECHO = 0x8  # without it the kernel answers those alone who listen for changes
+_TC_ROOT, _TC_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # linux/pkt_sched.h; the latter also finds clsact
+#: The device has none, or a default one that the kernel does not show, or is gone.
+_NO_QDISC = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP})
 _AF_BRIDGE, _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER = 7, 2, 5, 9
 _NTF_MASTER = 0x04
 _NUD_NOARP = 0x40  # of a bridge: static
@@ -84,7 +93,9 @@ def find_links(names_or_indices: Iterable[D]) -> dict[D, Link]:
             if isinstance(who, int):
                 body = _about(index=who)
             else:
-                body = _about() + _attr(_IFNAME, who.encode() + b"\0")
+                # The kernel takes an altname for either, but a long one only so.
+                attribute = _IFNAME if len(who.encode()) <= IFNAME_MAX else _ALT_IFNAME
+                body = _about() + _attr(attribute, who.encode() + b"\0")
             try:
                 for kind, _, message in _ask(
                     sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {who}"
@@ -128,6 +139,27 @@ def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
         if entry is not None and port in {0, entry.port}:
             found.append(entry)
     return found, complete
+
+
+def list_qdiscs(index: int) -> list[str]:
+    """Read the kinds of traffic control (tc(8)) that somebody has set on a device.
+
+    What the kernel gives to each device has no handle.
+
+    :raise Refused: when the kernel does not answer.
+    """
+    found, doing = [], "read traffic control"
+    for parent in (_TC_ROOT, _TC_INGRESS):
+        body = _TRAFFIC.pack(0, index, 0, parent, 0)
+        try:
+            for kind, _, message in _answer(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, doing):
+                _, _, handle, _, _ = _TRAFFIC.unpack_from(message)
+                if kind == _RTM_NEWQDISC and handle:
+                    found.append(_text(_attrs(message[_TRAFFIC.size :]).get(_TCA_KIND)))
+        except Refused as refused:
+            if refused.code not in _NO_QDISC:
+                raise
+    return found
 
 
 def find_entry(bridge: int, mac: str) -> FdbEntry | None:
@@ -204,7 +236,12 @@ def read_link(message: memoryview) -> Link:
         group=_number(attrs.get(_GROUP)),
         port_options=options,
         ipv6_silent=not ours or _is_silent(attrs),
+        altnames=_altnames(attrs[_PROP_LIST]) if _PROP_LIST in attrs else (),
     )
+
+
+def _altnames(view: memoryview) -> tuple[str, ...]:
+    return tuple(_text(value) for kind, value in _each_attr(view) if kind == _ALT_IFNAME)
 
 
 def _is_silent(attrs: Attrs) -> bool:
@@ -279,13 +316,15 @@ def _messages(data: bytes) -> Iterator[_Message]:
 
 
 def _attrs(view: memoryview | None) -> Attrs:
-    found: Attrs = {}
+    return dict(_each_attr(view))
+
+
+def _each_attr(view: memoryview | None) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while view is not None and at + _ATTR.size <= len(view):
         length, kind = _ATTR.unpack_from(view, at)
-        found[kind & _KIND_MASK] = view[at + _ATTR.size : at + length]
+        yield kind & _KIND_MASK, view[at + _ATTR.size : at + length]
         at += max(_ATTR.size, (length + 3) & ~3)
-    return found
 
 
 def _number(value: memoryview | None) -> int:

@@ -6,12 +6,14 @@ documentation (docs/operations.md).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from linkmgr.errors import HostError
 from linkmgr.host import Host, Link, PortState, device_name, tap_mac
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, EndpointKind
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, FdEndpoint
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import PREFIX, mark_of
 
@@ -33,11 +35,13 @@ class View:
 
     :param link: the tap or macvtap; ``None`` when it is gone.
     :param target: the bridge or the parent; ``None`` when it is gone, or the cable has none.
+    :param renamed: whether nothing goes by the name that `target` had.
     """
 
     cable: Cable
     link: Link | None
     target: Link | None
+    renamed: bool = False
 
     @property
     def device(self) -> Link:
@@ -114,6 +118,11 @@ class Fault:
         return self.attribute.hint(self.view)
 
 
+def _upper(cable: Cable, link: Link) -> int | None:
+    """Index of the device that a cable's device is on."""
+    return link.master if isinstance(cable.endpoint, BridgeEndpoint) else link.parent
+
+
 def _set(view: View, words: str) -> str:
     return f"run 'ip link set {view.device.name} {words}'"
 
@@ -157,15 +166,22 @@ def _endpoint_gone(view: View) -> str | None:
 def _moved(view: View) -> str | None:
     if view.target is None:
         return None
-    bridged = isinstance(view.cable.endpoint, BridgeEndpoint)
-    where = view.device.master if bridged else view.device.parent
-    if where == view.target.index:
+    where = _upper(view.cable, view.device)
+    # A macvtap on a macvlan sits beside it; an older linkmgr wrote down what was named.
+    beside = view.target.parent if view.target.kind in {"macvlan", "macvtap"} else None
+    if where is not None and where in {view.target.index, beside}:
         return None
     return f"device {view.device.name} is not on {view.where} any more"
 
 
+def _renamed(view: View) -> str | None:
+    if not view.renamed or view.target is None:
+        return None
+    return f"there is no {view.where} any more; device {view.device.name} is on {view.target.name}"
+
+
 def _endpoint_down(view: View) -> str | None:
-    return f"{view.where} is down" if view.target and not view.target.up else None
+    return f"{view.target.name} is down" if view.target and not view.target.up else None
 
 
 async def _endpoint_up(host: Host, view: View) -> None:
@@ -321,8 +337,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
               _make_again, Repair.REPLUG, only=True),
     Attribute("its bridge or parent", _BOTH, "nobody", "moved", _moved, _make_again, Repair.REPLUG,
               only=True),
+    Attribute("name of the bridge or parent", _BOTH, "an operator", "endpoint-renamed", _renamed,
+              lambda view: f"run 'ip link property add dev {view.target and view.target.name} "
+                           f"altname {view.where}', or make the network anew", Repair.NONE),
     Attribute("up, of the bridge or parent", _BOTH, "nobody", "endpoint-down", _endpoint_down,
-              lambda view: f"run 'ip link set {view.where} up'", put=_endpoint_up),
+              lambda view: f"run 'ip link set {view.target and view.target.name} up'",
+              put=_endpoint_up),
     Attribute("port state", _TAP, "a spanning tree", "port-shut", _shut,
               lambda view: _port(view, "state 3"),
               put=lambda host, view: host.open_port(view.device.name)),
@@ -360,15 +380,54 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 )  # fmt: skip
 
 
+async def read_devices(host: Host, cables: Iterable[Cable]) -> dict[str, Link]:
+    """Read the devices of cables, by the names that the cables have for them.
+
+    A cable's device that was renamed is found by its mark, and the cable takes the name it has now.
+    """
+    looked = [(each, each.device) for each in cables if names_of(each)]
+    found = await host.find_links({name for each, _ in looked for name in names_of(each)})
+    lost = {mark_of(each): (each, name) for each, name in looked if not _is_marked(each, found)}
+    if lost:  # seldom: this reads all devices of the host
+        for link in await host.links(whole=False):
+            cable, name = lost.get(link.mark, (None, None)) if link.mark else (None, None)
+            if cable is not None and cable.device == name:  # no verb has it otherwise meanwhile
+                cable.device = link.name
+                found[link.name] = link
+    for each, _ in looked:
+        own, where = found.get(each.device or ""), View(each, None, None).where
+        upper = _upper(each, own) if own and where and where not in found else None
+        if upper is not None and (target := await host.find_link(upper)) is not None:
+            found[target.name] = target
+    return found
+
+
+def names_of(cable: Cable) -> list[str]:
+    """The devices that `faults_of` looks at."""
+    if isinstance(cable.endpoint, FdEndpoint):
+        return []
+    return [name for name in (cable.device, View(cable, None, None).where) if name]
+
+
+def _is_marked(cable: Cable, found: Mapping[str, Link]) -> bool:
+    link = found.get(cable.device or "")
+    return link is not None and link.mark == mark_of(cable)
+
+
 def faults_of(cable: Cable, links: Mapping[str, Link]) -> list[Fault]:
     """Compare a cable's devices with what they should be.
 
-    :param links: the devices of this host as they are now, by name.
+    :param links: as `read_devices` returns them.
     """
-    if cable.endpoint is not None and cable.endpoint.kind is EndpointKind.FD:
+    if isinstance(cable.endpoint, FdEndpoint):
         return []  # its device is its owner's, and may be in another network namespace
     view = View(cable, links.get(cable.device or ""), None)
-    view = View(cable, view.link, links.get(view.where))
+    target, renamed = links.get(view.where), False
+    if view.where and target is None and view.link is not None:
+        upper = _upper(cable, view.link)
+        target = next((link for link in links.values() if link.index == upper), None)
+        renamed = target is not None
+    view = View(cable, view.link, target, renamed)
     macvtap = isinstance(cable.endpoint, DirectEndpoint)
     found = []
     for attribute in ATTRIBUTES:
@@ -393,3 +452,15 @@ async def set_again(host: Host, faults: list[Fault]) -> bool:
         if fault.attribute.put is not None:
             await fault.attribute.put(host, fault.view)
     return True
+
+
+async def set_by_others(host: Host, cable: Cable, link: Link) -> list[str]:
+    """Say what somebody else has set on a cable's device, which a new device will not have."""
+    found = []
+    with contextlib.suppress(HostError):  # it goes just now
+        if kinds := await host.traffic_control(link.index):
+            found.append(f"traffic control ({', '.join(kinds)})")
+    view = View(cable, link, None)
+    if isinstance(cable.endpoint, BridgeEndpoint):
+        found += [f"{name} {_on(not good)}" for name, good in _cut(view).items()]
+    return found

@@ -44,6 +44,8 @@ class Cable:
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
     #: inside QEMU stalls the guest for 20 ms.
     fd: Fd | None = field(default=None, repr=False)
+    #: What somebody else had set on the device of the cable before, and this one has not: in words.
+    left_behind: list[str] = field(default_factory=list)
     in_qemu: bool = False  #: whether QEMU may know the backend
     kept: bool = False  #: whether it is the NIC's present cable, put to a new use
     named: bool = False  #: whether QEMU may hold the fd under a name
@@ -152,6 +154,14 @@ class Wiring(ABC):
         Nothing happens when another NIC has that address there now.
 
         :param moved: whether the NIC comes from another network.
+        """
+
+    @abstractmethod
+    async def teach_address(self, cable: Cable) -> None:
+        """Have the network that the NIC has come to learn its address (RARP), and nothing else.
+
+        The guest says nothing: what it would say of itself (GARP, NA) belongs to the network that
+        it has left. Nothing happens when another NIC has that address there now.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from dataclasses import replace
 from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
-from linkmgr.wirings.attributes import faults_of, set_again
+from linkmgr.wirings.attributes import faults_of, set_again, set_by_others
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import find_device, first_name, mark_of
 
@@ -17,6 +17,15 @@ log = logging.getLogger(__name__)
 
 #: A spanning tree with the default forward delay listens and learns for 30 s.
 FORWARDING_SECONDS = 35.0
+
+
+async def look_at_old(host: Host, cable: Cable, replacing: Cable) -> None:
+    """Find the device of the cable before by its mark, and what somebody has set on it."""
+    if replacing.device is None or (link := await find_device(host, replacing)) is None:
+        return
+    replacing.device = link.name  # it may have been renamed, and another have its name
+    if replacing.endpoint is not None:
+        cable.left_behind = await set_by_others(host, replacing, link)
 
 
 async def make_tap(
@@ -75,9 +84,11 @@ async def can_keep(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bo
     :raise LinkBusy: when it should stay, but the kernel cannot change it that far.
     """
     before = replacing.endpoint
-    if not isinstance(before, DirectEndpoint) or before.parent != endpoint.parent:
+    if not isinstance(before, DirectEndpoint) or replacing.device is None:
         return False
-    if replacing.device is None or await find_device(host, replacing) is None:
+    link, parent = await find_device(host, replacing), await host.find_link(endpoint.parent)
+    # By index: either may have been renamed since.
+    if link is None or parent is None or link.parent != parent.index:
         return False
     if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
         raise LinkBusy(
@@ -118,9 +129,8 @@ async def cross(host: Host, new: Cable, old: Cable) -> None:
 
 async def withdraw(host: Host, new: Cable, old: Cable) -> None:
     """Have the bridge of both cables deliver to both, until `take_over` says where the NIC is."""
-    if not _same_bridge(new, old) or old.device is None:
+    if not isinstance(new.endpoint, BridgeEndpoint) or old.device is None:
         return
-    assert isinstance(new.endpoint, BridgeEndpoint)
     with contextlib.suppress(HostError):  # it saves some frames, no more
         new.withdrawn = host.entries_behind(old.device, new.endpoint.bridge)
         await host.withdraw_entries(new.withdrawn, old.device)
@@ -254,11 +264,3 @@ async def lives_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool:
             log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, link.name)
             return True
     return False
-
-
-def _same_bridge(one: Cable, other: Cable) -> bool:
-    return (
-        isinstance(one.endpoint, BridgeEndpoint)
-        and isinstance(other.endpoint, BridgeEndpoint)
-        and one.endpoint.bridge == other.endpoint.bridge
-    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Collection
 from typing import ClassVar
@@ -47,7 +48,6 @@ from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
     delete_device,
-    find_device,
     name_device,
     silence_device,
 )
@@ -57,6 +57,7 @@ from linkmgr.wirings.host_side import (
     cross,
     lives_elsewhere,
     look_after,
+    look_at_old,
     make_macvtap,
     make_tap,
     put_to_new_use,
@@ -65,6 +66,7 @@ from linkmgr.wirings.host_side import (
     withdraw,
 )
 from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
+from linkmgr.wirings.rarp import rarp
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
 
 log = logging.getLogger(__name__)
@@ -198,15 +200,14 @@ class HubWiring(Wiring):
         """See `Wiring.stage`. The backend is in QEMU afterwards, but on no hub."""
         nic = cable.nic
         self._cables.add(cable)
-        if replacing is not None and replacing.device is not None:
-            # It may have been renamed, and another have its name.
-            link = await find_device(self._host, replacing)
-            replacing.device = link.name if link else replacing.device
+        if replacing is not None:
+            await look_at_old(self._host, cable, replacing)
         match cable.endpoint:
             case BridgeEndpoint():
                 await make_tap(self._host, cable, cable.endpoint, replacing)
             case DirectEndpoint():
                 if replacing is not None and await can_keep(self._host, cable.endpoint, replacing):
+                    cable.left_behind = []
                     cable.kept, cable.id, cable.hub = True, replacing.id, replacing.hub
                     cable.port, cable.backend = replacing.port, replacing.backend
                     return
@@ -405,6 +406,15 @@ class HubWiring(Wiring):
             {"initial": 50, "max": 550, "rounds": 5, "step": 100,
              "interfaces": [nic.alias], "id": f"lm-{nic.alias}"},
         )  # fmt: skip
+
+    async def teach_address(self, cable: Cable) -> None:
+        """See `Wiring.teach_address`. Through our own descriptor, as if the guest had sent it."""
+        if isinstance(cable.endpoint, FdEndpoint) and cable.endpoint.vnet_hdr is not False:
+            return  # we do not know what its frames begin with
+        if cable.fd is None or await lives_elsewhere(self._host, cable, moved=True):
+            return
+        with contextlib.suppress(OSError):  # down, or its queue is full: the guest will speak
+            os.write(cable.fd.number, rarp(cable.mac))
 
     async def follow(self, cable: Cable) -> list[str]:
         """See `Wiring.follow`."""

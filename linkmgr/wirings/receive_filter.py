@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from linkmgr.errors import CommandFailed, HostError, MonitorError
+from linkmgr.errors import CommandFailed, HostError, LinkMissing, MonitorError
 from linkmgr.host import Host
 from linkmgr.model import DirectEndpoint, DirectMode, Endpoint, NicRef
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.untrusted import printable
 from linkmgr.wirings.base import Cable
+from linkmgr.wirings.device import find_device
 
 _ALL_FRAMES = "the guest asks for all frames"
 _MORE_ADDRESSES = "the guest uses more addresses"
@@ -89,14 +90,17 @@ async def obey_filter(
             "nothing is delivered; only a trusted port in passthru mode gives them, and this one "
             f"is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
         )
-    assert cable.device is not None
     cable.allowed_mac, cable.allowed_promisc = mac, promiscuous
     try:
-        link = await host.link(cable.device)
+        link = await find_device(host, cable)  # it may have been renamed
+        if link is None:
+            raise LinkMissing(
+                f"its device {cable.device} is gone", hint="see why: 'linkmgr check' tells more"
+            )
         if link.mac != mac:
-            await host.set_mac(cable.device, mac)
+            await host.set_mac(link.index, mac)
         if link.promisc != promiscuous and passthru:
-            await host.set_promiscuity(cable.device, promiscuous)
+            await host.set_promiscuity(link.index, promiscuous)
     except HostError as error:
         refused.append(f"{_FAILED}: {error}")
     return refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -93,9 +94,10 @@ async def test_to_repair_the_idle_nic_of_a_bond_leaves_its_address_with_the_acti
     guest = await bonded(watched)
     events = watched.links.events()
     await watched.sh(f"ip {harm.format(await device(watched.links, IDLE))}")
-    async for event in events:
-        if event.kind is EventKind.REPAIRED:
-            break
+    async with asyncio.timeout(10):
+        async for event in events:
+            if event.kind is EventKind.REPAIRED:
+                break
     events.close()
     assert await watched.links.check() == []
     assert await where(watched, SHARED) == [await device(watched.links, ACTIVE)]
@@ -151,3 +153,37 @@ async def test_a_guest_with_the_gateways_address_does_not_have_linkmgr_tell_the_
     assert await where(lab, gateway) == before
     await lab.links.plug(IDLE, "blue:spare", notify="silent")
     assert await where(lab, gateway) == before
+
+
+async def test_a_silent_guest_that_comes_from_another_network_of_one_layer_2_is_found_there(
+    lab: Lab,
+) -> None:
+    """The guest says nothing of itself, neither GARP nor NA, and no reply to anybody."""
+    blue = await lab.network("blue")
+    await lab.sh("ip link add v-in type veth peer name v-out && ip link set v-in up")
+    lab.stack.push_async_callback(lab.sh, "ip link del v-in")
+    await lab.sh("ip link set v-out up master br-blue")
+    await lab.links.create_network("beside", "direct", parent="v-in")
+    guest = await lab.guest()
+    await guest.run(f"{SILENT}; ip addr add 10.1.0.2/24 dev eth0; ip link set eth0 up")
+    for network in ("beside", "blue", "beside"):
+        async with blue.counting("eth0") as heard:
+            await lab.links.plug(IDLE, network)
+        assert heard.report.foreign <= 2, "RARP, and no more"
+        there = "v-out" if network == "beside" else await device(lab.links, IDLE)
+        assert await where(lab, SHARED) == [there]
+
+
+async def test_traffic_control_of_the_old_device_is_told_to_be_gone(lab: Lab) -> None:
+    await lab.network("blue")
+    await lab.links.create_port("blue", "spare")
+    await lab.guest()
+    assert (await lab.links.plug(IDLE, "blue")).notes == ()
+    old = await device(lab.links, IDLE)
+    await lab.sh(f"tc qdisc add dev {old} root handle 1: pfifo limit 10")
+    await lab.sh(f"bridge link set dev {old} flood off")
+    (said,) = (await lab.links.plug(IDLE, "blue:spare")).notes
+    assert "traffic control (pfifo)" in said
+    assert "flood off" in said
+    assert await device(lab.links, IDLE) in said
+    assert (await lab.links.plug(IDLE, "blue")).notes == ()

@@ -99,6 +99,9 @@ class FakeWiring(Wiring):
     async def announce(self, cable: Cable, *, moved: bool) -> None:
         self.log.note("announce")
 
+    async def teach_address(self, cable: Cable) -> None:
+        self.log.note("teach")
+
     async def inspect(self, nic: NicRef) -> list[Cable]:
         return self.foreign
 

@@ -61,7 +61,7 @@ class FakeHost:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.link = SimpleNamespace(
-            name="lm1", index=7, mark=Mark(str(NIC), ID), spanning_tree=False
+            name="lm1", index=7, mark=Mark(str(NIC), ID), spanning_tree=False, port_options=None
         )
         self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
@@ -76,6 +76,9 @@ class FakeHost:
 
     async def attach_to_bridge(self, *_: object, up: bool, **__: object) -> None:
         self.done.append(f"attach {'up' if up else 'down'}")
+
+    async def traffic_control(self, _: int) -> list[str]:
+        return []
 
     def entries_behind(self, *_: object) -> list[FdbEntry]:
         return [FdbEntry(OWN, 7, None, static=False, local=False)]

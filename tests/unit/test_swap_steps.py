@@ -110,7 +110,7 @@ class TestNotify:
     @pytest.mark.parametrize(
         ("notify", "calls"),
         [
-            (Notify.AUTO, ["link down", "link up"]),
+            (Notify.AUTO, ["link down", "link up", "teach"]),
             (Notify.FLAP, ["link down", "link up"]),
             (Notify.ANNOUNCE, ["announce"]),
             (Notify.SILENT, []),

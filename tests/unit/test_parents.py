@@ -1,0 +1,56 @@
+"""Why a parent carries no macvtap, where no such hardware is at hand."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from linkmgr.host.links import Link
+from linkmgr.host.parents import refused_address, why_no_macvtap
+from linkmgr.host.reader import Reader
+from linkmgr.host.trouble import Refused
+from linkmgr.model import DirectMode
+
+MAC = "52:54:00:00:00:01"
+VF = Link(7, "enp3s0v1", None, "52:54:00:00:00:99", 1500, True, "up", True, None, None, None, None,
+          False, False)  # fmt: skip
+
+
+class OneDevice:
+    """Shows the virtual function, and nothing on it."""
+
+    async def link(self, *_: object) -> Link:
+        return VF
+
+    async def links(self) -> list[Link]:
+        return [VF]
+
+
+async def test_a_virtual_function_that_does_not_take_the_address_is_told_as_such() -> None:
+    refused = Refused(errno.EADDRNOTAVAIL, "set up lm1")
+    error = await why_no_macvtap(
+        cast("Reader", OneDevice()), refused, "lm1", VF.name, mode=DirectMode.PASSTHRU, mac=MAC,
+        mtu=1500,
+    )  # fmt: skip
+    assert MAC in error.what
+    assert "dmesg" not in (error.hint or "")
+
+
+def test_the_hint_names_the_physical_function_and_the_number_that_it_has_there(
+    tmp_path: Path,
+) -> None:
+    bus, net = tmp_path / "bus", tmp_path / "net"
+    for number in range(3):
+        (bus / f"vf{number}").mkdir(parents=True)
+        (net / f"enp3s0v{number}").mkdir(parents=True)
+        (net / f"enp3s0v{number}" / "device").symlink_to(bus / f"vf{number}")
+        (bus / f"vf{number}" / "physfn").symlink_to(bus / "pf")
+    (bus / "pf/net/enp3s0").mkdir(parents=True)
+    for number in range(3):
+        (bus / f"pf/virtfn{number}").symlink_to(bus / f"vf{number}")
+    error = refused_address(VF, MAC, str(net))
+    assert error.hint == f"run 'ip link set enp3s0 vf 1 mac {MAC}', and plug the NIC again"
+    plain = refused_address(replace(VF, name="eth1"), MAC, str(net))
+    assert "enp3s0" not in str(plain)
