@@ -36,7 +36,7 @@ from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
 from linkmgr.service.peers import Peer
 from linkmgr.service.sockets import listening
-from linkmgr.service.wire import Server, connection_places
+from linkmgr.service.wire import Server, Unread, connection_places
 from linkmgr.unix_sockets import UnixSocket
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Service:
         self._notifier = notifier
         self._path = path
         places = connection_places(core.limits, core.rank)
-        self._server = Server(make_app(core), places, core.limits)
+        self._server = Server(make_app(core), places, Unread(core.rank), core.limits)
         self._reload = asyncio.Event()
 
     async def run(self, sock: UnixSocket) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import resource
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ _limit = LogLimit(__name__)
 
 _HEAD_MOST = 16 << 10  # bytes of a request's line and headers
 _WRITE_HIGH = 32 << 10  # bytes that may wait for a slow client
+_UNREAD_SMALL = 64 << 10  # bytes that a client may leave unread for as long as it likes
 _KEEP_ALIVE = 15  # seconds that an idle connection is kept
 _GRACE = 15  # seconds that requests under way get at the end
 _SLOW_GRACE = 2  # seconds that a client gets then to read what it has not read yet
@@ -33,6 +35,35 @@ _SLOW_GRACE = 2  # seconds that a client gets then to read what it has not read 
 
 #: Part of all descriptors that may be connections of callers: the others are guests and cables.
 CALLERS = 0.5
+
+
+#: Bytes of answers that one user's clients, and those of all users but root together, may leave
+#: unread. An answer about a thousand guests has one megabyte; the service may have 768.
+UNREAD_OF_USER = 8 << 20
+UNREAD_OF_ALL = 64 << 20
+
+
+class Unread:
+    """Counts the bytes of answers that wait for slow clients, by user.
+
+    :param rank: of a user; root's clients may be as slow as they like.
+    """
+
+    def __init__(self, rank: Callable[[Peer], Rank]) -> None:
+        self._rank = rank
+        self._bytes: Counter[int] = Counter()
+
+    def add(self, peer: Peer, size: int) -> bool:
+        """Count bytes; false when it is too much."""
+        if self._rank(peer) is Rank.MASTER:
+            return True
+        self._bytes[peer.uid] += size
+        own, together = self._bytes[peer.uid], self._bytes.total()
+        return own <= UNREAD_OF_USER and together <= UNREAD_OF_ALL
+
+    def remove(self, peer: Peer, size: int) -> None:
+        """Count no longer what has been read, or dropped."""
+        self._bytes -= Counter({peer.uid: size})
 
 
 def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]) -> Quota:
@@ -47,9 +78,14 @@ def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]
 class PeerProtocol(H11Protocol):
     """One connection. The application finds its peer as ``scope["state"]["peer"]``."""
 
-    def __init__(self, places: Quota, limits: Callable[[], Limits], **options: Any) -> None:
+    def __init__(
+        self, places: Quota, unread: Unread, limits: Callable[[], Limits], **options: Any
+    ) -> None:
         super().__init__(**options)
         self._places = places
+        self._unread = unread
+        self._waiting = 0  # bytes that are counted there
+        self._does_not_read: asyncio.TimerHandle | None = None
         self._limits = limits
         self._leave: Callable[[], None] = _nothing
         self._peer: Peer | None = None
@@ -80,7 +116,40 @@ class PeerProtocol(H11Protocol):
         if self._too_slow is not None:
             self._too_slow.cancel()
         self._leave()
+        self._reads_again()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """A client reads more slowly than its answer is written."""
+        super().pause_writing()
+        if self._peer is None:
+            return
+        self._waiting = self.transport.get_write_buffer_size()
+        seconds = self._limits().request_seconds
+        self._does_not_read = self.loop.call_later(seconds, self._give_up)
+        if not self._unread.add(self._peer, self._waiting):
+            text = "%s is hung up on: its answers wait unread"
+            _limit.warning(f"uid {self._peer.uid}", text, self._peer)
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """It has read on."""
+        super().resume_writing()
+        self._reads_again()
+
+    def _reads_again(self) -> None:
+        if self._does_not_read is not None:
+            self._does_not_read.cancel()
+            self._does_not_read = None
+        if self._peer is not None and self._waiting:
+            self._unread.remove(self._peer, self._waiting)
+        self._waiting = 0
+
+    def _give_up(self) -> None:
+        """Hang up on a client that leaves an answer unread; a slow event stream has less."""
+        self._does_not_read = None
+        if self.transport.get_write_buffer_size() > _UNREAD_SMALL:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take in a part of a request."""
@@ -162,9 +231,11 @@ class _Acceptor:
 class Server(uvicorn.Server):
     """uvicorn without its tick of ten a second, and without its signal handlers."""
 
-    def __init__(self, app: Any, places: Quota, limits: Callable[[], Limits]) -> None:
+    def __init__(
+        self, app: Any, places: Quota, unread: Unread, limits: Callable[[], Limits]
+    ) -> None:
         def protocol(**options: Any) -> PeerProtocol:
-            return PeerProtocol(places, limits, **options)
+            return PeerProtocol(places, unread, limits, **options)
 
         super().__init__(
             uvicorn.Config(

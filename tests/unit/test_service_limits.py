@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -140,3 +141,64 @@ async def test_whoever_cannot_be_known_is_not_answered(
     async with asyncio.timeout(5):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(1)
+
+
+async def asks_and_does_not_read(lab: Lab) -> socket.socket:
+    """Ask for a large answer; the kernel keeps a fifth of a megabyte of it at most."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(lab.socket))
+    sock.setblocking(False)
+    sock.send(request("GET", "/v1/nics"))
+    await asyncio.sleep(0.05)
+    return sock
+
+
+async def has_ended(sock: socket.socket) -> bool:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(0.5):
+            while await loop.sock_recv(sock, 1 << 20):
+                pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.fixture
+async def large(tmp_path: Path) -> AsyncIterator[Lab]:
+    """Answers of half a megabyte or more, and much patience."""
+    async with running(tmp_path, Config(limits=Limits(request_seconds=30))) as made:
+        for number in range(1500):
+            await made.links.add_vm(f"web{number}", "/nowhere")
+        yield made
+
+
+async def test_answers_that_nobody_reads_take_only_so_much_memory_of_a_user(
+    large: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "UNREAD_OF_USER", 1 << 20)
+    somebody = Peer(4242, 4242, 1, frozenset({4242}))
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "peer_of", lambda _: somebody)
+        slow = [await asks_and_does_not_read(large) for _ in range(8)]
+        await asyncio.sleep(0.5)
+    streams = large.service._server.server_state.connections
+    waiting = sum(each.transport.get_write_buffer_size() for each in streams)
+    assert waiting < 3 << 20
+    assert len((await large.ask("GET", "/v1/nics")).json["nics"]) == 1500, "root is answered"
+    for sock in slow:
+        sock.close()
+
+
+async def test_a_client_that_leaves_a_large_answer_unread_is_given_up(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, Config(limits=Limits(request_seconds=0.3))) as lab:
+        for number in range(1500):
+            await lab.links.add_vm(f"web{number}", "/nowhere")
+        with await asks_and_does_not_read(lab) as sock:
+            await asyncio.sleep(1)
+            assert await has_ended(sock)
+            assert not lab.service._server.server_state.connections
