@@ -25,6 +25,8 @@ PAUSE = 0.001  # seconds between two rounds: a flood, not a spinning attacker
 MANY = 200  # connections at once
 LINGER = 3600  # seconds for which the kernel would wait in close()
 ELEMENTS = 330_000  # of a domain's metadata
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
+                    "capabilities": ["oob"]}}  # fmt: skip
 
 
 def _http(method: str, path: str, body: bytes = b"", header: str = "") -> bytes:
@@ -168,6 +170,22 @@ def fds(target: str, end: float) -> None:
                 sock.recv(1 << 16)
 
 
+def dials(target: str, end: float) -> None:
+    """Call the service as a QEMU would, again and again, and greet it."""
+    kept: list[socket.socket] = []
+    greeting = json.dumps(GREETING).encode() + b"\r\n"
+    for _ in _until(end):
+        if (sock := _connect(target)) is not None:
+            with contextlib.suppress(OSError):
+                sock.sendall(greeting)
+            kept.append(sock)
+        for old in kept[: len(kept) - MANY]:
+            old.close()
+        del kept[: len(kept) - MANY]
+    for sock in kept:
+        sock.close()
+
+
 def streams(target: str, end: float) -> None:
     """Listen for events on many connections and read none of them."""
     kept: list[socket.socket] = []
@@ -203,8 +221,6 @@ def metadata(target: str, end: float) -> None:
 
 
 # --- a QEMU that was taken over -------------------------------------------------------------------
-GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
-                    "capabilities": ["oob"]}}  # fmt: skip
 
 
 class _Monitor:
@@ -339,10 +355,9 @@ def hangups(target: str, end: float) -> None:
 
 #: What a local user, or root's hook for an author of XML, does: against a socket of the service.
 LOCAL: dict[str, Callable[[str, float], None]] = {
-    "checks": checks, "lists": lists, "connects": connects,
-    "refusals": refusals, "bodies": bodies,
-    "lingering": lingering, "fds": fds, "streams": streams, "operations": operations,
-    "metadata": metadata,
+    "checks": checks, "lists": lists, "connects": connects, "refusals": refusals,
+    "bodies": bodies, "lingering": lingering, "fds": fds, "dials": dials, "streams": streams,
+    "operations": operations, "metadata": metadata,
 }  # fmt: skip
 #: What a QEMU does: it listens, and the service dials.
 QEMU: dict[str, Callable[[str, float], None]] = {

@@ -39,7 +39,8 @@ BEGIN_SECONDS = 0.5  # that an attacker has before the first replug is timed
 LOOK_SECONDS = 1.0  # between two lists of all NICs, for which the service looks at each QEMU
 ATTACK = 3  # times as long as the replugs may take: one of them may be held up to the very end
 SETTLE_LOOKS, SETTLE_SECONDS = 40, 0.5
-#: Whom an attacker must be: root's hook hands over what an author of XML wrote.
+SOCKETS = {"fds": "fd.sock", "dials": "qmp.sock"}  # of all others it is the API's
+#: Attackers that are root: libvirt's hook hands over what an author of XML wrote.
 ROOTS = frozenset({"metadata"})
 SLOW = frozenset({"operations"})  # who has a guest of its own that does not answer
 
@@ -149,9 +150,7 @@ class World:
                 yield
                 return
             kind = "seqpacket" if attacker == "fds" else "stream"
-            target = self.service.socket
-            if kind == "seqpacket":
-                target = target.with_name("fd.sock")
+            target = self.service.socket.with_name(SOCKETS.get(attacker, "lm.sock"))
             if sink:
                 target = self.folder / "sink.sock"
                 target.unlink(missing_ok=True)
