@@ -1,10 +1,11 @@
-"""A budget of processor time for work on a stranger's words in the event loop."""
+"""Budgets of processor time for work on a stranger's words in the event loop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 #: Seconds of processor time that may be spent at once, as at the start of a guest.
 BURST = 0.1
@@ -53,5 +54,39 @@ class TimeBudget:
         """Seconds until there may be more; 0 while the burst is not used up."""
         return max(0.0, (self._left_over() - self._burst) / self._share)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing that was spent still counts."""
+        return not self._left_over()
+
     def _left_over(self) -> float:
         return max(0.0, self._spent - (self._clock() - self._at) * self._share)
+
+
+#: Users whose budgets are told apart; those who come while all of them are in use share one. A user
+#: with a range of subordinate uids (subuid(5)) can be 65,536.
+USERS_MOST = 256
+
+
+class UserBudgets:
+    """A `TimeBudget` for each user.
+
+    :param burst: see `TimeBudget`.
+    :param share: see `TimeBudget`.
+    """
+
+    def __init__(self, burst: float = BURST, share: float = SHARE) -> None:
+        self._new = partial(TimeBudget, burst, share)
+        self._rest = self._new()
+        self._by_uid: dict[int, TimeBudget] = {}
+
+    def of(self, uid: int) -> TimeBudget:
+        """The user's budget."""
+        if (known := self._by_uid.get(uid)) is not None:
+            return known
+        if len(self._by_uid) >= USERS_MOST:
+            for idle in [each for each, its in self._by_uid.items() if its.is_unused]:
+                del self._by_uid[idle]
+        if len(self._by_uid) >= USERS_MOST:
+            return self._rest
+        return self._by_uid.setdefault(uid, self._new())

@@ -15,17 +15,30 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import os
 import socket
+import struct
 import termios
 from collections.abc import AsyncIterator
 from typing import Any
 
+from linkmgr.budget import TimeBudget, UserBudgets
 from linkmgr.discard import discard
 from linkmgr.log_limit import LogLimit
 
 SO_PASSRIGHTS = 83  #: asm-generic/socket.h; Python has no name for it
 #: Seconds without accepting when the process or the host has no descriptor left.
 ACCEPT_PAUSE_S = 0.2
+#: Seconds of the loop's time that a connection costs until its first request is looked at.
+CONNECTION_SECONDS = 0.0005
+#: Seconds of it that a user's connections may take at once: all 256 that it may have.
+BURST_SECONDS = 0.15
+USER_SHARE = 0.05  #: of the loop's time for a user's connections: a hundred a second
+REFUSAL_SECONDS = 0.00005  #: of the loop's time for a connection that is hung up on
+#: Of the loop's time for all of those: 2,000 a second. Root waits half a second behind a backlog
+#: that somebody has filled.
+REFUSALS_SHARE = 0.1
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _limit = LogLimit(__name__)
 
@@ -116,9 +129,19 @@ class UnixSocket(socket.socket):
         return waiting[0] == 0
 
 
-async def connections(listening: UnixSocket) -> AsyncIterator[UnixSocket]:
-    """Accept one connection after another. Without a free descriptor the callers wait."""
+async def connections(
+    listening: UnixSocket, *, burst: float = BURST_SECONDS
+) -> AsyncIterator[UnixSocket]:
+    """Accept one connection after another. Without a free descriptor the callers wait.
+
+    A user that connects without end is hung up on until it is within its share again; root and the
+    service's own user never are. Everybody waits a little in the backlog meanwhile.
+
+    :param burst: seconds of the loop's time that a user's connections may take at once.
+    """
     loop = asyncio.get_running_loop()
+    users = UserBudgets(burst, USER_SHARE)
+    refusals = TimeBudget(share=REFUSALS_SHARE)
     while True:
         try:
             accepted, _ = await loop.sock_accept(listening)
@@ -128,7 +151,27 @@ async def connections(listening: UnixSocket) -> AsyncIterator[UnixSocket]:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
             continue  # else the peer has gone again
         assert isinstance(accepted, UnixSocket)
-        yield accepted
+        uid = _uid_of(accepted)
+        if uid in (0, os.geteuid()):
+            yield accepted
+        elif not users.of(uid).wait:
+            users.of(uid).spend(CONNECTION_SECONDS)
+            yield accepted
+        else:
+            accepted.close()
+            _limit.warning(f"uid {uid}", "uid %d connects too often and is hung up on", uid)
+            refusals.spend(REFUSAL_SECONDS)
+            await asyncio.sleep(refusals.wait)
+
+
+def _uid_of(sock: socket.socket) -> int:
+    """The user at the other end; -1, which no user has, if the kernel does not say."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError:
+        return -1
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
 
 
 async def readable(sock: socket.socket) -> None:

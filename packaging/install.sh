@@ -79,6 +79,7 @@ unit() {
 }
 unit linkmgr.service
 unit linkmgr.socket
+unit linkmgr-admin.socket
 unit linkmgr-fd.socket
 unit linkmgr-qmp.socket
 unit linkmgr-metrics.service

@@ -21,6 +21,7 @@ import httpx
 from linkmgr.client.problems import error_from
 from linkmgr.errors import BadOption, LinkmgrError, ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import Form, FormError, to_json
+from linkmgr.where import ADMIN_NAME, admin_socket
 
 CONNECT_SECONDS = 5.0  #: for a connection to be taken; the answer may take as long as it needs
 MISSED = 3  #: heartbeats that may be missing before a connection counts as broken
@@ -49,6 +50,39 @@ class Pauses:
         return True
 
 
+class _Ways(httpx.AsyncBaseTransport):
+    """The socket for administrators, where this user may connect to it, else the one for everybody.
+
+    Strangers can fill the queue of connections that wait at the latter.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._everybodys = _over(socket)
+        self._admins = _over(socket.with_name(ADMIN_NAME))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, on the other socket only if nobody listens on the first."""
+        if admin_socket(self._socket) is not None:
+            with contextlib.suppress(httpx.ConnectError):
+                return await self._admins.handle_async_request(request)
+        return await self._everybodys.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close both."""
+        await self._admins.aclose()
+        await self._everybodys.aclose()
+
+
+def _over(socket: Path) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(
+        uds=str(socket),
+        # Loads no certificates: there is no TLS on a unix socket.
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+    )
+
+
 class Transport:
     """Speaks HTTP with the service.
 
@@ -59,12 +93,7 @@ class Transport:
         self.socket = socket
         self.patience = patience
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                uds=str(socket),
-                # Loads no certificates: there is no TLS on a unix socket.
-                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            ),
+            transport=_Ways(socket),
             base_url="http://linkmgr",
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             trust_env=False,

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 RETRY = 1.0  #: seconds until a connection that nobody has taken is offered again
 PAUSE = 0.2  #: seconds in which a process that was refused is not looked at again
+#: Seconds of the loop's time that one user's connections may take at once: all QEMUs of libvirt are
+#: one user's, and some hundreds dial when the service starts.
+BURST_SECONDS = 0.5
 GREETING = 2  #: connections of one process that may be in the negotiation at once
 #: Connections a second that are taken, for as long as it goes on, and at once: 200 guests dial when
 #: the service starts, and each costs the loop a third of a millisecond.
@@ -161,7 +164,7 @@ class MonitorListener:
 
     async def _accept(self) -> None:
         calls = Bucket(CALLS_PER_SECOND, CALLS_BURST)
-        async for sock in connections(self._sock):
+        async for sock in connections(self._sock, burst=BURST_SECONDS):
             try:
                 await asyncio.sleep(calls.take(1))
                 await self._looking.acquire()

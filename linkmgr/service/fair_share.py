@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from linkmgr.budget import TimeBudget
+from linkmgr.budget import USERS_MOST, TimeBudget
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import ProblemResponse, Refused, problem
 
@@ -36,9 +36,6 @@ OVERHEAD_SECONDS = 0.0005
 #: Requests of a user that may wait, as many as it may have connections by default: clients that
 #: went away are among them.
 WAITING_MOST = 256
-#: Users that are told apart; those who come while all of them are busy share one account. A user
-#: with a range of subordinate uids (subuid(5)) can be 65,536.
-USERS_MOST = 256
 
 
 class _Account:

@@ -19,7 +19,7 @@ from linkmgr.service.notify import Notifier
 
 log = logging.getLogger(__name__)
 
-API, HANDOVER, MONITORS = "api", "fd", "qmp"  #: FileDescriptorName= of our sockets
+API, ADMIN, HANDOVER, MONITORS = "api", "admin", "fd", "qmp"  #: FileDescriptorName= of our sockets
 _FIRST = 3  # SD_LISTEN_FDS_START
 _PREFIX = "lm-"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")  # FDNAME= takes no colon, and at most 255 characters

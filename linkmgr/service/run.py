@@ -31,13 +31,22 @@ from linkmgr.service import fdsock, guests
 from linkmgr.service.app import make_app
 from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config, reload_config
 from linkmgr.service.core import Core
-from linkmgr.service.fdstore import API, HANDOVER, MONITORS, PassedFds, SystemdKeeper, passed_fds
+from linkmgr.service.fdstore import (
+    ADMIN,
+    API,
+    HANDOVER,
+    MONITORS,
+    PassedFds,
+    SystemdKeeper,
+    passed_fds,
+)
 from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
 from linkmgr.service.peers import Peer
-from linkmgr.service.sockets import listening
+from linkmgr.service.sockets import EVERYBODYS, OWNERS, listening
 from linkmgr.service.wire import Server, Unread, connection_places
 from linkmgr.unix_sockets import UnixSocket
+from linkmgr.where import ADMIN_NAME
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +84,9 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         stack.callback(starting.cancel)
         passed = passed_fds()
         stack.callback(passed.close)
-        api = await stack.enter_async_context(_api_socket(passed, socket))
+        api = await stack.enter_async_context(_socket(passed, API, socket, EVERYBODYS))
+        admins = socket.with_name(ADMIN_NAME)
+        admin = await stack.enter_async_context(_socket(passed, ADMIN, admins, OWNERS))
         keeper = SystemdKeeper(notifier, passed) if notifier.connected else None
         if keeper is not None:
             stack.callback(keeper.close)
@@ -99,7 +110,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))
         starting.cancel()
-        await Service(core, notifier, config).run(api)
+        await Service(core, notifier, config).run(api, admin)
 
 
 class Service:
@@ -117,8 +128,8 @@ class Service:
         self._server = Server(make_app(core), places, Unread(core.rank), core.limits)
         self._reload = asyncio.Event()
 
-    async def run(self, sock: UnixSocket) -> None:
-        """Answer on a listening socket until `stop` or a signal, and finish what is under way."""
+    async def run(self, *socks: UnixSocket) -> None:
+        """Answer on listening sockets until `stop` or a signal, and finish what is under way."""
         core = self.core
         listeners = [core.links.events(), core.links.events()]
         async with asyncio.TaskGroup() as group:
@@ -129,7 +140,7 @@ class Service:
             group.create_task(core.configured.follow(listeners[1]))
             try:
                 with self._signals():
-                    await self._server.run_on(sock)
+                    await self._server.run_on(socks)
                     await core.operations.close()
                     await core.metrics.close()
             finally:
@@ -214,11 +225,11 @@ def _load(path: Path | None) -> Config:
 
 
 @contextlib.asynccontextmanager
-async def _api_socket(passed: PassedFds, path: Path) -> AsyncIterator[UnixSocket]:
+async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncIterator[UnixSocket]:
     """The one that systemd passed, which stays in place at the end, or one of our own."""
-    fd = passed.take(API)
+    fd = passed.take(name)
     if fd is None:
-        async with listening(path) as sock:
+        async with listening(path, mode) as sock:
             log.info("listening on %s", path)
             yield sock
         return

@@ -16,14 +16,15 @@ from linkmgr.errors import BadRequest, Conflict, HostError
 from linkmgr.unix_sockets import UnixSocket
 
 LOCK = ".lock"  #: beside the socket
-_MODE = 0o666  # who may do what is decided by who it is, not by who can connect
+EVERYBODYS = 0o666  #: who may do what is decided by who it is, not by who can connect
+OWNERS = 0o600  #: of a socket whose queue strangers cannot fill
 _BACKLOG = 1024
 _PATIENCE = 5.0  # seconds that another service may take to start in the same directory
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path) -> AsyncIterator[UnixSocket]:
-    """Listen on a unix socket for everybody; remove it at the end if it is still ours.
+async def listening(path: Path, mode: int = EVERYBODYS) -> AsyncIterator[UnixSocket]:
+    """Listen on a unix socket; remove it at the end if it is still ours.
 
     A socket that nobody listens on any more is replaced. The directory is made if it is missing.
 
@@ -44,7 +45,7 @@ async def listening(path: Path) -> AsyncIterator[UnixSocket]:
                 os.umask(before)
             made = path.lstat()
             sock.listen(_BACKLOG)
-            path.chmod(_MODE)
+            path.chmod(mode)
     except OSError as error:
         sock.close()
         if error.errno is None:  # Python itself measures the path

@@ -8,7 +8,7 @@ import json
 import resource
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import h11
@@ -258,15 +258,18 @@ class Server(uvicorn.Server):
         self.listens = asyncio.Event()  #: set when connections are answered
         self._stop = asyncio.Event()
 
-    async def run_on(self, sock: UnixSocket) -> None:
-        """Answer on a listening socket, which is closed at the end, until `stop`."""
-        self._sock = sock
+    async def run_on(self, socks: Sequence[UnixSocket]) -> None:
+        """Answer on listening sockets, which are closed at the end, until `stop`."""
+        self._socks = socks
         await self.serve()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to answer."""
         await self.lifespan.startup()
-        self.servers = [_Acceptor(self._sock, self._protocol)]  # type: ignore[list-item]
+        self.servers = [
+            _Acceptor(sock, self._protocol)  # type: ignore[misc]
+            for sock in self._socks
+        ]
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:

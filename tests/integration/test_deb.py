@@ -42,8 +42,8 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     before = await machine.says(EVERYTHING)
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
     assert "linkmgr" in await machine.says("getent group linkmgr")
-    units = "linkmgr linkmgr.socket linkmgr-fd.socket linkmgr-qmp.socket"
-    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 4
+    units = "linkmgr linkmgr.socket linkmgr-admin.socket linkmgr-fd.socket linkmgr-qmp.socket"
+    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 5
     # QEMU dials as the user that libvirt runs it as.
     assert await machine.says("stat -c %a /run/linkmgr /run/linkmgr/qmp.sock") == "755\n666"
     health = await machine.says('python3 -c "' + _GET.replace('"', '\\"') + '"')
@@ -63,8 +63,8 @@ async def test_it_installs_answers_and_purges_without_a_trace(machine: Machine) 
     assert (await machine.run("systemctl is-active linkmgr", check=False)).status != 0
     assert (await machine.run("ls /var/lib/linkmgr", check=False)).status == 0
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)  # it is wanted again
-    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 4
-    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 4
+    assert (await machine.says(f"systemctl is-active {units}")).split() == ["active"] * 5
+    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 5
     await machine.run("systemctl disable linkmgr.service && dpkg -r linkmgr", timeout=60)
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)  # as it was
     assert (await machine.run("systemctl is-active linkmgr", check=False)).status != 0
@@ -153,10 +153,12 @@ async def test_policy_rc_d_decides_whether_anything_is_started_or_stopped(machin
     policy = "/usr/sbin/policy-rc.d"
     await machine.run(f"printf '#!/bin/sh\nexit 101\n' >{policy} && chmod 755 {policy}")
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)
-    units = "linkmgr.service linkmgr.socket linkmgr-fd.socket linkmgr-qmp.socket"
+    units = (
+        "linkmgr.service linkmgr.socket linkmgr-admin.socket linkmgr-fd.socket linkmgr-qmp.socket"
+    )
     state = await machine.run(f"systemctl is-active {units}", check=False)
-    assert state.output.split() == ["inactive"] * 4
-    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 4
+    assert state.output.split() == ["inactive"] * 5
+    assert (await machine.says(f"systemctl is-enabled {units}")).split() == ["enabled"] * 5
     await machine.run("systemctl start linkmgr.socket linkmgr")
     pid = await machine.property("linkmgr", "MainPID")
     await machine.run("dpkg -i /shared/linkmgr.deb", timeout=60)

@@ -48,7 +48,8 @@ async def machine(tmp_path: Path, installed: Path) -> AsyncIterator[Machine]:
             "mkdir -p /etc/systemd/system/linkmgr.service.d"
             " && cp /shared/override.conf /etc/systemd/system/linkmgr.service.d/"
             " && systemctl daemon-reload"
-            " && systemctl enable --now linkmgr.socket linkmgr-fd.socket linkmgr-qmp.socket"
+            " && systemctl enable --now linkmgr.socket linkmgr-admin.socket"
+            " linkmgr-fd.socket linkmgr-qmp.socket"
         )
         yield booted
 
@@ -98,12 +99,15 @@ async def started_again(machine: Machine, count: int) -> dict[str, Any]:
 
 async def test_the_first_caller_starts_the_service(machine: Machine) -> None:
     assert await machine.property("linkmgr", "ActiveState") == "inactive"
-    assert await machine.says("stat -c %a /run/linkmgr /run/linkmgr/*.sock") == "755\n666\n666\n666"
+    assert (
+        await machine.says("stat -c %a /run/linkmgr /run/linkmgr/*.sock")
+        == "755\n660\n666\n666\n666"
+    )
     assert await ask(machine, "os.getuid()") == "0"
     assert await machine.property("linkmgr", "ActiveState") == "active"
     assert await machine.property("linkmgr", "StatusText") == "serving"
     (run,) = runs(machine)
-    assert sorted(run["names"]) == ["api", "fd", "qmp"]
+    assert sorted(run["names"]) == ["admin", "api", "fd", "qmp"]
     assert not run["taken"]
 
 
@@ -125,7 +129,7 @@ async def test_a_taps_fd_survives_kill_9_restart_and_kill_9_again(machine: Machi
         await machine.run(f"kill -9 {pid}" if how == "kill -9" else "systemctl restart linkmgr")
         run = await started_again(machine, count)
         assert run["pid"] != pid, how
-        assert sorted(run["names"]) == ["api", "fd", "lm-0123abcd", "qmp"], how
+        assert sorted(run["names"]) == ["admin", "api", "fd", "lm-0123abcd", "qmp"], how
         assert (run["taken"], run["device"]) == (True, DEVICE), how
         # The same device, not one of the same name: it never went.
         assert await machine.says(f"cat /sys/class/net/{DEVICE}/ifindex") == index, how
@@ -140,7 +144,7 @@ async def test_a_dropped_fd_is_not_had_again_and_frees_the_device(machine: Machi
     assert gone.status != 0
     await machine.run(f"kill -9 {await main_pid(machine)}")
     run = await started_again(machine, 2)
-    assert (sorted(run["names"]), run["taken"]) == (["api", "fd", "qmp"], False)
+    assert (sorted(run["names"]), run["taken"]) == (["admin", "api", "fd", "qmp"], False)
 
 
 async def test_the_fd_of_a_deleted_device_stays_until_it_is_dropped(machine: Machine) -> None:

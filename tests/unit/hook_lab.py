@@ -74,8 +74,9 @@ class HookLab:
         return Ran(process.returncode, out, err.decode(), seconds)
 
     @contextlib.asynccontextmanager
-    async def service(self, manner: Manner) -> AsyncIterator[None]:
-        """Serve like this; what hangs at the end is let go."""
+    async def service(self, manner: Manner, name: str = "lm.sock") -> AsyncIterator[None]:
+        """Serve like this, on a socket of that name; what hangs at the end is let go."""
+        path = self.folder / name
         tasks: set[asyncio.Task[None]] = set()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +89,7 @@ class HookLab:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-        server = await asyncio.start_unix_server(serve, self.socket)
+        server = await asyncio.start_unix_server(serve, path)
         try:
             yield
         finally:
@@ -96,7 +97,7 @@ class HookLab:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             server.close()
-            self.socket.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     async def hear(self, reader: asyncio.StreamReader) -> None:
         """Take in one request."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from linkmgr.budget import TimeBudget
+from linkmgr.budget import USERS_MOST, TimeBudget, UserBudgets
 
 
 class Clock:
@@ -54,3 +54,20 @@ def test_a_block_is_measured_by_the_processor_and_not_by_the_clock() -> None:
         while time.thread_time() < end:
             pass
     assert budget.wait >= 0.05
+
+
+def test_each_user_has_a_budget_and_those_who_are_too_many_share_one() -> None:
+    users = UserBudgets(burst=0.1, share=0.1)
+    users.of(1000).spend(5.0)
+    assert users.of(1000).wait > 0
+    assert users.of(1001).wait == 0
+    for uid in range(2000, 2000 + USERS_MOST):
+        users.of(uid).spend(5.0)
+    assert users.of(9000) is users.of(9001)
+
+
+def test_a_user_who_has_been_silent_makes_room() -> None:
+    users = UserBudgets(burst=0.1, share=0.1)
+    for uid in range(USERS_MOST):
+        users.of(uid)
+    assert users.of(9000) is not users.of(9001)

@@ -14,6 +14,7 @@ import pytest
 from linkmgr import Client
 from linkmgr.errors import ServiceGone, ServiceUnreachable
 from tests.unit import samples
+from tests.unit.hook_lab import full
 from tests.unit.http_peer import Exchange, Service, serving
 
 
@@ -208,3 +209,46 @@ async def test_a_client_that_was_closed_says_so(service: Service) -> None:
     await links.close()
     with pytest.raises(RuntimeError, match="closed"):
         await links.nics()
+
+
+async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_from_root(
+    tmp_path: Path,
+) -> None:
+    admins = Service(tmp_path / "admin.sock")
+    admins.answers({"nics": []})
+    await admins.start()
+    with full(tmp_path / "lm.sock"):
+        async with Client(tmp_path / "lm.sock", patience=0) as links:
+            assert await links.nics() == []
+    await admins.stop()
+    assert len(admins.seen) == 1
+
+
+async def test_a_socket_for_administrators_that_nobody_listens_on_is_passed_over(
+    service: Service,
+) -> None:
+    service.answers({"nics": []})
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(service.path.with_name("admin.sock")))
+    async with Client(service.path, patience=0) as links:
+        assert await links.nics() == []
+
+
+async def test_a_user_who_may_not_connect_to_the_administrators_socket_takes_the_other(
+    service: Service,
+) -> None:
+    service.answers({"nics": []})
+    service.path.chmod(0o666)
+    for folder in (service.path.parent, *service.path.parent.parents[:2]):
+        folder.chmod(0o755)
+    admins = Service(service.path.with_name("admin.sock"))
+    await admins.start()
+    admins.path.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        async with Client(service.path, patience=0) as links:
+            assert await links.nics() == []
+    finally:
+        os.seteuid(0)
+        await admins.stop()
+    assert (len(service.seen), admins.seen) == (1, [])

@@ -306,6 +306,16 @@ async def test_a_service_where_too_many_wait_is_given_up_in_time(lab: HookLab) -
             assert SOON <= ran.seconds < SOON + SLACK
 
 
+async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_from_root(
+    lab: HookLab,
+) -> None:
+    with full(lab.socket):
+        async with lab.service(lab.answering(YES), "admin.sock"):
+            ran = await lab.run("web1", "prepare", "begin", "-", config=CLOSED)
+    assert (ran.status, ran.err) == (0, "")
+    assert len(lab.heard) == 1
+
+
 async def test_a_socket_path_that_cannot_be_is_no_service(lab: HookLab) -> None:
     script = write_hook(lab.folder / "hook", socket="/" + "x" * 200)
     process = await asyncio.create_subprocess_exec(script, "web1", "started", "begin", "-")

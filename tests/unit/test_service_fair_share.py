@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from linkmgr.budget import USERS_MOST
 from linkmgr.service.fair_share import (
     ALL_SHARE,
     BURST_SECONDS,
     USER_SHARE,
-    USERS_MOST,
     WAITING_MOST,
     FairShare,
 )
