@@ -114,17 +114,23 @@ class DriftWatch:
         self._repair = repair
         self._told: dict[str, list[str]] = {}  # NIC -> codes of what was wrong at the last look
         self._pauses: dict[str, tuple[float, float]] = {}  # NIC -> not before, and how long it was
+        self._mending: dict[str, asyncio.Task[float]] = {}  # NIC -> its repair under way
         self.repairs: dict[str, RepairState] = {}  #: by NIC: what is being repaired, or fails to be
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        while True:
-            try:
-                async with LinkChanges() as changes:
-                    await self._watch(changes)
-            except OSError:  # no fd was left for the socket, say
-                log.exception("changes of the host's devices cannot be heard; trying again")
-            await asyncio.sleep(PATIENCE[1])
+        try:
+            while True:
+                try:
+                    async with LinkChanges() as changes:
+                        await self._watch(changes)
+                except OSError:  # no fd was left for the socket, say
+                    log.exception("changes of the host's devices cannot be heard; trying again")
+                await asyncio.sleep(PATIENCE[1])
+        finally:
+            for task in self._mending.values():
+                task.cancel()
+            await asyncio.gather(*self._mending.values(), return_exceptions=True)
 
     async def _watch(self, changes: LinkChanges) -> None:
         pause: float | None = 0.0
@@ -177,8 +183,17 @@ class DriftWatch:
                 known = self.repairs.get(ref, now)
                 self.repairs[ref] = replace(known, code=now.code, faults=now.faults)
                 broken.append(slot)
-        # All at once, so that one QEMU that does not answer delays no other.
-        later += await asyncio.gather(*(self._mend(slot) for slot in broken))
+        for slot in broken:
+            if str(slot.ref) not in self._mending:
+                self._mending[str(slot.ref)] = asyncio.create_task(self._mend(slot))
+        # Each is a task of its own, for which no other waits: one QEMU that does not answer keeps
+        # neither those that are broken nor those that break meanwhile.
+        if self._mending:
+            await asyncio.wait(self._mending.values(), timeout=BUSY)
+        for ref, task in list(self._mending.items()):
+            later.append(task.result() if task.done() else BUSY)
+            if task.done():
+                del self._mending[ref]
         return min(later) if later else None
 
     async def _keep_addresses(self, slots: Iterable[Slot]) -> None:

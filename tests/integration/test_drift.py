@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -208,3 +209,34 @@ async def test_a_cable_that_is_whole_by_now_is_not_plugged_again(watched: Lab) -
     assert await device(links) == before
     await links.unplug(NIC)
     assert not await links._repair(slot)
+
+
+async def test_a_qemu_that_is_stopped_does_not_delay_the_repair_of_another_guests_cable(
+    watched: Lab,
+) -> None:
+    links = watched.links
+    await watched.network("blue")
+    for name in ("web1", "web2"):
+        await watched.guest(name, boot=False)
+        await links.plug(f"{name}/net0", "blue", notify="silent")
+    first, second = [nic.connection for nic in await links.nics()]
+    assert first
+    assert second
+    events = links.events()
+    stopped = watched.guests["web1"]
+    stopped.signal(signal.SIGSTOP)
+    try:
+        await watched.sh(f"ip link del {first.device}")
+        await event(events, EventKind.DRIFT)
+        await asyncio.sleep(0.3)  # its repair waits for an answer of QEMU
+        began = asyncio.get_running_loop().time()
+        await watched.sh(f"ip link del {second.device}")
+        async with asyncio.timeout(20):
+            async for each in events:
+                if each.kind is EventKind.REPAIRED:
+                    break
+        assert each.subject == "web2/net0"
+        assert asyncio.get_running_loop().time() - began < 3, "a command may take 5 s"
+    finally:
+        stopped.signal(signal.SIGCONT)
+    events.close()
