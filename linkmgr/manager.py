@@ -343,8 +343,14 @@ class LinkManager(Beside):
                 )
             except MtuTooLarge as error:
                 # The driver does not know the NIC's model, and only virtio has that property.
-                if error.mtu is not None and vm.nic(slot).model.startswith("virtio-net"):
-                    error.hint = f"boot the NIC with host_mtu={error.mtu}, or {error.hint}"
+                model, more = vm.nic(slot).model, f"host_mtu={error.mtu}"
+                if error.mtu is not None and model.startswith("virtio-net"):
+                    error.hint = f"boot the NIC with {more}, or {error.hint}"
+                elif error.mtu is not None:
+                    error.hint = (
+                        f"{error.hint}, or boot a virtio-net-pci with {more}: QEMU does not tell "
+                        f"how much a NIC of model {model} takes"
+                    )
                 raise
             finally:
                 if arrives:

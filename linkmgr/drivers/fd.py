@@ -72,7 +72,7 @@ class FdAttachment(Attachment):
         if found.mtu is not None and found.mtu > self.offer.mtu:
             raise MtuTooLarge(
                 f"device {found.device}, fd {self.port.name}, carries {found.mtu} bytes, but the "
-                f"NIC takes only {self.offer.mtu}",
+                f"NIC is known to take only {self.offer.mtu}",
                 hint=f"give the device the MTU {self.offer.mtu}",
                 mtu=found.mtu,
             )

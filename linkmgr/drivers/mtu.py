@@ -19,7 +19,8 @@ def check_mtu(offer: Offer, port: Port, *, promised: int | None, device: str, ca
     mtu = promised or carried
     if mtu > offer.mtu:
         raise MtuTooLarge(
-            f"network {port.network} carries {mtu} bytes, but the NIC takes only {offer.mtu}",
+            f"network {port.network} carries {mtu} bytes, but the NIC is known to take "
+            f"only {offer.mtu}",
             hint=f"give the network mtu={offer.mtu}",
             mtu=mtu,
         )
