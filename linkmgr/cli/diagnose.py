@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from linkmgr.where import admin_socket
+
 SYSTEMD = Path("/run/systemd/system")  #: is there where systemd runs; see sd_booted(3)
 HEALTH_SECONDS = 1.0  #: for /healthz, which waits for nothing but the event loop
 SYSTEMCTL_SECONDS = 2.0  #: systemd itself may hang, and the user waits already
@@ -63,12 +65,12 @@ async def diagnose(path: Path) -> Diagnosis | None:
 
     :param path: of its socket.
     """
-    try:
-        async with asyncio.timeout(HEALTH_SECONDS):
-            await health(path)
-            return None
-    except (OSError, ValueError):  # TimeoutError is an OSError
-        pass
+    # The command itself goes over the first of these that it may use.
+    for each in filter(None, (admin_socket(path), path)):
+        with contextlib.suppress(OSError, ValueError):  # TimeoutError is an OSError
+            async with asyncio.timeout(HEALTH_SECONDS):
+                await health(each)
+                return None
     return await _unit(path) or _listener(path)
 
 

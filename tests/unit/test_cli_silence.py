@@ -70,6 +70,27 @@ async def test_a_verb_that_takes_long_in_a_service_that_is_well_is_waited_for_in
     assert "has not answered within 0.5 s, though it runs" in late.stderr
 
 
+async def test_a_service_that_answers_administrators_is_well_though_its_other_socket_is_full(
+    service: Service,
+) -> None:
+    service.script = never
+    admins = service.path.with_name("admin.sock")
+    answer = b'HTTP/1.1 200 OK\r\n\r\n{"version": "1"}'
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    assert await diagnose.diagnose(service.path) is not None
+    server = await asyncio.start_unix_server(answers, admins)
+    try:
+        assert await diagnose.diagnose(service.path) is None
+    finally:
+        server.close()
+    assert await diagnose.diagnose(service.path) is not None
+
+
 async def test_the_timeout_may_stand_in_the_environment_and_the_option_goes_first(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
