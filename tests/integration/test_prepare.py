@@ -218,6 +218,28 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     assert "linkmgr" not in stored
 
 
+async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
+    libvirtd: Libvirtd,
+) -> None:
+    image = f"{libvirtd.root}/images/disk.qcow2"
+    await execute(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"])
+    disk = (
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{image}'/><target dev='vda' bus='virtio'/></disk>"
+    )
+    xml = tiny_domain(libvirtd, "web1", ["<interface type='user'/>"], devices=disk)
+    await libvirtd.define(prepared_once(xml))
+    await libvirtd.virsh("start", "--paused", "web1")
+    await libvirtd.virsh("snapshot-create-as", "web1", "then")
+    await libvirtd.virsh("destroy", "web1")
+    assert (await prepare(libvirtd, "web1", "--refresh")).returncode == 0
+    await libvirtd.virsh("start", "--paused", "web1")
+    await libvirtd.virsh("snapshot-create-as", "web1", "now")
+    (line,) = await probes.prepared(libvirtd.uri)
+    assert (line.name, line.verdict) == ("snapshots", Verdict.MISSING)
+    assert line.what == "QEMU 10.2 and newer cannot go back to the snapshots web1/then"
+
+
 async def test_the_socket_stays_roots_while_two_guests_dial_it(libvirtd: Libvirtd) -> None:
     """libvirt gives a channel's socket to the user of QEMU unless it is told not to."""
     path = libvirtd.run / "linkmgr/qmp.sock"
