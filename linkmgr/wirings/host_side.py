@@ -222,9 +222,13 @@ async def reshape(host: Host, cable: Cable, device: str) -> None:
         links = {device: await host.link(device)}
         if (parent := await host.find_link(cable.endpoint.parent)) is not None:
             links[cable.endpoint.parent] = parent
-        faults = faults_of(replace(cable, device=device), links)
+        found = faults_of(replace(cable, device=device), links)
+        # Not of the parent: that is checked when the endpoint is made, and seen in the switch.
+        faults = [fault for fault in found if fault.code != "endpoint-down"]
         if not faults or not await set_again(host, faults):
             return
+        if any(fault.code == "endpoint-mtu" for fault in faults):
+            await host.set_mtu(device, cable.endpoint.mtu)  # refused, with the kernel's reason
 
 
 async def _open(host: Host, cable: Cable) -> None:

@@ -232,6 +232,9 @@ async def test_a_macvtap_that_stays_has_its_old_shape_again(scene: Scene) -> Non
         assert await shape(scene) == ("bridge", "1300")  # it follows its parent when that shrinks
     finally:
         await scene.lab.sh("ip link set v-green mtu 1500")
+    (found,) = await scene.lab.links.check()  # but not when that grows, which a watch would repair
+    assert found.code == "mtu-changed"
+    await scene.lab.sh(found.hint.partition("'")[2].rpartition("'")[0])
     await is_back(scene, "green", before)
 
 
