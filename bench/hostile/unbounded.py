@@ -1,0 +1,53 @@
+"""``python -m bench.hostile.unbounded``: linkmgr with its bounds switched off.
+
+Only to see that the measurement finds what the bounds prevent. A bound is a constant of its module,
+looked up when it is used, so it is enough to set it before anything runs; an `AttributeError` here
+says that one was renamed.
+"""
+
+from __future__ import annotations
+
+import socket
+from types import ModuleType
+
+from linkmgr import cli, singleflight, unix_sockets
+from linkmgr.libvirt import domain_xml
+from linkmgr.qmp import budget, connection, network
+from linkmgr.service import body, fair_share, quota
+
+LOTS = 1 << 40
+BOUNDS: dict[ModuleType, tuple[str, ...]] = {
+    fair_share: ("USER_SHARE", "ALL_SHARE", "BURST_SECONDS", "WAITING_MOST"),
+    unix_sockets: ("USER_SHARE", "REFUSALS_SHARE"),
+    quota: ("ONE_USER",),
+    body: ("MOST",),
+    domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
+    budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
+             "FLOOD_SECONDS", "TURN"),
+    connection: ("MESSAGE_BYTES", "ITEMS", "FREE_BYTES"),
+    network: ("LINES", "NICS"),
+}  # fmt: skip
+
+
+def switch_off() -> None:
+    """Set each bound to more than anybody reaches."""
+    for module, names in BOUNDS.items():
+        for name in names:
+            getattr(module, name)
+            setattr(module, name, LOTS)
+    singleflight.REST = 0.0
+    taking = unix_sockets.connections.__kwdefaults__ or {}
+    assert "burst" in taking
+    taking["burst"] = LOTS
+    for name, plain in (
+        ("_refuse_descriptors", lambda _: False),
+        ("recv", socket.socket.recv),
+        ("close", socket.socket.close),
+    ):
+        getattr(unix_sockets.UnixSocket, name)
+        setattr(unix_sockets.UnixSocket, name, plain)
+
+
+if __name__ == "__main__":
+    switch_off()
+    cli.main()
