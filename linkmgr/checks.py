@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from linkmgr.errors import CannotAttach, MonitorError, NameTaken
 from linkmgr.host import Link
-from linkmgr.model import Drift, Finding, Nic, NicState
+from linkmgr.model import BridgeEndpoint, Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
 from linkmgr.wirings.attributes import faults_of
 from linkmgr.wirings.receive_filter import advice
@@ -41,9 +41,7 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
         endpoint = slot.plugged.cable.endpoint
         found += [("refused", what, advice(what, endpoint)) for what in slot.refused]
         found += device_faults(slot, links)
-    if slot.plugged and slot.name and isinstance(slot.unnamed, NameTaken):
-        what = f"its device is called {slot.plugged.cable.device}, not {slot.name}"
-        found.append(("name-taken", f"{what}: {slot.unnamed.what}", slot.unnamed.hint or again))
+        found += name_faults(slot)
     return [*(Finding(code, subject, what, hint) for code, what, hint in found), *noted(nic, slot)]
 
 
@@ -66,6 +64,23 @@ def noted(nic: Nic, slot: Slot) -> list[Finding]:
         hint = "unplug it and plug it again"
         found.append(Finding("not-recovered", subject, slot.trouble, hint))
     return found
+
+
+def name_faults(slot: Slot) -> list[tuple[str, str, str]]:
+    """What is wrong with the name of a plugged NIC's device: code, what, hint."""
+    assert slot.plugged is not None
+    device, endpoint = slot.plugged.cable.device, slot.plugged.cable.endpoint
+    what = f"its device is called {device}, not {slot.name}"
+    if slot.name and isinstance(slot.unnamed, NameTaken):
+        return [("name-taken", f"{what}: {slot.unnamed.what}", slot.unnamed.hint or "")]
+    only_taps = isinstance(endpoint, BridgeEndpoint)
+    if only_taps and slot.name and slot.unnamed is None and device not in (None, slot.name):
+        hint = (
+            f"run 'ip link set {device} name {slot.name}'; if another device has that name by "
+            "now, rename or remove it first"
+        )
+        return [("device-renamed", what, hint)]
+    return []
 
 
 def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str, str]]:

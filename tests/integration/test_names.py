@@ -187,7 +187,9 @@ async def test_a_device_that_took_the_name_is_never_taken_for_ours(bed: Bed) -> 
         await links.plug(NIC, "blue", notify="silent")
         await lab.sh(f"ip link set {NAME} name lost0")
         await lab.sh(f"ip link add {NAME} type bridge")
-        assert "not-ours" in [found.code for found in await links.check()]
+        (found,) = await links.check()
+        assert (found.code, found.subject) == ("device-renamed", NIC)
+        assert f"lost0, not {NAME}" in found.what
         await links.unplug(NIC)
         assert (NET / NAME).exists(), "somebody else's device"
         assert not (NET / "lost0").exists(), "ours, whatever it was called"
