@@ -26,6 +26,7 @@ import aiofiles.os
 from linkmgr.errors import Conflict, StateError
 from linkmgr.host.threads import to_the_end
 from linkmgr.jsonform import Form, FormError, to_json
+from linkmgr.lock_file import LOCK, open_lock
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import check_name
 
@@ -108,7 +109,8 @@ class Documents:
             return
         try:
             await asyncio.to_thread(_make, self.folder)
-            self._held = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Not the directory: where others can open it, they could lock it as well.
+            self._held = open_lock(self.folder / LOCK)
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from linkmgr.errors import BadRequest, Conflict, HostError
+from linkmgr.lock_file import LOCK, open_lock
 from linkmgr.unix_sockets import UnixSocket
 
-LOCK = ".lock"  #: beside the socket
 EVERYBODYS = 0o666  #: who may do what is decided by who it is, not by who can connect
 OWNERS = 0o600  #: of a socket whose queue strangers cannot fill
 _BACKLOG = 1024
@@ -98,7 +98,7 @@ async def _alone_in(folder: Path) -> AsyncIterator[None]:
     fd = -1
     try:
         async with asyncio.timeout(_PATIENCE):
-            while not _is_locked(path, fd := _open_lock(path)):
+            while not _is_locked(path, fd := open_lock(path)):
                 os.close(fd)
                 fd = -1
                 await asyncio.sleep(0.02)
@@ -122,23 +122,3 @@ def _is_locked(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False
-
-
-def _open_lock(path: Path) -> int:
-    """Open a lock file that nobody else can open, and so lock: the directory is open to all.
-
-    :raise Conflict: when somebody else's is in its place.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm -r {path}") from None
-    found = os.fstat(fd)
-    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-    if not ours or found.st_mode & 0o077:
-        os.close(fd)
-        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm {path}")
-    return fd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -227,6 +228,20 @@ async def test_a_state_directory_is_one_linkmgrs_at_a_time(folder: Path) -> None
     await second.hold()
     second.close()
     await Documents(None).hold()
+
+
+async def test_a_lock_that_anybody_can_have_keeps_no_linkmgr_from_its_state(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    fd = os.open(folder, os.O_RDONLY)  # as anybody may
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        documents = Documents(folder)
+        await documents.hold()
+        documents.close()
+    finally:
+        os.close(fd)
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o077 == 0
 
 
 async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:

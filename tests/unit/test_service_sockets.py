@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadRequest, Conflict, HostError
-from linkmgr.service.sockets import LOCK, listening
+from linkmgr.lock_file import LOCK
+from linkmgr.service.sockets import listening
 from linkmgr.testing.process import until
 from tests.unit.service_lab import read_answer, request
 
