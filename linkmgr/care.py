@@ -86,10 +86,7 @@ class Caretaker:
                 by_guest, reason = event.data.get("guest"), event.data.get("reason")
                 self._board.tell(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
             case "RECONNECTED" | "OVERFLOW":  # events may have been missed
-                self._start(self._look_whether_it_runs(vm))
-                self._show_links(vm)
-                for each in vm.slots.values():
-                    self._soon(vm, each, self._follow)
+                self._start(self._look_anew(vm))
             case "DEAD":
                 self._start(self.bury(vm))
             case "NIC_RX_FILTER_CHANGED":
@@ -143,12 +140,18 @@ class Caretaker:
             log.warning("VM %s: %s", vm.name, error)
         self._board.tell(EventKind.VM_GONE, vm.name)
 
-    async def _look_whether_it_runs(self, vm: Vm) -> None:
+    async def _look_anew(self, vm: Vm) -> None:
+        """Look up what events that were missed would have told."""
         try:
             if await vm.look_whether_it_runs():
                 self._tell_whether_it_runs(vm)
+            for slot in await vm.lost_nics():
+                self._soon(vm, slot, self._lose)
         except MonitorError:
             self.lost(vm)
+        self._show_links(vm)  # after a NIC that is gone has been lost: it has no link to show
+        for slot in vm.slots.values():
+            self._soon(vm, slot, self._follow)
 
     def _tell_whether_it_runs(self, vm: Vm) -> None:
         if vm.running is not None:
@@ -207,6 +210,8 @@ class Caretaker:
 
     async def _lose(self, vm: Vm, slot: Slot) -> None:
         """Somebody hot-unplugged the NIC: its cable hangs loose. Its lock is held."""
+        if slot.lost:  # both the event and a look have found it, or QEMU has ended
+            return
         try:
             await swap.abandon(slot)
         except MonitorError:

@@ -286,6 +286,17 @@ class Vm:
         if {alias_of(ident) for ident in nics} - self.slots.keys():
             await self.find_nics()
 
+    async def lost_nics(self) -> list[Slot]:
+        """Its NICs that QEMU has not got any more.
+
+        A NIC that is found while QEMU is asked may be newer than the answer, so it is not judged.
+
+        :raise MonitorError: when QEMU does not answer.
+        """
+        known = list(self.slots.items())
+        there = {alias_of(ident) for ident in (await self.qemu.network()).nics}
+        return [slot for alias, slot in known if alias not in there]
+
     async def remember(self) -> None:
         """Write down which NICs there are, and of each what was known before.
 

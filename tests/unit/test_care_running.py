@@ -37,6 +37,9 @@ class Guest:
             raise self.says
         return self.set_running(self.says)
 
+    async def lost_nics(self) -> list[Any]:
+        return []
+
 
 @pytest.fixture
 def guest() -> Guest:

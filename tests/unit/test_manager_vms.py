@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 
 from linkmgr.absent import Absent
 from linkmgr.errors import Conflict, NotOnHub, UnknownNic
+from linkmgr.events import EventKind
 from linkmgr.journal import VmRecord, started_at
 from linkmgr.manager import LinkManager
 from linkmgr.model import NicState, Transport
 from linkmgr.qmp import Monitor
+from linkmgr.qmp.budget import EVENTS_BURST
 from linkmgr.qmp.dialer import transport_of
 from linkmgr.qmp.features import Features
-from tests.unit.qmp_peer import Peer, Received, nothing_left_behind
+from tests.unit.qmp_peer import Peer, Received, Refusal, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]  # a fixture
 
 HUB = """hub 1
  \\ lm-sink0
  \\ lm-hub0: ua-net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01
+"""
+SECOND = """hub 2
+ \\ lm-sink1
+ \\ lm-hub1: ua-net1: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:02
 """
 HOT = """ua-hot: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:02
  \\ hostua-hot: index=0,type=tap,ifname=vnet3,script=no,downscript=no
@@ -54,6 +61,8 @@ class FakeQemu:
             case "qom-get":
                 return "52:54:00:00:00:01" if given["property"] == "mac" else 1500
             case "set_link":
+                if given["name"] not in self.shown:
+                    raise Refusal(f"Device '{given['name']}' not found")
                 self.links.append((given["name"], given["up"]))
         return None
 
@@ -176,3 +185,52 @@ async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
     assert qemu.links == asked
     qemu.shown += HOT.replace("ua-hot", "ua-two").replace("00:02", "00:03")
     assert [nic.ref.alias for nic in await links.nics()] == ["ua-hot", "ua-net0", "ua-two"]
+
+
+# --- NICs that were hot-unplugged -----------------------------------------------------------------
+async def lost(links: LinkManager, happens: Callable[[], object]) -> list[str]:
+    """What is told of NICs until one is gone, or soon after, and which are left."""
+    told: list[str] = []
+    kinds = (EventKind.NIC_GONE, EventKind.FAILED)
+    async with asyncio.timeout(5):
+        events = links.events()
+        happens()
+        async for event in events:
+            if event.kind in kinds:
+                told.append(f"{event.kind} {event.subject}")
+                break
+        await asyncio.sleep(0.1)  # a second telling would come now
+        events.close()
+        told += [f"{each.kind} {each.subject}" async for each in events if each.kind in kinds]
+    return [*told, *(f"left {ref}" for vm in links.seen()[0] for ref in vm.nics)]
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["left-out", "told-late"])
+async def test_a_nic_whose_end_is_among_the_events_left_out_is_looked_for(
+    qemu: FakeQemu, links: LinkManager, seen: bool
+) -> None:
+    qemu.shown = HUB + SECOND
+    await links.add_vm("web1", "/run/web1.qmp")
+
+    def too_many() -> None:
+        qemu.shown = HUB
+        if seen:
+            qemu.peers[0].event("DEVICE_DELETED", device="ua-net1")
+        for _ in range(EVENTS_BURST):
+            qemu.peers[0].event("NIC_RX_FILTER_CHANGED", name="other")
+        qemu.peers[0].event("DEVICE_DELETED", device="ua-net1")
+
+    assert await lost(links, too_many) == ["nic-gone web1/ua-net1", "left web1/ua-net0"]
+
+
+async def test_a_nic_that_went_while_the_monitor_was_away_is_looked_for(
+    qemu: FakeQemu, links: LinkManager
+) -> None:
+    qemu.shown = HUB + SECOND
+    await links.add_vm("web1", "/run/web1.qmp")
+
+    def away() -> None:
+        qemu.shown = HUB
+        qemu.peers[0].hang_up()
+
+    assert await lost(links, away) == ["nic-gone web1/ua-net1", "left web1/ua-net0"]
