@@ -1,7 +1,8 @@
-"""One look at the NICs of a VM, for `check`: it takes no lock, and no guest can hold it up.
+"""One look at the NICs of a VM, for `check`: it holds no lock, and no guest can hold it up.
 
 A verb or a repair may have a NIC for half a minute. What is known of it is shown meanwhile; what
-would have to be compared is not, for in the middle of a swap it proves nothing.
+would have to be compared is not, for in the middle of a swap it proves nothing. Most have it for a
+moment only, and hide nothing: a look waits for that moment.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that one guest may hold up a look at all: `linkmgr status` waits for 3.
 PATIENCE = 2.0
+#: Seconds that a look waits in all for verbs that have NICs: most take a tenth of that, and who
+#: asks has an answer within one second all the same.
+MOMENT = 0.5
 #: Guests that are looked at at once, so that a verb's commands wait behind few others.
 AT_ONCE = 16
 
@@ -44,6 +48,7 @@ class Inspection:
         self._ping = ping
         self._repairs = repairs
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._ends = asyncio.get_running_loop().time() + MOMENT
 
     async def look(self, vm: Vm) -> list[Finding]:
         """What is wrong with a VM's NICs. Whatever fails is a finding of that VM alone."""
@@ -65,23 +70,33 @@ class Inspection:
         return self._with_repairs(vm, found)
 
     async def _compared(self, vm: Vm) -> list[Finding]:
-        plugged = [slot.plugged for slot in vm.slots.values() if slot.plugged]
-        links = await read_devices(self._host, [each.cable for each in plugged])
-        found = []
-        for slot in list(vm.slots.values()):
-            found += await self._of(vm, slot, links)
+        slots = list(vm.slots.values())
+        turns = {id(slot): slot.lock.turns for slot in slots}
+        cables = [slot.plugged.cable for slot in slots if slot.plugged]
+        links = await read_devices(self._host, cables)
+        return [each for slot in slots for each in await self._of(vm, slot, links, turns[id(slot)])]
+
+    async def _of(self, vm: Vm, slot: Slot, links: Mapping[str, Link], turns: int) -> list[Finding]:
+        """Compare a NIC, again if a verb had it meanwhile; as it is noted if one keeps it.
+
+        :param turns: of its lock, before the links were read.
+        """
+        while (found := await _compared_alone(vm, slot, links, turns)) is None:
+            if not await self._is_free(slot):
+                return noted(vm.nic(slot), slot) if slot.ref.alias in vm.facts else []
+            turns = slot.lock.turns
+            links = await read_devices(self._host, [slot.plugged.cable] if slot.plugged else [])
         return found
 
-    @staticmethod
-    async def _of(vm: Vm, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
-        plugged = slot.plugged
-        names = names_of(plugged.cable) if plugged else []
-        if not slot.lock.locked():
-            found = await check_nic(vm.nic(slot), slot, links)
-            now = names_of(slot.plugged.cable) if slot.plugged else []
-            if not slot.lock.locked() and slot.plugged is plugged and now == names:
-                return found
-        return noted(vm.nic(slot), slot) if slot.ref.alias in vm.facts else []
+    async def _is_free(self, slot: Slot) -> bool:
+        """Wait for a NIC's turn, and leave it to the next; whether this look has time for that."""
+        try:
+            async with asyncio.timeout_at(self._ends):
+                await slot.lock.acquire()
+        except TimeoutError:
+            return False
+        slot.lock.release()
+        return asyncio.get_running_loop().time() < self._ends
 
     @staticmethod
     def _known(vm: Vm) -> list[Finding]:
@@ -100,6 +115,20 @@ class Inspection:
             if each.subject not in repairs or each.code != repairs[each.subject].code
         ]
         return others + [repair.finding(subject) for subject, repair in repairs.items()]
+
+
+async def _compared_alone(
+    vm: Vm, slot: Slot, links: Mapping[str, Link], turns: int
+) -> list[Finding] | None:
+    """What is wrong with a NIC; ``None`` when it cannot be known, for a verb has it or had it."""
+    if slot.lock.locked() or slot.lock.turns != turns:
+        return None
+    if slot.ref.alias not in vm.facts:
+        return []
+    names = names_of(slot.plugged.cable) if slot.plugged else []
+    found = await check_nic(vm.nic(slot), slot, links)
+    now = names_of(slot.plugged.cable) if slot.plugged else []
+    return None if slot.lock.locked() or slot.lock.turns != turns or now != names else found
 
 
 def _of_error(vm: Vm, error: LinkmgrError) -> Finding:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Literal
 
 from linkmgr.carrier import Carrier
 from linkmgr.drivers import Attachment, NetworkDriver
@@ -107,6 +108,21 @@ class Plugged:
             await self.free_port()
 
 
+class NicLock(asyncio.Lock):
+    """The lock of a NIC.
+
+    :param turns: how often it was taken: what is seen without it holds if that did not change.
+    """
+
+    turns: int = 0
+
+    async def acquire(self) -> Literal[True]:
+        """Take it, and count that."""
+        await super().acquire()
+        self.turns += 1
+        return True
+
+
 @dataclass
 class Slot:
     """A NIC with all that is needed to plug it. Whoever uses it holds its lock.
@@ -134,7 +150,7 @@ class Slot:
     trouble: str | None = None  #: why a restart could not bring its cable back
     unusable: UnusableNicId | None = None  #: why it cannot be named to QEMU
     lost: bool = False  #: the NIC or its guest does not exist any more
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: NicLock = field(default_factory=NicLock)
 
     def check_usable(self) -> None:
         """Refuse a NIC that cannot be named to QEMU.
@@ -310,20 +326,19 @@ async def settle(nic: Slot) -> None:
 
     :raise MonitorGone, MonitorTimeout: QEMU still does not answer; the rest stays too.
     """
-    works, nic.leftovers = nic.leftovers, []
-    while works:
+    # What is being done is still left undone: a check says so, and who is cancelled loses nothing.
+    for work in list(nic.leftovers):
         try:
-            await works[0]()
+            await work()
         except (MonitorGone, MonitorTimeout):
-            nic.leftovers += works
             raise
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
             # It says what to do; a traceback would bury that. Of the same it is enough once.
             if str(error) != nic.put_off:
                 nic.put_off = str(error)
                 log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400
-            nic.leftovers.append(works[0])
-        works.pop(0)
+        else:
+            nic.leftovers.remove(work)
 
 
 async def name_device(nic: Slot) -> None:

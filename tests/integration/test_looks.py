@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import EventKind
+from linkmgr import EventKind, inspection
 from linkmgr.inspection import PATIENCE
 from linkmgr.swap import Step
 from linkmgr.testing.process import execute
+from linkmgr.wirings.attributes import read_devices
 from tests.integration.lab import Lab, make_lab
 from tests.integration.test_drift import device, event
 
@@ -101,6 +102,44 @@ async def test_while_a_verb_has_a_nic_a_check_neither_waits_nor_finds_what_is_in
         goes_on.set()
         await plugging
         assert await lab.links.check() == []
+
+
+async def test_a_verb_that_has_a_nic_for_a_moment_hides_nothing_of_it(lab: Lab) -> None:
+    await lab.network("blue")
+    await lab.guest(boot=False)
+    await lab.links.plug(NIC, "blue")
+    slot = lab.links._vms["web1"].slots["net0"]
+    await lab.sh(f"ip link set {await device(lab.links)} down")
+
+    async def have() -> None:
+        async with slot.lock:
+            await asyncio.sleep(0.2)
+
+    having = asyncio.create_task(have())
+    await asyncio.sleep(0.05)
+    assert [each.code for each in await lab.links.check()] == ["device-down"]
+    await having
+
+
+async def test_a_replug_that_ends_while_devices_are_read_makes_nothing_wrong(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("blue", "red"):
+        await lab.network(name)
+    await lab.guest(boot=False)
+    await lab.links.plug(NIC, "blue")
+
+    async def read_and_replug(*args: object) -> object:
+        monkeypatch.undo()
+        found = await read_devices(*args)  # type: ignore[arg-type]
+        await lab.links.plug(NIC, "red")
+        return found
+
+    monkeypatch.setattr(inspection, "read_devices", read_and_replug)
+    assert await lab.links.check() == []
+    nic = await lab.links.nic(NIC)
+    assert nic.connection is not None
+    assert nic.connection.port.network.name == "red"
 
 
 async def test_a_repair_that_takes_its_time_is_told_as_what_it_is(watched: Lab) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from linkmgr import swap
@@ -176,3 +178,22 @@ async def test_what_a_lost_nic_held_is_freed_whatever_was_left_to_do(bench: Benc
     await swap.abandon(bench.slot)
     assert bench.log[-3:] == ["release blue", "terminate blue", "free blue"]
     assert (bench.where, bench.slot.leftovers) == (None, [])
+
+
+async def test_a_clean_up_that_is_cancelled_is_still_left_to_do(bench: Bench) -> None:
+    hangs, done = asyncio.Event(), []
+
+    async def hang() -> None:
+        hangs.set()
+        await asyncio.sleep(60)
+
+    async def next_one() -> None:
+        done.append(True)
+
+    bench.slot.leftovers = [hang, next_one]
+    settling = asyncio.create_task(swap.settle(bench.slot))
+    await hangs.wait()
+    assert bench.slot.leftovers == [hang, next_one]  # a check tells of it meanwhile
+    settling.cancel()
+    await asyncio.gather(settling, return_exceptions=True)
+    assert (bench.slot.leftovers, done) == ([hang, next_one], [])
