@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import aiofiles
 import aiofiles.os
 
-from linkmgr.errors import Conflict, StateError
+from linkmgr.errors import Conflict, LinkmgrError, StateError
 from linkmgr.host.threads import to_the_end
 from linkmgr.jsonform import Form, FormError, to_json
 from linkmgr.lock_file import LOCK, open_lock
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds until what could not be written is tried again.
+SAVE_AGAIN_S = 5.0
 #: What comes to the same as mending a document: by its name, or its group's.
 _INSTEAD = {
     "vms": "add the VM again",
@@ -85,6 +87,52 @@ class Damage:
         )
 
 
+class SavedDocument:
+    """A document that is written when what it says has changed, and again after a failure.
+
+    :param what: it says, for people: ``what is done of the domains' cables``.
+    :param content: makes what it is to say now; empty when there is to be no document.
+    """
+
+    def __init__(
+        self, documents: Documents, name: str, what: str, content: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.name, self.what = name, what
+        self.failure: LinkmgrError | None = None  #: of the last attempt to write it
+        self._documents = documents
+        self._content = content
+        self._written: object = None
+        self._saving = asyncio.Lock()
+
+    def is_written(self) -> None:
+        """Say that it is on disk as it is to be: it was read just now."""
+        self._written = self._content()
+
+    async def save(self) -> None:
+        """Write it, if it has changed.
+
+        A failure stops nothing. It is logged once, `Documents.unwritten` has it, and it is tried
+        again by itself.
+        """
+        async with self._saving:
+            content = self._content()
+            if content == self._written:
+                self.failure = None
+                return
+            try:
+                if content:
+                    await self._documents.write(self.name, content)
+                else:
+                    await self._documents.remove(self.name)
+            except LinkmgrError as error:
+                if str(error) != str(self.failure):
+                    log.error("%s: %s", self.what, error)  # noqa: TRY400
+                self.failure = error
+                self._documents.save_later(self)
+            else:
+                self._written, self.failure = content, None
+
+
 class Documents:
     """The documents of a state directory, by name: ``networks``, or ``vms/web1`` in a group.
 
@@ -98,6 +146,8 @@ class Documents:
         self._blocked: set[str] = set()  # damaged, and could not be set aside
         self._damages: dict[str, Damage] = {}
         self._held: int | None = None
+        self._unsaved: dict[str, SavedDocument] = {}
+        self._saving_later: asyncio.Task[None] | None = None
 
     async def hold(self) -> None:
         """Keep every other linkmgr away until `close`, or until this process ends.
@@ -124,6 +174,8 @@ class Documents:
 
     def close(self) -> None:
         """Let others use it. Repeats freely."""
+        if self._saving_later is not None:
+            self._saving_later.cancel()
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -215,6 +267,24 @@ class Documents:
                     await to_the_end(_remove, path)
             except OSError as error:
                 raise _not_written(path, error) from error
+
+    def save_later(self, document: SavedDocument) -> None:
+        """Try again to write a document, on a disk that was full, say, until that succeeds."""
+        self._unsaved[document.name] = document
+        if self._saving_later is None or self._saving_later.done():
+            self._saving_later = asyncio.create_task(self._save_again(), name="write documents")
+
+    async def _save_again(self) -> None:
+        while self._unsaved:
+            await asyncio.sleep(SAVE_AGAIN_S)
+            for name, document in list(self._unsaved.items()):
+                await document.save()
+                if document.failure is None:
+                    del self._unsaved[name]
+
+    def unwritten(self) -> list[tuple[SavedDocument, LinkmgrError]]:
+        """The documents that are not on disk as they are to be, and why."""
+        return [(each, each.failure) for each in self._unsaved.values() if each.failure]
 
     def damages(self) -> list[Damage]:
         """What cannot be read, as long as its file is there.

@@ -366,6 +366,13 @@ class Inventory(ABC):
             Finding("state-damaged", damage.subject, f"{damage.file} {damage.why}", damage.hint)
             for damage in self.documents.damages()
         ]
+        findings += [
+            Finding(
+                "not-written", document.name, f"{document.what} is not written down: {error.what}",
+                error.hint or "see the log",
+            )
+            for document, error in self.documents.unwritten()
+        ]  # fmt: skip
         findings += await filtered(self._bridges())
         try:
             strays = await self._strays.look(*self._recorded())

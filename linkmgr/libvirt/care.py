@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 #: Seconds between two tries of what could not be done; the last one again and again.
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 
-#: Seconds until what could not be written down is tried again.
-SAVE_AGAIN = 5.0
 #: Processor seconds that may be spent at once on reading the XML of all domains: some hundreds are
 #: listed without a pause, and ten that are as large as may be.
 LISTING_BURST = 0.5
@@ -105,7 +103,6 @@ class DomainCare:
             told = self._libvirt.events()
             self._listening.append(told)
             self._spawn(self._hear_libvirt(told), "listen to libvirt")
-        self._spawn(self._save_again(), "write down domains")
         self._look_at_all()
         await self._raw.tidy()
         return self
@@ -158,15 +155,11 @@ class DomainCare:
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
-        found = [
+        return [
             Finding(each.code, domain.subject(alias, each), each.what, each.hint)
             for domain in self.known
             for alias, each in domain.troubles.items()
         ]
-        if (error := self.known.unwritten) is not None:
-            what = f"what is done of the domains' cables is not written down: {error.what}"
-            found.append(Finding("not-written", "domains", what, error.hint or "see the log"))
-        return found
 
     async def check(self) -> list[Finding]:
         """`findings`, and the guests that should have dialled and have not; one look for all."""
@@ -178,13 +171,6 @@ class DomainCare:
         if asyncio.get_running_loop().time() - self.began < SECONDS:
             return self.findings()
         return [*self.findings(), *await silent(self._libvirt, known, self._budget)]
-
-    async def _save_again(self) -> None:
-        """Try again to write down what could not be: on a disk that was full, say."""
-        while True:
-            await self.known.failed.wait()
-            await asyncio.sleep(SAVE_AGAIN)
-            await self.known.save()
 
     # ------------------------------------------------------------------ what is heard
 

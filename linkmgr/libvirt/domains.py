@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from linkmgr.budget import TimeBudget
-from linkmgr.documents import Documents
+from linkmgr.documents import Documents, SavedDocument
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
@@ -174,9 +174,9 @@ class Domains:
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
         self._known: dict[str, Domain] = {}
-        self._written: object = None
-        self.unwritten: LinkmgrError | None = None  #: why it could not be written the last time
-        self.failed = asyncio.Event()  #: set while that is so
+        self._saved = SavedDocument(
+            documents, DOCUMENT, "what is done of the domains' cables", self._content
+        )
         self._lost_at: int | None = None
 
     def __iter__(self) -> Iterator[Domain]:
@@ -206,7 +206,6 @@ class Domains:
         for uuid, (name, record) in (found or {}).items():
             if record.process.lives():
                 self.get(uuid, name).record = record
-        self._written = object()
         await self.save()
 
     def is_lost(self, process: Process) -> bool:
@@ -218,32 +217,18 @@ class Domains:
         return self._lost_at is not None and began is not None and began <= self._lost_at
 
     async def save(self) -> None:
-        """Write it down, if it has changed. What cannot be written is told in the log.
+        """Write it down, if it has changed; see `SavedDocument.save`.
 
         That is no reason not to plug: after a restart it would be plugged again, which does nothing
         unless somebody has plugged it elsewhere since.
         """
+        await self._saved.save()
+
+    def _content(self) -> dict[str, object]:
         known = {
             each.uuid: {"name": each.name, **_form(each.record)} for each in self if each.record
         }
-        if known == self._written:
-            self.unwritten = None
-            self.failed.clear()
-            return
-        try:
-            if known:
-                await self._documents.write(DOCUMENT, {"domains": known})
-            else:
-                await self._documents.remove(DOCUMENT)
-        except LinkmgrError as error:
-            if str(error) != str(self.unwritten):
-                log.error("what is done of the domains' cables: %s", error)  # noqa: TRY400
-            self.unwritten = error
-            self.failed.set()
-        else:
-            self._written = known
-            self.unwritten = None
-            self.failed.clear()
+        return {"domains": known} if known else {}
 
     async def ended(self, domain: Domain) -> None:
         """The domain's process has ended: nothing of it is kept."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from asyncinotify import Inotify, Mask
 
 from linkmgr.budget import TimeBudget
+from linkmgr.documents import SavedDocument
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind
 from linkmgr.journal import started_at
@@ -139,8 +140,9 @@ class LinkFollower:
         self._trouble: dict[str, str] = {}
         #: By name: what may be spent on a domain's status file, which has its author's words in it.
         self._budgets: dict[str, TimeBudget] = {}
-        self._saving = asyncio.Lock()
-        self._saved: object = None
+        self._saved = SavedDocument(
+            links.documents, DOCUMENT, "what libvirt said of links", self._content
+        )
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -181,8 +183,7 @@ class LinkFollower:
         if info is None:
             self._budgets.pop(vm, None)
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
-                async with self._saving:
-                    await self._save()
+                await self._saved.save()
             return
         # A string, because this comes with every change: see `linkmgr.host.sysfiles`.
         status = await asyncio.to_thread(self._read, vm)
@@ -201,8 +202,7 @@ class LinkFollower:
                 domain.said[nic.ref.alias] = about.link
                 await self._agree(domain, status, nic, compare(before, about.link, nic))
         finally:
-            async with self._saving:
-                await self._save()
+            await self._saved.save()
 
     def _is_domain(self, vm: VmInfo, status: Status) -> bool:
         """Whether a record is of a VM as it runs now.
@@ -303,20 +303,10 @@ class LinkFollower:
         if found is not None:
             self._domains = found
 
-    async def _save(self) -> None:
+    def _content(self) -> dict[str, object]:
         known = self._domains.items()
         said = {vm: {"life": each.life, "said": {**each.said}} for vm, each in known}
-        if said == self._saved:
-            return
-        try:
-            if said:
-                await self._links.documents.write(DOCUMENT, {"domains": said})
-            else:
-                await self._links.documents.remove(DOCUMENT)
-        except LinkmgrError as error:
-            log.warning("what libvirt said of links: %s", error)
-        else:
-            self._saved = said
+        return {"domains": said} if said else {}
 
 
 def _read(form: Form) -> dict[str, _Domain]:

@@ -11,17 +11,19 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 
-from linkmgr.documents import Documents
+from linkmgr.documents import Documents, SavedDocument
 from linkmgr.errors import AlreadyExists, LinkmgrError, NetworkInUse, PortInUse, ReadOnly
 from linkmgr.events import EventKind
 from linkmgr.jsonform import Form
-from linkmgr.model import Port
+from linkmgr.model import Finding, Port
 from linkmgr.protocol import EventStream, Links
 from linkmgr.service.config import NetworkSection
 
 log = logging.getLogger(__name__)
 
 DOCUMENT = "configuration"
+#: Seconds until a network that could not be made is tried again: on a disk that was full, say.
+RETRY_S = 5.0
 #: After these a network may be out of use.
 _FREEING = {
     EventKind.UNPLUGGED,
@@ -45,8 +47,13 @@ class Configured:
         self._documents = documents
         self._wanted: Mapping[str, NetworkSection] = {}
         self._ours: dict[str, set[str]] = {}  # networks of the configuration, and their ports
-        self._written: dict[str, set[str]] | None = None
+        self._saved = SavedDocument(
+            documents, DOCUMENT, "which networks are the configuration's", self._content
+        )
+        self._is_read = False
         self._pending = False
+        self._waiting: dict[str, str] = {}  # what is in use -> by what, as it was logged
+        self._failures: dict[str, LinkmgrError] = {}  # networks that could not be made
         self._lock = asyncio.Lock()
 
     def check_network(self, name: str) -> None:
@@ -83,9 +90,12 @@ class Configured:
     async def use(self, wanted: Mapping[str, NetworkSection]) -> None:
         """Bring about what a configuration describes. What cannot be is logged."""
         async with self._lock:
-            if self._written is None:
-                self._ours = await self._read()
+            if not self._is_read:
+                self._ours = await self._documents.read(DOCUMENT, _read) or {}
+                self._saved.is_written()
+                self._is_read = True
             self._wanted = wanted
+            self._waiting.clear()
             await self._apply()
 
     async def retry(self) -> None:
@@ -93,6 +103,24 @@ class Configured:
         async with self._lock:
             if self._pending:
                 await self._apply()
+
+    def findings(self) -> list[Finding]:
+        """The networks of the configuration that could not be made, and why."""
+        return [
+            Finding(
+                error.code, f"network:{name}", f"it is not as configured: {error.what}",
+                error.hint or "see the log",
+            )
+            for name, error in self._failures.items()
+        ]  # fmt: skip
+
+    async def retry_failures(self) -> None:
+        """Try again and again to make networks that could not be, until cancelled."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            if self._failures:
+                async with self._lock:
+                    await self._apply()
 
     async def follow(self, events: EventStream) -> None:
         """Try again whenever a network may be out of use, until the events end."""
@@ -105,19 +133,22 @@ class Configured:
 
     async def _apply(self) -> None:
         self._pending = False
+        before, self._failures = self._failures, {}
         there = {network.name for network in await self._links.networks()}
         self._ours = {name: ports for name, ports in self._ours.items() if name in there}
         for name in [name for name in self._ours if name not in self._wanted]:
             await self._remove(name)
         for name in self._wanted.keys() - there:
             self._ours[name] = set()
-        await self._write()  # before they are made: after a crash they are known to be ours
+        await self._saved.save()  # before they are made: after a crash they are known to be ours
         for name, section in self._wanted.items():
             try:
                 await self._create(name, section)
             except LinkmgrError as error:
-                log.error("network %s of the configuration: %s", name, error)  # noqa: TRY400
-        await self._write()
+                self._failures[name] = error
+                if str(error) != str(before.get(name)):
+                    log.error("network %s of the configuration: %s", name, error)  # noqa: TRY400
+        await self._saved.save()
 
     async def _create(self, name: str, section: NetworkSection) -> None:
         async def create() -> None:
@@ -200,23 +231,13 @@ class Configured:
 
     def _wait(self, what: str, why: str) -> None:
         self._pending = True
-        log.warning("%s stays as it is until its last unplug: %s", what, why)
+        if self._waiting.get(what) != why:
+            self._waiting[what] = why
+            log.warning("%s stays as it is until its last unplug: %s", what, why)
 
-    async def _read(self) -> dict[str, set[str]]:
-        found = await self._documents.read(DOCUMENT, _read) or {}
-        self._written = {name: set(ports) for name, ports in found.items()}
-        return found
-
-    async def _write(self) -> None:
-        if self._ours == self._written:
-            return
+    def _content(self) -> dict[str, object]:
         names = {name: {"ports": sorted(ports)} for name, ports in sorted(self._ours.items())}
-        try:
-            await self._documents.write(DOCUMENT, {"networks": names})
-        except LinkmgrError as error:
-            log.error("the networks of the configuration: %s", error)  # noqa: TRY400
-            return
-        self._written = {name: set(ports) for name, ports in self._ours.items()}
+        return {"networks": names} if names else {}
 
 
 def _read(form: Form) -> dict[str, set[str]]:

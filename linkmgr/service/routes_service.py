@@ -37,6 +37,7 @@ async def check(call: CallIn) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
     looks = await call.while_wanted(asyncio.gather(call.links.check(), call.core.guests.check()))
     findings = [finding for found in looks for finding in found]
+    findings += call.core.configured.findings()
     call.core.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 

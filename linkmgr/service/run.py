@@ -133,7 +133,11 @@ class Service:
         core = self.core
         listeners = [core.links.events(), core.links.events()]
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._reloads()), group.create_task(self._announce())]
+            helpers = [
+                group.create_task(self._reloads()),
+                group.create_task(self._announce()),
+                group.create_task(core.configured.retry_failures()),
+            ]
             if (seconds := watchdog_seconds()) is not None:
                 helpers.append(group.create_task(beat(self._notifier, seconds)))
             group.create_task(core.stream.listen(listeners[0]))

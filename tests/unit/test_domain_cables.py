@@ -289,23 +289,21 @@ async def test_a_guest_whose_link_was_down_does_not_see_its_old_cable_on_the_way
 async def test_a_state_directory_that_cannot_be_written_keeps_no_cable_from_being_plugged(
     lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.SAVE_AGAIN", 0.05)
+    monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.05)
     lab.libvirt.live = domain_xml(BLUE)
-    async with lab.care() as care:
+    async with lab.care():
         lab.folder.rmdir()
         lab.folder.touch()
         lab.links.boot()
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "blue"}
-        assert [(each.code, each.subject) for each in care.findings()] == [
-            ("not-written", "domains")
-        ]
+        assert [each.name for each, _ in lab.links.documents.unwritten()] == ["domains"]
         await asyncio.sleep(0.3)
         assert caplog.text.count("domains' cables") == 1, "it is told once"
         lab.folder.unlink()
         lab.folder.mkdir()
         async with asyncio.timeout(5):
-            while care.findings():  # noqa: ASYNC110 - it knows no test
+            while lab.links.documents.unwritten():  # noqa: ASYNC110 - it knows no test
                 await asyncio.sleep(0.02)
         assert "web1" in (lab.folder / "domains.json").read_text()
 

@@ -346,6 +346,21 @@ async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(be
 _KEPT = '{"format": 1, "domains": {"web1": %s}}'
 
 
+async def test_what_could_not_be_kept_is_told_and_kept_as_soon_as_it_can_be(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
+    bench.kept.mkdir()
+    bench.links.plug()
+    bench.virsh(UP)
+    await bench.look()
+    documents = bench.links.documents
+    assert [document.name for document, _ in documents.unwritten()] == ["links"]
+    bench.kept.rmdir()
+    await happens(lambda: not documents.unwritten())
+    assert "web1" in bench.kept.read_text()
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", _KEPT % "3", _KEPT % '{"life": "x", "said": {"net0": "sideways"}}']
 )

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from linkmgr import LinkManager, migrations
 from linkmgr import documents as module
-from linkmgr import migrations
-from linkmgr.documents import Documents
+from linkmgr.documents import Documents, SavedDocument
 from linkmgr.errors import Conflict, StateError
 from linkmgr.journal import (
     CableRecord,
@@ -242,6 +242,28 @@ async def test_a_lock_that_anybody_can_have_keeps_no_linkmgr_from_its_state(fold
         os.close(fd)
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o077 == 0
+
+
+async def test_a_document_that_is_not_written_is_a_finding_until_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SAVE_AGAIN_S", 0.02)
+    async with LinkManager(state=folder, watch=False) as links:
+        content = {"seen": {"web1": "up"}}
+        saved = SavedDocument(links.documents, "extra", "what was seen", lambda: content)
+        (folder / "extra.json").mkdir()
+        await saved.save()
+        await asyncio.sleep(0.1)
+        (found,) = await links.check()
+        assert (found.code, found.subject) == ("not-written", "extra")
+        assert found.what.startswith("what was seen is not written down: ")
+        assert caplog.text.count("what was seen") == 1, "it is told once"
+        content["seen"] = {"web1": "down"}
+        (folder / "extra.json").rmdir()
+        async with asyncio.timeout(5):
+            while await links.check():  # noqa: ASYNC110 - it knows no test
+                await asyncio.sleep(0.02)
+    assert json.loads((folder / "extra.json").read_text())["seen"] == {"web1": "down"}
 
 
 async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:

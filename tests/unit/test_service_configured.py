@@ -201,6 +201,52 @@ async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_ther
     assert "cannot be written" in caplog.text
 
 
+async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
+    links: FakeLinks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
+    state = Documents(tmp_path)
+    configured = Configured(links, state)
+    await configured.use({})
+    in_its_way = tmp_path / "configuration.json"
+    in_its_way.mkdir()
+    await configured.use({"blue": network()})
+    assert [document.name for document, _ in state.unwritten()] == ["configuration"]
+    in_its_way.rmdir()
+
+    async def is_written() -> bool:
+        return not state.unwritten()
+
+    await until(is_written, timeout=5, what="it is written")
+    assert "blue" in in_its_way.read_text()
+
+
+async def test_a_network_that_cannot_be_made_is_a_finding_and_tried_again(
+    links: FakeLinks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("linkmgr.service.configured.RETRY_S", 0.02)
+
+    async def full(*_: object, **__: object) -> bool:
+        raise StateError("the disk is full")
+
+    configured = Configured(links, Documents(None))
+    trying = asyncio.create_task(configured.retry_failures())
+    with monkeypatch.context() as patch:
+        patch.setattr(links, "create_network", full)
+        await configured.use({"blue": network(p7={})})
+        await asyncio.sleep(0.1)
+        (found,) = configured.findings()
+    assert (found.code, found.subject) == ("state-error", "network:blue")
+    assert caplog.text.count("the disk is full") == 1, "it is told once"
+
+    async def is_made() -> bool:
+        return not configured.findings()
+
+    await until(is_made, timeout=5, what="it is made")
+    assert [str(port) for port in await links.ports("blue")] == ["blue:p7"]
+    trying.cancel()
+
+
 async def test_verbs_that_cannot_write_are_tried_again(
     links: FakeLinks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
