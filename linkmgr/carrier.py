@@ -55,6 +55,7 @@ class Carrier:
         self._watch = watch
         self._seen_at = float("-inf")
         self.up: bool | None = None
+        self.changes = 0  #: how often it went up or down, or may have
 
     async def set(self, *, up: bool, seen: bool = True, anew: bool = False) -> None:
         """Set the carrier if it is not so already.
@@ -67,9 +68,10 @@ class Carrier:
             return
         if up and seen:
             await asyncio.sleep(max(0.0, self._seen_at - time.monotonic()))
-        self.up = None
+        before, self.up = self.up, None
         await self._wiring.set_link(self._nic, up=up)
         self.up = up
+        self.changes += before is not up
         if not up:
             self._seen_at = self._watch.seen_at(self._nic)
         self._watch.changed(self._nic)

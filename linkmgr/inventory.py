@@ -8,6 +8,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -57,6 +58,7 @@ from linkmgr.strays import Strays
 from linkmgr.suggest import instead
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
+from linkmgr.wirings.models import shows_carrier, unseen_carrier
 
 #: Seconds that a start waits for QEMUs that do not answer.
 PATIENCE = 3.0
@@ -552,7 +554,12 @@ class Inventory(ABC):
                 await swap.settle(slot)
             elif slot.leftovers:
                 await swap.abandon(slot)
-            return await work()
+            changes = slot.carrier.changes
+            outcome = await work()
+            model = vm.nic(slot).model
+            if slot.carrier.changes == changes or shows_carrier(model, vm.qemu.features.build):
+                return outcome
+            return replace(outcome, notes=(*outcome.notes, unseen_carrier(model)))
         except LinkmgrError as error:
             if isinstance(error, MonitorTimeout | MonitorGone):
                 self._care.lost(vm)

@@ -7,6 +7,7 @@ import pytest
 from linkmgr.carrier import HOLD, LOOK, Carrier, LinkWatch
 from linkmgr.errors import MonitorTimeout
 from linkmgr.model import NicRef
+from linkmgr.wirings.models import shows_carrier
 
 
 class Link:
@@ -93,3 +94,34 @@ async def test_the_carrier_of_a_second_nic_waits_for_the_guests_next_look(link: 
     await two.flap()
     (_, _), (_, _), (_, down), (_, up) = link.set
     assert up - down >= LOOK
+
+
+@pytest.mark.parametrize(
+    ("model", "build", "shown"),
+    [
+        ("virtio-net-pci", "7.2.22 (Debian) x86_64", True),
+        ("e1000", "7.2.22 (Debian) x86_64", True),
+        ("e1000e", "7.2.22 (Debian) x86_64", False),
+        ("e1000e", "10.0.2 (Debian) x86_64", True),
+        ("e1000e", "odd", True),
+        ("i82801", "10.0.2 (Debian) x86_64", False),
+        ("?", "7.2.22 (Debian) x86_64", True),
+    ],
+)
+def test_whether_a_guest_sees_its_carrier_is_a_matter_of_the_model(
+    model: str, build: str, shown: bool
+) -> None:
+    assert shows_carrier(model, build) is shown
+
+
+async def test_what_is_set_again_is_no_change(link: Link, carrier: Carrier) -> None:
+    await carrier.set(up=False)
+    await carrier.set(up=False, anew=True)
+    assert carrier.changes == 1, "it may have been up before"
+    await carrier.flap()
+    assert carrier.changes == 2
+    carrier.forget()
+    link.broken = True
+    with pytest.raises(MonitorTimeout):
+        await carrier.set(up=False)
+    assert carrier.changes == 2

@@ -8,6 +8,7 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.model import NicState
 from linkmgr.swap import Step
 from linkmgr.wirings.attributes import ATTRIBUTES
+from linkmgr.wirings.models import NEVER_SHOW_CARRIER, SHOW_CARRIER_SINCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +46,13 @@ def test_the_table_of_attributes_is_the_one_that_the_code_goes_by() -> None:
         f"| {each.name} | {each.of} | {each.by} | `{each.code}` | {each.repair} |"
         for each in ATTRIBUTES
     ]
+
+
+def test_the_table_of_models_is_the_one_that_the_code_goes_by() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    table = text.partition("| model | QEMU |")[2].partition("\n\n")[0].splitlines()[2:]
+    models = [model for row in table for model in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(models) == sorted([*NEVER_SHOW_CARRIER, *SHOW_CARRIER_SINCE])
 
 
 def test_every_target_of_the_makefile_is_explained() -> None:
