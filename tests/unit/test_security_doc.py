@@ -64,6 +64,8 @@ def test_a_bound_has_the_value_that_is_told(row: list[str]) -> None:
     bound = row[2]
     modules = re.findall(r"`(linkmgr[\w.]+|hooks/qemu)`", bound)
     assert modules or "`packaging/" in bound, f"no module is named: {bound}"
+    for each in modules:
+        module(each)  # it is there
     for name in re.findall(r"`([A-Z_]{2,})`", bound):
         values = [getattr(module(each), name) for each in modules if hasattr(module(each), name)]
         assert values, f"no {name} in {modules}"
