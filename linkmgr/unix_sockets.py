@@ -51,6 +51,7 @@ class UnixSocket(socket.socket):
     """
 
     _guarded: bool | None = None  #: descriptors may lie in it; ``None``: and others share it
+    read_most: int | None = None  #: bytes that `recv` takes at once, however many are asked for
 
     @classmethod
     def make(cls, kind: int = socket.SOCK_STREAM) -> UnixSocket:
@@ -83,6 +84,8 @@ class UnixSocket(socket.socket):
 
         :raise ConnectionAbortedError: the peer has sent descriptors too.
         """
+        if self.read_most is not None:
+            size = min(size, self.read_most)
         if self._guarded is False or flags:
             return super().recv(size, flags)
         data, _, said, _ = self.recvmsg(size, 0, socket.MSG_PEEK)

@@ -53,4 +53,5 @@ def log_to_stderr() -> None:
         handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells when it starts and ends
+    # It tells when it starts and ends, and warns of each request that is wrong: so do we, seldom.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -43,6 +43,7 @@ from linkmgr.service.fdstore import (
 from linkmgr.service.logs import log_to_stderr
 from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
 from linkmgr.service.peers import Peer
+from linkmgr.service.reading import Reading
 from linkmgr.service.sockets import EVERYBODYS, OWNERS, listening
 from linkmgr.service.wire import Server, Unread, connection_places
 from linkmgr.unix_sockets import UnixSocket
@@ -125,7 +126,8 @@ class Service:
         self._notifier = notifier
         self._path = path
         places = connection_places(core.limits, core.rank)
-        self._server = Server(make_app(core), places, Unread(core.rank), core.limits)
+        reading = Reading(core.is_master)
+        self._server = Server(make_app(core), places, Unread(core.rank), reading, core.limits)
         self._reload = asyncio.Event()
 
     async def run(self, *socks: UnixSocket) -> None:

@@ -21,6 +21,7 @@ from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
 from linkmgr.service.quota import Quota, Rank
+from linkmgr.service.reading import READ_MOST, Reading
 from linkmgr.unix_sockets import UnixSocket, connections
 
 _limit = LogLimit(__name__)
@@ -79,11 +80,17 @@ class PeerProtocol(H11Protocol):
     """One connection. The application finds its peer as ``scope["state"]["peer"]``."""
 
     def __init__(
-        self, places: Quota, unread: Unread, limits: Callable[[], Limits], **options: Any
+        self,
+        places: Quota,
+        unread: Unread,
+        reading: Reading,
+        limits: Callable[[], Limits],
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._places = places
         self._unread = unread
+        self._reading = reading
         self._waiting = 0  # bytes that are counted there
         self._does_not_read: asyncio.TimerHandle | None = None
         self._limits = limits
@@ -105,6 +112,7 @@ class PeerProtocol(H11Protocol):
         self.app_state = {**self.app_state, "peer": self._peer}
         why = self._places.refusal(self._peer)
         self._leave = self._places.enter(self._peer)
+        self._reading.add(self._peer, self)
         if why is None:
             self._watch()
         else:
@@ -117,6 +125,8 @@ class PeerProtocol(H11Protocol):
             self._too_slow.cancel()
         self._leave()
         self._reads_again()
+        if self._peer is not None:
+            self._reading.remove(self._peer, self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -153,13 +163,25 @@ class PeerProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in a part of a request."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._peer is None:
             return
-        super().data_received(data)
+        with self._reading.spending(self._peer, self):
+            super().data_received(data)
         self._watch()
+
+    def rest(self) -> None:
+        """Read no further for now; see `Reading`."""
+        self.transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Read again, unless the application is to take in first what was read."""
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
+        if self._peer is not None:
+            _limit.warning(f"uid {self._peer.uid}", "%s sent what is not HTTP", self._peer)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not (
             self.cycle and self.cycle.response_started and not self.cycle.response_complete
         ):
@@ -216,6 +238,7 @@ class _Acceptor:
     async def _accept(self, make: Callable[[], asyncio.Protocol]) -> None:
         loop = asyncio.get_running_loop()
         async for sock in connections(self._sock):
+            sock.read_most = READ_MOST
             await loop.connect_accepted_socket(make, sock)
 
     def close(self) -> None:
@@ -232,10 +255,15 @@ class Server(uvicorn.Server):
     """uvicorn without its tick of ten a second, and without its signal handlers."""
 
     def __init__(
-        self, app: Any, places: Quota, unread: Unread, limits: Callable[[], Limits]
+        self,
+        app: Any,
+        places: Quota,
+        unread: Unread,
+        reading: Reading,
+        limits: Callable[[], Limits],
     ) -> None:
         def protocol(**options: Any) -> PeerProtocol:
-            return PeerProtocol(places, unread, limits, **options)
+            return PeerProtocol(places, unread, reading, limits, **options)
 
         super().__init__(
             uvicorn.Config(

@@ -547,3 +547,65 @@ async def test_a_hostile_qemu_does_not_slow_another_guests_replug(
     assert beside[6] < AS_BEFORE * max(before[6], 0.02), (before, beside)
     assert beside[-2] < AS_BEFORE * max(before[-2], 0.1), (before, beside)
     assert grown < 32 << 20
+
+
+# --- requests that are costly to read -------------------------------------------------------------
+# Becomes another user and sends the same on many connections for some seconds, as fast as it goes.
+FLOOD = """
+import os, selectors, socket, sys, time
+path, uid, how, seconds = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+"".encode("idna")  # its module may be in a directory of root's
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+post = b"POST /v1/networks HTTP/1.1\\r\\nHost: a\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n"
+get = b"GET /v1/nics HTTP/1.1\\r\\nHost: a\\r\\n"
+data = {
+    "chunks": post + b"1\\r\\nx\\r\\n" * 43_000,
+    "headers": get + b"a:\\r\\n" * 3900 + b"\\r\\n",
+    "nonsense": get + b"a:\\r\\n" * 3900 + b"\\xff\\r\\n\\r\\n",
+}[how]
+end, sent = time.monotonic() + seconds, {}
+with selectors.DefaultSelector() as waiting:
+    while time.monotonic() < end:
+        while len(sent) < 200:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(0.2)
+            try:
+                sock.connect(path)
+            except OSError:
+                break
+            sock.setblocking(False)
+            sent[sock] = 0
+            waiting.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        for key, events in waiting.select(0.01):
+            sock = key.fileobj
+            try:
+                if events & selectors.EVENT_READ and not sock.recv(65536):
+                    raise ConnectionError
+                sent[sock] += sock.send(data[sent[sock] % len(data):])
+            except BlockingIOError:
+                pass
+            except OSError:
+                waiting.unregister(sock)
+                sock.close()
+                del sent[sock]
+        time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("how", ["chunks", "headers", "nonsense"])
+async def test_requests_that_are_costly_to_read_hold_only_their_sender_up(
+    host: Host, lab: Lab, how: str
+) -> None:
+    await ready(host, lab)
+    await slowest_of(host, 4)
+    said = len(host.said())
+    command = [sys.executable, "-c", FLOOD, str(host.socket), str(STRANGER), how, "8"]
+    child = await asyncio.create_subprocess_exec(*command)
+    try:
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(6):
+            assert await slowest_of(host, 8) < SOON
+        assert len(host.said()) - said < 16 << 10, "nor do they fill the log"
+    finally:
+        child.kill()
+        await child.wait()
