@@ -1,4 +1,4 @@
-"""Budgets of processor time for work on a stranger's words in the event loop."""
+"""Token buckets: what a stranger's words may cost in messages, bytes and processor time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,61 @@ BURST = 0.1
 SHARE = 0.1
 
 
-class TimeBudget:
-    """A token bucket of processor seconds: what one stranger's words may cost in the long run.
+class Bucket:
+    """A token bucket. More may be taken than is there; it is owed then.
+
+    :param rate: tokens a second.
+    :param burst: tokens that it holds, and begins with.
+    :param clock: seconds that never go back.
+    """
+
+    def __init__(
+        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens = burst
+        self._at = clock()
+
+    def take(self, amount: float) -> float:
+        """Take tokens, there or not; return the seconds until none is owed."""
+        self._fill()
+        self._tokens -= amount
+        return self.wait
+
+    def take_one(self) -> bool:
+        """Take a token if there is one."""
+        self._fill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    @property
+    def wait(self) -> float:
+        """Seconds until none is owed; 0 while the burst is not used up."""
+        self._fill()
+        return max(0.0, -self._tokens / self._rate)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing that was taken still counts."""
+        self._fill()
+        return self._tokens >= self._burst
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+
+
+class TimeBudget(Bucket):
+    """A bucket of processor seconds: what one stranger's words may cost in the long run.
 
     It stops nothing by itself: who spends asks for `wait` before the next piece of work.
 
     :param burst: seconds that may be spent at once.
     :param share: seconds that may be spent in each second after that.
-    :param clock: seconds that never go back.
+    :param clock: as in `Bucket`.
     """
 
     def __init__(
@@ -29,16 +76,11 @@ class TimeBudget:
         share: float = SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._burst = burst
-        self._share = share
-        self._clock = clock
-        self._spent = 0.0
-        self._at = clock()
+        super().__init__(share, burst, clock)
 
     def spend(self, seconds: float) -> None:
-        """Count processor time that was spent."""
-        self._spent = self._left_over() + seconds
-        self._at = self._clock()
+        """Count processor time that was spent; less than nothing gives some back."""
+        self.take(seconds)
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -48,19 +90,6 @@ class TimeBudget:
             yield
         finally:
             self.spend(time.thread_time() - begun)
-
-    @property
-    def wait(self) -> float:
-        """Seconds until there may be more; 0 while the burst is not used up."""
-        return max(0.0, (self._left_over() - self._burst) / self._share)
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether nothing that was spent still counts."""
-        return not self._left_over()
-
-    def _left_over(self) -> float:
-        return max(0.0, self._spent - (self._clock() - self._at) * self._share)
 
 
 #: Users whose budgets are told apart; those who come while all of them are in use share one. A user
@@ -85,7 +114,7 @@ class UserBudgets:
         if (known := self._by_uid.get(uid)) is not None:
             return known
         if len(self._by_uid) >= USERS_MOST:
-            for idle in [each for each, its in self._by_uid.items() if its.is_unused]:
+            for idle in [each for each, its in self._by_uid.items() if its.full]:
                 del self._by_uid[idle]
         if len(self._by_uid) >= USERS_MOST:
             return self._rest

@@ -19,13 +19,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from linkmgr.budget import Bucket
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.journal import started_at
 from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid, peer_uid
 from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.budget import Bucket
 from linkmgr.qmp.dialer import dials
 from linkmgr.unix_sockets import UnixSocket, connections
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from linkmgr.budget import Bucket
 from linkmgr.qmp.events import OVERFLOW, MonitorEvent
 
 #: Messages a second that a QEMU may send unasked for as long as it likes: one and a half percent
@@ -37,44 +38,6 @@ TURN = 32
 
 class FloodError(Exception):
     """It has said too much for too long."""
-
-
-class Bucket:
-    """A token bucket.
-
-    :param rate: tokens a second.
-    :param burst: tokens that it holds, and begins with.
-    """
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens = burst
-        self._at = time.monotonic()
-
-    def take(self, amount: float) -> float:
-        """Take tokens, there or not; return the seconds until none is owed."""
-        self._fill()
-        self._tokens -= amount
-        return max(0.0, -self._tokens / self._rate)
-
-    def take_one(self) -> bool:
-        """Take a token if there is one."""
-        self._fill()
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing was taken for a while."""
-        self._fill()
-        return self._tokens >= self._burst
-
-    def _fill(self) -> None:
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
 
 
 class Budget:
