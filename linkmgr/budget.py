@@ -63,7 +63,7 @@ class Bucket:
 class TimeBudget(Bucket):
     """A bucket of processor seconds: what one stranger's words may cost in the long run.
 
-    It stops nothing by itself: who spends asks for `wait` before the next piece of work.
+    It stops nothing by itself: its user waits for `wait` seconds before the next piece of work.
 
     :param burst: seconds that may be spent at once.
     :param share: seconds that may be spent in each second after that.

@@ -1,6 +1,6 @@
 """Closes descriptors in a process of its own, where the last close may wait.
 
-A unix socket closes what lies in it unreceived, and whoever drops the last reference to a TCP
+Closing a unix socket closes what lies in it unreceived, and dropping the last reference to a TCP
 socket with SO_LINGER waits until its peer has read. A process that ends never waits for that (the
 kernel's ``inet_release`` looks at PF_EXITING), so a child gets a duplicate and is killed. The event
 loop does not wait for it, and it needs no descriptor of ours.

@@ -92,8 +92,8 @@ class LinkManager(Beside):
         Start QEMU with ``-S``, add the VM, then send ``cont``: the guest boots with no carrier.
 
         :param qmp: path of its monitor socket, or what else `dialers` can reach.
-        :param uid: who asks; kept in the state directory.
-        :param may_use: says of the uid of the process that listens on the socket whether who asks
+        :param uid: of the caller; kept in the state directory.
+        :param may_use: says of the uid of the process that listens on the socket whether the caller
             may use its monitor. By default everybody's.
         :return: its NICs.
         :raise BadName: when `name` cannot be a name.

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 #: A run begins no sooner after the last one than this many times what that took, and no later than
-#: so many seconds: whoever asks without end has a quarter of the loop's time at most.
+#: so many seconds: callers that ask without end have a quarter of the loop's time at most.
 REST, LONGEST_REST = 3.0, 1.0
 #: Seconds that it takes to answer one of those who asked (measured for HTTP: 0.7 ms): a part of
 #: what a run takes, and the larger one if hundreds ask.
@@ -19,8 +19,8 @@ ANSWER_SECONDS = 0.001
 class SingleFlight(Generic[T]):
     """Runs a look for any number of callers, one run at a time.
 
-    A caller who comes while a run is under way gets the next one, shared with all who come until it
-    begins: what he has just done himself shows in it. A run that nobody waits for any more is
+    A caller that comes while a run is under way gets the next one, shared with all that come until
+    it begins: a change that the caller has just made shows in it. A run without callers is
     cancelled.
 
     :param look: what is run; it may be cancelled at any await.

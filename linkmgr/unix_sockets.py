@@ -1,6 +1,6 @@
 """Unix sockets on which a peer cannot make us wait by sending descriptors (SCM_RIGHTS).
 
-Who drops the last reference to a descriptor closes it, and closing can wait for as long as its
+Dropping the last reference to a descriptor closes it, and closing can wait for as long as its
 sender likes. Receiving without room for it drops it, and so does closing a socket in which it lies.
 
 Linux 6.16 has SO_PASSRIGHTS: off, the sender gets EPERM. Connections inherit it when they are made.
@@ -34,7 +34,7 @@ CONNECTION_SECONDS = 0.0005
 #: Seconds of it that a user's connections may take at once: all 256 that it may have.
 BURST_SECONDS = 0.15
 USER_SHARE = 0.05  #: of the loop's time for a user's connections: a hundred a second
-REFUSAL_SECONDS = 0.00005  #: of the loop's time for a connection that is hung up on
+REFUSAL_SECONDS = 0.00005  #: of the loop's time for a connection that is refused
 #: Of the loop's time for all of those: 2,000 a second. Root waits half a second behind a backlog
 #: that somebody has filled.
 REFUSALS_SHARE = 0.1
@@ -137,8 +137,9 @@ async def connections(
 ) -> AsyncIterator[UnixSocket]:
     """Accept one connection after another. Without a free descriptor the callers wait.
 
-    A user that connects without end is hung up on until it is within its share again; root and the
-    service's own user never are. Everybody waits a little in the backlog meanwhile.
+    Connections of a user that connects without end are closed until it is within its share again;
+    those of root and of the service's own user never are. Everybody waits a little in the backlog
+    meanwhile.
 
     :param burst: seconds of the loop's time that a user's connections may take at once.
     """

@@ -70,8 +70,8 @@ class Devices:
     async def links(self, *, whole: bool = True) -> list[Link]:
         """Return all devices. Takes some 20 us for each, in a thread.
 
-        :param whole: ``False`` for who can do without those that come or go meanwhile: never for
-            who deletes what is not in the list.
+        :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
+            something is deleted because it is not in the list.
         """
         return await self._reader.links(whole=whole)
 

@@ -48,8 +48,8 @@ class Reader:
     async def links(self, *, whole: bool = True) -> list[Link]:
         """Return all devices.
 
-        :param whole: ``False`` for who can do with a list that lacks some of those that came or
-            went meanwhile: never for who deletes what is not in it.
+        :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
+            something is deleted because it is not in the list.
         """
         if not whole:
             return (await _asked(rtnl_read.list_links))[0]

@@ -223,7 +223,7 @@ class DomainCare:
                 known = self.known.known(event.uuid)
                 if known is not None:
                     known.is_stale()
-                if known is None or not known.queued:  # else whoever waits will see it
+                if known is None or not known.queued:  # else the look that waits will see it
                     self._spawn(self._look(event.name), f"look at domain {event.name}")
             case DomainEventKind.STOPPED:
                 # Of one whose process linkmgr cannot watch nobody else tells.
@@ -245,7 +245,7 @@ class DomainCare:
             return
         found = await self._identify(vm)
         if found is None or found[0].queued:
-            return  # whoever waits already will see what there is to be seen
+            return  # the look that waits already will see it
         domain, process = found
         domain.queued = True
         await asyncio.sleep(domain.budget.wait)

@@ -249,8 +249,8 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
 def _has_ended(sock: socket.socket) -> bool:
     """Whether the process that connected has ended, though somebody may hold its connection.
 
-    Linux before 6.5 does not say. Then its uid, which has to be that of who has the pid now, keeps
-    out all but those who run as QEMU does.
+    Linux before 6.5 does not say. Then its uid, which has to be that of the process with the
+    pid now, keeps out all but those that run as QEMU does.
     """
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)

@@ -3,9 +3,9 @@
 A call takes a millisecond. But libvirt can hold any call about a domain: while a hook of it runs, a
 job of it lasts, or its QEMU does not answer. So of each domain one call is under way at most. One
 that takes longer than `HELD_AFTER` seconds is *held*: it leaves the pool with its connection and
-its thread, another connection takes its place, and until it returns everybody else who asks about
-that domain is told at once that it is busy. Whose call was held the last time is not counted among
-the pool's at all: it cannot delay the others for `HELD_AFTER` seconds again and again.
+its thread, another connection takes its place, and until it returns every other call about
+that domain is answered at once as busy. A domain whose last call was held is not counted among the
+pool's at all: it cannot delay the others for `HELD_AFTER` seconds again and again.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ BURST_SECONDS = 0.5
 #: Seconds that nothing is read from a QEMU that said too much: rather seldom and long than often
 #: and short, for each pause is a timer.
 PAUSE = 0.1
-#: Seconds for which it may go on saying too much before it is hung up on. What it has not got rid
+#: Seconds for which it may go on saying too much before it is disconnected. What it has not got rid
 #: of until then grows in its own memory.
 FLOOD_SECONDS = 10.0
 #: Events a second that are told on, for each is told to every listener; then they are left out.

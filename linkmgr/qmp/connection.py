@@ -162,9 +162,9 @@ class _Client(QMPClient):
     def _is_expected(self, said: Mapping[str, Any]) -> bool:
         """Whether the library waits for this message.
 
-        QEMU writes the answer to a command that it was executing when its client left to whoever
-        is connected by then, be it before its greeting. The answer to our negotiation is an empty
-        object without an id.
+        QEMU writes the answer to a command that it was executing when its client left to the
+        next client, even before the greeting. The answer to our negotiation is an empty object
+        without an id.
 
         :raise NotQmpError: it is neither an event nor an answer.
         """

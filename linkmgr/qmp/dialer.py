@@ -76,7 +76,7 @@ class SocketDialer:
     def forsaken(self, error: Exception) -> bool:
         """See `Dialer.forsaken`."""
         if isinstance(error, MonitorReplaced):
-            return True  # whoever is there, it is not this VM
+            return True  # the process that listens is not this VM
         return isinstance(error, MonitorUnreachable) and isinstance(
             error.__cause__, ConnectionRefusedError | FileNotFoundError
         )

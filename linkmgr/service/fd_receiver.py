@@ -19,7 +19,7 @@ from linkmgr.unix_sockets import readable
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
 RECEIVE_S = 5.0
-#: Receivers of one user at once. A file system of his own can hold one for as long as he likes.
+#: Receivers of one user at once. A user's own file system can hold one for ever.
 PER_UID = 2
 #: Receivers of all users but root, which is no more than a few megabytes of memory each.
 IN_ALL = 16
@@ -34,7 +34,7 @@ class Packet:
     """One packet.
 
     :param count: descriptors that came with it.
-    :param fd: the one that came, if it is a tap's. Owned by who has the packet.
+    :param fd: the one that came, if it is a tap's. Owned by the packet's holder.
     :param kind: ``st_mode`` and device number of a single one.
     """
 
@@ -57,7 +57,7 @@ class Receivers:
         """Receive the packet that is next, which brings descriptors.
 
         :raise Refused: when too many receivers of this user, or of all, are under way.
-        :raise BadFd: when what came holds up who receives it.
+        :raise BadFd: when what came holds its receiver up.
         :raise HostError: when no process can be made.
         """
         others = self._running.total() - self._running[0]

@@ -16,7 +16,7 @@ class LineFormatter(logging.Formatter):
     """Makes one line of each message, whatever a stranger's text in it says.
 
     Control characters are escaped: a line end would begin a line that looks like one of ours, and
-    ESC would reach the terminal of whoever reads the log. A traceback has a line each, indented.
+    ESC would reach the terminal that shows the log. A traceback has a line each, indented.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name

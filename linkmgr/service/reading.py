@@ -23,7 +23,7 @@ READ_MOST = 8 << 10
 BURST_SECONDS = 0.1
 USER_SHARE = 0.05  #: of the loop's time for reading one user's requests: two hundred a second
 ALL_SHARE = 0.15  #: of the loop's time for reading those of all such users
-#: Seconds of it that each read takes around the parsing: who sends byte by byte causes many.
+#: Seconds of it that each read takes around the parsing: sending byte by byte causes many.
 READ_SECONDS = 0.00005
 #: Seconds that a rest has at least: each is a timer, and a system call for each connection.
 REST_SECONDS = 0.05
