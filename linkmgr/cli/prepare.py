@@ -91,8 +91,8 @@ def prepare(
     """Make a libvirt domain boot with NICs whose cables can change.
 
     Prints what is different, as diff -u does. What has a slash, ends with .xml or is - (stdin) is a
-    file; it is never written. Without --define nothing is changed. It holds from the domain's next
-    start on: shut it down and start it, a reboot inside is not enough.
+    file; it is never written. Without --define or --refresh nothing is changed. It holds from the
+    domain's next start on: shut it down and start it, a reboot inside is not enough.
     """
     from linkmgr.libvirt.virsh import Virsh
 
