@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from linkmgr.errors import HostError
 from linkmgr.host import Host, Link, PortState, device_name, tap_mac
+from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, FdEndpoint
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import PREFIX, mark_of
@@ -279,6 +280,51 @@ def _ipv6(view: View) -> str | None:
     return f"device {view.device.name} has IPv6 on, and may speak in the guest's network"
 
 
+def _silencing(name: str) -> str:
+    # With slashes: a name may have dots.
+    off = f"sysctl -qw net/ipv6/conf/{name}/disable_ipv6=1"
+    return f"run 'ip link set {name} addrgenmode none && {off}'"
+
+
+def _group(view: View) -> str | None:
+    if view.device.group == DEVICE_GROUP:
+        return None
+    return (
+        f"device {view.device.name} is in group {view.device.group}, not {DEVICE_GROUP}, so under "
+        "another name udev and what goes by it take it for a device as any other"
+    )
+
+
+def _bridge_attribute(
+    name: str,
+    code: str,
+    found: Callable[[View, Link], str | None],
+    hint: Callable[[View, str], str],
+) -> Attribute:
+    """An attribute of a bridge that linkmgr made. It is an operator's to change, and so stays.
+
+    :param hint: how it is set again, by the bridge's name.
+    """
+
+    def of_ours(view: View) -> str | None:
+        bridge = view.target
+        if bridge is None or bridge.mark is None or bridge.mark.network is None:
+            return None
+        what = found(view, bridge)
+        return what and f"{bridge.name}, which linkmgr made, {what}"
+
+    return Attribute(
+        f"{name}, of a bridge that linkmgr made", _TAP, "an operator", code, of_ours,
+        lambda view: f"if that is not wanted, {hint(view, view.target.name)}"
+        if view.target else AGAIN, Repair.NONE,
+    )  # fmt: skip
+
+
+def _bridge_mtu(view: View, bridge: Link) -> str | None:
+    carries = f"carries {bridge.mtu} bytes, its network {view.mtu}"
+    return None if bridge.mtu == view.mtu else carries
+
+
 def _port_option(name: str, of_bridge: str) -> Attribute:
     """An option of the port of a cable, as its network or port says."""
 
@@ -370,13 +416,39 @@ ATTRIBUTES: tuple[Attribute, ...] = (
                                 if isinstance(view.cable.endpoint, DirectEndpoint) else ""),
               put=_set_mode),
     Attribute("IPv6 off, addrgenmode none", _BOTH, "nobody", "ipv6-on", _ipv6,
-              lambda view: f"run 'sysctl -w net.ipv6.conf.{view.device.name}.disable_ipv6=1'",
+              lambda view: _silencing(view.device.name),
               put=lambda host, view: host.silence(view.device)),
     _port_option("isolated", "port option isolated"),
     _port_option("hairpin", "port option hairpin"),
     _port_option("learning", "port option learning"),
     Attribute("port options flood, mcast_flood, bcast_flood, locked", _TAP, "an operator",
               "port-flood", _flood, _flood_hint, Repair.NONE),
+    Attribute("device group", _BOTH, "an operator", "group-changed", _group,
+              lambda view: f"if that is not wanted, {_set(view, f'group {DEVICE_GROUP}')}",
+              Repair.NONE),
+    _bridge_attribute(
+        "MTU", "bridge-mtu", _bridge_mtu,
+        lambda view, name: f"run 'ip link set {name} mtu {view.mtu}'"),
+    _bridge_attribute(
+        "no multicast snooping", "bridge-snooping",
+        lambda _, bridge: "snoops multicast, and reports itself to every port"
+        if bridge.snooping else None,
+        lambda _, name: f"run 'ip link set {name} type bridge mcast_snooping 0'"),
+    _bridge_attribute(
+        "no spanning tree", "bridge-stp",
+        lambda _, bridge: "has a spanning tree, so a new port waits before it forwards"
+        if bridge.spanning_tree else None,
+        lambda _, name: f"run 'ip link set {name} type bridge stp_state 0'"),
+    _bridge_attribute(
+        "IPv6 off, addrgenmode none", "bridge-ipv6",
+        lambda _, bridge: None if bridge.ipv6_silent
+        else "has IPv6 on, and may speak in the guests' network",
+        lambda _, name: _silencing(name)),
+    _bridge_attribute(
+        "device group", "bridge-group",
+        lambda _, bridge: f"is in group {bridge.group}, not {DEVICE_GROUP}"
+        if bridge.group != DEVICE_GROUP else None,
+        lambda _, name: f"run 'ip link set {name} group {DEVICE_GROUP}'"),
 )  # fmt: skip
 
 
@@ -460,6 +532,8 @@ async def set_by_others(host: Host, cable: Cable, link: Link) -> list[str]:
     with contextlib.suppress(HostError):  # it goes just now
         if kinds := await host.traffic_control(link.index):
             found.append(f"traffic control ({', '.join(kinds)})")
+    if link.group not in {DEVICE_GROUP, 0}:  # an older linkmgr made its devices in group 0
+        found.append(f"group {link.group}")
     view = View(cable, link, None)
     if isinstance(cable.endpoint, BridgeEndpoint):
         found += [f"{name} {_on(not good)}" for name, good in _cut(view).items()]

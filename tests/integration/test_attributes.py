@@ -102,7 +102,28 @@ REPORTED = {
     "bridge link set dev {0} mcast_flood off": "port-flood",
     "bridge link set dev {0} bcast_flood off": "port-flood",
     "bridge link set dev {0} locked on": "port-flood",
+    "ip link set {0} group 5": "group-changed",
 }
+#: Of a bridge that linkmgr made, whose name has a dot.
+BRIDGE = {
+    "ip link set {0} mtu 1400": "bridge-mtu",
+    "ip link set {0} mtu 1600": "bridge-mtu",
+    "ip link set {0} type bridge mcast_snooping 1": "bridge-snooping",
+    "ip link set {0} type bridge stp_state 1": "bridge-stp",
+    "echo 0 >/proc/sys/net/ipv6/conf/{0}/disable_ipv6": "bridge-ipv6",
+    "ip link set {0} addrgenmode eui64": "bridge-ipv6",
+    "ip link set {0} group 0": "bridge-group",
+}
+
+
+async def is_told_and_left(lab: Lab, harm: str, name: str, code: str) -> None:
+    await lab.sh(harm.format(name))
+    (found,) = await lab.links.check()
+    assert found.code == code, harm
+    (said,) = (await lab.links.plug(NIC, "blue")).notes
+    assert found.what in said
+    await lab.sh(found.hint.partition("'")[2].rpartition("'")[0])
+    assert await lab.links.check() == [], "the hint is a command that helps"
 
 
 async def test_what_an_operator_may_change_on_a_port_is_told_and_left(watched: Lab) -> None:
@@ -111,13 +132,29 @@ async def test_what_an_operator_may_change_on_a_port_is_told_and_left(watched: L
     await watched.links.plug(NIC, "blue")
     name = await device(watched.links)
     for harm, code in REPORTED.items():
-        await watched.sh(harm.format(name))
-        (found,) = await watched.links.check()
-        assert found.code == code
-        (said,) = (await watched.links.plug(NIC, "blue")).notes
-        assert found.what in said
-        await watched.sh(found.hint.partition("'")[2].rpartition("'")[0])
-        assert await watched.links.check() == [], "the hint is a command that helps"
+        await is_told_and_left(watched, harm, name, code)
+
+
+async def test_what_an_operator_may_change_on_a_bridge_of_linkmgrs_is_told_and_left(
+    watched: Lab,
+) -> None:
+    name = "br.made"
+    await watched.links.create_network("blue", "bridge", bridge=name, create=True)
+    await watched.guest(boot=False)
+    await watched.links.plug(NIC, "blue")
+    assert await watched.links.check() == []
+    for harm, code in BRIDGE.items():
+        await is_told_and_left(watched, harm, name, code)
+
+
+async def test_what_an_operator_has_set_on_a_bridge_of_his_own_is_no_finding(watched: Lab) -> None:
+    await watched.network("blue")
+    await watched.guest(boot=False)
+    await watched.links.plug(NIC, "blue")
+    for harm, code in BRIDGE.items():
+        if code not in {"bridge-stp", "bridge-mtu"}:  # a tree shuts the port, for some seconds
+            await watched.sh(harm.format("br-blue"))
+    assert await watched.links.check() == []
 
 
 async def test_a_parent_that_carries_less_than_its_network_is_told_with_the_command_that_helps(
