@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +20,10 @@ from linkmgr.service.problems import Refused, problem
 from linkmgr.service.quota import Quota
 
 log = logging.getLogger(__name__)
+
+#: Bytes of finished operations that are kept, as JSON, however many they are: a thousand usual ones
+#: have one megabyte, and one answer lists all of them. A VM that is added may have 256 NICs.
+KEPT_BYTES = 4 << 20
 
 Work = Callable[[], Awaitable[Mapping[str, Any]]]  #: what it returns is the JSON of the answer
 
@@ -97,7 +102,8 @@ class Operations:
         self._limit = LogLimit(__name__)
         self._count = 0
         self._running: dict[str, Operation] = {}
-        self._past: dict[str, Operation] = {}
+        self._past: dict[str, tuple[Operation, int]] = {}  # with its bytes
+        self._bytes = 0  # of all of these
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -126,7 +132,8 @@ class Operations:
 
         :raise NotFound: when there is none, or it is not kept any more.
         """
-        found = self._running.get(ident) or self._past.get(ident)
+        past, _ = self._past.get(ident, (None, 0))
+        found = self._running.get(ident) or past
         if found is None:
             raise NotFound(
                 f"there is no operation {ascii(ident)[1:-1][:40]}",
@@ -137,7 +144,7 @@ class Operations:
 
     def all(self) -> list[Operation]:
         """Those that are kept, the oldest first, then those under way."""
-        return [*self._past.values(), *self._running.values()]
+        return [*(each for each, _ in self._past.values()), *self._running.values()]
 
     def stop(self) -> None:
         """Begin nothing any more."""
@@ -167,9 +174,13 @@ class Operations:
 
     def _keep(self, operation: Operation) -> None:
         del self._running[operation.id]
-        self._past[operation.id] = operation
-        while len(self._past) > self._limits().operations:
-            del self._past[next(iter(self._past))]
+        size = len(json.dumps(operation.form()))
+        self._past[operation.id] = operation, size
+        self._bytes += size
+        most = self._limits().operations
+        while len(self._past) > most or (self._bytes > KEPT_BYTES and len(self._past) > 1):
+            _, freed = self._past.pop(next(iter(self._past)))
+            self._bytes -= freed
 
     def _tell(self, operation: Operation, peer: Peer) -> None:
         """One line of log per change: who, what, which NIC, how it went, how long it took.

@@ -12,8 +12,9 @@ import pytest
 
 from linkmgr.errors import PortInUse
 from linkmgr.model import NicState
-from linkmgr.service import models
-from linkmgr.service.config import Config, Limits
+from linkmgr.service import models, operations
+from linkmgr.service.config import Config, Limits, Verb
+from linkmgr.service.peers import Peer
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Answer, Lab, request, running
 
@@ -115,6 +116,23 @@ async def test_only_the_last_operations_are_kept(lab: Lab) -> None:
         await lab.ask("DELETE", WHERE)
     ids = [each["id"] for each in (await lab.ask("GET", "/v1/operations")).json["operations"]]
     assert [ident.rpartition("-")[2] for ident in ids] == ["8", "9", "10", "11", "12"]
+
+
+async def test_finished_operations_take_only_so_many_bytes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "KEPT_BYTES", 10_000)
+    peer = Peer(os.getuid(), os.getgid(), os.getpid(), frozenset())
+
+    async def add() -> dict[str, object]:
+        return {"nics": ["x" * 4000]}
+
+    made = [lab.core.operations.start(Verb.ADD_VM, str(number), peer, add) for number in range(3)]
+    for each in made:
+        await each.finished.wait()
+    listed = (await lab.ask("GET", "/v1/operations")).json["operations"]
+    assert [each["subject"] for each in listed] == ["1", "2"], "the last ones"
+    assert (await lab.ask("GET", f"/v1/operations/{made[0].id}")).status == 404
 
 
 async def test_only_so_many_changes_run_at_once(lab: Lab) -> None:
