@@ -128,7 +128,7 @@ async def is_told_and_left(lab: Lab, harm: str, name: str, code: str) -> None:
 
 async def test_what_an_operator_may_change_on_a_port_is_told_and_left(watched: Lab) -> None:
     await watched.network("blue")
-    await watched.guest()
+    await watched.guest(boot=False)
     await watched.links.plug(NIC, "blue")
     name = await device(watched.links)
     for harm, code in REPORTED.items():
@@ -194,7 +194,7 @@ async def test_a_bridge_whose_uplink_left_keeps_its_address_whichever_taps_come(
     watched: Lab,
 ) -> None:
     await watched.network("blue")
-    await watched.guest()
+    await watched.guest(boot=False)
     await watched.links.plug(NIC, "blue")
     await watched.sh("ip link set v-blue nomaster")
     kind = "cat /sys/class/net/br-blue/addr_assign_type"
