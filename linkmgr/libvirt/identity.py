@@ -303,7 +303,9 @@ def _read_pid(path: Path) -> tuple[int, int | None]:
     fd = open_root_file(path)
     try:
         pid = int(os.read(fd, _PID_BYTES))
-        ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        # The byte that libvirt locks, and no other: the kernel names one lock of those that are in
+        # the way, and on all other bytes anybody can have had a shared one before.
+        ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         kind, _, _, _, holder = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
     finally:
         os.close(fd)

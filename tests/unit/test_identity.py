@@ -43,7 +43,7 @@ if "nobody" in how:
 if "share" in how:
     fcntl.lockf(file, fcntl.LOCK_SH)
 if "lock" in how:
-    fcntl.lockf(file, fcntl.LOCK_EX)
+    fcntl.lockf(file, fcntl.LOCK_EX, 1)
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(address)
 if "fork" in how and os.fork() > 0:
@@ -139,6 +139,32 @@ def test_a_user_who_got_the_pid_of_a_guest_that_ended_is_a_stranger(
     pid, sock = libvirt.dialled(f"write nobody {how}")
     libvirt.record("web1", pid)
     libvirt.refuses(sock, r"does not hold the write lock on .*/web1\.pid")
+
+
+#: Has a shared lock on another byte than libvirt's, of a file that everybody may read.
+BYSTANDER = """
+import fcntl, sys
+file = open(sys.argv[1])
+fcntl.lockf(file, fcntl.LOCK_SH, 1, 100)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_of_a_stranger_elsewhere_in_the_pid_file_hides_no_qemu(libvirt: Libvirt) -> None:
+    """The file was left behind, and libvirt takes it again when the guest starts."""
+    (libvirt.run / "web1.pid").write_text("1\n")
+    child = libvirt.stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-c", BYSTANDER, str(libvirt.run / "web1.pid")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+    )  # fmt: skip
+    libvirt.stack.callback(child.kill)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"locked\n"
+    pid, sock = libvirt.started()
+    assert libvirt.files.identify(sock) == Dialled("web1", UUID, pid)
 
 
 def test_a_record_that_is_older_than_the_process_tells_of_another_one(libvirt: Libvirt) -> None:
