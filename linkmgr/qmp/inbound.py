@@ -8,6 +8,7 @@ is wrong with one is said in a sentence of bounded length, never by showing the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -66,7 +67,7 @@ def decode(data: bytes | str, *, items: int = ITEMS, limit: int | None = None) -
     if sum(counted) > items:
         raise NotQmpError(f"a message of more than {items} parts")
     try:
-        said = json.loads(data, parse_constant=_no_constant)
+        said = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise NotQmpError("a message that is nested too deeply") from None
     except ValueError:  # not JSON, not UTF-8, or a number of thousands of digits
@@ -112,6 +113,13 @@ def _short(key: str, value: object) -> object:
     if value is None or isinstance(value, bool):
         return value
     return value[:ID_LIMIT] if key in IDS and isinstance(value, str) else printable(value)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # 1e999
+        raise ValueError(digits)
+    return number
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -94,6 +94,7 @@ TOO_MUCH: dict[str, bytes] = {
     "a number of 5,000 digits": b'{"return": ' + b"1" * 5000 + b"}\n",
     "no number": b'{"return": NaN}\n',
     "an infinite number": b'{"return": -Infinity}\n',
+    "a number that is too large": b'{"return": 1e999}\n',
     "an event of megabytes": b'{"event": "SHUTDOWN", "data": {"reason": "'
     + b"x" * 9_000_000
     + b'"}}\n',
