@@ -32,6 +32,7 @@ from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
 from linkmgr.inspection import Inspection
 from linkmgr.journal import Journal, VmJournal
+from linkmgr.log_limit import LogLimit
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
@@ -64,10 +65,17 @@ from linkmgr.wirings.models import shows_carrier, unseen_carrier
 PATIENCE = 3.0
 #: Seconds between two looks for new NICs, for those who list them.
 LOOK_SECONDS = 1.0
+#: Seconds that those who list NICs wait for a QEMU to tell of new ones, each of which it is asked
+#: about one by one: one that answers each question slowly holds nobody up for long.
+LISTING_SECONDS = 2.0
+#: Seconds until such a look is given up: nothing else is added to or removed from the VM meanwhile.
+#: A guest with 28 NICs needs a tenth of a second.
+LOOKING_SECONDS = 10.0
 #: Seconds that QEMUs get to tell of new NICs when no known NIC has the name that is asked for.
 NAMING_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
+_limit = LogLimit(__name__)
 
 T = TypeVar("T")
 
@@ -216,6 +224,9 @@ class Inventory(ABC):
         await asyncio.gather(self._pinging.close(), self._checking.close())
         await self._absent.close()
         await self.reservations.end_all()
+        for vm in self._vms.values():
+            if vm.looking is not None:
+                vm.looking.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
@@ -241,7 +252,8 @@ class Inventory(ABC):
         return self.seen()[1]
 
     async def _ping_all(self) -> None:
-        await asyncio.gather(*(self._look_for_nics(vm, LOOK_SECONDS) for vm in self._vms.values()))
+        looks = (self._look_for_nics(each, LOOK_SECONDS) for each in self._vms.values())
+        await asyncio.gather(*looks)
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs as last known, by name. Asks no QEMU."""
@@ -478,22 +490,36 @@ class Inventory(ABC):
     async def _look_for_nics(self, vm: Vm, seconds: float = 0.0) -> None:
         """Ask QEMU for a sign of life, and for NICs that were hot-plugged since.
 
+        One look at a time, which goes on when it takes longer than anybody waits.
+
         :param seconds: for which what was seen is good enough: many may ask at once.
         """
         await self._care.ping(vm)
-        old = time.monotonic() - vm.looked >= seconds
-        if old and vm.qemu.alive and not vm.unknown and not self._closed:
-            vm.looked = time.monotonic()
-            await asyncio.shield(self._start(self._find_new_nics(vm)))
+        due = time.monotonic() - seconds
+        patience = LISTING_SECONDS if seconds else vm.qemu.timeout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while vm.looked < due and vm.qemu.alive and not vm.unknown and not self._closed:
+                    if vm.looking is None or vm.looking.done():
+                        vm.looked = time.monotonic()
+                        vm.looking = self._start(self._find_new_nics(vm))
+                    await asyncio.wait({vm.looking})
 
     async def _find_new_nics(self, vm: Vm) -> None:
         async with self._adding.setdefault(vm.name, asyncio.Lock()):
             if self._vms.get(vm.name) is not vm:  # removed meanwhile
                 return
+            why: object = f"QEMU has not told of all within {LOOKING_SECONDS:g} s"
             try:
-                await vm.look_for_nics()
+                async with asyncio.timeout(LOOKING_SECONDS):
+                    await vm.look_for_nics()
+            except TimeoutError:
+                pass
             except LinkmgrError as error:
-                log.warning("VM %s: cannot look for new NICs: %s", vm.name, error)
+                why = error
+            else:
+                return
+            _limit.warning(f"VM {vm.name}", "VM %s: cannot look for new NICs: %s", vm.name, why)
 
     def _mac_of(self, ref: NicRef) -> str | None:
         """The address of a NIC, ``None`` for one that is gone."""

@@ -14,6 +14,7 @@ from linkmgr.carrier import Carrier, LinkWatch
 from linkmgr.errors import (
     CannotAttach,
     CommandFailed,
+    MonitorError,
     MonitorReplaced,
     MonitorTooOld,
     StateError,
@@ -25,6 +26,7 @@ from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Dialer
+from linkmgr.qmp.network import NICS
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.suggest import instead
 from linkmgr.swap import Slot
@@ -47,7 +49,8 @@ class Vm:
         self.slots: dict[str, Slot] = {}
         self.since = datetime.now(UTC)
         self.unknown = False
-        self.looked = float("-inf")  #: when its NICs were last looked for, in monotonic seconds
+        self.looked = float("-inf")  #: when a look for its NICs last began, in monotonic seconds
+        self.looking: asyncio.Task[None] | None = None  #: its NICs are looked for
         self.running: bool | None = None  #: what QEMU last said of its processors
         self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
         self.mender: asyncio.Task[None] | None = None
@@ -236,6 +239,11 @@ class Vm:
             for ident, client in nics.items()
             if (alias := alias_of(ident)) not in self.slots
         }
+        if len(found) + len(self.slots) > NICS:  # it may always have others
+            raise MonitorError(
+                f"VM {self.name} has had more than {NICS} NICs",
+                hint="look whether this is QEMU; its new NICs are left alone",
+            )
         managed = set()
         slots: dict[str, Slot] = {}
         facts: dict[str, Facts] = {}

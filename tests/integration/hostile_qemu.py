@@ -24,6 +24,8 @@ FLOODS: dict[str, bytes] = {
     "reasons": b'{"event": "SHUTDOWN", "data": {"reason": "' + b"x" * 9_000_000 + b'"}}\n',
 }
 HUBS = "".join(f"hub {n}\r\n \\ p{n}\r\n" for n in range(45_000))
+NIC = "index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:01"
+NICS = "".join(f"net{n}: {NIC}\r\n" for n in range(200))
 ANSWERS: dict[str, Any] = {
     "query-version": VERSION,
     "query-target": {"arch": "x86_64"},
@@ -40,6 +42,12 @@ def answered(command: dict[str, Any], how: str, begun: bool) -> bytes:
         value = HUBS
     if begun and how == "slow":
         time.sleep(4.9)
+    if begun and how == "other NICs" and command["execute"] == "human-monitor-command":
+        now = int(time.monotonic() / 3)
+        value = "".join(f"net{now}-{n}: {NIC}\r\n" for n in range(90))
+    if begun and how == "many NICs":
+        value = NICS if command["execute"] == "human-monitor-command" else value
+        time.sleep(0.3)
     reply = {"return": value}
     if "id" in command:
         reply["id"] = command["id"]

@@ -613,3 +613,40 @@ async def test_requests_that_are_costly_to_read_hold_only_their_sender_up(
     finally:
         child.kill()
         await child.wait()
+
+
+async def test_a_qemu_that_tells_slowly_of_many_nics_holds_up_no_list_and_can_be_removed(
+    host: Host, lab: Lab, tmp_path: Path
+) -> None:
+    await ready(host, lab)
+    async with hostile_qemu(tmp_path / "evil.qmp", "many NICs"), Client(host.socket) as links:
+        await links.add_vm("evil", tmp_path / "evil.qmp")
+        (tmp_path / "evil.go").touch()
+        await asyncio.sleep(1.5)  # NICs are looked for anew
+        for _ in range(3):
+            async with asyncio.timeout(2 * SOON):
+                assert NIC in {str(nic.ref) for nic in await links.nics()}
+        async with asyncio.timeout(15):  # LOOKING_SECONDS, and some
+            await links.remove_vm("evil")
+        (tmp_path / "evil.go").unlink()
+        await links.add_vm("evil", tmp_path / "evil.qmp")
+        (tmp_path / "evil.go").touch()
+        await asyncio.sleep(1.5)
+        async with asyncio.timeout(2 * SOON):
+            await links.nics()
+        began = time.monotonic()
+        assert await host.stop() == 0
+        assert time.monotonic() - began < 8
+
+
+async def test_a_qemu_that_always_has_other_nics_fills_no_list_and_no_memory(
+    host: Host, lab: Lab, tmp_path: Path
+) -> None:
+    async with hostile_qemu(tmp_path / "evil.qmp", "other NICs"), Client(host.socket) as links:
+        await links.add_vm("evil", tmp_path / "evil.qmp")
+        (tmp_path / "evil.go").touch()
+        most, end = 0, time.monotonic() + 16
+        while time.monotonic() < end:
+            most = max(most, len(await links.nics()))
+            await asyncio.sleep(0.3)
+        assert 90 <= most <= 256
