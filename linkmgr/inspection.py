@@ -23,12 +23,12 @@ from linkmgr.wirings.attributes import names_of, read_devices
 log = logging.getLogger(__name__)
 
 #: Seconds that one guest may hold up a look at all: `linkmgr status` waits for 3.
-PATIENCE = 2.0
+GUEST_TIMEOUT_S = 2.0
 #: Seconds that a look waits in all for verbs that have NICs: most take a tenth of that, and who
 #: asks has an answer within one second all the same.
 MOMENT = 0.5
 #: Guests that are looked at at once, so that a verb's commands wait behind few others.
-AT_ONCE = 16
+GUESTS_AT_ONCE = 16
 
 
 class Inspection:
@@ -47,18 +47,18 @@ class Inspection:
         self._host = host
         self._ping = ping
         self._repairs = repairs
-        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._turn = asyncio.Semaphore(GUESTS_AT_ONCE)
         self._ends = asyncio.get_running_loop().time() + MOMENT
 
     async def look(self, vm: Vm) -> list[Finding]:
         """What is wrong with a VM's NICs. Whatever fails is a finding of that VM alone."""
         async with self._turn:
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(GUEST_TIMEOUT_S):
                     await self._ping(vm)
                     found = await self._compared(vm)
             except TimeoutError:
-                what = f"its QEMU has not answered for {PATIENCE:g} s"
+                what = f"its QEMU has not answered for {GUEST_TIMEOUT_S:g} s"
                 found = [Finding("unknown", vm.name, what, "see whether the guest is stopped")]
                 found += self._known(vm)
             except LinkmgrError as error:
