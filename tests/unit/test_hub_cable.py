@@ -21,6 +21,7 @@ from linkmgr.errors import (
     MonitorTimeout,
 )
 from linkmgr.host import Fd, FdbEntry, Host
+from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
@@ -61,7 +62,12 @@ class FakeHost:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.link = SimpleNamespace(
-            name="lm1", index=7, mark=Mark(str(NIC), ID), spanning_tree=False, port_options=None
+            name="lm1",
+            index=7,
+            mark=Mark(str(NIC), ID),
+            spanning_tree=False,
+            port_options=None,
+            group=DEVICE_GROUP,
         )
         self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
