@@ -35,7 +35,7 @@ WAYS = {"kernel": "linkmgr serve", "portable": portable_service.command()}
 # Connects as another user, sends slow descriptors in many ways, and keeps all open. Prints how many
 # messages were taken and how many the kernel refused.
 ATTACK = """
-import os, socket, struct, sys, time
+import os, socket, struct, sys, threading, time
 path, uid, kind, linger, serves = sys.argv[1:6]
 "".encode("idna")  # its module may be in a directory of root's
 os.setgroups([]); os.setgid(int(uid)); os.setuid(int(uid))
@@ -59,12 +59,16 @@ def slow():
 taken = refused = 0
 def send(sock, data, fds=1, flags=0):
     global taken, refused
-    doomed = [slow() for _ in range(fds)]
+    doomed = [slow() for _ in range(fds)]  # takes a while, so before connecting: it may be short
+    sock = sock() if callable(sock) else sock
     try:
         socket.send_fds(sock, [data], [each.fileno() for each in doomed], flags)
         taken += 1
-        for each in doomed:
-            each.close()
+        closing = [threading.Thread(target=each.close, daemon=True) for each in doomed]
+        for each in closing:
+            each.start()
+        for each in closing:
+            each.join(1)  # where the other side was quicker, ours is the last and waits
         return
     except PermissionError:
         refused += 1
@@ -95,19 +99,19 @@ if serves == "serves":  # as the monitor of a QEMU
         send(sock, b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, ')
         send(sock, b"nonsense}}}\\n")
 elif kind == "SOCK_SEQPACKET":
-    send(connect(), b'{"name": "one"}')
-    send(connect(), b'{"name": "two"}', 3)
-    send(connect(), b"")
-    send(connect(), b"nonsense")
-    send(connect(), b"x" * 9000)
+    send(connect, b'{"name": "one"}')
+    send(connect, b'{"name": "two"}', 3)
+    send(connect, b"")
+    send(connect, b"nonsense")
+    send(connect, b"x" * 9000)
     both = connect()
     send(both, b'{"name": "one"}')
     send(both, b'{"name": "one"}')
     for _ in range(12):  # more than one may have: hung up on, whatever lies there
-        send(connect(), b'{"name": "many"}')
+        send(connect, b'{"name": "many"}')
 else:
-    send(connect(), b"GET /healthz HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
-    send(connect(), b"\\0")
+    send(connect, b"GET /healthz HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+    send(connect, b"\\0")
     second = connect()
     plain(second, b"GET /healthz HT")
     time.sleep(0.2)
@@ -123,7 +127,7 @@ else:
     send(ends, b"GET /healthz HTTP/1.1\\r\\n")
     ends.close()
     for _ in range(8):  # more than one may have
-        send(connect(), b"GET /healthz HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+        send(connect, b"GET /healthz HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
 print(taken, refused, flush=True)
 time.sleep(60)
 """
