@@ -181,9 +181,10 @@ async def test_traffic_control_of_the_old_device_is_told_to_be_gone(lab: Lab) ->
     assert (await lab.links.plug(IDLE, "blue")).notes == ()
     old = await device(lab.links, IDLE)
     await lab.sh(f"tc qdisc add dev {old} root handle 1: pfifo limit 10")
-    await lab.sh(f"bridge link set dev {old} flood off")
+    await lab.sh(f"bridge link set dev {old} flood off && ip link set {old} group 5")
     (said,) = (await lab.links.plug(IDLE, "blue:spare")).notes
     assert "traffic control (pfifo)" in said
     assert "flood off" in said
+    assert "group 5" in said
     assert await device(lab.links, IDLE) in said
     assert (await lab.links.plug(IDLE, "blue")).notes == ()
