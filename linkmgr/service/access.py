@@ -80,12 +80,20 @@ class Access:
         return owner in self._masters and peer.uid not in self._rules
 
     def check(
-        self, peer: Peer, verb: Verb, *, nic: NicRef | str | None = None, network: str | None = None
+        self,
+        peer: Peer,
+        verb: Verb,
+        *,
+        nic: NicRef | str | None = None,
+        network: str | None = None,
+        present: str | None = None,
     ) -> None:
         """Let the change pass.
 
         :param nic: the NIC that it changes; for all NICs of a VM, its name; for all, ``*``.
         :param network: the network that it changes or plugs into; for all, ``*``.
+        :param present: the network that the NIC is on: a rule for one network takes no guest off
+            another.
         :raise Forbidden: says who may not do what, and what would let them.
         """
         if self.is_master(peer):
@@ -96,11 +104,15 @@ class Access:
             if any(
                 verb in rule.verbs
                 and (nic is None or rule.nics.fullmatch(wanted))
-                and (network is None or rule.networks.fullmatch(network))
+                and all(
+                    each is None or rule.networks.fullmatch(each) for each in (network, present)
+                )
                 for rule in self._rules[peer.uid]
             ):
                 return
-            raise self._refusal(peer, verb, nic, network, "no rule of the configuration allows it")
+            on = f" while the NIC is on {present}" if present else ""
+            why = f"no rule of the configuration allows it{on}"
+            raise self._refusal(peer, verb, nic, network, why)
         if self._gid is None:
             raise self._refusal(peer, verb, nic, network, f"there is no group {self._group}")
         if self._gid not in peer.groups:

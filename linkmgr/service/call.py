@@ -54,6 +54,13 @@ class Call:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    async def _network_of(self, nic: NicRef) -> str | None:
+        """The network that a NIC is on now."""
+        if self.core.is_master(self.peer):
+            return None
+        there = await self.core.links.connections()
+        return next((each.network for each in there if each.nic == nic), None)
+
     async def change(
         self,
         verb: Verb,
@@ -70,7 +77,8 @@ class Call:
         :raise Forbidden: when the caller may not do it.
         :raise Refused: when it cannot be begun now.
         """
-        self.core.access.check(self.peer, verb, nic=nic, network=network)
+        present = await self._network_of(nic) if isinstance(nic, NicRef) else None
+        self.core.access.check(self.peer, verb, nic=nic, network=network, present=present)
         operation = self.core.operations.start(verb, subject, self.peer, work)
         # RFC 7240: respond-async, with wait=SECONDS to be waited for that long first.
         prefers = [each.strip() for each in re.split("[,;]", self._prefer)]

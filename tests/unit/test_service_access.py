@@ -173,6 +173,22 @@ async def test_a_rule_is_held_against_the_nic_that_a_name_means(lab: Lab) -> Non
     assert "may not plug root1/net0 blue" in str(answers[2][1]["what"])
 
 
+async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> None:
+    await lab.core.use(Config(access=AccessSection(rules=[Rule(user=1003, networks=["blue"])])))
+    await lab.links.plug("web1/net0", "green")
+    tried: list[tuple[str, str, object]] = [
+        ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
+        ("DELETE", "/v1/connections/web1/net0", None),
+        ("PUT", "/v1/nics/web1/net0/link", {"state": "down"}),
+    ]
+    answers = await as_user(lab, 1003, 1003, [], tried)
+    assert [status for status, _ in answers] == [403, 403, 403]
+    assert "while the NIC is on green" in str(answers[0][1]["what"])
+    await lab.links.unplug("web1/net0")
+    answers = await as_user(lab, 1003, 1003, [], [tried[0], tried[2], tried[1]])
+    assert [status for status, _ in answers] == [200, 200, 200]
+
+
 async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "peer_of", lambda sock: MEMBER)
     unplug = ("DELETE", "/v1/connections/web1/net0")
