@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 GUEST_TIMEOUT_S = 2.0
 #: Seconds that a look waits in all for verbs that have NICs: most take a tenth of that, and who
 #: asks has an answer within one second all the same.
-MOMENT = 0.5
+BUSY_NICS_TIMEOUT_S = 0.5
 #: Guests that are looked at at once, so that a verb's commands wait behind few others.
 GUESTS_AT_ONCE = 16
 
@@ -48,7 +48,7 @@ class Inspection:
         self._ping = ping
         self._repairs = repairs
         self._turn = asyncio.Semaphore(GUESTS_AT_ONCE)
-        self._ends = asyncio.get_running_loop().time() + MOMENT
+        self._ends = asyncio.get_running_loop().time() + BUSY_NICS_TIMEOUT_S
 
     async def look(self, vm: Vm) -> list[Finding]:
         """What is wrong with a VM's NICs. Whatever fails is a finding of that VM alone."""
