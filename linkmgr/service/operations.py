@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 #: Bytes of finished operations that are kept, as JSON, however many they are: a thousand usual ones
 #: have one megabyte, and one answer lists all of them. A VM that is added may have 256 NICs.
 KEPT_BYTES = 4 << 20
+#: Operations that one user but root may have under way on one NIC. They run one after another, each
+#: for as long as a slow QEMU makes it, and the service waits for all of them when it stops.
+QUEUED_MOST = 8
 
 Work = Callable[[], Awaitable[Mapping[str, Any]]]  #: what it returns is the JSON of the answer
 
@@ -116,6 +120,15 @@ class Operations:
             raise Refused("stopping", "the service is stopping; nothing was begun", "ask again")
         if why := self._places.refusal(peer):
             raise Refused("too-many", f"no more operations now: {why}", "ask again later")
+        nic = subject.partition(" ")[0]
+        queued = [
+            each
+            for each in self._running.values()
+            if each.uid == peer.uid and each.subject.partition(" ")[0] == nic
+        ]
+        if len(queued) >= QUEUED_MOST and peer.uid not in (0, os.geteuid()):
+            what = f"uid {peer.uid} has {len(queued)} operations on {nic} under way"
+            raise Refused("too-many", what, "wait until they have ended")
         leave = self._places.enter(peer)
         self._count += 1
         ident = f"{self._epoch}-{self._count}"

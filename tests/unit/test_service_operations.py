@@ -15,6 +15,7 @@ from linkmgr.model import NicState
 from linkmgr.service import models, operations
 from linkmgr.service.config import Config, Limits, Verb
 from linkmgr.service.peers import Peer
+from linkmgr.service.problems import Refused
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Answer, Lab, request, running
 
@@ -181,3 +182,24 @@ async def test_each_change_is_one_line_of_log(lab: Lab, caplog: pytest.LogCaptur
         f"{who} unplug web1/net0: unchanged",
         f"{who} plug web1/net0 blue\\nforged: port-in-use: it is in use",
     ]
+
+
+async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab) -> None:
+    lab.core.config = Config(limits=Limits(operations=5, running=1000))
+    gate = asyncio.Event()
+
+    async def wait() -> dict[str, object]:
+        await gate.wait()
+        return {}
+
+    def start(uid: int, subject: str) -> None:
+        peer = Peer(uid, uid, 1, frozenset([uid]))
+        lab.core.operations.start(Verb.PLUG, subject, peer, wait)
+
+    for number in range(operations.QUEUED_MOST):
+        start(1000, f"web1/net0 blue{number}")
+    with pytest.raises(Refused, match="8 operations on web1/net0 under way"):
+        start(1000, "web1/net0")
+    for uid, subject in ((1000, "web1/net1 blue"), (1001, "web1/net0 blue"), (0, "web1/net0")):
+        start(uid, subject)
+    gate.set()
