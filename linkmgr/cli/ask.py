@@ -52,11 +52,12 @@ async def answering(settings: Settings) -> AsyncIterator[None]:
 
     :raise ServiceTimeout: the time is up.
     :raise ServiceUnreachable: as the client raised it, with the reason that systemd knows.
+    :raise ServiceGone: likewise.
     """
     import asyncio
 
     from linkmgr.cli.diagnose import diagnose
-    from linkmgr.errors import ServiceTimeout, ServiceUnreachable
+    from linkmgr.errors import ServiceGone, ServiceTimeout, ServiceUnreachable
     from linkmgr.where import find_socket
 
     path, seconds = find_socket(settings.socket), settings.seconds()
@@ -74,7 +75,7 @@ async def answering(settings: Settings) -> AsyncIterator[None]:
             + "; what it was asked may still be done",
             hint=found.hint if found else "wait longer (--timeout), and look with 'linkmgr status'",
         ) from None
-    except ServiceUnreachable as error:
+    except (ServiceUnreachable, ServiceGone) as error:
         found = await diagnose(path)
         if found is not None:
             error.what, error.hint = f"{error.what}; {found.why}", found.hint

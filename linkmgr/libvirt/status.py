@@ -64,16 +64,18 @@ class Status:
     domain: bytes = field(default=b"", repr=False)
 
 
-def open_root_file(path: str | Path) -> int:
+def open_root_file(path: str | Path, *, anybodys: bool = False) -> int:
     """Open a file that nobody but root, or the service's user, can have written.
 
     Its mode and owner say so; a symlink and what is no regular file are refused.
 
+    :param anybodys: any user's will do, if no other can have written it.
     :raise OSError: it cannot be opened, or somebody else could have written it.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and only_root_writes(found):
+    owners_only = anybodys and not found.st_mode & 0o022
+    if stat.S_ISREG(found.st_mode) and (owners_only or only_root_writes(found)):
         return fd
     os.close(fd)
     raise PermissionError(errno.EPERM, "others than root and the service may write to it")
@@ -141,14 +143,26 @@ def pid_hint(path: str | Path) -> int | None:
 def pid_of(name: str, run_dir: Path) -> int | None:
     """The process id of a running domain's QEMU; ``None`` when libvirt's record does not say it.
 
-    Reads no more of the record than up to the domain's name, which has to be this one.
+    Reads no more of the record than up to the domain's name, which has to be this one. The libvirt
+    of a session writes it as its user, whose word counts for processes of that user alone.
     """
     try:
-        found = _read(run_dir / f"{name}.xml", MAX_BYTES)
-    except BadStatus:
+        fd = open_root_file(run_dir / f"{name}.xml", anybodys=True)
+    except OSError:
         return None
-    pid, its_name = _beginning(found[0]) if found else (0, "")
-    return pid if pid and its_name == name else None
+    with os.fdopen(fd, "rb") as file:
+        owner = os.fstat(fd)
+        pid, its_name = _beginning(file.read(MAX_BYTES))
+    if not pid or its_name != name:
+        return None
+    return pid if only_root_writes(owner) or _runs_as(pid, owner.st_uid) else None
+
+
+def _runs_as(pid: int, uid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == uid  # noqa: PTH116 - no name is kept
+    except OSError:
+        return False
 
 
 def _read(path: str | Path, most: int) -> tuple[bytes, int] | None:

@@ -338,6 +338,22 @@ def test_the_pid_of_a_domain_is_what_roots_record_of_that_domain_says(libvirt: L
         assert pid_of("web3", libvirt.run) is None
 
 
+def test_the_record_of_a_users_own_libvirt_speaks_for_processes_of_that_user_alone(
+    libvirt: Libvirt,
+) -> None:
+    sleeper = subprocess.Popen(["sleep", "60"], user=NOBODY)
+    try:
+        libvirt.record("web1", sleeper.pid)
+        os.chown(libvirt.run / "web1.xml", NOBODY, NOBODY)
+        assert pid_of("web1", libvirt.run) == sleeper.pid
+        libvirt.record("web2", os.getpid())  # root's
+        os.chown(libvirt.run / "web2.xml", NOBODY, NOBODY)
+        assert pid_of("web2", libvirt.run) is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 async def test_doctor_says_which_running_domains_would_be_strangers(libvirt: Libvirt) -> None:
     assert await guest_files(libvirt.folder / "nowhere") == []
     libvirt.started()
