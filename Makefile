@@ -75,7 +75,35 @@ $(BUILD)/deb.stamp: $(BUILD)/install.stamp
 
 .PHONY: bookworm
 bookworm: $(BUILD)/packages.stamp ## Make a minimal Debian 12 root for the package's tests
-	@packaging/bookworm.sh
+	@packaging/root.sh bookworm
+
+# The other generations, in roots by debootstrap that are entered in namespaces. What is tried there
+# is what depends on libvirt, QEMU, Python or systemd; the rest depends on the kernel, which is this one's.
+GENERATION_TESTS := $(addprefix tests/integration/test_,$(addsuffix .py,story libvirt_walk prepare \
+	domain_cables names listener hook libvirt_passthrough lifecycle lifecycle_matrix migration swaps \
+	failures_before failures_gone failures_monitor failures_qemu failures_steps failures_switch \
+	failures_watch))
+
+.PHONY: trixie
+trixie: setup ## Make a root of Debian 13 in which the tests run
+	@$(SUDO) scripts/test-root.sh $@
+
+.PHONY: sid
+sid: setup ## Make a root of Debian's next version
+	@$(SUDO) scripts/test-root.sh $@
+
+# Its argument is the suite.
+in_root = mkdir -p $(BUILD)/results && $(SUDO) env OUT=$(abspath $(BUILD))/results \
+	scripts/in-root.sh $(1) python scripts/test-files.py --unit --report /out/$(1).json \
+	$(GENERATION_TESTS)
+
+.PHONY: test-trixie
+test-trixie: trixie images ## Run what depends on libvirt, QEMU or Python on Debian 13
+	@$(call in_root,trixie)
+
+.PHONY: test-sid
+test-sid: sid images ## Run it on Debian's next version
+	@$(call in_root,sid)
 
 .PHONY: images
 images: $(BUILD)/packages.stamp ## Build the test guest
@@ -95,6 +123,10 @@ test: lint test-all ## Run every check and test
 .PHONY: test-all
 test-all: setup images bookworm deb qemu-next ## Run all of these, three files at a time
 	@$(ROOT_PY) scripts/test-files.py --unit --next $(abspath $(NEXT_QEMU))
+
+.PHONY: test-newer
+test-newer: setup images trixie ## Run the marked subset on Debian 13
+	@$(ROOT_PY) scripts/test-files.py --suite trixie --only-suite
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need no root

@@ -146,6 +146,7 @@ async def nothing_left(lab: Cables, before: set[str]) -> None:
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.newer_debian
 async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_what_is_edited(
     lab: Cables,
 ) -> None:

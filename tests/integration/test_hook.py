@@ -84,6 +84,7 @@ async def web1(libvirtd: Libvirtd) -> str:
     return "web1"
 
 
+@pytest.mark.newer_debian
 async def test_every_step_of_a_domains_life_is_handed_over_with_its_xml(
     libvirtd: Libvirtd, lab: HookLab, web1: str
 ) -> None:

@@ -58,6 +58,7 @@ def domain(libvirtd: Libvirtd) -> str:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.newer_debian
 async def test_a_cable_is_plugged_swapped_and_pulled_through_libvirt_also_after_its_kill(
     tmp_path: Path,
 ) -> None:

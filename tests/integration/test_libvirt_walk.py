@@ -23,7 +23,7 @@ from tests.integration.domain_lab import PROGRAM, DomainLab, domain_lab
 from tests.integration.libvirtd import DomainGuest, tiny_domain
 from tests.integration.readme import blocks_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.newer_debian]
 
 ROOT = Path(__file__).parents[2]
 HEADING = "## A walk"

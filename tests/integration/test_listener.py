@@ -126,6 +126,7 @@ def devices() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
+@pytest.mark.newer_debian
 async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
     libvirtd: Libvirtd, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
     assert not [name for name in devices() - before if name.startswith("lm")]
 
 
+@pytest.mark.newer_debian
 async def test_a_user_who_gets_the_pid_of_a_guest_that_ended_is_not_taken_for_it(
     libvirtd: Libvirtd, tmp_path: Path
 ) -> None:
@@ -265,6 +267,7 @@ async def test_a_user_who_gets_the_pid_of_a_guest_that_ended_is_not_taken_for_it
         await libvirtd.start()
 
 
+@pytest.mark.newer_debian
 async def test_a_guest_that_could_speak_as_its_qemu_is_hung_up_on_and_named(
     libvirtd: Libvirtd, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def devices() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
+@pytest.mark.newer_debian
 async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_after_undo(
     libvirtd: Libvirtd, bridge: str
 ) -> None:
@@ -171,6 +172,7 @@ async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_af
     await until(lambda: _same(devices(), before), timeout=5, what="devices are gone")
 
 
+@pytest.mark.newer_debian
 async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     libvirtd: Libvirtd,
 ) -> None:

@@ -1,0 +1,35 @@
+#!/bin/sh
+# root.sh SUITE [DIRECTORY]: make a minimal root of that Debian (bookworm, trixie, sid) there, by default
+# build/SUITE, for the tests of the package. The mirror is the one that the machine's apt already uses
+# for its own Debian. Does nothing when it is there already. Mounts are made in a mount namespace of
+# their own.
+set -eu
+
+suite=$1
+root=$(cd "$(dirname "$0")/.." && pwd)
+target=${2:-$root/build/$suite}
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# Besides a minimal Debian: what the package depends on, and ip for the tests' devices.
+include=systemd,systemd-sysv,python3,iproute2
+
+if [ -e "$target/.complete" ]; then
+	exit 0
+fi
+. /etc/os-release
+own=${VERSION_CODENAME:-sid}
+mirror=$(apt-get indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' \
+	'Component: main' | sed -n "s/^$own //p" | head -n 1)
+if [ -z "$mirror" ]; then
+	echo "$suite: apt knows no mirror of this Debian ($own), from which $suite could come" >&2
+	exit 1
+fi
+rm -rf "$target"
+mkdir -p "$target"
+echo "$suite: making a minimal root in $target"
+unshare --mount --pid --fork --kill-child debootstrap --variant=minbase --merged-usr \
+	--keyring="$keyring" --include="$include" "$suite" "$target" "$mirror" >"$target.log" 2>&1 || {
+	tail -n 20 "$target.log" >&2
+	exit 1
+}
+rm -rf "$target/var/cache/apt/archives" "$target/var/lib/apt/lists" "$target.log"
+touch "$target/.complete"

@@ -1,0 +1,37 @@
+#!/bin/sh
+# in-root.sh SUITE COMMAND...: run a command in the root that scripts/test-root.sh makes, with this
+# checkout as /src, in namespaces of its own. What it writes is gone at the end: nothing of the root,
+# of the checkout or of this machine can be written. /out is the directory $OUT, if that is set.
+set -eu
+
+suite=$1
+shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+tests=$here/build/$suite-tests
+[ -e "$tests/.complete" ] || {
+	echo "in-root: there is no root for tests in $tests: make $suite" >&2
+	exit 1
+}
+export LM_HERE="$here" LM_LOWER="$tests/upper:$here/build/$suite" LM_ROOT="$tests/root" LM_OUT="${OUT:-}"
+exec unshare --mount --pid --fork --kill-child sh -eu -c '
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$LM_ROOT"
+cd "$LM_ROOT"
+mkdir upper work root src-upper src-work
+mount -t overlay -o "lowerdir=$LM_LOWER,upperdir=$PWD/upper,workdir=$PWD/work" overlay root
+cd root
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs -o mode=1777 tmpfs tmp
+mkdir -p src run/lock
+mount -t overlay -o "lowerdir=$LM_HERE,upperdir=$LM_ROOT/src-upper,workdir=$LM_ROOT/src-work" overlay src
+if [ -n "$LM_OUT" ]; then
+	mkdir -p out
+	mount --bind "$LM_OUT" out
+fi
+exec env -i PATH=/opt/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \
+	PYTHONDONTWRITEBYTECODE=1 ${LINKMGR_QEMU:+LINKMGR_QEMU="$LINKMGR_QEMU"} \
+	chroot . sh -c "cd /src && exec \"\$@\"" sh "$@"
+' sh "$@"
