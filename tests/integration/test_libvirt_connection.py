@@ -353,14 +353,16 @@ async def test_a_session_of_an_ordinary_user_works_as_well() -> None:
             path = Path(name) / "web1.xml"
             path.write_text(SESSION_DOMAIN)
             await execute(["virsh", "-q", "-c", uri, "create", str(path)])
-            await told(events, (K.STARTED, "booted"))
-            (view,) = await libvirt.domains()
-            assert (view.active, view.persistent) == (True, False)
-            assert Path(f"/proc/{view.pid}").stat().st_uid == NOBODY
-            async with await LibvirtDialer(libvirt, view.uuid).dial("web1", 5) as monitor:
-                assert monitor.pid == view.pid
-                assert (await monitor.execute("query-status"))["running"]
-            await execute(["virsh", "-q", "-c", uri, "destroy", "web1"])
+            try:
+                await told(events, (K.STARTED, "booted"))
+                (view,) = await libvirt.domains()
+                assert (view.active, view.persistent) == (True, False)
+                assert Path(f"/proc/{view.pid}").stat().st_uid == NOBODY
+                async with await LibvirtDialer(libvirt, view.uuid).dial("web1", 5) as monitor:
+                    assert monitor.pid == view.pid
+                    assert (await monitor.execute("query-status"))["running"]
+            finally:  # it would outlive its libvirtd, and the test
+                await execute(["virsh", "-q", "-c", uri, "destroy", "web1"])
             await told(events, (K.STOPPED, "destroyed"))
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
