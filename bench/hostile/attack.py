@@ -72,7 +72,7 @@ def _flood(target: str, end: float, request: bytes, connections: int) -> None:
                     sock.send(request)
                 waiting.register(sock, selectors.EVENT_READ)
             for key, _ in waiting.select(0.01):
-                sock = key.fileobj  # type: ignore[assignment]
+                sock = key.fileobj  # type: ignore[assignment]  # see the assert
                 assert isinstance(sock, socket.socket)
                 try:
                     alive = bool(sock.recv(1 << 16))
@@ -86,7 +86,7 @@ def _flood(target: str, end: float, request: bytes, connections: int) -> None:
                     waiting.unregister(sock)
                     sock.close()
         for key in list(waiting.get_map().values()):
-            sock = key.fileobj  # type: ignore[assignment]
+            sock = key.fileobj  # type: ignore[assignment]  # see the assert
             assert isinstance(sock, socket.socket)
             sock.close()
 

@@ -139,7 +139,7 @@ class World:
         await execute(["sh", "-c", self.dice.choice(harms)])
 
     async def _repaired(self, nic: str) -> None:
-        while (await self.links.check()) or (await self.links.nic(nic)).connection is None:  # noqa: ASYNC110
+        while (await self.links.check()) or (await self.links.nic(nic)).connection is None:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.02)
 
     async def _start(self) -> None:
