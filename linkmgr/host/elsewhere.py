@@ -19,6 +19,7 @@ from typing import Any
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from linkmgr.host.fds import Fd
+from linkmgr.host.nlattr import attr
 
 _TUNGETDEVNETNS = 0x54E3  # linux/if_tun.h
 _REQUEST, _ACK = 0x1, 0x4  # linux/netlink.h
@@ -71,11 +72,11 @@ def _has_info(link: Any) -> bool:
 
 def _number(namespace: int) -> int:
     """The nsid of a namespace; it gets one if it has none."""
-    which = b"\0\0\0\0" + _attr(_NETNSA_FD, struct.pack("=I", namespace))
+    which = b"\0\0\0\0" + attr(_NETNSA_FD, struct.pack("=I", namespace))
     number = _read_number(_ask(_RTM_GETNSID, 0, which))
     if number < 0:
         # Somebody may do it at the same time: a refusal says nothing, the number does.
-        _ask(_RTM_NEWNSID, _ACK, which + _attr(_NETNSA_NSID, struct.pack("=i", -1)))
+        _ask(_RTM_NEWNSID, _ACK, which + attr(_NETNSA_NSID, struct.pack("=i", -1)))
         number = _read_number(_ask(_RTM_GETNSID, 0, which))
     if number < 0:
         raise OSError("the kernel gives this namespace no number")
@@ -90,9 +91,9 @@ def _read_number(answer: bytes) -> int:
 
 
 def _link(name: str, nsid: int | None) -> Any:
-    payload = bytes(16) + _attr(_IFLA_IFNAME, os.fsencode(name) + b"\0")
+    payload = bytes(16) + attr(_IFLA_IFNAME, os.fsencode(name) + b"\0")
     if nsid is not None:
-        payload += _attr(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
+        payload += attr(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
     answer = _ask(_RTM_GETLINK, 0, payload)
     if _HEADER.unpack_from(answer)[1] != _RTM_NEWLINK:
         return None
@@ -108,7 +109,3 @@ def _ask(kind: int, flags: int, payload: bytes) -> bytes:
     ) as rtnl:
         rtnl.send(_HEADER.pack(_HEADER.size + len(payload), kind, _REQUEST | flags, 1, 0) + payload)
         return rtnl.recv(65536)
-
-
-def _attr(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)

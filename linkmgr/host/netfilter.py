@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from linkmgr.host.nlattr import attr, attrs_of, each_attr
+
 #: For the kernel's answer, which comes at once unless the rules change all the time.
 READ_SECONDS = 2.0
 #: Of all chains, and of one table's rules: 3,000 of them. To read more would take long.
@@ -22,7 +24,6 @@ MOST_BYTES = 1 << 20
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY = struct.Struct(">BBH")  # struct nfgenmsg
-_ATTR = struct.Struct("=HH")  # struct nlattr
 _DUMP, _DONE, _ERROR = 0x301, 3, 2
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN, _GETRULE = _SUBSYSTEM | 4, _SUBSYSTEM | 7
@@ -31,7 +32,6 @@ _HOOK_NUMBER, _FORWARD, _DROP, _ACCEPT = 1, 2, 0, 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE = 2, 2, 1
-_KIND_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
 _SETTINGS = Path("/proc/sys/net/bridge")
 
@@ -90,8 +90,8 @@ def drop_chains() -> list[DropChain]:
     """
     found = []
     for family, body in _dump(_GETCHAIN, 0, b""):
-        chain = _attrs(body)
-        hook = _attrs(chain.get(_CHAIN_HOOK))
+        chain = attrs_of(body)
+        hook = attrs_of(chain.get(_CHAIN_HOOK))
         if family in _FAMILIES and _number(hook.get(_HOOK_NUMBER)) == _FORWARD:
             policy = _number(chain.get(_CHAIN_POLICY)) == _DROP
             found.append((family, _text(chain[_CHAIN_TABLE]), _text(chain[_CHAIN_NAME]), policy))
@@ -105,8 +105,8 @@ def _with_rules(family: int, table: str, chain: str, drops: bool) -> DropChain |
     """
     rules: list[bytes] = []
     verdict: bool | None = None
-    for _, body in _dump(_GETRULE, family, _attr(_RULE_TABLE, table.encode() + b"\0")):
-        rule = _attrs(body)
+    for _, body in _dump(_GETRULE, family, attr(_RULE_TABLE, table.encode() + b"\0")):
+        rule = attrs_of(body)
         if _text(rule.get(_RULE_TABLE)) != table:  # some kernels give those of all tables
             continue
         expressions = rule.get(_RULE_EXPRESSIONS, memoryview(b""))
@@ -119,15 +119,15 @@ def _with_rules(family: int, table: str, chain: str, drops: bool) -> DropChain |
 
 def _accepts(expressions: memoryview) -> bool | None:
     """Whether a rule accepts or drops everything; ``None`` if it has a condition or only counts."""
-    for _, element in _each_attr(expressions):
-        expression = _attrs(element)
+    for _, element in each_attr(expressions):
+        expression = attrs_of(element)
         data = expression.get(_EXPRESSION_DATA)
         match _text(expression.get(_EXPRESSION_NAME)):
             case "counter" | "log":
                 pass
             case "immediate":
-                value = _attrs(_attrs(data).get(_IMMEDIATE_DATA))
-                verdict = _number(_attrs(value.get(_DATA_VERDICT)).get(_VERDICT_CODE))
+                value = attrs_of(attrs_of(data).get(_IMMEDIATE_DATA))
+                verdict = _number(attrs_of(value.get(_DATA_VERDICT)).get(_VERDICT_CODE))
                 return {_ACCEPT: True, _DROP: False}.get(verdict) if verdict is not None else None
             case "reject":
                 return False
@@ -159,22 +159,6 @@ def _dump(kind: int, family: int, body: bytes) -> Iterator[tuple[int, memoryview
                 yield content[0], content[_FAMILY.size :]
                 view = view[max(_HEADER.size, (length + 3) & ~3) :]
     raise OSError(f"there are more than {MOST_BYTES >> 20} MiB of rules")
-
-
-def _attr(kind: int, value: bytes) -> bytes:
-    return _ATTR.pack(_ATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _each_attr(view: memoryview | None) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while view is not None and at + _ATTR.size <= len(view):
-        length, kind = _ATTR.unpack_from(view, at)
-        yield kind & _KIND_MASK, view[at + _ATTR.size : at + length]
-        at += max(_ATTR.size, (length + 3) & ~3)
-
-
-def _attrs(view: memoryview | None) -> dict[int, memoryview]:
-    return dict(_each_attr(view))
 
 
 def _number(value: memoryview | None) -> int | None:

@@ -23,19 +23,18 @@ from typing import TypeVar
 
 from linkmgr.host.links import FdbEntry, Link, PortState
 from linkmgr.host.names import IFNAME_MAX
+from linkmgr.host.nlattr import Attrs, attr, attrs_of, each_attr
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from linkmgr.host.trouble import Refused
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ABOUT = struct.Struct("=BxHiII")  # struct ifinfomsg
-_ATTR = struct.Struct("=HH")  # struct rtattr
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _INT = struct.Struct("=i")
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h
 _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x301, 0x10
 _ERROR, _DONE, _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWNEIGH, _RTM_GETNEIGH = 2, 3, 16, 18, 28, 30
-_KIND_MASK = 0x3FFF  # without NLA_F_NESTED
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE = 1, 3, 4, 5, 10, 16
 _LINKINFO, _IFALIAS, _GROUP, _EXT_MASK, _CARRIER, _LINK_NETNSID = 18, 20, 27, 29, 33, 37
 _PROP_LIST, _ALT_IFNAME = 52, 53
@@ -68,7 +67,6 @@ _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "do
 
 D = TypeVar("D", str, int, str | int)
 
-Attrs = dict[int, memoryview]
 _Message = tuple[int, int, memoryview]  # type, flags, what follows the header
 
 
@@ -95,7 +93,7 @@ def find_links(names_or_indices: Iterable[D]) -> dict[D, Link]:
             else:
                 # The kernel takes an altname for either, but a long one only so.
                 attribute = _IFNAME if len(who.encode()) <= IFNAME_MAX else _ALT_IFNAME
-                body = _about() + _attr(attribute, who.encode() + b"\0")
+                body = _about() + attr(attribute, who.encode() + b"\0")
             try:
                 for kind, _, message in _ask(
                     sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {who}"
@@ -131,7 +129,7 @@ def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
     """
     # The kernel selects by port only if it is asked in the words of before 4.12 (rtnl_fdb_dump
     # in net/core/rtnetlink.c), or with strict checking.
-    body = _about(family=_AF_BRIDGE, index=port) + _attr(_MASTER, struct.pack("=I", bridge))
+    body = _about(family=_AF_BRIDGE, index=port) + attr(_MASTER, struct.pack("=I", bridge))
     found, complete = [], True
     for kind, flags, message in _answer(_RTM_GETNEIGH, _DUMP, body, "read a bridge's addresses"):
         complete = complete and not flags & _INTERRUPTED
@@ -155,7 +153,7 @@ def list_qdiscs(index: int) -> list[str]:
             for kind, _, message in _answer(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, doing):
                 _, _, handle, _, _ = _TRAFFIC.unpack_from(message)
                 if kind == _RTM_NEWQDISC and handle:
-                    found.append(_text(_attrs(message[_TRAFFIC.size :]).get(_TCA_KIND)))
+                    found.append(_text(attrs_of(message[_TRAFFIC.size :]).get(_TCA_KIND)))
         except Refused as refused:
             if refused.code not in _NO_QDISC:
                 raise
@@ -168,8 +166,8 @@ def find_entry(bridge: int, mac: str) -> FdbEntry | None:
     :raise Refused: when the kernel does not answer.
     """
     body = _NEIGHBOUR.pack(_AF_BRIDGE, 0, 0, _NTF_MASTER, 0)
-    body += _attr(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
-    body += _attr(_NDA_MASTER, struct.pack("=I", bridge))
+    body += attr(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    body += attr(_NDA_MASTER, struct.pack("=I", bridge))
     try:
         for kind, _, message in _answer(_RTM_GETNEIGH, _REQUEST, body, f"look up {mac}"):
             if kind == _RTM_NEWNEIGH:
@@ -182,7 +180,7 @@ def find_entry(bridge: int, mac: str) -> FdbEntry | None:
 
 def _read_entry(message: memoryview) -> FdbEntry | None:
     _, index, state, about, _ = _NEIGHBOUR.unpack_from(message)
-    attrs = _attrs(message[_NEIGHBOUR.size :])
+    attrs = attrs_of(message[_NEIGHBOUR.size :])
     address = attrs.get(_NDA_LLADDR)
     if not address or about & _NTF_SELF:
         return None
@@ -198,20 +196,20 @@ def _read_entry(message: memoryview) -> FdbEntry | None:
 def read_link(message: memoryview) -> Link:
     """Read what follows the header of a message about a device."""
     _, _, index, flags, _ = _ABOUT.unpack_from(message)
-    attrs = _attrs(message[_ABOUT.size :])
-    info = _attrs(attrs.get(_LINKINFO))
+    attrs = attrs_of(message[_ABOUT.size :])
+    info = attrs_of(attrs.get(_LINKINFO))
     kind = _text(info.get(_INFO_KIND)) or None
     state = mode = options = None
     alias = _text(attrs.get(_IFALIAS)) or None
     ours = alias is not None and alias.startswith("linkmgr:")  # reading the rest takes 3 us
     if _text(info.get(_INFO_SLAVE_KIND)) == "bridge":
-        port = _attrs(info.get(_INFO_SLAVE_DATA))
+        port = attrs_of(info.get(_INFO_SLAVE_DATA))
         state = port.get(_BRPORT_STATE)
         if ours:
             options = frozenset(name for name, at in _PORT_OPTIONS.items() if _number(port.get(at)))
     if kind in {"macvtap", "macvlan"}:
-        mode = _MODES.get(_number(_attrs(info.get(_INFO_DATA)).get(_MACVLAN_MODE)))
-    bridging = _attrs(info.get(_INFO_DATA)) if kind == "bridge" else {}
+        mode = _MODES.get(_number(attrs_of(info.get(_INFO_DATA)).get(_MACVLAN_MODE)))
+    bridging = attrs_of(info.get(_INFO_DATA)) if kind == "bridge" else {}
     operstate = _number(attrs.get(_OPERSTATE))
     elsewhere = _LINK_NETNSID in attrs
     return Link(
@@ -241,12 +239,12 @@ def read_link(message: memoryview) -> Link:
 
 
 def _altnames(view: memoryview) -> tuple[str, ...]:
-    return tuple(_text(value) for kind, value in _each_attr(view) if kind == _ALT_IFNAME)
+    return tuple(_text(value) for kind, value in each_attr(view) if kind == _ALT_IFNAME)
 
 
 def _is_silent(attrs: Attrs) -> bool:
     """Whether a device has no IPv6, or has it switched off and makes no addresses."""
-    ipv6 = _attrs(_attrs(attrs.get(_AF_SPEC)).get(_AF_INET6))
+    ipv6 = attrs_of(attrs_of(attrs.get(_AF_SPEC)).get(_AF_INET6))
     conf = ipv6.get(_INET6_CONF)
     if conf is None or len(conf) < _DISABLE_IPV6_AT + 4:
         return True
@@ -302,10 +300,6 @@ def _about(family: int = 0, index: int = 0) -> bytes:
     return _ABOUT.pack(family, 0, index, 0, 0)
 
 
-def _attr(kind: int, value: bytes) -> bytes:
-    return _ATTR.pack(_ATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _messages(data: bytes) -> Iterator[_Message]:
     """Take apart what one read returned: type, flags, what follows the header."""
     view = memoryview(data)
@@ -313,18 +307,6 @@ def _messages(data: bytes) -> Iterator[_Message]:
         length, kind, flags, _, _ = _HEADER.unpack_from(view)
         yield kind, flags, view[_HEADER.size : length]
         view = view[max(_HEADER.size, (length + 3) & ~3) :]
-
-
-def _attrs(view: memoryview | None) -> Attrs:
-    return dict(_each_attr(view))
-
-
-def _each_attr(view: memoryview | None) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while view is not None and at + _ATTR.size <= len(view):
-        length, kind = _ATTR.unpack_from(view, at)
-        yield kind & _KIND_MASK, view[at + _ATTR.size : at + length]
-        at += max(_ATTR.size, (length + 3) & ~3)
 
 
 def _number(value: memoryview | None) -> int:
