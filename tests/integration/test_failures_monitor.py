@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -63,6 +64,10 @@ class Wired:
     async def settled(self) -> bool:
         """Whether QEMU answers and nothing is left to be done."""
         return await self.scene.lab.links.check() == []
+
+    async def shows(self, link: LinkState) -> bool:
+        """Whether that is what the guest sees of the NIC, as far as is known."""
+        return (await self.scene.lab.links.nic(NIC)).link is link
 
     @staticmethod
     def described(target: str | None) -> str:
@@ -200,7 +205,9 @@ async def at_every_command(
             assert (nic.connection.network if nic.connection else None) in ends
             # The state, QEMU (with `check`) and the guest's carrier agree.
             assert len(await wired.cables()) == (1 if nic.connection else 0)
-            assert nic.link is (LinkState.UP if nic.connection else LinkState.DOWN)
+            link = LinkState.UP if nic.connection else LinkState.DOWN
+            # It is set anew after each reconnection, and unknown until QEMU has confirmed that.
+            await until(partial(wired.shows, link), timeout=10, what=f"the link is {link} again")
             await wired.verb(target)
             assert await wired.scene.state() == wired.described(target)
             await wired.start_from(None)
