@@ -8,7 +8,8 @@ it has ended, all of it if something failed. With ``--unit`` the unit tests are 
 processes. With ``--next`` the tests marked ``next_qemu`` run once more, on that QEMU; with
 ``--suite`` those marked ``newer_debian``, in the root of that Debian (scripts/in-root.sh). The
 slowest files go first, as an earlier run noted them in build/, or as they were when this was
-written. ``--report`` writes what ran on which versions, for scripts/compatibility.py.
+written. ``--report`` writes what ran on which versions and what differs there, for
+scripts/compatibility.py; it does not replace the report of a run of more files.
 """
 
 from __future__ import annotations
@@ -22,17 +23,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTES = ROOT / "build" / "test-seconds.json"
 IN_ROOT = ROOT / "scripts" / "in-root.sh"
 UNIT = ROOT / "tests" / "unit"
 NOTHING_COLLECTED = 5
+DIFFERENCES = "LINKMGR_DIFFERENCES"  # as tests/differences.py has it
 SLOWEST = ("restart", "swaps", "unit", "failures_monitor", "lifecycle_matrix", "guest_image",
            "systemd", "fd_restart", "cli", "domain_cables")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a job.
+
+    :param differences: what its tests noted, as tests/differences.py writes it.
+    """
+
+    status: int
+    said: str
+    seconds: float
+    differences: tuple[dict[str, str], ...] = ()
+
+    @property
+    def last(self) -> str:
+        """The line with pytest's sum."""
+        return self.said.strip().rpartition("\n")[2]
+
+    def counts(self) -> dict[str, Any]:
+        """How many tests passed, failed and were skipped, and why these were."""
+        found: dict[str, Any] = {
+            kind: int(count)
+            for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", self.last)
+        }
+        reasons = {
+            f"{where}: {why}": int(count)
+            for count, where, why in re.findall(
+                r"^SKIPPED \[(\d+)\] ([^\s:]+)(?::\d+)?: (.*)$", self.said, re.MULTILINE
+            )
+        }
+        return found | ({"reasons": reasons} if reasons else {})
 
 
 @dataclass(frozen=True)
@@ -52,8 +89,13 @@ class Job:
         name = self.file.stem.removeprefix("test_")
         return 1000 - SLOWEST.index(name) if name in SLOWEST else 60
 
-    def run(self) -> tuple[int, str, float]:
-        """Run it; return its status, what it said, and how many seconds it took."""
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on the versions that a report names."""
+        return self.qemu is None and self.suite is None
+
+    def run(self) -> Ended:
+        """Run it to its end."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.file)]
         environment = dict(os.environ)
         if self.suite:
@@ -66,12 +108,20 @@ class Job:
         # A folder of its own: each pytest shuts others out of the one that it would take.
         with tempfile.TemporaryDirectory(prefix="lm-test-") as folder:
             Path(folder).chmod(0o755)
+            if self.is_here:
+                environment[DIFFERENCES] = folder
             done = subprocess.run(
                 command if self.suite else [*command, f"--basetemp={folder}/t"],
                 cwd=ROOT, env=environment, text=True, errors="replace", check=False,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        return done.returncode, done.stdout, time.monotonic() - start
+            noted = [
+                json.loads(line)
+                for file in sorted(Path(folder).glob("*.jsonl"))
+                for line in file.read_text().splitlines()
+            ]
+        seconds = time.monotonic() - start
+        return Ended(done.returncode, done.stdout, seconds, tuple(noted))
 
 
 def versions() -> dict[str, str]:
@@ -93,6 +143,57 @@ def versions() -> dict[str, str]:
         "systemd": said("systemctl", "--version"),
         "Linux": platform.release().partition("-")[0],
     }
+
+
+def report(ended: dict[Job, Ended]) -> dict[str, Any]:
+    """Say what ran here on which versions, and what differs here.
+
+    :raise ValueError: two tests noted different things about one subject.
+    """
+    here = {str(job): found for job, found in ended.items() if job.is_here}
+    differences: dict[str, dict[str, Any]] = {}
+    for name in sorted(here):
+        for each in here[name].differences:
+            noted = differences.setdefault(each["subject"], {"here": each["here"], "tests": []})
+            if noted["here"] != each["here"]:
+                raise ValueError(
+                    f"{each['subject']}: {noted['here']!r} says {', '.join(noted['tests'])}, "
+                    f"and {each['here']!r} says {each['test']}"
+                )
+            if each["test"] not in noted["tests"]:
+                noted["tests"].append(each["test"])
+    return {
+        "day": datetime.now(UTC).date().isoformat(),
+        "versions": versions(),
+        "files": {name: here[name].counts() for name in sorted(here)},
+        "differences": dict(sorted(differences.items())),
+    }
+
+
+def left_out(path: Path, names: Iterable[str]) -> set[str]:
+    """Return the files in an earlier report that are still there and have not run now."""
+    try:
+        before = json.loads(path.read_text())["files"]
+    except FileNotFoundError:
+        return set()
+    return {name for name in before if (ROOT / name).exists()} - set(names)
+
+
+def write_report(path: Path, ended: dict[Job, Ended]) -> str | None:
+    """Write a report, in one go; return what is wrong with the notes in it."""
+    try:
+        found = report(ended)
+    except ValueError as error:
+        return str(error)
+    if missing := left_out(path, found["files"]):
+        names = ", ".join(sorted(missing)[:3])
+        print(f"{path} stays: it has files that did not run now ({names} ...). Remove it first.")
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(found, indent=1) + "\n")
+    new.replace(path)
+    return None
 
 
 def main() -> int:
@@ -119,27 +220,24 @@ def main() -> int:
     noted: dict[str, float] = json.loads(NOTES.read_text()) if NOTES.exists() else {}
     jobs.sort(key=lambda job: -noted.get(str(job), job.guess()))
     bad, kept = [], []
-    counts: dict[str, dict[str, int]] = {}
+    done: dict[Job, Ended] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         running = {pool.submit(job.run): job for job in jobs}
         for future in as_completed(running):
-            job, (status, said, seconds) = running[future], future.result()
-            noted[str(job)] = seconds
-            if status not in (0, NOTHING_COLLECTED):
+            job = running[future]
+            ended = done[job] = future.result()
+            noted[str(job)] = ended.seconds
+            if ended.status not in (0, NOTHING_COLLECTED):
                 bad.append(str(job))
-                print(f"\n=== {job} ===\n{said}", flush=True)
-            last = said.strip().rpartition("\n")[2]
-            counts[str(job)] = {
-                kind: int(count)
-                for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", last)
-            }
-            kept += [f"{job}: {line}" for line in re.findall(r"^SKIPPED .*$", said, re.MULTILINE)]
-            print(f"{'FAILED' if str(job) in bad else 'ok':6} {job}: {last}", flush=True)
+                print(f"\n=== {job} ===\n{ended.said}", flush=True)
+            skipped = re.findall(r"^SKIPPED .*$", ended.said, re.MULTILINE)
+            kept += [f"{job}: {line}" for line in skipped]
+            print(f"{'FAILED' if str(job) in bad else 'ok':6} {job}: {ended.last}", flush=True)
     NOTES.parent.mkdir(exist_ok=True)
     NOTES.write_text(json.dumps(noted, indent=1, sort_keys=True))
-    if given.report:
-        found = {"versions": versions(), "files": dict(sorted(counts.items()))}
-        given.report.write_text(json.dumps(found, indent=1) + "\n")
+    if given.report and (wrong := write_report(given.report, done)):
+        bad.append("the report")
+        print(f"\n=== the report ===\n{wrong}")
     print("\n".join([*kept, f"{len(jobs)} files, failed: {', '.join(sorted(bad)) or 'none'}"]))
     return 1 if bad else 0
 
