@@ -45,7 +45,12 @@ class Caretaker:
         self._board = board
         self._start = start
         self._reservations = reservations
+        self._stopping = False
         self._waiting: set[tuple[int, str]] = set()  # what waits for which NIC's lock
+
+    def stop(self) -> None:
+        """Begin nothing more that waits for a NIC: the next run looks it up."""
+        self._stopping = True
 
     async def ping(self, vm: Vm) -> None:
         """Ask QEMU for a sign of life."""
@@ -112,7 +117,8 @@ class Caretaker:
         finally:
             self._waiting.discard(key)
         try:
-            await work(vm, slot)
+            if not self._stopping:
+                await work(vm, slot)
         finally:
             slot.lock.release()
 

@@ -22,7 +22,8 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── NetworkInUse
     │   ├── PortInUse
     │   ├── MacInUse                   two NICs with one address on one network
-    │   └── ReadOnly                   it is described by the configuration file
+    │   ├── ReadOnly                   it is described by the configuration file
+    │   └── BeingRemoved               the VM is on its way out; what waited for it was not begun
     ├── CannotAttach               this NIC and this network do not go together
     │   ├── NoCommonEndpoint           no endpoint kind that both sides know
     │   ├── MtuTooLarge
@@ -37,6 +38,7 @@ One tree, so that a caller can catch as much or as little as it wants::
     │   ├── Denied                     a privilege is missing
     │   ├── Unsupported                this kernel has no such thing
     │   └── NotForwarding              a bridge port that did not reach forwarding in time
+    ├── Stopping                   linkmgr ends; what waited for its turn was not begun
     ├── StateError                 linkmgr's own state directory; nothing was changed
     ├── MonitorError               QEMU, seen through its monitor
     │   ├── MonitorUnreachable         no connection could be made
@@ -214,6 +216,18 @@ class ReadOnly(Conflict):
     """It is described by the configuration file, and can be changed only there."""
 
     code = "read-only"
+
+
+class BeingRemoved(Conflict):
+    """The VM is being removed, so what waited for one of its NICs was not begun: ask again."""
+
+    code = "being-removed"
+
+
+class Stopping(LinkmgrError):
+    """linkmgr is stopping, so what waited for its turn was not begun: ask again."""
+
+    code = "stopping"
 
 
 class CannotAttach(LinkmgrError):

@@ -19,10 +19,12 @@ from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import (
     BadRequest,
+    BeingRemoved,
     LinkmgrError,
     MonitorGone,
     MonitorTimeout,
     NotFound,
+    Stopping,
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
@@ -59,6 +61,7 @@ from linkmgr.strays import Strays
 from linkmgr.suggest import instead
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
+from linkmgr.vm_locks import VmLocks
 from linkmgr.wirings.models import shows_carrier, unseen_carrier
 
 #: Seconds that a start waits for QEMUs that do not answer.
@@ -107,7 +110,7 @@ class Inventory(ABC):
             self._host, lambda: self._networks.may_make([*self._networks, *self._under_way])
         )
         self._vms: dict[str, Vm] = {}
-        self._adding: dict[str, asyncio.Lock] = {}
+        self._locks = VmLocks()
         self._board = Switchboard()
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Places on networks for guests that are on their way here.
@@ -215,8 +218,17 @@ class Inventory(ABC):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    def begin_close(self) -> None:
+        """Begin nothing more: verbs that wait for a NIC end with `Stopping`, and so does an adding.
+
+        What is in the middle of its steps goes on; `close` waits for it.
+        """
+        self._locks.stop()
+        self._care.stop()
+
     async def close(self) -> None:
         """Finish the verbs under way, then let go of every guest. Repeats freely."""
+        self.begin_close()
         self._closed = True
         if self._watcher is not None:
             self._watcher.cancel()
@@ -506,7 +518,7 @@ class Inventory(ABC):
                     await asyncio.wait({vm.looking})
 
     async def _find_new_nics(self, vm: Vm) -> None:
-        async with self._adding.setdefault(vm.name, asyncio.Lock()):
+        async with self._locks.held(vm.name):
             if self._vms.get(vm.name) is not vm:  # removed meanwhile
                 return
             why: object = f"QEMU has not told of all within {LOOKING_SECONDS:g} s"
@@ -566,7 +578,12 @@ class Inventory(ABC):
             raise BadRequest("this LinkManager is closed", hint="enter a new one")
 
     async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        async with slot.lock:
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self._locks.nic(vm.name, slot.lock))
+            except (BeingRemoved, Stopping) as error:
+                error.about(str(slot.ref), vm.nic(slot).describe())
+                raise
             if self._vms.get(vm.name) is not vm:
                 raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
             return await self._guarded(vm, slot, work)

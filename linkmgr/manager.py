@@ -109,7 +109,7 @@ class LinkManager(Beside):
     async def _add(
         self, name: str, address: str, uid: int | None, may_use: MayUse | None
     ) -> list[Nic]:
-        async with self._adding.setdefault(name, asyncio.Lock()):
+        async with self._locks.held(name):
             known = self._vms.get(name)
             if absent := self._absent.vms.get(name):
                 if absent.record.qmp != address:
@@ -185,14 +185,14 @@ class LinkManager(Beside):
         their cables.
 
         :raise LinkmgrError: when a NIC cannot be unplugged, or what it held cannot be freed yet;
-            the VM is then still known.
+            the VM is then still known. What waits for one of its NICs ends with `BeingRemoved`.
         """
         check_name("VM", name)
         return await asyncio.shield(self._start(self._remove(name)))
 
     async def _remove(self, name: str) -> bool:
         async with (
-            self._adding.setdefault(name, asyncio.Lock()),
+            self._locks.removing(name),
             contextlib.AsyncExitStack() as all_nics,
         ):
             if name in self._absent.vms and await self._absent.forget(name):
@@ -203,7 +203,7 @@ class LinkManager(Beside):
                 return False
             for slot in list(vm.slots.values()):
                 # Held until the VM is forgotten: nothing can be plugged meanwhile.
-                await all_nics.enter_async_context(slot.lock)
+                await all_nics.enter_async_context(self._locks.taken(slot.lock))
                 work = self._unplug if slot.plugged else self._look
                 await self._guarded(vm, slot, partial(work, vm, slot))
                 if slot.leftovers:
@@ -225,7 +225,7 @@ class LinkManager(Beside):
         return await asyncio.shield(self._start(self._forget_ended(check_name("VM", name))))
 
     async def _forget_ended(self, name: str) -> bool:
-        async with self._adding.setdefault(name, asyncio.Lock()):
+        async with self._locks.forgetting(name):
             vm = self._vms.get(name)
             if vm is None or (vm.qemu.alive and not await vm.qemu.has_died()):
                 return False

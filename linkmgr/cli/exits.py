@@ -20,6 +20,7 @@ from linkmgr.errors import (
     ServiceTimeout,
     ServiceUnreachable,
     StateError,
+    Stopping,
 )
 
 
@@ -57,6 +58,7 @@ _FAMILIES: Mapping[type[LinkmgrError], Exit] = {
     LibvirtError: Exit.LIBVIRT,
     Forbidden: Exit.FORBIDDEN,
     ServiceUnreachable: Exit.UNREACHABLE,
+    Stopping: Exit.UNREACHABLE,
     ServiceGone: Exit.GONE,
     ServiceTimeout: Exit.TIMEOUT,
     StateError: Exit.STATE,

@@ -54,7 +54,7 @@ def error_from(status: int, body: bytes) -> LinkmgrError:
 
 def _make(code: str, status: int, what: str, problem: Mapping[str, Any]) -> LinkmgrError:
     hint = _text(problem, "hint")
-    kind = _kinds().get(code) or _OWN.get(code) or _BY_STATUS.get(status, LinkmgrError)
+    kind = _OWN.get(code) or _kinds().get(code) or _BY_STATUS.get(status, LinkmgrError)
     if issubclass(kind, CommandFailed):
         return kind(
             what,

@@ -31,6 +31,9 @@ from linkmgr.service.stream import Stream
 class Served(Links, Protocol):
     """The verbs as the service needs them: `LinkManager` has them so."""
 
+    def begin_close(self) -> None:
+        """Begin nothing more; what waits for a NIC ends."""
+
     async def resolve(self, nic: str | NicRef) -> NicRef:
         """Which NIC a name means."""
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from linkmgr.errors import NotFound
+from linkmgr.errors import NotFound, Stopping
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.config import Limits, Verb
 from linkmgr.service.peers import Peer
@@ -114,10 +114,11 @@ class Operations:
     def start(self, verb: Verb, subject: str, peer: Peer, work: Work) -> Operation:
         """Begin a change in a task of its own.
 
-        :raise Refused: when there are too many, or the service is stopping.
+        :raise Refused: when there are too many.
+        :raise Stopping: when the service is stopping.
         """
         if self._stopping:
-            raise Refused("stopping", "the service is stopping; nothing was begun", "ask again")
+            raise Stopping("the service is stopping; nothing was begun", hint="ask again")
         if why := self._places.refusal(peer):
             raise Refused("too-many", f"no more operations now: {why}", "ask again later")
         nic = subject.partition(" ")[0]

@@ -29,6 +29,7 @@ from linkmgr.errors import (
     MonitorError,
     NotFound,
     StateError,
+    Stopping,
 )
 from linkmgr.log_limit import LogLimit
 from linkmgr.untrusted import printable
@@ -48,6 +49,7 @@ STATUS: Mapping[type[LinkmgrError], int] = {
     MonitorError: 424,
     LibvirtError: 424,
     StateError: 507,
+    Stopping: 503,
     LinkmgrError: 500,
 }
 
@@ -59,9 +61,10 @@ OWN: Mapping[str, tuple[int, str]] = {
     "unsupported-media-type": (415, "The request's body is coded in a way that is not taken"),
     "too-many": (429, "There are too many of these already"),
     "internal": (500, "A fault of the service"),
-    "stopping": (503, "The service is stopping"),
 }
 
+#: Seconds after which to ask again for what was not begun for a reason that passes, by code.
+RETRY_AFTER_S: Mapping[str, int] = {"stopping": 1, "being-removed": 1, "too-many": 1}
 #: Characters of one text of a problem: ten mistakes of a configuration with their places.
 TEXT_MOST = 4000
 _EXTRA = ("sent", "command", "error_class", "number")  # what some errors know besides
@@ -92,6 +95,8 @@ class ProblemResponse(JsonResponse):
 
     def __init__(self, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(document, status_code=document["status"], headers=headers)
+        if (seconds := RETRY_AFTER_S.get(document["code"])) is not None:
+            self.headers["Retry-After"] = str(seconds)
 
 
 def status_of(kind: type[BaseException]) -> int:

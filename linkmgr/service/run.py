@@ -164,6 +164,7 @@ class Service:
         log.info("stopping")
         self._notifier.stopping()
         self.core.operations.stop()
+        self.core.links.begin_close()
         self.core.stream.close()
         self._server.stop()
 

@@ -42,6 +42,9 @@ def answered(command: dict[str, Any], how: str, begun: bool) -> bytes:
         value = HUBS
     if begun and how == "slow":
         time.sleep(4.9)
+    if how == "slow NIC":
+        value = f"net0: {NIC}\r\n" if command["execute"] == "human-monitor-command" else value
+        time.sleep(2.5 if begun else 0)
     if begun and how == "other NICs" and command["execute"] == "human-monitor-command":
         now = int(time.monotonic() / 3)
         value = "".join(f"net{now}-{n}: {NIC}\r\n" for n in range(90))

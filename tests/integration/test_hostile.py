@@ -650,3 +650,43 @@ async def test_a_qemu_that_always_has_other_nics_fills_no_list_and_no_memory(
             most = max(most, len(await links.nics()))
             await asyncio.sleep(0.3)
         assert 90 <= most <= 256
+
+
+async def test_what_waits_for_a_slow_qemu_holds_up_no_removal_and_no_stop(
+    host: Host, lab: Lab, tmp_path: Path
+) -> None:
+    await ready(host, lab)
+    slow = tmp_path / "evil.go"
+    async with hostile_qemu(tmp_path / "evil.qmp", "slow NIC"), Client(host.socket) as links:
+
+        async def queue_up() -> list[asyncio.Task[Any]]:
+            """A verb in the middle of its steps, and seven that wait for it."""
+            await links.add_vm("evil", tmp_path / "evil.qmp")
+            slow.touch()
+            waiting = [asyncio.create_task(links.plug("evil/net0", "blue")) for _ in range(8)]
+            await asyncio.sleep(1.0)
+            return waiting
+
+        waiting = await queue_up()
+        began = time.monotonic()
+        removing = asyncio.create_task(links.remove_vm("evil"))
+        ended, _ = await asyncio.wait(waiting, timeout=1.0)
+        assert {getattr(each.exception(), "code", None) for each in ended} == {"being-removed"}
+        assert len(ended) == 7, "the first is in the middle of its steps"
+        assert "evil/net0: VM evil is being removed" in str(ended.pop().exception())
+        assert await removing
+        assert time.monotonic() - began < 4 * 2.5, "two commands of the first, one of the removal"
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+        slow.unlink()
+        waiting = await queue_up()
+        began = time.monotonic()
+        stopping = asyncio.create_task(host.stop())
+        ended, _ = await asyncio.wait(waiting, timeout=1.0)
+        assert not ended, "they ask again until another service listens"
+        assert await stopping == 0
+        assert time.monotonic() - began < 4 * 2.5
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert host.said().count("stopping: ") == 7, host.said()

@@ -68,6 +68,9 @@ class FakeLinks:
         self.findings: list[Finding] = []
         self.missing: str | None = None
 
+    def begin_close(self) -> None:
+        pass
+
     async def add_vm(
         self,
         name: str,

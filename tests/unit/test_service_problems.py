@@ -46,7 +46,7 @@ def test_the_services_own_problems_are_in_the_description_of_the_api() -> None:
 
 def test_only_a_fault_of_the_service_is_a_5xx() -> None:
     server = {kind.code for kind in tree(LinkmgrError) if status_of(kind) >= 500}
-    assert server == {"error", "state-error", *CLIENTS_OWN}
+    assert server == {"error", "state-error", "stopping", *CLIENTS_OWN}
 
 
 def test_a_problem_says_what_the_error_says() -> None:
