@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import lzma
 import re
 import subprocess
 from collections.abc import Iterator
@@ -23,19 +24,34 @@ MODULES = ("virtio_pci", "virtio_console", "virtio_net", "vmxnet3", "pvpanic_mmi
 PROGRAMS = ("usr/bin/iperf3", "usr/bin/tcpdump")
 
 
+def content(module: Path) -> bytes:
+    """Return a module as insmod takes it; later Debians keep theirs compressed."""
+    packed = module.read_bytes()
+    return lzma.decompress(packed) if module.suffix == ".xz" else packed
+
+
 def depends(module: Path) -> list[str]:
     """Return the modules that MODULE names in its .modinfo section."""
-    found = re.search(rb"\0depends=([^\0]*)\0", module.read_bytes())
+    found = re.search(rb"\0depends=([^\0]*)\0", content(module))
     return [name for name in (found[1].decode() if found else "").split(",") if name]
+
+
+def module_name(path: Path) -> str:
+    """Return the name that a module's file stands for, as other modules depend on it."""
+    return path.name.partition(".")[0].replace("-", "_")
 
 
 def modules(root: Path) -> list[Path]:
     """MODULES and all that they need, in an order in which insmod can load them."""
-    by_name = {path.stem.replace("-", "_"): path for path in root.glob("lib/modules/**/*.ko")}
+    by_name = {module_name(path): path for path in root.glob("lib/modules/**/*.ko*")}
+    (listing,) = root.glob("lib/modules/*/modules.builtin")
+    built_in = {module_name(Path(line)) for line in listing.read_text().split()}
     ordered: list[Path] = []
 
     def add(name: str) -> None:
         path = by_name.get(name)
+        if name in built_in:
+            return
         if path is None:
             raise SystemExit(f"the kernel package has no module {name}")
         for dependency in depends(path):
@@ -62,7 +78,7 @@ def libraries(root: Path, programs: list[Path]) -> dict[str, Path]:
         ).stdout
         for soname in re.findall(r"^\s+NEEDED\s+(\S+)", listing, re.MULTILINE):
             if soname not in by_soname:
-                raise SystemExit(f"{binary.name} needs {soname}: add its package to the Makefile")
+                raise SystemExit(f"{binary.name} needs {soname}: the unpacked packages have none")
             if soname not in found:
                 found[soname] = by_soname[soname].resolve()
                 todo.append(found[soname])
@@ -87,8 +103,8 @@ def tree(root: Path, init: Path, frames: Path) -> Iterator[tuple[str, int, bytes
         yield f"{folder}/{soname}", FILE, path.read_bytes()
     order = modules(root)
     for path in order:
-        yield f"lib/modules/{path.name}", FILE, path.read_bytes()
-    names = "".join(f"/lib/modules/{path.name}\n" for path in order)
+        yield f"lib/modules/{path.name.removesuffix('.xz')}", FILE, content(path)
+    names = "".join(f"/lib/modules/{path.name.removesuffix('.xz')}\n" for path in order)
     yield "lib/modules/order", FILE, names.encode()
 
 
