@@ -8,6 +8,10 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Integration tests, demo and bench need root; they enter namespaces of their own first.
 ROOT_PY := $(SUDO) env $(if $(QEMU),LINKMGR_QEMU="$(QEMU)") $(PY)
 NEXT_QEMU := $(BUILD)/qemu-next/qemu
+# What the distribution that this machine runs decides; empty where it has no answer.
+OWN := $(shell scripts/debian.sh own)
+OTHER := $(shell scripts/debian.sh other)
+NEWER := $(shell scripts/debian.sh newer)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,6 +24,7 @@ help: ## List the targets
 setup: $(BUILD)/packages.stamp $(VENV)/stamp ## Install Debian packages and the virtual environment
 
 $(BUILD)/packages.stamp: packages.txt
+	@scripts/debian.sh setup
 	@mkdir -p $(BUILD)
 	@missing=$$(scripts/missing-packages.sh packages.txt); \
 	if [ -z "$$missing" ]; then \
@@ -73,9 +78,9 @@ $(BUILD)/deb.stamp: $(BUILD)/install.stamp
 	@packaging/deb.sh $(BUILD)/install $(BUILD)
 	@touch $@
 
-.PHONY: bookworm
-bookworm: $(BUILD)/packages.stamp ## Make a minimal Debian 12 root for the package's tests
-	@packaging/root.sh bookworm
+.PHONY: own-root
+own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the package's tests
+	@scripts/debian.sh roots && packaging/root.sh $(OWN)
 
 # The other generations, in roots by debootstrap that are entered in namespaces. What is tried there
 # is what depends on libvirt, QEMU, Python or systemd; the rest depends on the kernel, which is this one's.
@@ -83,6 +88,10 @@ GENERATION_TESTS := $(addprefix tests/integration/test_,$(addsuffix .py,story li
 	domain_cables names listener hook libvirt_passthrough lifecycle lifecycle_matrix migration swaps \
 	failures_before failures_gone failures_monitor failures_qemu failures_steps failures_switch \
 	failures_watch))
+
+.PHONY: bookworm
+bookworm: setup ## Make a root of Debian 12 in which the tests run
+	@$(SUDO) scripts/test-root.sh $@
 
 .PHONY: trixie
 trixie: setup ## Make a root of Debian 13 in which the tests run
@@ -113,7 +122,7 @@ images: $(BUILD)/packages.stamp ## Build the test guest
 	@$(MAKE) --no-print-directory -C vm-images
 
 .PHONY: qemu-next
-qemu-next: $(BUILD)/packages.stamp ## Unpack the newer QEMU of bookworm-backports
+qemu-next: $(BUILD)/packages.stamp ## Unpack the newer QEMU of the backports
 	@scripts/qemu-next.sh
 
 .PHONY: demo
@@ -124,25 +133,26 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 test: lint test-all ## Run every check and test
 
 .PHONY: test-all
-test-all: setup images bookworm deb qemu-next ## Run all of these, three files at a time
-	@$(ROOT_PY) scripts/test-files.py --unit --next $(abspath $(NEXT_QEMU)) \
+test-all: setup images own-root deb qemu-next ## Run all of these, three files at a time
+	@$(ROOT_PY) scripts/test-files.py --unit $(if $(NEWER),--next $(abspath $(NEXT_QEMU))) \
 		--report $(BUILD)/results/$(GENERATION).json
 
 .PHONY: test-newer
-test-newer: setup images trixie ## Run the marked subset on Debian 13
-	@$(ROOT_PY) scripts/test-files.py --suite trixie --only-suite
+test-newer: setup images $(OTHER) ## Run the marked subset on Debian 13, from there on Debian 12
+	@scripts/debian.sh roots
+	@$(ROOT_PY) scripts/test-files.py --suite $(OTHER) --only-suite
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need no root
 	$(PY) -m pytest -q tests/unit
 
 .PHONY: test-integration
-test-integration: setup images bookworm deb ## Run the tests against real QEMU and kernel
+test-integration: setup images own-root deb ## Run the tests against real QEMU and kernel
 	@$(ROOT_PY) scripts/test-files.py
 
 .PHONY: test-next
 test-next: setup images qemu-next ## Run the marked subset on the newer QEMU
-	$(SUDO) env LINKMGR_QEMU=$(abspath $(NEXT_QEMU)) $(PY) -m pytest -q -m next_qemu tests/integration
+	$(if $(NEWER),$(SUDO) env LINKMGR_QEMU=$(abspath $(NEXT_QEMU)) $(PY) -m pytest -q -m next_qemu tests/integration)
 
 .PHONY: lint
 lint: setup ## Check style, types and the direction of imports

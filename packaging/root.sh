@@ -15,12 +15,9 @@ include=systemd,systemd-sysv,python3,iproute2
 if [ -e "$target/.complete" ]; then
 	exit 0
 fi
-. /etc/os-release
-own=${VERSION_CODENAME:-sid}
-mirror=$(apt-get indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' \
-	'Component: main' | sed -n "s/^$own //p" | head -n 1)
+mirror=$("$root/scripts/debian.sh" mirror)
 if [ -z "$mirror" ]; then
-	echo "$suite: apt knows no mirror of this Debian ($own), from which $suite could come" >&2
+	echo "$suite: apt knows no mirror of Debian, from which $suite could come" >&2
 	exit 1
 fi
 rm -rf "$target"

@@ -1,16 +1,22 @@
 #!/bin/sh
-# qemu-next.sh [DIRECTORY]: unpack a newer QEMU (bookworm-backports) there, by default build/qemu-next.
+# qemu-next.sh [DIRECTORY]: unpack a newer QEMU than this Debian's (that of its backports) there, by
+# default build/qemu-next.
 #
 # Nothing is installed, and nothing outside DIRECTORY is touched: apt gets lists, caches and sources of
-# its own. The mirror is the one that the machine's apt already uses for Debian 12.
-# Run it as DIRECTORY/qemu, in the place of qemu-system-x86_64. Does nothing when that is there already.
+# its own. The mirror is the one that the machine's apt already uses for its own Debian.
+# Run it as DIRECTORY/qemu, in the place of qemu-system-x86_64. Does nothing when that is there already,
+# and only says so where no newer one is to be had.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=${1:-$root/build/qemu-next}
-suite=bookworm-backports
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+suite=$("$root/scripts/debian.sh" newer)
 
+if [ -z "$suite" ]; then
+	echo "qemu-next: there is no newer QEMU than this distribution's; no test runs on one"
+	exit 0
+fi
 if [ -x "$target/qemu" ]; then
 	exit 0
 fi
@@ -37,11 +43,10 @@ for file in /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
 	[ -e "$file" ] && cp "$file" "$target/apt/sources/"
 done
 own_apt update
-targets=$(own_apt indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' 'Component: main')
-if ! echo "$targets" | grep -q "^$suite "; then
-	mirror=$(echo "$targets" | sed -n 's/^bookworm //p' | head -n 1)
+if ! own_apt indextargets --format '$(CODENAME)' 'Created-By: Packages' | grep -qx "$suite"; then
+	mirror=$("$root/scripts/debian.sh" mirror)
 	if [ -z "$mirror" ]; then
-		echo "qemu-next: apt knows no mirror of Debian 12 (bookworm), which $suite belongs to" >&2
+		echo "qemu-next: apt knows no mirror of this Debian, which $suite belongs to" >&2
 		exit 1
 	fi
 	echo "deb [signed-by=$keyring] $mirror $suite main" >"$target/apt/sources/$suite.list"
@@ -49,7 +54,9 @@ if ! echo "$targets" | grep -q "^$suite "; then
 fi
 
 # What an installation would bring besides these is a library that the machine has not got.
+# All modules that it looks for, or it finds those of the machine's own QEMU, and aborts.
 wanted="qemu-system-x86 qemu-system-common qemu-system-data seabios"
+wanted="$wanted qemu-system-modules-opengl qemu-system-modules-spice"
 plan=$(own_apt -s --no-install-recommends -t "$suite" install $wanted)
 packages=$(printf '%s\n' $wanted $(echo "$plan" | sed -n 's/^Inst \([^ ]*\).*/\1/p') | sort -u)
 echo "qemu-next: unpacking" $packages

@@ -1,7 +1,8 @@
 """A machine: a real systemd as process 1, in namespaces and a root of its own.
 
-The root is a minimal Debian 12 (build/bookworm) and whatever is laid over it, all read-only, with a
-tmpfs on top. Nothing of the host can be written from inside. All of it goes with its process 1.
+The root is a minimal one of this Debian (make own-root) and whatever is laid over it, all
+read-only, with a tmpfs on top. Nothing of the host can be written from inside. All of it goes with
+its process 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from linkmgr.testing.process import Child, Result, execute, finish, until
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-BOOKWORM = CHECKOUT / "build" / "bookworm"
 
 
 class Machine:
@@ -62,12 +62,13 @@ class Machine:
 
 @asynccontextmanager
 async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
-    """Boot a machine from Debian 12 and `layers`, the first one on top; kill it at the end."""
+    """Boot a machine from this Debian and `layers`, the first one on top; kill it at the end."""
     if (why := refused_here()) is not None:
         pytest.skip(f"no machine can be booted here: {why}")
-    if not (BOOKWORM / ".complete").exists():
-        raise FileNotFoundError(f"there is no Debian 12 in {BOOKWORM}: make bookworm")
-    lower = ":".join(str(layer) for layer in (*layers, BOOKWORM))
+    root = own_root()
+    if not (root / ".complete").exists():
+        raise FileNotFoundError(f"there is no root in {root}: make own-root")
+    lower = ":".join(str(layer) for layer in (*layers, root))
     with _cgroup(workdir) as cgroup, tempfile.TemporaryFile() as output:
         argv: Sequence[str] = [
             "unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--uts", "--ipc",
@@ -90,6 +91,15 @@ async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(first, signal.SIGKILL)  # everything inside ends with it
             await finish(child.end())
+
+
+@cache
+def own_root() -> Path:
+    """Return the root of the Debian that this is: what was built here is for its Python."""
+    answer = subprocess.run(
+        [CHECKOUT / "scripts" / "debian.sh", "own"], check=True, capture_output=True, text=True
+    )
+    return CHECKOUT / "build" / answer.stdout.strip()
 
 
 @cache

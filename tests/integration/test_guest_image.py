@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import shlex
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -195,6 +196,12 @@ async def tap_to(peer: Peer, guest: Guest) -> AsyncIterator[None]:
             await guest.qmp("netdev_del", id=name)
         for name in ("tap0", "br0"):
             await execute(["ip", "link", "del", name])
+
+
+@pytest.mark.next_qemu
+async def test_the_qemu_of_the_tests_loads_no_module_of_another(qemu: str) -> None:
+    listed = await execute([*shlex.split(qemu), "-device", "help"])
+    assert '"virtio-net-pci"' in listed.output
 
 
 @pytest.mark.next_qemu
