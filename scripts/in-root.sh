@@ -14,18 +14,11 @@ tests=$here/build/$suite-tests
 }
 export LM_HERE="$here" LM_LOWER="$tests/upper:$here/build/$suite" LM_ROOT="$tests/root" LM_OUT="${OUT:-}"
 exec unshare --mount --pid --fork --kill-child sh -eu -c '
+. "$LM_HERE/scripts/root-mounts.sh"
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$LM_ROOT"
-cd "$LM_ROOT"
-mkdir upper work root src-upper src-work
-mount -t overlay -o "lowerdir=$LM_LOWER,upperdir=$PWD/upper,workdir=$PWD/work" overlay root
-cd root
-mount -t proc proc proc
-mount --rbind /sys sys
-mount --rbind /dev dev
-mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
-mkdir -p src run/lock
+mount_root "$LM_LOWER" "$LM_ROOT"
+mkdir -p src "$LM_ROOT/src-upper" "$LM_ROOT/src-work"
 mount -t overlay -o "lowerdir=$LM_HERE,upperdir=$LM_ROOT/src-upper,workdir=$LM_ROOT/src-work" overlay src
 if [ -n "$LM_OUT" ]; then
 	mkdir -p out

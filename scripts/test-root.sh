@@ -7,7 +7,8 @@ set -eu
 suite=$1
 here=$(cd "$(dirname "$0")/.." && pwd)
 target=$here/build/$suite-tests
-inputs="packages.txt requirements.lock pyproject.toml scripts/test-root.sh scripts/missing-packages.sh packaging/root.sh"
+inputs="packages.txt requirements.lock pyproject.toml scripts/test-root.sh scripts/root-mounts.sh \
+	scripts/missing-packages.sh packaging/root.sh"
 sum=$(cd "$here" && cat $inputs | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; then
 	exit 0
@@ -20,22 +21,11 @@ say() { echo "$suite: $*"; }
 say "installing the packages of packages.txt"
 cat >"$target/install" <<'SCRIPT'
 set -eu
-mount --make-rprivate /
-mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
-cd "$2/root"
-mount -t proc proc proc
-mount --rbind /sys sys
-mount --rbind /dev dev
-mount -t tmpfs tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
-mkdir -p tmp/lists usr/sbin
+. "$3/scripts/root-mounts.sh"
+mount_root "$1" "$2"
+use_apt
 cp "$3/packages.txt" "$3/scripts/missing-packages.sh" tmp
-[ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf etc/resolv.conf
-apt-config dump Acquire | grep -v '"";$' >etc/apt/apt.conf.d/90machine
-# A mirror may keep the index of a suite that is not released past its date.
-echo 'Acquire::Check-Valid-Until "false";' >>etc/apt/apt.conf.d/90machine
-printf 'force-unsafe-io\npath-exclude=/usr/share/%s/*\n' doc >etc/dpkg/dpkg.cfg.d/tests
-printf 'path-exclude=/usr/share/%s/*\n' man locale >>etc/dpkg/dpkg.cfg.d/tests
+printf 'path-exclude=/usr/share/%s/*\n' doc man locale >etc/dpkg/dpkg.cfg.d/tests
 printf '#!/bin/sh\nexit 101\n' >usr/sbin/policy-rc.d
 chmod 755 usr/sbin/policy-rc.d
 run() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8 chroot . "$@"; }
@@ -63,12 +53,8 @@ PYTHONWARNINGS=ignore "$here/.venv/bin/pip" download --quiet --disable-pip-versi
 }
 cat >"$target/venv" <<'SCRIPT'
 set -eu
-mount --make-rprivate /
-mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
-cd "$2/root"
-mount -t proc proc proc
-mount --rbind /dev dev
-mount -t tmpfs tmpfs tmp
+. "$3/scripts/root-mounts.sh"
+mount_root "$1" "$2"
 mkdir tmp/wheels
 mount --bind "$2/wheels" tmp/wheels
 cp "$2/lock" tmp/lock
