@@ -101,9 +101,6 @@ trixie: setup ## Make a root of Debian 13 in which the tests run
 sid: setup ## Make a root of Debian's next version
 	@$(SUDO) scripts/test-root.sh $@
 
-# Debian's name for what this machine runs; a report is called so.
-GENERATION := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
-
 # Its argument is the suite.
 in_root = mkdir -p $(BUILD)/results && $(SUDO) env OUT=$(abspath $(BUILD))/results \
 	scripts/in-root.sh $(1) python scripts/test-files.py --unit --report /out/$(1).json \
@@ -135,7 +132,7 @@ test: lint test-all ## Run every check and test
 .PHONY: test-all
 test-all: setup images own-root deb qemu-next ## Run all of these, three files at a time
 	@$(ROOT_PY) scripts/test-files.py --unit $(if $(NEWER),--next $(abspath $(NEXT_QEMU))) \
-		--report $(BUILD)/results/$(GENERATION).json
+		--report $(BUILD)/results/$(OWN).json
 
 .PHONY: test-newer
 test-newer: setup images $(OTHER) ## Run the marked subset on Debian 13, from there on Debian 12
