@@ -38,7 +38,7 @@ _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*('[^']*'|"[^"]*")""")
 _COMMENT_BEHIND = re.compile(rb"[ \t]*<!--[^\r\n]*?-->")  # on the same line
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Element:
     """An element, and where it lies in the document, in bytes.
 
@@ -260,6 +260,7 @@ class _Reader:
     def __init__(self, source: bytes) -> None:
         self.prefixes: dict[str, str] = {}
         self._source = source
+        self._names: dict[str, tuple[str, str]] = {}  # which repeat
         self._open: list[Element] = []
         self._texts: list[list[str]] = []  # of each open element, in pieces
         self._begun = 0
@@ -298,9 +299,11 @@ class _Reader:
         start = self._parser.CurrentByteIndex
         tag = _TAG_END.match(self._source, start)
         assert tag is not None
-        full, prefix = _name(name)
-        named = {_name(key)[0]: value for key, value in attributes.items()}
-        element = Element(full, prefix, named, start, tag.end())
+        known = self._names.get(name)
+        full, prefix = known or self._names.setdefault(name, _name(name))
+        if " " in "".join(attributes):  # few have a namespace
+            attributes = {_name(key)[0]: value for key, value in attributes.items()}
+        element = Element(full, prefix, attributes, start, tag.end())
         if self._open:
             self._open[-1].children.append(element)
         self._root = self._root or element
