@@ -83,7 +83,7 @@ def find(document: Document, models: Collection[str] | None = None) -> MonitorXm
             and not old
             and all(pairs.count(pair) == 1 for pair in pairwise(_ARGUMENTS) if pair[0][0] == "-")
             and _mons(pairs) == [_ARGUMENTS[3]]
-            and _is_ours(channels[0], models)
+            and _is_ours(document, channels[0], models)
         )
         mon = any(_chardev_of(value) == _CHARDEV for value in _mons(pairs))
         return MonitorXml(Form.CHANNEL if mon else Form.DAMAGED, path, whole)
@@ -112,7 +112,7 @@ def write(
     document = remove(document)
     devices = document.root.find("devices")
     assert devices is not None  # it has NICs
-    labels = [each for each in sorted({_DAC} if models is None else models) if _labels(each)]
+    labels = sorted(_labelling(document, {_DAC} if models is None else models))
     document = document.append(
         devices,
         [
@@ -250,7 +250,7 @@ def _is_closed(document: Document, channel: Element) -> bool:
     )
 
 
-def _is_ours(channel: Element, models: Collection[str] | None) -> bool:
+def _is_ours(document: Document, channel: Element, models: Collection[str] | None) -> bool:
     """Whether a channel is as `write` makes it; what libvirt adds to it is not looked at."""
     source = channel.find("source")
     labels = {
@@ -258,9 +258,7 @@ def _is_ours(channel: Element, models: Collection[str] | None) -> bool:
         for each in (source.children if source else [])
         if each.name == "seclabel"
     }
-    wanted = (
-        labels.keys() | {_DAC} if models is None else {each for each in models if _labels(each)}
-    )
+    wanted = _labelling(document, labels.keys() | {_DAC} if models is None else models)
     return (
         channel.attributes.get("type") == "unix"
         and channel.get("source", "mode") == "connect"
@@ -273,9 +271,21 @@ def _is_ours(channel: Element, models: Collection[str] | None) -> bool:
     )
 
 
-def _labels(model: str) -> bool:
-    """Whether a security driver labels files: AppArmor has rules instead."""
-    return model not in ("apparmor", "none") and _MODEL.fullmatch(model) is not None
+def _labelling(document: Document, models: Collection[str]) -> set[str]:
+    """The security drivers that would label the socket.
+
+    Not AppArmor, which has rules instead; nor one that is told to label nothing of this domain, of
+    which libvirt refuses to be told that it labels not this file.
+
+    :param models: of the host, in its order: a label without one is of the first.
+    """
+    found = {each for each in models if each not in ("apparmor", "none") and _MODEL.fullmatch(each)}
+    for each in document.root.children:
+        if each.name == "seclabel":
+            by_default = "no" if each.attributes.get("type") in ("none", "static") else "yes"
+            if each.attributes.get("relabel", by_default) == "no":
+                found.discard(each.attributes.get("model") or next(iter(models), ""))
+    return found
 
 
 def _mons(pairs: Collection[tuple[str, str]]) -> list[str]:

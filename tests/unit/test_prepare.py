@@ -231,6 +231,31 @@ def test_the_socket_is_kept_from_each_security_driver_that_gives_files_away() ->
     assert b"<seclabel" not in prepare(PLAIN, models=[]).xml
 
 
+@pytest.mark.parametrize(
+    ("label", "models"),
+    [
+        ("<seclabel type='none' model='dac'/>", None),
+        ("<seclabel type='none' model='dac'/>", ["selinux", "dac"]),
+        ("<seclabel type='static' model='dac'><label>+1:+1</label></seclabel>", ["none", "dac"]),
+        ("<seclabel type='dynamic' model='dac' relabel='no'/>", ["dac"]),
+        ("<seclabel type='none'/>", ["selinux", "dac"]),
+    ],
+)
+def test_a_security_driver_that_labels_nothing_of_the_domain_is_told_nothing_of_the_socket(
+    label: str, models: list[str] | None
+) -> None:
+    """libvirt defines no domain that has such a driver leave a file alone once more."""
+    xml = domain("<interface type='user'/>", more=label)
+    made = prepare(xml, models=models).xml
+    source = channels(Document(made))[0].find("source")
+    assert source is not None
+    told = [each.attributes["model"] for each in source.children if each.name == "seclabel"]
+    off = "selinux" if "model=" not in label else "dac"
+    assert told == [each for each in models or [] if each not in (off, "none")]
+    assert prepare(made, models=models).xml == refresh(made, models=models).xml == made
+    assert undo(made).xml == xml
+
+
 def test_what_libvirt_adds_to_the_channel_is_no_damage() -> None:
     done = prepare(PLAIN).xml
     stored = done.replace(
