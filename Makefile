@@ -122,6 +122,14 @@ images: $(BUILD)/packages.stamp ## Build the test guest
 qemu-next: $(BUILD)/packages.stamp ## Unpack the newer QEMU of the backports
 	@scripts/qemu-next.sh
 
+.PHONY: corpus-source
+corpus-source: $(BUILD)/packages.stamp ## Fetch the domains of libvirt's own tests
+	@scripts/corpus-source.sh
+
+.PHONY: corpus
+corpus: setup corpus-source ## Prepare and undo all domains of libvirt's own tests
+	@$(PY) -m tests.corpus
+
 .PHONY: demo
 demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 	@$(ROOT_PY) examples/demo.py
@@ -130,7 +138,7 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 test: lint test-all ## Run every check and test
 
 .PHONY: test-all
-test-all: setup images own-root deb qemu-next ## Run all of these, three files at a time
+test-all: setup images own-root deb qemu-next corpus-source ## Run all of these, three files at a time
 	@$(ROOT_PY) scripts/test-files.py --unit $(if $(NEWER),--next $(abspath $(NEXT_QEMU))) \
 		--report $(BUILD)/results/$(OWN).json
 
@@ -144,7 +152,7 @@ test-unit: setup ## Run the tests that need no root
 	$(PY) -m pytest -q tests/unit
 
 .PHONY: test-integration
-test-integration: setup images own-root deb ## Run the tests against real QEMU and kernel
+test-integration: setup images own-root deb corpus-source ## Run the tests against real QEMU and kernel
 	@$(ROOT_PY) scripts/test-files.py
 
 .PHONY: test-next
