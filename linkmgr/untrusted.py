@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import Any
 
 #: Characters of a stranger's text that stand in a message, a log line or an answer of ours: every
 #: error text of QEMU 4.2 to 11 fits, and a thousand of them kept are a fifth of a megabyte.
@@ -37,6 +38,23 @@ def printable(value: object, limit: int = TEXT_LIMIT) -> str:
 def quoted(value: object, limit: int = NAME_LIMIT) -> str:
     """Show a stranger's name in quotes, letters of any script as they are; see `printable`."""
     return f"'{printable(value, limit)}'"
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether a value of JSON has more levels of objects and lists than that.
+
+    What json itself refuses depends on Python: 3.11 some 1,000 levels, 3.14 only what exceeds the
+    thread's stack.
+    """
+    level: list[Any] = [value]
+    for _ in range(levels + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+        level = [
+            child for each in level for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return True
 
 
 def shell_command(command: str, name: str, *options: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from qemu.qmp.error import ProtocolError
 
 from linkmgr.qmp.events import EVENTS, ID_LIMIT, IDS, MonitorEvent
-from linkmgr.untrusted import printable
+from linkmgr.untrusted import is_deeper, printable
 
 #: Bytes of a message: the longest that is usual is an error text.
 MESSAGE_BYTES = 64 << 10
@@ -33,6 +33,9 @@ ITEMS = 8192
 ANSWER_ITEMS: Mapping[str, int] = MappingProxyType(
     {"query-qmp-schema": 1 << 16, "human-monitor-command": 1 << 15}
 )
+#: Levels of objects and lists in a message. The schema of QEMU 11.1 has 5, an answer about block
+#: devices one or two for each layer of an image.
+LEVELS = 64
 #: Bytes of an answer that was asked for and that QEMU may send as often as it is asked.
 FREE_BYTES = 16 << 10
 #: How QEMU itself begins an event, so that one that nobody wants need not be decoded.
@@ -75,6 +78,9 @@ def decode(data: bytes | str, *, items: int = ITEMS, limit: int | None = None) -
         raise NotQmpError(f"a message that is not JSON: {printable(shown, 80)}") from None
     if not isinstance(said, dict):
         raise NotQmpError(f"a message that is no object: {printable(said, 80)}")
+    # Each level takes a bracket, so hardly a message has enough of them to be looked at.
+    if counted[0] + counted[1] > LEVELS and is_deeper(said, LEVELS):
+        raise NotQmpError("a message that is nested too deeply")
     return said
 
 

@@ -166,3 +166,11 @@ async def test_one_connection_carries_many_requests(lab: Lab) -> None:
     for path, status in (("/v1/nics", 200), ("/v1/x", 404), ("/healthz", 200)):
         writer.write(request("GET", path))
         assert (await read_answer(reader)).status == status
+
+
+@pytest.mark.parametrize("body", ['{"target": %s}', "%s"], ids=["in a member", "as the body"])
+async def test_a_deep_nest_is_refused_in_a_sentence_on_every_python(lab: Lab, body: str) -> None:
+    nest = "[" * 15_000 + "]" * 15_000
+    answer = await lab.ask("PUT", "/v1/connections/web1/net0", raw=(body % nest).encode())
+    assert (answer.status, answer.json["code"]) == (400, "bad-request")
+    assert len(answer.json["detail"]) < 500

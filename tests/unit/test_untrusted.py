@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from linkmgr.untrusted import printable
+from linkmgr.untrusted import is_deeper, printable
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,13 @@ def test_a_text_of_megabytes_or_a_deep_nest_costs_no_time() -> None:
         began = time.process_time()
         assert 190 < len(printable(value)) <= 200
         assert time.process_time() - began < 0.05
+
+
+def test_levels_are_counted_alike_on_every_python() -> None:
+    deep: object = {"a": "text"}
+    for _ in range(62):
+        deep = [1, deep, {}]
+    assert not is_deeper(deep, 63)
+    assert is_deeper(deep, 62)
+    assert is_deeper({"a": [deep]}, 64)
+    assert not is_deeper("text", 0)
