@@ -123,8 +123,12 @@ def _flush(status: int) -> int:
     """Write what is buffered; Python would tell of an error with a traceback, and exit with 120."""
     from linkmgr.cli.exits import Exit
 
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)  # Python 3.14 tries again at its end, and exits with 120, too
+    except ValueError:  # it was closed
+        pass
     try:
         sys.stdout.flush()
     except OSError as error:
