@@ -60,7 +60,7 @@ _KINDS = {
 _DETAILS = {
     0: ("added", "updated", "renamed", "from-snapshot"),
     1: ("removed", "renamed"),
-    2: ("booted", "migrated", "restored", "from-snapshot", "wakeup", "recovered", "recreated"),
+    2: ("booted", "migrated", "restored", "from-snapshot", "wakeup", "recreated"),
     3: ("paused", "migrated", "ioerror", "watchdog", "restored", "from-snapshot", "api-error",
         "postcopy", "postcopy-failed"),
     4: ("unpaused", "migrated", "from-snapshot", "postcopy", "postcopy-failed"),
