@@ -95,7 +95,8 @@ class Tiny:
         reloads: set[asyncio.Task[None]] = set()
         loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(self.reload())))
         loop.add_signal_handler(signal.SIGTERM, ended.set)
-        server = await asyncio.start_unix_server(self.answer, sock=self.api)
+        # Not start_unix_server(): from Python 3.13 on it removes the path, which is systemd's.
+        server = await asyncio.start_server(self.answer, sock=self.api)
         assert self.beats is not None
         beating = loop.create_task(beat(self.notifier, self.beats))
         self.notifier.ready("serving")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -82,7 +83,10 @@ class Service:
     async def start(self) -> None:
         """Listen; where a dead service left its socket, too."""
         self.path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(str(self.path))
+        # Not start_unix_server(): from Python 3.13 on it removes the path when it ends.
+        self._server = await asyncio.start_server(self._serve, sock=listening)
 
     async def stop(self, *, leave_socket: bool = False) -> None:
         """Go away at once, like a service that is killed."""
