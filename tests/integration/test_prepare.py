@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from linkmgr.wirings.args import hub_number
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.prepared_once import prepared_once
 
+Differs = Callable[[str, str], None]
 MAC = "52:54:00:00:00:01"
 BRIDGE = f"""<interface type='bridge'>
       <mac address='{MAC}'/>
@@ -172,34 +173,40 @@ async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_af
     await until(lambda: _same(devices(), before), timeout=5, what="devices are gone")
 
 
+#: What QEMU says of the monitor as older versions of linkmgr prepared it, from 10.2 on.
+REFUSED = "Invalid parameter 'reconnect'"
+
+
+async def starts_as_prepared_once(libvirtd: Libvirtd, name: str, differs: Differs) -> bool:
+    """Start, paused, what an older linkmgr prepared; whether this QEMU takes it."""
+    done = await libvirtd.try_virsh("start", "--paused", name)
+    if done.status:
+        assert REFUSED in done.output
+    says = f"QEMU refuses to start it: {REFUSED}" if done.status else "starts"
+    differs("a domain that an older linkmgr prepared", says)
+    return not done.status
+
+
 @pytest.mark.newer_debian
 async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     libvirtd: Libvirtd,
 ) -> None:
     nic = "<interface type='user'/>"
-    for name in ("web1", "web2", "web4"):
+    for name in ("web1", "web2"):
         await libvirtd.define(prepared_once(tiny_domain(libvirtd, name, [nic])))
     await libvirtd.define(tiny_domain(libvirtd, "web3", [nic]))
     plain = await libvirtd.virsh("dumpxml", "--inactive", "web3")
-    await libvirtd.virsh("start", "--paused", "web4")
-    await libvirtd.virsh("managedsave", "web4")
 
-    old, saved = await probes.prepared(libvirtd.uri)
-    assert (old.verdict, "prepared web1, web2, web4," in old.what) == (Verdict.MISSING, True)
+    (old,) = await probes.prepared(libvirtd.uri)
+    assert (old.verdict, "prepared web1, web2," in old.what) == (Verdict.MISSING, True)
     assert old.todo == "'linkmgr prepare --refresh --all'"
-    assert (saved.name, "of web4 cannot" in saved.what) == ("saved states", True)
 
     one = await prepare(libvirtd, "web1", "--refresh")
     assert one.returncode == 0, one.stderr
     assert "-    <qemu:arg value='chardev=lm-qmp,mode=control'/>" in one.stdout
     assert "<channel type='unix'>" in await libvirtd.virsh("dumpxml", "--inactive", "web1")
-    every = await prepare(libvirtd, "--refresh", "--all")
-    assert every.returncode == 1
-    assert every.stdout == "web2  prepared anew; holds from its next start on\n"
-    assert "web4: domain web4 has saved state (managedsave)" in every.stderr
-    await libvirtd.virsh("managedsave-remove", "web4")
     said = json.loads((await prepare(libvirtd, "--refresh", "--all", "--json")).stdout)
-    assert [each["domain"] for each in said["domains"] if each["changed"]] == ["web4"]
+    assert [each["domain"] for each in said["domains"] if each["changed"]] == ["web2"]
     again = await prepare(libvirtd, "--refresh", "--all")
     assert (again.returncode, again.stdout) == (0, "")
     assert "no domain has to be prepared anew" in again.stderr
@@ -209,7 +216,7 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     assert "it was never prepared" in (await prepare(libvirtd, "web3", "--refresh")).stderr
 
     async with Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled:
-        for name in ("web1", "web2", "web4"):
+        for name in ("web1", "web2"):
             await libvirtd.virsh("start", name)
             assert (await dialled.ask("query-name"))[2] == {"name": name}
             await libvirtd.virsh("destroy", name)
@@ -220,8 +227,31 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     assert "linkmgr" not in stored
 
 
+async def test_what_an_older_linkmgr_prepared_starts_or_is_refused_until_it_is_prepared_anew(
+    libvirtd: Libvirtd, differs: Differs
+) -> None:
+    for name in ("web2", "web4"):
+        xml = tiny_domain(libvirtd, name, ["<interface type='user'/>"])
+        await libvirtd.define(prepared_once(xml))
+    if await starts_as_prepared_once(libvirtd, "web4", differs):
+        await libvirtd.virsh("managedsave", "web4")
+        _, saved = await probes.prepared(libvirtd.uri)
+        assert (saved.name, "of web4 cannot" in saved.what) == ("saved states", True)
+        every = await prepare(libvirtd, "--refresh", "--all")
+        assert every.returncode == 1
+        assert every.stdout == "web2  prepared anew; holds from its next start on\n"
+        assert "web4: domain web4 has saved state (managedsave)" in every.stderr
+        await libvirtd.virsh("managedsave-remove", "web4")
+    every = await prepare(libvirtd, "--refresh", "--all")
+    assert every.returncode == 0, every.stderr
+    assert "web4  prepared anew; holds from its next start on\n" in every.stdout
+    for name in ("web2", "web4"):
+        await libvirtd.virsh("start", "--paused", name)
+        await libvirtd.virsh("destroy", name)
+
+
 async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
-    libvirtd: Libvirtd,
+    libvirtd: Libvirtd, differs: Differs
 ) -> None:
     image = f"{libvirtd.root}/images/disk.qcow2"
     await execute(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"])
@@ -231,7 +261,8 @@ async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
     )
     xml = tiny_domain(libvirtd, "web1", ["<interface type='user'/>"], devices=disk)
     await libvirtd.define(prepared_once(xml))
-    await libvirtd.virsh("start", "--paused", "web1")
+    if not await starts_as_prepared_once(libvirtd, "web1", differs):
+        pytest.skip(f"this QEMU cannot make such a snapshot: {REFUSED}")
     await libvirtd.virsh("snapshot-create-as", "web1", "then")
     await libvirtd.virsh("destroy", "web1")
     assert (await prepare(libvirtd, "web1", "--refresh")).returncode == 0
