@@ -4,8 +4,8 @@
 #
 # Nothing is installed, and nothing outside DIRECTORY is touched: apt gets lists, caches and sources of
 # its own. The mirror is the one that the machine's apt already uses for its own Debian.
-# Run it as DIRECTORY/qemu, in the place of qemu-system-x86_64. Does nothing when that is there already,
-# and only says so where no newer one is to be had.
+# Run it as DIRECTORY/qemu, in the place of qemu-system-x86_64. Does nothing when it is there as this
+# script makes it, and only says so where no newer one is to be had.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,7 +17,8 @@ if [ -z "$suite" ]; then
 	echo "qemu-next: there is no newer QEMU than this distribution's; no test runs on one"
 	exit 0
 fi
-if [ -x "$target/qemu" ]; then
+sum=$(echo "$suite" | cat - "$0" | sha256sum | cut -d ' ' -f 1)
+if [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; then
 	exit 0
 fi
 rm -rf "$target"
@@ -81,3 +82,4 @@ exec "$here/usr/bin/qemu-system-x86_64" \
 WRAPPER
 chmod +x qemu
 ./qemu --version
+echo "$sum" >.complete
