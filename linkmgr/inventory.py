@@ -189,6 +189,7 @@ class Inventory(ABC):
         if isinstance(dialer, SocketDialer):
             is_new = record.pid is None and record.owner is None
             known = None if is_new else Listener(record.pid, record.owner)
+            dialer.uid = record.adder
             dialer.admit = Admission(may_use=may_use, known=known)
         return await Vm.connect(
             record.vm,

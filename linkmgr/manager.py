@@ -39,7 +39,7 @@ from linkmgr.model import (
     parse_choice,
 )
 from linkmgr.qmp.admission import MayUse
-from linkmgr.qmp.dialer import address_of, same_socket, transport_of
+from linkmgr.qmp.dialer import address_of, socket_file, transport_of
 from linkmgr.qmp.qemu import Qemu
 from linkmgr.swap import Plugged, Slot, Timings, no_probe
 from linkmgr.vm import Vm
@@ -131,7 +131,7 @@ class LinkManager(Beside):
                 except MonitorGone:
                     if not await known.qemu.has_died():
                         raise
-            await self._refuse_shared(name, address)
+            await self._refuse_shared(name, address, uid)
             if known:  # its document goes before the new one is written
                 await self._leave(known)
             journal = VmJournal(self._journal, VmRecord(name, address, adder=uid))
@@ -140,16 +140,22 @@ class LinkManager(Beside):
             self._board.tell(EventKind.VM_ADDED, name)
             return vm.nics()
 
-    async def _refuse_shared(self, name: str, address: str) -> None:
-        """Refuse a monitor that another VM has. It serves one client, and that is linkmgr."""
-        others = {each.record.vm: each.record.qmp for each in self._absent.vms.values()}
-        others |= {vm.name: vm.address for vm in self._vms.values() if vm.qemu.alive}
-        others.pop(name, None)
+    async def _refuse_shared(self, name: str, address: str, uid: int | None) -> None:
+        """Refuse a monitor that another VM has. It serves one client, and that is linkmgr.
 
-        def sharing() -> list[str]:
-            return [other for other, known in others.items() if same_socket(address, known)]
-
-        for other in await asyncio.to_thread(sharing):
+        The paths of others are not looked at: their file systems may never answer.
+        """
+        file = await socket_file(address, self.timeout, uid)
+        absent = {each.record.vm: each.record.qmp for each in self._absent.vms.values()}
+        sharing = [vm for vm, known in absent.items() if known == address]
+        sharing += [
+            vm.name
+            for vm in self._vms.values()
+            if vm.qemu.alive and (vm.address == address or (file and vm.qemu.file == file))
+        ]
+        for other in sharing:
+            if other == name:
+                continue
             vm = self._vms.get(other)
             if vm is None or not await vm.qemu.has_died():
                 raise Conflict(

@@ -7,7 +7,6 @@ between two cables gets the old one back. A cable that works is not touched.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
@@ -141,7 +140,7 @@ async def remove_devices(
         now = await host.find_link(link.index)
         if now is None or now.mark != mark:
             continue
-        if unless_held and (holders := await asyncio.to_thread(held_by, now)) not in ([], [UNSEEN]):
+        if unless_held and (holders := await held_by(now)) not in ([], [UNSEEN]):
             log.warning("%s: %s stays, in use by %s", mark.owner, link.name, ", ".join(holders))
             continue
         try:

@@ -72,7 +72,7 @@ class Strays:
         found = []
         for stray, link in await self._look_twice(*recorded()):
             removed, error = False, None
-            holders = await asyncio.to_thread(held_by, link)
+            holders = await held_by(link)
             if stray.mark == _UNMARKED and holders == [UNSEEN]:
                 holders = []  # it was never given to a guest
             known, busy = recorded()

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
+from linkmgr.file_threads import FileThreads
 from linkmgr.host.links import Link
 from linkmgr.host.macvtap import device_number
 from linkmgr.host.trouble import Refused
 
+#: Seconds for the look at what all processes have open; it takes some ms.
+LOOK_S = 5.0
+SILENT = f"a process whose open files could not be looked at within {LOOK_S:g} s"
 UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
 
+_looks = FileThreads()  # of its own: a look that never ends takes no place of a monitor
 
-def held_by(link: Link) -> list[str]:
+
+async def held_by(link: Link) -> list[str]:
     """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``.
 
-    Blocks for some ms. This process does not count. Without the right to look at all others, and
+    A process whose files cannot be looked at in time, such as one with a file open on a file
+    system that does not answer, may have it too.
+    """
+    try:
+        return await _looks.run(os.geteuid(), partial(_held_by, link), timeout=LOOK_S)
+    except TimeoutError:
+        return [SILENT]
+
+
+def _held_by(link: Link) -> list[str]:
+    """As `held_by`; waits for the files that processes have open.
+
+    Takes some ms. This process does not count. Without the right to look at all others, and
     with nobody found, `UNSEEN` stands for them. For a tap the kernel tells in /proc/PID/fdinfo, for
     a macvtap by the number of its node.
     """

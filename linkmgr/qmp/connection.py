@@ -14,9 +14,12 @@ import errno
 import logging
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, Runstate
 from qemu.qmp.error import QMPError
@@ -24,6 +27,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
+from linkmgr.file_threads import in_file_thread
 from linkmgr.qmp.admission import listener_of
 from linkmgr.qmp.budget import TURN, Budget, EventLimit, FloodError
 from linkmgr.qmp.events import MonitorEvent
@@ -391,54 +395,67 @@ class Connection:
         )
 
 
-async def dial_file(path: str | Path, who: str, timeout: float) -> tuple[socket.socket, int | None]:
-    """Connect as `dial`, and return the uid of the owner of the very file that was connected to.
+class MonitorFile(NamedTuple):
+    """The very file that was connected to, whatever its path leads to by now."""
 
-    Without /proc the owner is ``None``.
-
-    :raise MonitorUnreachable: as `dial`.
-    """
-    try:
-        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError) as err:
-        raise _no_dial(err, path, who, timeout) from err
-    try:
-        place = Path(f"/proc/self/fd/{file}")
-        if not place.exists():
-            return await dial(path, who, timeout), None
-        return await dial(path, who, timeout, place=place), os.fstat(file).st_uid
-    finally:
-        os.close(file)
+    owner: int
+    device: int
+    inode: int
 
 
 async def dial(
-    path: str | Path, who: str, timeout: float, *, place: Path | None = None
-) -> socket.socket:
-    """Connect to the unix socket of a monitor.
+    path: str | Path, who: str, timeout: float, *, uid: int | None = None
+) -> tuple[socket.socket, MonitorFile | None]:
+    """Connect to the unix socket of a monitor, in a thread: its file system may never answer.
 
-    Not asyncio's own connect: a full backlog is EAGAIN on a unix socket, and asyncio takes that for
-    a connection that is about to be made.
+    Without /proc it is not known which file that was.
 
-    :param timeout: seconds to wait for a place in the backlog.
-    :param place: what is connected to; by default the path, which errors name in any case.
+    :param timeout: seconds, for the file system and for a place in the backlog.
+    :param uid: of the user who named the path; ``None`` for this process's own.
     :raise MonitorUnreachable: no socket, nobody listens, no permission, no place in time.
     """
-    sock: socket.socket | None = None
+    given_up = threading.Event()
     try:
+        return await in_file_thread(
+            os.geteuid() if uid is None else uid,
+            partial(_connected, path, time.monotonic() + timeout, given_up),
+            timeout=timeout + RETRY_INTERVAL,
+            discard=lambda made: made[0].close(),
+        )
+    except (OSError, ValueError) as err:  # TimeoutError is an OSError
+        raise _no_dial(err, path, who, timeout) from err
+    finally:
+        given_up.set()
+
+
+def _connected(
+    path: str | Path, deadline: float, given_up: threading.Event
+) -> tuple[socket.socket, MonitorFile | None]:
+    """Connect as `dial`. Waits.
+
+    :raise BlockingIOError: the backlog was full until the deadline.
+    """
+    file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        place, found = Path(f"/proc/self/fd/{file}"), None
+        if place.exists():
+            seen = os.fstat(file)
+            found = MonitorFile(seen.st_uid, seen.st_dev, seen.st_ino)
         sock = UnixSocket.make()
-        async with asyncio.timeout(timeout):
+        try:
             while True:
                 try:
-                    sock.connect(os.fspath(place or path))
-                    return sock
+                    sock.connect(os.fspath(place if found else path))
                 except BlockingIOError:
-                    await asyncio.sleep(RETRY_INTERVAL)
-    except BaseException as err:
-        if sock is not None:
+                    if time.monotonic() > deadline or given_up.wait(RETRY_INTERVAL):
+                        raise
+                else:
+                    return sock, found
+        except BaseException:
             sock.close()
-        if isinstance(err, OSError | ValueError):  # TimeoutError is an OSError
-            raise _no_dial(err, path, who, timeout) from err
-        raise
+            raise
+    finally:
+        os.close(file)
 
 
 def _no_dial(
@@ -448,6 +465,11 @@ def _no_dial(
     start = "look whether the guest runs, and has -qmp unix:PATH,server=on,wait=off or the like"
     match err:
         case TimeoutError():
+            return MonitorUnreachable(
+                f"the file system of the monitor {named} has not answered within {timeout:g} s",
+                hint="see whether its server runs (NFS, FUSE), or have the socket elsewhere",
+            )
+        case BlockingIOError():
             return MonitorUnreachable(
                 f"the monitor {named} took no connection within {timeout:g} s: others wait for it",
                 hint="a monitor serves one client at a time: end the other clients",

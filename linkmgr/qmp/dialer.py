@@ -6,12 +6,15 @@ An address is text that names both the way and the QEMU, and is what the journal
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from linkmgr.errors import BadOption, BadRequest, MonitorReplaced, MonitorUnreachable
+from linkmgr.file_threads import in_file_thread
 from linkmgr.model import Transport
 from linkmgr.qmp.admission import Admission
 from linkmgr.qmp.monitor import Monitor
@@ -22,7 +25,7 @@ __all__ = [  # noqa: RUF022 - most important first
     "SocketDialer",
     "transport_of",
     "address_of",
-    "same_socket",
+    "socket_file",
     "dials",
     "only_sockets",
 ]
@@ -58,20 +61,26 @@ class SocketDialer:
     """Connects to a socket on which QEMU listens (``-qmp unix:PATH,server=on,wait=off``).
 
     :param admit: decides at each connect whether the process there is the VM's.
+    :param uid: of the user who named the path; ``None`` for this process's own.
     """
 
     transport = Transport.SOCKET
 
-    def __init__(self, path: str | Path, admit: Admission | None = None) -> None:
+    def __init__(
+        self, path: str | Path, admit: Admission | None = None, *, uid: int | None = None
+    ) -> None:
         self.address = str(path)
         self.admit = admit or Admission()
+        self.uid = uid
 
     async def dial(self, who: str, timeout: float) -> Monitor:
         """See `Dialer.dial`.
 
         :raise Forbidden, MonitorReplaced: as `Admission`.
         """
-        return await Monitor.connect(self.address, name=who, timeout=timeout, admit=self.admit)
+        return await Monitor.connect(
+            self.address, name=who, timeout=timeout, admit=self.admit, uid=self.uid
+        )
 
     def forsaken(self, error: Exception) -> bool:
         """See `Dialer.forsaken`."""
@@ -110,14 +119,22 @@ def address_of(qmp: str | Path) -> str:
     return qmp
 
 
-def same_socket(address: str, other: str) -> bool:
-    """Whether two addresses lead to one socket, by whatever paths. Waits for the file system."""
-    if {transport_of(address), transport_of(other)} != {Transport.SOCKET}:
-        return False
+async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[int, int] | None:
+    """Device and inode of the socket that an address leads to now, by whatever path.
+
+    ``None`` if it is no path, or nothing is there: dialling it says so, and also when the file
+    system does not answer.
+
+    :param uid: of the user who named it.
+    """
+    if transport_of(address) is not Transport.SOCKET:
+        return None
+    who = os.geteuid() if uid is None else uid
     try:
-        return address == other or Path(address).samefile(other)
-    except (OSError, ValueError):  # one of them does not exist: dialling it says so
-        return False
+        found = await in_file_thread(who, partial(os.stat, address), timeout=timeout)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def dials(domain: str) -> str:

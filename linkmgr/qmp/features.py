@@ -15,11 +15,14 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from linkmgr.errors import MonitorError
+from linkmgr.file_threads import in_file_thread
 from linkmgr.untrusted import printable
 
 if TYPE_CHECKING:
@@ -193,9 +196,10 @@ async def _executable(pid: int | None) -> _Executable | None:
     if pid is None:
         return None
     try:
-        async with asyncio.timeout(STAT_TIMEOUT):
-            status = await asyncio.to_thread(os.stat, f"/proc/{pid}/exe")
-    except (OSError, TimeoutError):
+        uid = Path(f"/proc/{pid}").stat().st_uid  # procfs itself never waits
+        exe = partial(os.stat, f"/proc/{pid}/exe")  # a file of whoever runs it
+        status = await in_file_thread(uid, exe, timeout=STAT_TIMEOUT)
+    except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

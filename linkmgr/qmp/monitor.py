@@ -30,9 +30,9 @@ from linkmgr.qmp.connection import (
     CLOSE_LIMIT,
     RETRY_INTERVAL,
     Connection,
+    MonitorFile,
     SendBusyError,
     dial,
-    dial_file,
 )
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventHub, EventStream, MonitorEvent
 from linkmgr.qmp.session import MakeSession, Session
@@ -81,6 +81,7 @@ class Monitor:
         self.name = name
         self.timeout = timeout  #: seconds, for calls that do not say
         self._connection: Session
+        self.file: MonitorFile | None = None  #: that was connected to, if there was one
         self._hub = EventHub()
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -93,28 +94,28 @@ class Monitor:
         name: str = "",
         timeout: float = DEFAULT_TIMEOUT,
         admit: Admission | None = None,
+        uid: int | None = None,
     ) -> Monitor:
         """Connect to the unix socket of a monitor in control mode.
 
         :param name: which monitor, for errors: ``of VM web1``; by default the path.
         :param timeout: seconds, for connecting and then for every call that does not say.
         :param admit: raises if this is not a monitor to be used; nothing was sent to it then.
+        :param uid: of the user who named the path, see `dial`.
         :raise MonitorUnreachable: there is no such socket, nobody listens, no permission, no
             greeting in time (``server=on`` serves one client at a time), or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        owner = None
-        if admit is not None and admit.listener is None:
-            sock, owner = await dial_file(path, name or str(path), timeout)
-        else:
-            sock = await dial(path, name or str(path), timeout)
+        sock, file = await dial(path, name or str(path), timeout, uid=uid)
         if admit is not None:
             try:
-                admit(str(path), listener_of(sock), owner)
+                admit(str(path), listener_of(sock), file and file.owner)
             except BaseException:
                 sock.close()
                 raise
-        return await cls._over(sock, name or str(path), timeout, deadline)
+        monitor = await cls._over(sock, name or str(path), timeout, deadline)
+        monitor.file = file
+        return monitor
 
     @classmethod
     async def over(

@@ -211,6 +211,12 @@ class Qemu:
             )
         return self._monitor
 
+    @property
+    def file(self) -> tuple[int, int] | None:
+        """Device and inode of the socket that was last connected to, if it was one."""
+        found = self._monitor.file if self._monitor else None
+        return found and (found.device, found.inode)
+
     async def _dial(self) -> Monitor:
         return await self._dialer.dial(f"of {self.name}", self.timeout)
 

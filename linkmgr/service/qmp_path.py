@@ -11,12 +11,16 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from linkmgr.errors import BadRequest, Forbidden
+from linkmgr.errors import BadRequest, Forbidden, MonitorUnreachable
+from linkmgr.file_threads import in_file_thread
 from linkmgr.model import Transport
 from linkmgr.qmp.dialer import transport_of
 
+#: Seconds for the look at a path.
+LOOK_S = 5.0
 _MOST_LINKS = 40  # as many as the kernel follows in a path
 _HINT = "give the path that QEMU has in -qmp unix:PATH,server=on,wait=off"
 
@@ -53,6 +57,23 @@ def allowed(asked: Path | str, may_use: Callable[[int], bool]) -> Path | str:
             hint="add it as root",
         )
     return asked
+
+
+async def allowed_in_time(
+    asked: Path | str, may_use: Callable[[int], bool], uid: int
+) -> Path | str:
+    """As `allowed`, for a user whose file system may never answer.
+
+    :raise MonitorUnreachable: it has not answered in time.
+    """
+    try:
+        return await in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
+    except TimeoutError:
+        raise MonitorUnreachable(
+            f"the file system of {ascii(str(asked))[1:-1][:200]} has not answered within "
+            f"{LOOK_S:g} s",
+            hint="see whether its server runs (NFS, FUSE), or have the socket elsewhere",
+        ) from None
 
 
 def absolute(text: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -34,7 +33,7 @@ async def add_vm(call: CallIn, body: models.AddVm) -> Response:
     may_use = partial(call.core.access.may_use_sockets_of, call.peer)
 
     async def work() -> Mapping[str, Any]:  # only now is it known that the caller may ask
-        qmp = await asyncio.to_thread(qmp_path.allowed, asked, may_use)
+        qmp = await qmp_path.allowed_in_time(asked, may_use, call.peer.uid)
         # The path may lead elsewhere by the time that it is connected to: asked once more then.
         added = await call.links.add_vm(name, qmp, uid=call.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}

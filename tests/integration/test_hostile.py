@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from linkmgr import Client, NicState
-from linkmgr.errors import BadName, BadRequest, Forbidden, UnknownPort
+from linkmgr.errors import BadName, BadRequest, Forbidden, MonitorUnreachable, UnknownPort
 from linkmgr.host import Fd
+from linkmgr.model import VmState
 from linkmgr.testing.process import execute, until
 from tests.integration.lab import Lab
+from tests.integration.silent_fuse import silent_fuse
 from tests.integration.test_cli import Host, make_host
 from tests.integration.test_fd import open_tap
 from tests.unit.service_lab import read_answer, request
@@ -690,3 +692,62 @@ async def test_what_waits_for_a_slow_qemu_holds_up_no_removal_and_no_stop(
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     assert host.said().count("stopping: ") == 7, host.said()
+
+
+# --- file systems that do not answer --------------------------------------------------------------
+async def test_a_path_on_a_file_system_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, lab: Lab
+) -> None:
+    rule = f'[[access.rules]]\nuser = {STRANGER}\nverbs = ["add_vm"]\nnics = ["*"]\n'
+    limits = "[limits]\nmonitor_seconds = 2.0\n"
+    async with serving(tmp_path, limits + rule) as host:
+        await ready(host, lab)
+        mount = tmp_path / "mount"
+        mount.mkdir(mode=0o755)
+        with silent_fuse(mount):
+            adds: list[tuple[str, str, object]] = [
+                ("POST", "/v1/vms", {"name": f"evil{number}", "qmp": f"{mount}/{number}"})
+                for number in range(12)
+            ]
+            adding = [asyncio.create_task(as_stranger(host, [each])) for each in adds]
+            async with Client(host.socket) as links:
+                roots = asyncio.create_task(links.add_vm("roots", mount / "qmp"))
+                await asyncio.sleep(1.0)
+                assert await slowest_of(host, 6) < SOON
+                with pytest.raises(MonitorUnreachable, match="has not answered within 5 s"):
+                    await roots
+            for ((status, problem),) in await asyncio.gather(*adding):
+                assert (status, problem["code"]) == (424, "monitor-unreachable"), problem
+            threads = len(list(Path(f"/proc/{pid_of(host)}/task").iterdir()))
+            assert threads < 30, "those that are stuck, and those that all share"
+
+
+async def test_a_monitor_whose_file_system_stops_answering_holds_up_nobody_and_no_start(
+    tmp_path: Path, lab: Lab
+) -> None:
+    limits = "[limits]\nmonitor_seconds = 2.0\n"
+    async with serving(tmp_path, limits) as host:
+        await ready(host, lab)
+        mount = tmp_path / "mount"
+        mount.mkdir(mode=0o755)
+        async with hostile_qemu(mount / "evil.qmp", "hang up"), Client(host.socket) as links:
+            await links.add_vm("evil", mount / "evil.qmp")
+            (mount / "evil.go").touch()
+            with silent_fuse(mount):  # over the socket
+                await asyncio.sleep(1.0)
+                await links.vms()  # it is found not to answer, once
+                assert await slowest_of(host, 6) < SOON
+                assert {vm.name: vm.state for vm in await links.vms()}["evil"] is VmState.UNKNOWN
+                guest = await lab.guest("web2", boot=False, add=False)
+                await links.add_vm("web2", guest.qmp_path)
+            await host.stop()
+            with silent_fuse(mount):
+                host.start()
+                await host.ready()
+                async with asyncio.timeout(20):
+                    assert await slowest_of(host, 6) < SOON
+
+
+def pid_of(host: Host) -> int:
+    assert host.child
+    return host.child.pid

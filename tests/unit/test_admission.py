@@ -13,7 +13,7 @@ import pytest
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.admission import Admission, Listener, listener_of
-from linkmgr.qmp.connection import dial_file
+from linkmgr.qmp.connection import dial
 from linkmgr.qmp.dialer import SocketDialer
 
 ME = Listener(os.getpid(), os.geteuid())
@@ -65,17 +65,18 @@ async def test_the_owner_is_that_of_the_file_and_not_of_a_link_to_it(
         os.chown(monitor, 1001, 1001)
         os.chown(link, 1002, 1002, follow_symlinks=False)
     for path in (monitor, link):
-        sock, owner = await dial_file(path, "of VM web1", 5)
+        sock, file = await dial(path, "of VM web1", 5)
         with sock:
             assert listener_of(sock) == ME
-            assert owner == monitor.stat().st_uid
+            assert file is not None
+            assert file.owner == monitor.stat().st_uid
 
 
 async def test_a_monitor_that_is_not_there_is_told_by_its_own_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("none", "file"):
         with pytest.raises(MonitorUnreachable, match=str(tmp_path / name)):
-            await dial_file(tmp_path / name, "of VM web1", 5)
+            await dial(tmp_path / name, "of VM web1", 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Calls that may never return: in time, in few threads, and nothing of a late one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from linkmgr.file_threads import OF_MASTERS, OF_OTHERS, PER_USER, FileThreads
+
+SHORT = 0.1
+SOON = 5.0
+
+
+@pytest.fixture
+def stuck() -> Iterator[threading.Event]:
+    """What never comes; set at the end, so that no thread stays."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def hang(threads: FileThreads, uid: int, stuck: threading.Event, times: int) -> None:
+    calls = [threads.run(uid, stuck.wait, timeout=SHORT) for _ in range(times)]
+    for each in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(each, TimeoutError)
+
+
+async def test_a_user_whose_calls_hang_has_few_threads_and_others_are_served(
+    stuck: threading.Event,
+) -> None:
+    threads, before = FileThreads(), threading.active_count()
+    await hang(threads, 1001, stuck, 3 * PER_USER)
+    assert threading.active_count() == before + PER_USER
+    for uid in (1002, 0):
+        assert await threads.run(uid, lambda: "here", timeout=SOON) == "here"
+    with pytest.raises(TimeoutError):
+        await threads.run(1001, lambda: "here", timeout=SHORT)
+    stuck.set()
+    assert await threads.run(1001, lambda: "here", timeout=SOON) == "here", "they have returned"
+
+
+async def test_many_users_leave_places_to_root_and_root_has_an_end_too(
+    stuck: threading.Event,
+) -> None:
+    threads, before = FileThreads(), threading.active_count()
+    users = range(1001, 1001 + 2 * OF_OTHERS // PER_USER)
+    await asyncio.gather(*(hang(threads, uid, stuck, PER_USER) for uid in users))
+    assert threading.active_count() == before + OF_OTHERS
+    assert await threads.run(0, lambda: "here", timeout=SOON) == "here"
+    await hang(threads, 0, stuck, OF_MASTERS + 8)
+    assert threading.active_count() == before + OF_OTHERS + OF_MASTERS
+
+
+async def test_what_comes_too_late_or_to_nobody_is_discarded(stuck: threading.Event) -> None:
+    threads, late = FileThreads(), asyncio.Queue[str]()
+
+    def make() -> str:
+        stuck.wait()
+        return "made"
+
+    with pytest.raises(TimeoutError):
+        await threads.run(0, make, timeout=SHORT, discard=late.put_nowait)
+    left = asyncio.create_task(threads.run(0, make, timeout=SOON, discard=late.put_nowait))
+    await asyncio.sleep(SHORT)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    stuck.set()
+    async with asyncio.timeout(SOON):
+        assert [await late.get(), await late.get()] == ["made", "made"]
+
+
+async def test_an_error_of_the_call_is_the_callers() -> None:
+    def fail() -> None:
+        raise FileNotFoundError("no such file")
+
+    with pytest.raises(FileNotFoundError):
+        await FileThreads().run(0, fail, timeout=SOON)
