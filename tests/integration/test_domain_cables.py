@@ -60,9 +60,10 @@ class Cables:
         """Wait until a NIC is plugged into that, and the guest has been told."""
 
         async def asked() -> bool:
-            if await self.on(nic) != port:
+            # Its QEMU may not have dialled yet: then the NIC is not known.
+            seen = next((each for each in await self.links.nics() if str(each.ref) == nic), None)
+            if seen is None or (str(seen.connection.port) if seen.connection else None) != port:
                 return False
-            seen = await self.links.nic(nic)
             return port is None or seen.link == seen.wanted_link
 
         await until(asked, timeout=10, what=f"{nic} on {port}", interval=0.05)
