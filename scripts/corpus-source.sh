@@ -15,12 +15,9 @@ fetch() {
 	suite=$1
 	target=$corpus/$suite
 	[ "$(cat "$target/.complete" 2>/dev/null)" != "$sum" ] || return 0
-	. /etc/os-release
-	own=${VERSION_CODENAME:-sid}
-	mirror=$(apt-get indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' \
-		'Component: main' | sed -n "s/^$own //p" | head -n 1)
+	mirror=$("$root/scripts/debian.sh" mirror)
 	if [ -z "$mirror" ]; then
-		echo "corpus: apt knows no mirror of this Debian ($own), from which libvirt's source could come" >&2
+		echo "corpus: apt knows no mirror of Debian, from which libvirt's source could come" >&2
 		exit 1
 	fi
 	rm -rf "$target" "$target.new"
