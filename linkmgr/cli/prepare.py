@@ -145,18 +145,23 @@ def _file(virsh: Virsh, path: str, how: _How, *, define: bool) -> tuple[dict[str
 
 def _domain(virsh: Virsh, name: str, how: _How, *, define: bool) -> tuple[dict[str, Any], bytes]:
     """As `_file`, of a domain of libvirt."""
+    from linkmgr.libvirt.saved_state import refresh_saved
+
     notes = []
-    if virsh.check(name):
+    facts = virsh.check(name, saved_too=how.refresh)
+    if facts.runs:
         notes.append(f"{name} runs, and keeps its wiring until it is shut down and started again")
     xml = virsh.xml(name)
     if not how.undo:
         how = replace(how, models=virsh.security_models())
     made, more = _rewrite(xml, how, virsh)
+    saved = refresh_saved(virsh, name) if how.refresh and facts.saved else None
     defined = define and made.xml != xml
     if defined:  # once more, with the passwords, which are in nothing that is printed
         again, _ = _rewrite(virsh.xml(name, secrets=True), how, None)
         virsh.define(again.xml)
-    return _told(name, xml, made, how, [*notes, *more], defined=defined), made.xml
+    notes += [*more, *([saved] if saved else [])]
+    return _told(name, xml, made, how, notes, defined=defined) | {"saved": saved}, made.xml
 
 
 def _refresh_all(virsh: Virsh, how: _How) -> int:
@@ -171,9 +176,11 @@ def _refresh_all(virsh: Virsh, how: _How) -> int:
         except LibvirtUnreachable:
             raise
         except LinkmgrError as error:
-            found.append({"domain": name, "changed": False, "error": str(error)})
+            found.append({"domain": name, "changed": False, "saved": None, "error": str(error)})
         else:
-            found.append({"domain": name, "changed": said["changed"], "error": None})
+            found.append(
+                {"domain": name, "changed": said["changed"], "saved": said["saved"], "error": None}
+            )
     failed = any(each["error"] for each in found)
     if not printed_as_json({"domains": found}):
         for each in found:
@@ -181,7 +188,9 @@ def _refresh_all(virsh: Virsh, how: _How) -> int:
                 note(f"{each['domain']}: {each['error']}")
             elif each["changed"]:
                 click.echo(f"{each['domain']}  prepared anew; holds from its next start on")
-        if not any(each["changed"] or each["error"] for each in found):
+            if each["saved"]:
+                note(each["saved"])
+        if not any(each["changed"] or each["saved"] or each["error"] for each in found):
             note("no domain has to be prepared anew")
     return int(Exit.FINDINGS if failed else Exit.OK)
 

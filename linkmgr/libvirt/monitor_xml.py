@@ -39,6 +39,7 @@ _OVERRIDE = (_ALIAS, "chardev")
 _ARGUMENTS = ("-chardev", f"null,id={_NULL}", "-mon", f"chardev={_CHARDEV},mode=control")
 _BEFORE = "lm-qmp"  # the chardev's id in qemu:commandline, as it was once
 _SECONDS = "1"  # from one call to the next
+_RECONNECT = re.compile(r",reconnect=(\d{1,9})(?=,|\Z)")  # in whole seconds, of -chardev
 _DAC = "dac"
 _PATH_MAX = 107  # bytes; sun_path of unix(7) without its final NUL
 _MODEL = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -215,6 +216,14 @@ def is_outdated(document: Document) -> bool:
     return find(document).form in (Form.COMMANDLINE, Form.OPEN, Form.DAMAGED)
 
 
+def with_reconnect_ms(document: Document) -> Document:
+    """Have a monitor in qemu:commandline dial again as QEMU 9.2 and newer write it.
+
+    Not what `write` makes: saved memory needs the devices that it was saved with.
+    """
+    return qemu_xml.change_arguments(document, _in_milliseconds)
+
+
 def has_monitor(document: Document) -> bool:
     """Whether a domain's own arguments make its QEMU have a monitor besides libvirt's."""
     arguments = qemu_xml.arguments(document)
@@ -295,6 +304,12 @@ def _mons(pairs: Collection[tuple[str, str]]) -> list[str]:
 
 def _chardev_of(mon: str) -> str | None:
     return qemu_xml.options(mon, implied="chardev").get("chardev")
+
+
+def _in_milliseconds(value: str) -> str:
+    if qemu_xml.options(value, implied="backend").get("id") != _BEFORE:
+        return value
+    return _RECONNECT.sub(r",reconnect-ms=\g<1>000", value)
 
 
 def _is_before(value: str) -> bool:

@@ -62,6 +62,17 @@ def drop_arguments(
     return _tidy(document, "commandline")
 
 
+def change_arguments(document: Document, change: Callable[[str], str]) -> Document:
+    """Write arguments anew where `change` makes another one of them."""
+    edits = []
+    for arg in _args(document):
+        value = arg.attributes.get("value", "")
+        if (new := change(value)) != value:
+            text = f"<{arg.prefix}arg value={quoted(new)}/>"
+            edits.append(document.replacement(arg, text.encode()))
+    return document.edited(*edits)
+
+
 def override(document: Document, alias: str, name: str) -> str | None:
     """The value that a property of a device is overridden with."""
     return overrides(document).get((alias, name))

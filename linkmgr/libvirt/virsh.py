@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from linkmgr.errors import (
     CannotPrepare,
@@ -31,7 +32,20 @@ SECONDS = 30.0  #: that libvirt may take for one answer
 _NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, before libvirt's
 #: In libvirt's own capabilities, which have an element for each CPU: too long to be read as XML.
 _SECURITY_MODEL = re.compile(rb"<secmodel>\s*<model>([a-z0-9_-]{1,32})</model>")
+_QEMU_HERE = re.compile(r"^Running hypervisor: QEMU (\d+)\.(\d+)", re.MULTILINE)
 _LOST = ("Disconnected from", "End of file while reading data", "client socket is closed")
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """What keeps the wiring that a domain has now.
+
+    :param runs: whether it runs, and keeps its wiring until it is started again.
+    :param saved: whether it has saved state (managedsave), which is resumed with its wiring.
+    """
+
+    runs: bool
+    saved: bool
 
 
 class Virsh:
@@ -58,10 +72,10 @@ class Virsh:
         words = ["dumpxml", "--inactive", *(["--security-info"] if secrets else [])]
         return self._run(*words, "--domain", domain)
 
-    def check(self, domain: str) -> bool:
+    def check(self, domain: str, *, saved_too: bool = False) -> DomainFacts:
         """Refuse a domain that has state of another wiring, or no stored XML.
 
-        :return: whether it runs, and keeps its old wiring until it is started again.
+        :param saved_too: whether one with saved state is not refused.
         :raise CannotPrepare: with what to do first.
         """
         said = self._run("dominfo", "--domain", domain).decode(errors="replace")
@@ -72,14 +86,15 @@ class Virsh:
                 f"domain {domain} is transient: libvirt keeps no XML of it for a next start",
                 hint="prepare the file that it is created from: linkmgr prepare --xml FILE.xml",
             )
-        if facts.get("Managed save") == "yes":
+        saved = facts.get("Managed save") == "yes"
+        if saved and not saved_too:
             raise CannotPrepare(
                 f"domain {domain} has saved state (managedsave), which only a QEMU with the same "
                 "wiring can load",
                 hint=f"'{shell_command('virsh start', domain)}' and shut it down inside, or drop "
                 f"the state: '{shell_command('virsh managedsave-remove', domain)}'",
             )
-        return facts.get("State") not in ("shut off", "crashed", None)
+        return DomainFacts(facts.get("State") not in ("shut off", "crashed", None), saved)
 
     def check_networks(self, document: Document, which: str | None) -> None:
         """Refuse a NIC whose network of libvirt passes a device of the host through.
@@ -109,9 +124,30 @@ class Virsh:
         """The domains with saved state (managedsave)."""
         return self._lines("list", "--all", "--with-managed-save", "--name")
 
-    def saved_xml(self, domain: str) -> bytes:
+    def saved_xml(self, domain: str, *, secrets: bool = False) -> bytes:
         """The XML in a domain's saved state, with which it is resumed."""
-        return self._run("managedsave-dumpxml", "--domain", domain)
+        words = ["--security-info"] if secrets else []
+        return self._run("managedsave-dumpxml", *words, "--domain", domain)
+
+    def define_saved(self, domain: str, xml: bytes) -> None:
+        """Have a domain's saved state resumed with another XML.
+
+        :raise LibvirtRefused: libvirt does not take it for the same machine.
+        """
+        words = ("managedsave-define", "--xml", "/dev/stdin", "--domain", domain)
+        self._run(*words, xml=xml)
+
+    def qemu_version(self) -> tuple[int, int]:
+        """The version of the QEMU that libvirt starts where a domain names no other.
+
+        :raise LibvirtRefused: it does not say.
+        """
+        said = self._run("version").decode(errors="replace")
+        if (found := _QEMU_HERE.search(said)) is None:
+            raise LibvirtRefused(
+                "'virsh version' names no QEMU", hint="install QEMU, then restart libvirtd"
+            )
+        return int(found[1]), int(found[2])
 
     def with_snapshots(self) -> list[str]:
         """The domains with snapshots."""

@@ -61,6 +61,7 @@ def test_saved_state_is_dropped_by_a_command_that_works(monkeypatch: pytest.Monk
         Virsh(None).check("my vm")
     with pytest.raises(Exception, match="'virsh start -- -dash'"):
         Virsh(None).check("-dash")
+    assert Virsh(None).check("my vm", saved_too=True).saved
 
 
 def test_a_name_that_is_refused_is_shown_in_its_own_letters_and_moves_no_cursor() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from linkmgr import hub_args
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import Document, Element, _Reader
-from linkmgr.libvirt.monitor_xml import Form, find, is_outdated, leak
+from linkmgr.libvirt.monitor_xml import Form, find, is_outdated, leak, with_reconnect_ms
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.prepare import prepare, refresh, undo
 from linkmgr.libvirt.qemu_xml import arguments, override
@@ -328,6 +328,25 @@ def test_what_an_older_linkmgr_prepared_is_prepared_anew_and_undone(path: Path) 
     assert not is_outdated(Document(new))
     assert refresh(new).xml == new
     assert undo(old).xml == undo(new).xml
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_saved_xml_of_an_older_linkmgr_changes_in_the_word_that_a_newer_qemu_refuses(
+    path: Path,
+) -> None:
+    old = (OLD / path.name).read_bytes()
+    assert old.count(b",reconnect=1") == 1
+    new = with_reconnect_ms(Document(old)).source
+    assert Document(new).root.meaning() == (
+        Document(old.replace(b",reconnect=1", b",reconnect-ms=1000")).root.meaning()
+    )
+    assert with_reconnect_ms(Document(new)).source == new
+
+
+def test_arguments_of_others_keep_the_way_in_which_they_dial_again() -> None:
+    args = "<qemu:arg value='-chardev'/><qemu:arg value='socket,id=mine,path=/a,reconnect=5'/>"
+    document = Document(domain("", more=f"<qemu:commandline {QEMU}>{args}</qemu:commandline>"))
+    assert with_reconnect_ms(document) is document
 
 
 OLD_DIAL = "socket,id=lm-qmp,path={},server=off,reconnect=1"

@@ -14,12 +14,14 @@ from linkmgr.cli.probes.programs import SYSTEM
 from linkmgr.errors import LinkmgrError, Unsupported
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL
 from linkmgr.libvirt.virsh import Virsh
 
 T = TypeVar("T")
 
 _AREA, _NAME = "libvirt", "prepared domains"
 _SHOWN = 5  # names in a line
+_REFRESH = "'linkmgr prepare --refresh --all'"
 #: In the XML of a saved state, which can be one with other elements around its domain.
 _RECONNECT = re.compile(rb"id=lm-qmp,[^'\"]*reconnect=")
 
@@ -42,6 +44,7 @@ def _look(virsh: Virsh) -> list[Line]:
         old = list(_those(names, lambda name: _is_outdated(virsh, name), end))
         saved = list(_those(virsh.saved(), lambda name: _has(virsh.saved_xml(name)), end))
         taken = ((name, each) for name in virsh.with_snapshots() for each in virsh.snapshots(name))
+        here = virsh.qemu_version() if old or saved else None
         kept = [
             f"{name}/{each}"
             for name, each in _those(taken, lambda of: _has(virsh.snapshot_xml(*of)), end)
@@ -51,15 +54,20 @@ def _look(virsh: Virsh) -> list[Line]:
     except LinkmgrError as error:
         return [Line(_AREA, _NAME, Verdict.UNKNOWN, error.what, error.hint)]
     lines = []
+    newer = "QEMU 10.2 and newer"
+    if here is not None and here >= RECONNECT_UNTIL:
+        newer = "QEMU {}.{} of this host".format(*here)
     if old:
-        what = f"an older linkmgr prepared {_some(old)}, and QEMU 10.2 and newer do not start them"
-        lines.append(Line(_AREA, _NAME, Verdict.MISSING, what, "'linkmgr prepare --refresh --all'"))
+        what = f"an older linkmgr prepared {_some(old)}, and {newer} cannot start them"
+        lines.append(Line(_AREA, _NAME, Verdict.MISSING, what, _REFRESH))
     if saved:
-        what = f"the saved states of {_some(saved)} cannot be resumed by QEMU 10.2 and newer"
-        todo = (
-            "before QEMU is upgraded: 'virsh start DOMAIN', shut it down inside, then 'linkmgr "
-            "prepare DOMAIN --refresh'"
-        )
+        what = f"the saved states of {_some(saved)} cannot be resumed by {newer}"
+        todo = _REFRESH
+        if here is not None and here < RECONNECT_MS_SINCE:
+            todo = (
+                "'virsh start DOMAIN' and shut it down inside before QEMU is upgraded; or "
+                f"afterwards {_REFRESH}, and it runs on"
+            )
         lines.append(Line(_AREA, "saved states", Verdict.MISSING, what, todo))
     if kept:
         what = f"QEMU 10.2 and newer cannot go back to the snapshots {_some(kept)}"
@@ -67,7 +75,7 @@ def _look(virsh: Virsh) -> list[Line]:
         lines.append(Line(_AREA, "snapshots", Verdict.MISSING, what, todo))
     if time.monotonic() > end:
         what = f"not all of {len(names)} domains were looked at within {PATIENCE:.0f} s"
-        lines.append(Line(_AREA, _NAME, Verdict.UNKNOWN, what, "'linkmgr prepare --refresh --all'"))
+        lines.append(Line(_AREA, _NAME, Verdict.UNKNOWN, what, _REFRESH))
     if not lines and names:
         what = "none has to be prepared anew"
         lines.append(Line(_AREA, _NAME, Verdict.WORKS, what))
