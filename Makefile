@@ -87,7 +87,7 @@ own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the 
 GENERATION_TESTS := $(addprefix tests/integration/test_,$(addsuffix .py,story libvirt_walk prepare \
 	domain_cables names listener hook libvirt_passthrough lifecycle lifecycle_matrix migration swaps \
 	failures_before failures_gone failures_monitor failures_qemu failures_steps failures_switch \
-	failures_watch))
+	failures_watch host_upgrade))
 
 .PHONY: bookworm
 bookworm: setup ## Make a root of Debian 12 in which the tests run
@@ -113,6 +113,10 @@ test-trixie: trixie images ## Run what depends on libvirt, QEMU or Python on Deb
 .PHONY: test-sid
 test-sid: sid images ## Run it on Debian's next version
 	@$(call in_root,sid)
+
+.PHONY: compatibility
+compatibility: setup ## Write docs/compatibility.md from what these three reported
+	@$(PY) scripts/compatibility.py
 
 .PHONY: images
 images: $(BUILD)/packages.stamp ## Build the test guest

@@ -18,6 +18,8 @@ from linkmgr.cli.show import aligned, printable, printed_as_json
 from linkmgr.where import find_socket
 
 CONFIG = Path("/etc/linkmgr/linkmgr.toml")
+_AREAS = ("host", "kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service",
+          "configuration")  # fmt: skip
 _COLOURS = {Verdict.WORKS: "green", Verdict.MISSING: "yellow", Verdict.UNKNOWN: "cyan"}
 
 
@@ -45,6 +47,7 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
     """Probe everything, all at once. What is missing and nothing uses is left out."""
     async with progress("looking at this host"):
         areas = await asyncio.gather(
+            probes.host(),
             probes.kernel(),
             probes.qemu(),
             _libvirt(config or CONFIG),
@@ -57,9 +60,8 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
             probes.service(socket),
             probes.configuration(config or CONFIG, asked=config is not None),
         )
-    order = ["kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service", "configuration"]
     found = [line for area in areas for line in area if line.used or line.verdict is Verdict.WORKS]
-    return sorted(found, key=lambda line: order.index(line.area))
+    return sorted(found, key=lambda line: _AREAS.index(line.area))
 
 
 async def _libvirt(config: Path) -> list[Line]:

@@ -121,7 +121,7 @@ async def test_the_libvirt_of_the_configuration_is_asked_itself(
     )
     found = (await probes.libvirt(tmp_path, "qemu:///system?socket=/run/own/sock"))[0]
     assert (found.name, found.verdict, found.todo) == ("daemon", Verdict.WORKS, None)
-    assert found.what == "libvirt 9.0.0, qemu:///system?socket=/run/own/sock"
+    assert found.what == "libvirt 9.0.0, qemu:///system?socket=/run/own/sock: tested"
 
 
 async def test_a_libvirt_of_the_configuration_that_does_not_answer_is_told(

@@ -14,6 +14,7 @@ from linkmgr.cli.probes.managers import managers
 from linkmgr.cli.probes.prepared import prepared
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
 from linkmgr.cli.probes.standing import configuration, libvirt_section, rights, service
+from linkmgr.cli.probes.versions import host
 
 __all__ = [
     "Line",
@@ -23,6 +24,7 @@ __all__ = [
     "forwarding",
     "guest_files",
     "hook",
+    "host",
     "kernel",
     "libvirt",
     "libvirt_section",

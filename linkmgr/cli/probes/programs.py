@@ -7,11 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
+from linkmgr.cli.probes import versions
 from linkmgr.cli.probes.line import Line, Verdict, run
 from linkmgr.errors import LibvirtUnreachable
 from linkmgr.libvirt.binding import load
 
-OLDEST_QEMU = (4, 2)
 SYSTEM = "qemu:///system"  #: the libvirt of a service whose configuration names none
 _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
 _KVM = Path("/usr/libexec/qemu-kvm")  # where RHEL and its kin have it
@@ -42,10 +42,11 @@ async def _one_qemu(path: str) -> Line:
     if status or version is None:
         what = f"{path} does not run: {' '.join(said.split())[:200] or f'status {status}'}"
         return Line("QEMU", name, Verdict.MISSING, what, "install it again")
-    if (int(version[1]), int(version[2])) < OLDEST_QEMU:
+    found = (int(version[1]), int(version[2]))
+    if versions.is_too_old("QEMU", found):
         what = f"{version[0]} is too old: it cannot announce one NIC alone"
         return Line("QEMU", name, Verdict.MISSING, what, "use QEMU 4.2 or newer")
-    return Line("QEMU", name, Verdict.WORKS, version[0])
+    return Line("QEMU", name, Verdict.WORKS, f"{version[0]}: {versions.tested('QEMU', found)}")
 
 
 async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> list[Line]:
@@ -71,7 +72,7 @@ async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> lis
         first = Line("libvirt", "daemon", Verdict.MISSING, what, todo)
     else:
         said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
-        first = Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {at}")
+        first = _of_version(said, str(at))
     return [first, _libvirt_python()]
 
 
@@ -89,7 +90,24 @@ async def _libvirt_at(uri: str) -> Line:
         what = f"{uri} does not answer: {words or f'virsh ended with status {status}'}"
         todo = "start that libvirtd or virtqemud, or mend uri in [libvirt] of the configuration"
         return Line("libvirt", "daemon", Verdict.MISSING, what, todo)
-    return Line("libvirt", "daemon", Verdict.WORKS, f"libvirt {version[1]}, {uri}")
+    return _of_version(f"libvirt {version[1]}", uri)
+
+
+def _of_version(said: str, where: str) -> Line:
+    """A libvirt that answers: whether its version will do.
+
+    :param said: its own words, with the version in them unless it is not known.
+    """
+    found = re.search(r"libvirt\)? (\d[\d.]*)", said)
+    version = versions.read(found[1]) if found else None
+    if version is None:
+        return Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {where}")
+    if versions.is_too_old("libvirt", version):
+        what = f"{said}, {where}: too old: it cannot put a NIC on a hub (qemu:override)"
+        todo = "use libvirt 8.2 or newer; guests without libvirt need none"
+        return Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+    what = f"{said}, {where}: {versions.tested('libvirt', version)}"
+    return Line("libvirt", "daemon", Verdict.WORKS, what)
 
 
 def _libvirt_python() -> Line:
