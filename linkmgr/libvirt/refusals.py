@@ -22,7 +22,7 @@ KINDS = frozenset(
 )  # fmt: skip
 
 _NOT_QEMUS = "leave this NIC as it is, and name the others with --nic"
-_REFUSED: Mapping[str, tuple[str, str]] = {
+REFUSED: Mapping[str, tuple[str, str]] = {
     "hostdev": ("is a device of the host that is passed through: QEMU has no cable of it",
                 _NOT_QEMUS),
     "vdpa": ("is vDPA: its queues are in hardware, and no hub of QEMU can stand in between",
@@ -90,7 +90,7 @@ def check_nic(nic: DomainNic) -> None:
     :raise CannotPrepare: why not.
     """
     if nic.kind not in KINDS:
-        what, hint = _REFUSED.get(
+        what, hint = REFUSED.get(
             nic.kind, (f"is of type {ascii(nic.kind)[:43]}, which is not known", _NOT_QEMUS)
         )
         raise CannotPrepare(f"the NIC {what}", hint=hint).about(str(nic))
