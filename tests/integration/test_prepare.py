@@ -248,6 +248,44 @@ async def test_what_an_older_linkmgr_prepared_starts_or_is_refused_until_it_is_p
         await libvirtd.virsh("destroy", name)
 
 
+def deprecated_members(schema: list[Any], command: str) -> set[str]:
+    """Names of the members that QEMU's schema calls deprecated, of all that a command takes."""
+    types = {each["name"]: each for each in schema}
+    found, ahead, seen = set[str](), [types[command]["arg-type"]], set[str]()
+    while ahead:
+        name = ahead.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        members = types[name].get("members", [])
+        for each in members:
+            if "deprecated" in each.get("features", []):
+                found.add(each["name"])
+        ahead += [each["type"] for each in [*members, *types[name].get("variants", [])]
+                  if "type" in each]  # fmt: skip
+    return found
+
+
+@pytest.mark.newer_debian
+async def test_a_prepared_domains_qemu_is_given_nothing_that_it_calls_deprecated(
+    libvirtd: Libvirtd,
+) -> None:
+    """QEMU refuses an option some versions after it calls it deprecated."""
+    await libvirtd.define(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
+    assert (await prepare(libvirtd, "web1", "--define")).returncode == 0
+    await libvirtd.virsh("start", "--paused", "web1")
+    pid = int((libvirtd.run / "libvirt/qemu/web1.pid").read_text())
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    answer = await libvirtd.virsh("qemu-monitor-command", "web1", "query-qmp-schema")
+    schema = json.loads(answer)["return"]
+    await libvirtd.virsh("destroy", "web1")
+    for option, command in (("-chardev", "chardev-add"), ("-netdev", "netdev_add")):
+        given = [words[place + 1] for place, word in enumerate(words) if word == option]
+        assert any("lm" in each for each in given), f"{option}: {given}"
+        names = {re.split(r"=", part)[0] for each in given for part in each.split(",")}
+        assert not names & deprecated_members(schema, command), given
+
+
 async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
     libvirtd: Libvirtd, differs: Differs
 ) -> None:
