@@ -102,7 +102,7 @@ sid: setup ## Make a root of Debian's next version
 	@$(SUDO) scripts/test-root.sh $@
 
 # Its argument is the suite.
-in_root = mkdir -p $(BUILD)/results && $(SUDO) env OUT=$(abspath $(BUILD))/results \
+in_root = mkdir -p $(BUILD)/results && exec $(SUDO) env OUT=$(abspath $(BUILD))/results \
 	scripts/in-root.sh $(1) python scripts/test-files.py --unit --report /out/$(1).json \
 	$(GENERATION_TESTS)
 
@@ -193,4 +193,5 @@ soak-kill: setup images ## Kill the service 1,000 times; exits 1 when something 
 
 .PHONY: clean
 clean: ## Remove what was built and the virtual environment
+	$(SUDO) rm -f $(BUILD)/*/.complete # first: what is half removed is not whole
 	$(SUDO) rm -rf $(BUILD) $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

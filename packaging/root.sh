@@ -12,6 +12,13 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # Besides a minimal Debian: what the package depends on, and ip for the tests' devices.
 include=systemd,systemd-sysv,python3,iproute2
 
+log=$target.log
+# The children of this process do not outlive it.
+own() { setpriv --pdeathsig KILL -- "$@"; }
+
+mkdir -p "$(dirname "$target")"
+exec 9>"$target.lock"
+flock 9 # another make may be making it
 if [ -e "$target/.complete" ]; then
 	exit 0
 fi
@@ -23,10 +30,10 @@ fi
 rm -rf "$target"
 mkdir -p "$target"
 echo "$suite: making a minimal root in $target"
-unshare --mount --pid --fork --kill-child debootstrap --variant=minbase --merged-usr \
-	--keyring="$keyring" --include="$include" "$suite" "$target" "$mirror" >"$target.log" 2>&1 || {
-	tail -n 20 "$target.log" >&2
+own "$root/scripts/namespaces.sh" debootstrap --variant=minbase --merged-usr \
+	--keyring="$keyring" --include="$include" "$suite" "$target" "$mirror" >"$log" 2>&1 || {
+	echo "$suite: making the root failed: $("$root/scripts/reason.sh" "$log"); all that was said is in $log" >&2
 	exit 1
 }
-rm -rf "$target/var/cache/apt/archives" "$target/var/lib/apt/lists" "$target.log"
+rm -rf "$target/var/cache/apt/archives" "$target/var/lib/apt/lists" "$log"
 touch "$target/.complete"

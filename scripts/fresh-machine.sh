@@ -16,7 +16,7 @@ trap 'exit 130' INT TERM
 # Not on the root's overlay: overlays that the clone makes cannot have their upper directory on one.
 git clone --quiet "file://$here" "$work/linkmgr"
 export LM_HERE="$here" LM_LOWER="$here/build/$suite" LM_WORK="$work"
-unshare --mount --pid --fork --kill-child sh -eu -c '
+setpriv --pdeathsig KILL -- "$here/scripts/namespaces.sh" sh -eu -c '
 . "$LM_HERE/scripts/root-mounts.sh"
 mount_root "$LM_LOWER" "$LM_WORK"
 use_apt

@@ -9,15 +9,34 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 target=$here/build/$suite-tests
 inputs="packages.txt requirements.lock pyproject.toml scripts/test-root.sh scripts/root-mounts.sh \
 	scripts/missing-packages.sh packaging/root.sh"
+log=$target.log
+# The children of this process do not outlive it.
+own() { setpriv --pdeathsig KILL -- "$@"; }
+say() { echo "$suite: $*"; }
+failed() {
+	say "$1 failed: $("$here/scripts/reason.sh" "$log"); all that was said is in $log" >&2
+	exit 1
+}
+
 sum=$(cd "$here" && cat $inputs | sha256sum | cut -d ' ' -f 1)
-if [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; then
-	exit 0
-fi
-"$here/packaging/root.sh" "$suite"
+is_whole() { [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; }
+lock() {
+	flock --nonblock "$1" 9 || {
+		say "waiting until nothing runs in $target, and nothing else makes it"
+		flock "$1" 9
+	}
+}
+mkdir -p "$here/build"
+exec 9>"$target.lock"
+lock --shared # as what runs there has it
+if is_whole; then exit 0; fi
+lock --exclusive
+if is_whole; then exit 0; fi # another make has made it meanwhile
+own "$here/packaging/root.sh" "$suite"
+rm -f "$target/.complete" # first: what is half removed is not whole
 rm -rf "$target"
 mkdir -p "$target/upper" "$target/work" "$target/root" "$target/wheels"
 
-say() { echo "$suite: $*"; }
 say "installing the packages of packages.txt"
 cat >"$target/install" <<'SCRIPT'
 set -eu
@@ -29,28 +48,25 @@ printf 'path-exclude=/usr/share/%s/*\n' doc man locale >etc/dpkg/dpkg.cfg.d/test
 printf '#!/bin/sh\nexit 101\n' >usr/sbin/policy-rc.d
 chmod 755 usr/sbin/policy-rc.d
 run() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8 chroot . "$@"; }
-run apt-get -qq update
-run sh -c 'apt-get -qq install --no-install-recommends $(sh /tmp/missing-packages.sh /tmp/packages.txt) make git sudo'
+run apt-get -qq update --error-on=any
+packages=$(run sh /tmp/missing-packages.sh /tmp/packages.txt)
+run apt-get -qq install --no-install-recommends $packages make git sudo
 rm -rf var/cache/apt/archives var/lib/apt/lists
 run python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' >"$2/python"
 SCRIPT
-in_namespaces() { unshare --mount --pid --fork --kill-child sh "$@"; }
-in_namespaces "$target/install" "$here/build/$suite" "$target" "$here" >"$target/log" 2>&1 || {
-	tail -n 20 "$target/log" >&2
-	exit 1
-}
+in_namespaces() { own "$here/scripts/namespaces.sh" sh "$@"; }
+in_namespaces "$target/install" "$here/build/$suite" "$target" "$here" >"$log" 2>&1 ||
+	failed "installing the packages"
 
 # Wheels are had from here, where pip is set up. Not libvirt-python: it would be built against that
 # Debian's libvirt, which has a python3-libvirt of its own.
 python=$(cat "$target/python")
 say "Python packages of requirements.lock for Python $python"
 awk '/^[a-z0-9]/ { skip = /^libvirt-python/ } !skip' "$here/requirements.lock" >"$target/lock"
-PYTHONWARNINGS=ignore "$here/.venv/bin/pip" download --quiet --disable-pip-version-check --no-input \
+own env PYTHONWARNINGS=ignore "$here/.venv/bin/pip" download --quiet --disable-pip-version-check --no-input \
 	--require-hashes --only-binary :all: --no-deps --python-version "$python" \
-	--implementation cp --dest "$target/wheels" -r "$target/lock" 2>"$target/log" || {
-	cat "$target/log" >&2
-	exit 1
-}
+	--implementation cp --dest "$target/wheels" -r "$target/lock" >"$log" 2>&1 ||
+	failed "downloading the Python packages"
 cat >"$target/venv" <<'SCRIPT'
 set -eu
 . "$3/scripts/root-mounts.sh"
@@ -66,10 +82,8 @@ mkdir -p src
 mount --bind "$3" src
 run /opt/venv/bin/pip install --quiet --no-index --no-deps --no-build-isolation -e /src
 SCRIPT
-in_namespaces "$target/venv" "$here/build/$suite" "$target" "$here" >"$target/log" 2>&1 || {
-	tail -n 20 "$target/log" >&2
-	exit 1
-}
-rm -rf "$target/wheels" "$target/install" "$target/venv" "$target/lock" "$target/log" "$target/work"
+in_namespaces "$target/venv" "$here/build/$suite" "$target" "$here" >"$log" 2>&1 ||
+	failed "installing the Python packages"
+rm -rf "$target/wheels" "$target/install" "$target/venv" "$target/lock" "$log" "$target/work"
 mkdir "$target/work"
 echo "$sum" >"$target/.complete"

@@ -1,0 +1,238 @@
+"""Roots of other Debians: none is used half made, and what is killed leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from linkmgr.testing.guest import images
+from linkmgr.testing.process import execute
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = (
+    "packaging/root.sh", "scripts/in-root.sh", "scripts/test-root.sh", "scripts/namespaces.sh",
+    "scripts/reason.sh", "scripts/missing-packages.sh", "scripts/root-mounts.sh",
+    "scripts/debian.sh", "packages.txt", "requirements.lock", "pyproject.toml",
+)  # fmt: skip
+MARK = uuid.uuid4().hex  # in the environment of all that is started here
+#: In the place of the real one, which takes a minute and needs a mirror. It notes that it began.
+DEBOOTSTRAP = """#!/bin/sh
+for target; do case $target in */lm-suite) break ;; esac; done
+echo begun >>"$NOTE"
+mkdir -p "$target/half"
+{0}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the scripts and a root ``tiny`` of the test guest's busybox."""
+    made = tmp_path / "checkout"
+    for name in SCRIPTS:
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, made / name)
+    for name in ("upper", "root"):
+        (made / "build/tiny-tests" / name).mkdir(parents=True)
+    (made / "build/tiny-tests/.complete").touch()
+    for name in ("bin", "proc", "sys", "dev", "run", "tmp"):
+        (made / "build/tiny" / name).mkdir(parents=True)
+    shutil.copy(images() / "busybox", made / "build/tiny/bin/busybox")
+    for name in ("sh", "sleep", "setsid", "cat", "touch"):
+        (made / "build/tiny/bin" / name).symlink_to("busybox")
+    return made
+
+
+@pytest.fixture
+def debootstrap(tmp_path: Path) -> Callable[[str], None]:
+    """Make the stand-in end with these lines."""
+
+    def make(lines: str) -> None:
+        path = tmp_path / "bin/debootstrap"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(DEBOOTSTRAP.format(lines))
+        path.chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def start(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a script of the checkout."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MARK": MARK,
+                                    "NOTE": str(tmp_path / "note")}  # fmt: skip
+        process = subprocess.Popen(
+            [checkout / words[0], *words[1:]], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    for pid in marked():  # of a script that has a fault
+        os.kill(pid, signal.SIGKILL)
+
+
+def marked() -> set[int]:
+    """Processes that were started here, or by one that was."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if MARK.encode() in (path / "environ").read_bytes():
+                found.add(int(path.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def comes(right: Callable[[], bool], what: str, within: float = 20.0) -> None:
+    end = time.monotonic() + within
+    while not right():
+        assert time.monotonic() < end, f"not within {within:g} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_what_runs_in_a_root_ends_with_it(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
+) -> None:
+    mounts = Path("/proc/self/mounts").read_text()
+    command = f"export MARK={MARK}; (setsid sleep 600 &); trap '' TERM; echo runs; sleep 600; :"
+    process = start("scripts/in-root.sh", "tiny", "sh", "-c", command)
+    assert process.stdout
+    assert process.stdout.readline() == "runs\n"
+    comes(lambda: len(marked()) >= 3, "all that was started")
+    process.send_signal(number)
+    comes(lambda: not marked(), "the end of all that was started")
+    assert process.wait() == -number
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert not list((tmp_path / "checkout/build/tiny-tests/root").iterdir())
+
+
+def test_what_is_written_in_a_root_is_gone_and_its_status_is_kept(
+    start: Callable[..., subprocess.Popen[str]], checkout: Path
+) -> None:
+    command = "touch /lm-was-here /src/lm-was-here && exit 7"
+    process = start("scripts/in-root.sh", "tiny", "sh", "-c", command)
+    assert process.wait() == 7
+    assert not Path("/lm-was-here").exists()
+    assert not (checkout / "lm-was-here").exists()
+
+
+def test_orphans_in_a_root_are_no_children_of_the_command(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    """pytest looks at its children; those of process 1 are all that others leave."""
+    command = "(sleep 60 &); sleep 0.1; cat /proc/$$/task/$$/children; echo; echo $$"
+    process = start("scripts/in-root.sh", "tiny", "sh", "-c", command)
+    said, _ = process.communicate(timeout=20)
+    children, own = said.splitlines()
+    assert len(children.split()) <= 1, "cat alone"
+    assert own != "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_root_whose_making_was_killed_is_not_used_and_is_made_from_the_start(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None],
+    checkout: Path, tmp_path: Path, number: signal.Signals,
+) -> None:  # fmt: skip
+    debootstrap("sleep 600; :")
+    process = start("scripts/test-root.sh", "lm-suite")
+    half = checkout / "build/lm-suite/half"
+    comes(half.exists, "the first half")
+    process.send_signal(number)
+    comes(lambda: not marked(), "the end of all that was started")
+    assert process.wait() == -number
+
+    used = start("scripts/in-root.sh", "lm-suite", "true")
+    assert used.wait() == 1
+    assert used.stderr
+    tests = checkout / "build/lm-suite-tests"
+    reason = f"there is no root for tests in {tests}; to do: make lm-suite"
+    assert used.stderr.read() == f"in-root: {reason}\n"
+
+    half.joinpath("old").touch()
+    debootstrap(":")
+    assert start("packaging/root.sh", "lm-suite").wait() == 0
+    assert half.is_dir()
+    assert not half.joinpath("old").exists()
+
+
+def test_two_makes_at_once_make_a_root_once(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    debootstrap('sleep 0.3; [ -d "$target/half" ]')
+    both = [start("packaging/root.sh", "lm-suite") for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0]
+    assert (tmp_path / "note").read_text() == "begun\n"
+
+
+def test_a_root_in_which_something_runs_is_not_made_anew(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], checkout: Path
+) -> None:
+    debootstrap("exit 1")
+    (checkout / "build/tiny/.complete").touch()
+    user = start("scripts/in-root.sh", "tiny", "sh", "-c", "echo runs; sleep 600; :")
+    assert user.stdout
+    assert user.stdout.readline() == "runs\n"
+    maker = start("scripts/test-root.sh", "tiny")  # its .complete has no sum of its inputs
+    assert maker.stdout
+    tests = checkout / "build/tiny-tests"
+    line = f"tiny: waiting until nothing runs in {tests}, and nothing else makes it\n"
+    assert maker.stdout.readline() == line
+    assert (tests / ".complete").exists()
+    user.kill()
+    assert maker.wait() == 1
+    assert not (tests / ".complete").exists()
+
+
+async def test_a_full_disk_is_said_in_a_sentence(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    small = tmp_path / "build"
+    small.mkdir()
+    await execute(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)])
+    try:
+        debootstrap(
+            'echo "I: Extracting libc6..."; head -c 1M /dev/zero >"$target/half/file"\n'
+            'echo "E: Tried to extract package, but tar failed. Exit..."; exit 1'
+        )
+        process = start("packaging/root.sh", "lm-suite", str(small / "lm-suite"))
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 1
+        log = small / "lm-suite.log"
+        assert said == (
+            f"lm-suite: making the root failed: No space left on device;"
+            f" all that was said is in {log}\n"
+        )
+        assert not (small / "lm-suite/.complete").exists()
+    finally:
+        await execute(["umount", str(small)])
+
+
+def test_a_mirror_that_is_away_is_said_in_a_sentence(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """debootstrap's own words: there is no network in the sandbox."""
+    process = start("packaging/root.sh", "trixie", str(tmp_path / "trixie"))
+    out, said = process.communicate(timeout=100)
+    assert process.returncode == 1, out
+    assert said.startswith("trixie: making the root failed: "), said
+    assert said.count("\n") == 1, said
+    assert not (tmp_path / "trixie/.complete").exists()
