@@ -142,9 +142,9 @@ demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 test: lint test-all ## Run every check and test
 
 .PHONY: test-all
-test-all: setup images own-root deb qemu-next corpus-source ## Run all of these, three files at a time
+test-all: setup images own-root deb qemu-next corpus-source $(OTHER) ## Run all of these, three files at a time
 	@$(ROOT_PY) scripts/test-files.py --unit $(if $(NEWER),--next $(abspath $(NEXT_QEMU))) \
-		--report $(BUILD)/results/$(OWN).json
+		$(if $(OTHER),--suite $(OTHER)) --report $(BUILD)/results/$(OWN).json
 
 .PHONY: test-newer
 test-newer: setup images $(OTHER) ## Run the marked subset on Debian 13, from there on Debian 12

@@ -214,6 +214,7 @@ def main() -> int:
         jobs += [Job(file, given.next) for file in files if "next_qemu" in file.read_text()]
     if given.suite:
         marked = [file for file in files if "newer_debian" in file.read_text()]
+        marked += [] if given.files else [UNIT]  # all are imported there, and the marked ones run
         jobs += [Job(file, suite=given.suite) for file in marked]
     if given.unit:
         jobs.append(Job(UNIT))

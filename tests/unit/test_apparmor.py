@@ -45,6 +45,7 @@ def compiled(folder: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+@pytest.mark.newer_debian
 @pytest.mark.skipif(PARSER is None, reason="apparmor is not installed")
 def test_the_rules_for_guests_are_well_formed(folder: Path) -> None:
     done = compiled(folder)

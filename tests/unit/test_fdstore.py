@@ -18,6 +18,8 @@ from tests.unit.notify_lab import Manager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
 
+pytestmark = pytest.mark.newer_debian  # which fds a new Python has open is its own affair
+
 # Started as systemd starts a service: fds from 3 on, and LISTEN_PID is its own.
 START = """
 import os, sys

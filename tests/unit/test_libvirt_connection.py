@@ -84,6 +84,7 @@ def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name()
     assert lifecycle(5, 7) == (K.STOPPED, "recreated")
 
 
+@pytest.mark.newer_debian
 def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
     libvirt = binding.load().libvirt
     names = {
