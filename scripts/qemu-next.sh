@@ -55,9 +55,12 @@ if ! own_apt indextargets --format '$(CODENAME)' 'Created-By: Packages' | grep -
 fi
 
 # What an installation would bring besides these is a library that the machine has not got.
-# All modules that it looks for, or it finds those of the machine's own QEMU, and aborts.
 wanted="qemu-system-x86 qemu-system-common qemu-system-data seabios"
-wanted="$wanted qemu-system-modules-opengl qemu-system-modules-spice"
+# A module that it has not got itself it would find among those of the machine's own QEMU, and abort.
+modules() { [ ! -e "/usr/lib/x86_64-linux-gnu/qemu/$1.so" ] || wanted="$wanted $2"; }
+modules ui-opengl qemu-system-modules-opengl
+modules ui-spice-core qemu-system-modules-spice
+modules ui-gtk qemu-system-gui
 plan=$(own_apt -s --no-install-recommends -t "$suite" install $wanted)
 packages=$(printf '%s\n' $wanted $(echo "$plan" | sed -n 's/^Inst \([^ ]*\).*/\1/p') | sort -u)
 echo "qemu-next: unpacking" $packages
