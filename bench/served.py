@@ -40,7 +40,7 @@ class Served:
         self.state = folder / "state"
         self._log_path = folder / "service.log"
         self._config = folder / "linkmgr.toml"
-        self._config.write_text(config)
+        self._config.write_text(config or "# defaults\n")
         self._before = before
         self._program = tuple(program) or (str(_PROGRAM),)
         self._log: IO[bytes] | None = None

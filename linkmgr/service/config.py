@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from linkmgr.errors import BadConfig, BadName, BadOption, LinkmgrError
 from linkmgr.model import Drift, check_name
 from linkmgr.service.toml_lines import key_lines, line_of
+from linkmgr.suggest import listed
 from linkmgr.untrusted import quoted
 
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
@@ -51,6 +52,12 @@ class Verb(StrEnum):
 CABLE_VERBS = (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
 
 
+#: The verbs that are about NICs, and those that are about networks: a rule with one of these has to
+#: say about which.
+OF_NICS = frozenset((*CABLE_VERBS, Verb.ADD_VM, Verb.REMOVE_VM, Verb.GC))
+OF_NETWORKS = frozenset(Verb) - {Verb.ADD_VM, Verb.REMOVE_VM}
+
+
 class _Section(BaseModel):
     # strict: TOML has types of its own, and "15" is not a number in it.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -69,14 +76,14 @@ class Rule(_Section):
     """``[[access.rules]]``: what one user may change.
 
     :param user: a number or a name.
-    :param nics: patterns of ``VM/ALIAS`` with ``*`` for any text.
-    :param networks: patterns of network names.
+    :param nics: patterns of ``VM/ALIAS`` with ``*`` for any text; without it, none.
+    :param networks: patterns of network names; without it, none.
     """
 
     user: Annotated[int, Field(ge=0)] | str
     verbs: list[Annotated[Verb, Field(strict=False)]] = list(CABLE_VERBS)
-    nics: list[str] = ["*"]
-    networks: list[str] = ["*"]
+    nics: list[str] = []
+    networks: list[str] = []
 
     @property
     def uid(self) -> int:
@@ -190,10 +197,29 @@ def load_config(path: Path) -> Config:
         raise BadConfig(f"{path} is not TOML: {error}", hint="mend that line") from None
     except RecursionError:
         raise BadConfig(f"{path} is nested too deeply", hint="write it flat") from None
+    if not text.strip():
+        raise BadConfig(
+            f"the configuration {path} is empty, as after a full disk",
+            hint="write it again; to go on without one, remove it or write a comment into it",
+        )
     mistakes, config = _check(raw)
     if mistakes or config is None:
         raise BadConfig(_tell(path, text, mistakes), hint="mend the file; it was not used")
     return config
+
+
+def looks_cut_off(path: Path) -> str | None:
+    """Why a file that can be used may be part of one, as after a full disk; ``None`` if it is not.
+
+    What was cut off at the end of a line cannot be told from a shorter file.
+    """
+    try:
+        data = _read(path)
+    except (OSError, BadConfig):
+        return None
+    if not data or data.endswith(b"\n"):
+        return None
+    return f"the last line of {path} has no end: the file may have been cut off"
 
 
 def reload_config(path: Path, in_force: Config) -> Config:
@@ -323,6 +349,14 @@ def _bad_rules(config: Config) -> Iterator[_Mistake]:
             _ = rule.uid
         except KeyError:
             yield ("access", "rules", number, "user"), f"there is no user {quoted(rule.user)} here"
+        for key, verbs in (("nics", OF_NICS), ("networks", OF_NETWORKS)):
+            if key not in rule.model_fields_set and not verbs.isdisjoint(rule.verbs):
+                allowed = listed([verb for verb in rule.verbs if verb in verbs])
+                yield (
+                    ("access", "rules", number),
+                    f"allows {allowed}, but does not say of which {key}: add {key}, which are "
+                    '["*"] for all',
+                )
 
 
 def _tell(path: Path, text: str, mistakes: list[_Mistake]) -> str:

@@ -29,7 +29,15 @@ from linkmgr.model import Transport, VmState
 from linkmgr.qmp.dialer import Dialer, Dialers, dials, only_sockets, transport_of
 from linkmgr.service import fdsock, guests
 from linkmgr.service.app import make_app
-from linkmgr.service.config import DEFAULT_PATH, Config, Verb, load_config, reload_config
+from linkmgr.service.config import (
+    DEFAULT_PATH,
+    AccessSection,
+    Config,
+    Verb,
+    load_config,
+    looks_cut_off,
+    reload_config,
+)
 from linkmgr.service.core import Core
 from linkmgr.service.fdstore import (
     ADMIN,
@@ -227,8 +235,13 @@ async def _show_wrong_configuration(notifier: Notifier) -> None:
 
 def _load(path: Path | None) -> Config:
     if path is None or (path == DEFAULT_PATH and not path.exists()):
+        group = AccessSection().group
+        log.info("without a configuration file the members of the group %s may change all", group)
         return Config()
-    return load_config(path)
+    config = load_config(path)
+    if why := looks_cut_off(path):
+        log.warning("%s", why)
+    return config
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ class Nursery(Forks):
         """Start the service, unless it runs. A client of it waits until it answers."""
         if not self.running:
             config = self.note.with_name("linkmgr.toml")
-            config.touch()
+            config.write_text("# defaults\n")
             await self.start(
                 *("--socket", str(self.socket), "serve"),
                 *("--state-dir", str(self.state), "--config", str(config)),

@@ -55,7 +55,7 @@ async def serving(
     """The service, reachable by everybody."""
     for each in (folder, *folder.parents[:2]):  # pytest's own are for root only
         each.chmod(0o755)
-    (folder / "linkmgr.toml").write_text(config)
+    (folder / "linkmgr.toml").write_text(config or "# defaults\n")
     async with make_host(folder, f"{command} --config {folder}/linkmgr.toml") as host:
         yield host
         assert "Traceback" not in host.said()
@@ -335,7 +335,7 @@ async def test_a_user_outside_the_group_learns_nothing_of_files(host: Host, tmp_
 
 
 async def test_an_fd_of_another_uid_cannot_be_used(tmp_path: Path, lab: Lab) -> None:
-    rule = f'[[access.rules]]\nuser = {STRANGER}\nnics = ["web1/*"]\n'
+    rule = f'[[access.rules]]\nuser = {STRANGER}\nnics = ["web1/*"]\nnetworks = ["*"]\n'
     async with serving(tmp_path, rule) as host:
         await ready(host, lab)
         left: dict[int, Fd] = {}

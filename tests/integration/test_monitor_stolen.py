@@ -37,6 +37,7 @@ monitor_seconds = 2.0
 user = {MALLORY}
 verbs = ["add_vm", "remove_vm", "plug", "unplug", "set_link"]
 nics = ["mallory-*/*"]
+networks = ["*"]
 """
 AS_MALLORY = ["setpriv", f"--reuid={MALLORY}", f"--regid={MALLORY}", "--clear-groups"]
 

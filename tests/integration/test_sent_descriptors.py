@@ -195,7 +195,7 @@ async def attacked(
     config = (
         "[limits]\nconnections = 6\nrequest_seconds = 1.5\n"
         f'[libvirt]\nuri = ""\nrun_dir = "{tmp_path}/libvirt"\n'
-        f"[[access.rules]]\nuser = {STRANGER}\n"
+        f"[[access.rules]]\nuser = {STRANGER}\nnics = ['*']\nnetworks = ['*']\n"
     )
     async with serving(tmp_path, config, WAYS[request.param]) as made:
         yield Attacked(made, request.param == "portable")

@@ -368,6 +368,17 @@ async def test_a_configuration_is_checked_and_its_mistake_is_told(tmp_path: Path
     assert "3" in wrong.what  # the line
 
 
+async def test_a_configuration_that_may_have_been_cut_off_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "linkmgr.toml"
+    file.write_text("")
+    (empty,) = await probes.configuration(file, asked=True)
+    assert (empty.bad, "is empty, as after a full disk" in empty.what) == (True, True)
+    file.write_text("[limits]\nevents = 70")
+    (cut,) = await probes.configuration(file, asked=True)
+    assert (cut.verdict, cut.bad) == (Verdict.MISSING, False), "it is used all the same"
+    assert "may have been cut off" in cut.what
+
+
 # --- the command ---
 
 

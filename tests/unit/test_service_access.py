@@ -174,7 +174,9 @@ async def test_a_rule_is_held_against_the_nic_that_a_name_means(lab: Lab) -> Non
 
 
 async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> None:
-    await lab.core.use(Config(access=AccessSection(rules=[Rule(user=1003, networks=["blue"])])))
+    await lab.core.use(
+        Config(access=AccessSection(rules=[Rule(user=1003, nics=["*"], networks=["blue"])]))
+    )
     await lab.links.plug("web1/net0", "green")
     tried: list[tuple[str, str, object]] = [
         ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
@@ -193,7 +195,13 @@ async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.Mo
     monkeypatch.setattr(wire, "peer_of", lambda sock: MEMBER)
     unplug = ("DELETE", "/v1/connections/web1/net0")
     assert (await lab.ask(*unplug)).status == 200
-    await lab.core.use(Config(access=AccessSection(rules=[Rule(user=1000, verbs=[Verb.PLUG])])))
+    await lab.core.use(
+        Config(
+            access=AccessSection(
+                rules=[Rule(user=1000, verbs=[Verb.PLUG], nics=["*"], networks=["*"])]
+            )
+        )
+    )
     assert (await lab.ask(*unplug)).status == 403
     await lab.core.use(Config())
     assert (await lab.ask(*unplug)).status == 200
@@ -235,7 +243,7 @@ def test_without_the_group_only_root_may_change_anything(caplog: pytest.LogCaptu
 
 @pytest.mark.usefixtures("group")
 def test_a_rule_for_a_user_that_is_gone_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access(AccessSection(rules=[Rule(user="no-such-user")]))
+    access = Access(AccessSection(rules=[Rule(user="no-such-user", nics=["*"], networks=["*"])]))
     assert "no-such-user" in caplog.text
     assert not allowed(access, NOBODY, Verb.PLUG, nic=NIC, network="blue")
 
@@ -277,7 +285,9 @@ def test_a_rule_for_a_user_that_is_gone_lets_nobody_in(caplog: pytest.LogCapture
 def test_a_rule_is_about_verbs_nics_and_networks(
     rule: dict[str, list[str]], verb: Verb, about: dict[str, object], may: bool
 ) -> None:
-    access = Access(AccessSection(rules=[Rule(user=1000, **rule)]))  # type: ignore[arg-type]
+    all_of_it = {"nics": ["*"], "networks": ["*"]}
+    made = Rule(user=1000, **{**all_of_it, **rule})  # type: ignore[arg-type]
+    access = Access(AccessSection(rules=[made]))
     assert allowed(access, MEMBER, verb, **about) is may
 
 
@@ -285,6 +295,14 @@ def test_a_rule_is_about_verbs_nics_and_networks(
 @pytest.mark.parametrize("verb", Verb)
 def test_a_rule_without_verbs_is_about_cables_only(verb: Verb) -> None:
     """Who may create a network chooses the bridge that is behind its name."""
-    access = Access(AccessSection(rules=[Rule(user=1000, networks=["lab"])]))
+    access = Access(AccessSection(rules=[Rule(user=1000, nics=["*"], networks=["lab"])]))
     may = verb in (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
     assert allowed(access, MEMBER, verb, nic=NIC, network="lab") is may
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("said", [{"nics": ["*"]}, {"networks": ["*"]}, {}])
+def test_what_a_rule_does_not_say_is_none(said: dict[str, list[str]]) -> None:
+    access = Access(AccessSection(rules=[Rule(user=1000, **said)]))  # type: ignore[arg-type]
+    assert not allowed(access, MEMBER, Verb.PLUG, nic=NIC, network="blue")
+    assert not allowed(access, MEMBER, Verb.UNPLUG, nic=NIC, present="blue")

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from linkmgr.errors import BadConfig
 from linkmgr.model import Drift
 from linkmgr.service import config as config_module
-from linkmgr.service.config import Config, Limits, Verb, load_config, reload_config
+from linkmgr.service.config import (
+    Config,
+    Limits,
+    Verb,
+    load_config,
+    looks_cut_off,
+    reload_config,
+)
 from linkmgr.service.toml_lines import key_lines
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +35,58 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    assert load_config(written(tmp_path, "")) == Config()
+def test_a_file_of_comments_is_the_default(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "# nothing yet\n")) == Config()
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \t\n\n"])
+def test_a_file_that_a_full_disk_has_emptied_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text(text)
+    with pytest.raises(BadConfig, match="is empty, as after a full disk") as refused:
+        load_config(path)
+    assert "remove it" in (refused.value.hint or "")
+
+
+def test_a_file_whose_last_line_has_no_end_is_used_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text("[limits]\nevents = 70")
+    assert load_config(path).limits.events == 70, "it may have been 700"
+    assert str(path) in (looks_cut_off(path) or "")
+    path.write_text("[limits]\nevents = 70\n")
+    assert looks_cut_off(path) is None
+    assert looks_cut_off(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "lacks"),
+    [
+        ("", "plug, set_link, unplug, but does not say of which nics"),
+        ("nics = ['web1/*']", "plug, set_link, unplug, but does not say of which networks"),
+        ("networks = ['blue']", "does not say of which nics"),
+        ("verbs = ['add_vm', 'plug']\nnetworks = ['blue']", "add_vm, plug, but does not say"),
+        (
+            "verbs = ['create_network']\nnics = ['*']",
+            "create_network, but does not say of which",
+        ),
+        ("verbs = ['gc']\nnics = ['*']", "allows gc, but does not say of which networks"),
+        ("verbs = ['add_vm', 'remove_vm']\nnics = ['web1/*']", None),
+        ("verbs = ['create_network', 'create_port']\nnetworks = ['t-*']", None),
+        ("nics = []\nnetworks = []", None),
+        ("verbs = []", None),
+    ],
+)
+def test_a_rule_says_of_which_nics_and_networks(
+    tmp_path: Path, rule: str, lacks: str | None
+) -> None:
+    path = tmp_path / "linkmgr.toml"
+    path.write_text(f"# rules\n[[access.rules]]\nuser = 1001\n{rule}\n")
+    if lacks is None:
+        assert load_config(path).access.rules
+    else:
+        with pytest.raises(BadConfig, match=r"line 2: access\.rules\.0 allows ") as refused:
+            load_config(path)
+        assert lacks in str(refused.value)
 
 
 def test_the_example_of_the_documentation_is_right_and_complete(tmp_path: Path) -> None:
@@ -215,6 +272,7 @@ def test_an_empty_file_in_place_of_the_one_in_force_is_a_mistake(tmp_path: Path,
     path.write_text(text)
     with pytest.raises(BadConfig, match="is empty"):
         reload_config(path, in_force)
+    path.write_text("# nothing yet\n")
     assert reload_config(path, Config()) == Config()
 
 

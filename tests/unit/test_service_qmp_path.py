@@ -128,7 +128,7 @@ def test_who_asks_decides_whose_monitors_may_be_named(
     uid: int, owners: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    access = Access(AccessSection(rules=[Rule(user=1001, nics=["mine/*"])]))
+    access = Access(AccessSection(rules=[Rule(user=1001, nics=["mine/*"], networks=["*"])]))
     peer = Peer(uid, uid, 1, frozenset({uid, GROUP}))
     assert {owner for owner in (0, 1000, 1001, 1002) if access.may_use_sockets_of(peer, owner)} == (
         owners

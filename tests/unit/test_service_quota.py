@@ -26,7 +26,9 @@ def peer(uid: int) -> Peer:
 
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    access = AccessSection(rules=[Rule(user=MEMBER + each) for each in range(8)])
+    access = AccessSection(
+        rules=[Rule(user=MEMBER + each, nics=["*"], networks=["*"]) for each in range(8)]
+    )
     limits = Limits(running=20, streams=20, connections=50)
     async with running(tmp_path, Config(access=access, limits=limits)) as made:
         await made.links.add_vm("web1", "/nowhere")

@@ -132,13 +132,16 @@ async def configuration(path: Path, *, asked: bool) -> list[Line]:
         what = f"there is no {path}; the service does without"
         return [Line("configuration", "file", Verdict.WORKS, what)]
     from linkmgr.errors import LinkmgrError
-    from linkmgr.service.config import load_config
+    from linkmgr.service.config import load_config, looks_cut_off
 
     try:
         found = await asyncio.to_thread(load_config, path)
     except LinkmgrError as error:
         todo = error.hint or "mend the file"
         return [Line("configuration", "file", Verdict.MISSING, error.what, todo, needed=True)]
+    if cut := await asyncio.to_thread(looks_cut_off, path):
+        todo = "see that it is whole, and end its last line"
+        return [Line("configuration", "file", Verdict.MISSING, cut, todo)]
     networks = ", ".join(found.networks) or "none"
     what = f"{path} is right; networks: {networks}"
     return [Line("configuration", "file", Verdict.WORKS, what, needed=True)]
