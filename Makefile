@@ -82,6 +82,10 @@ $(BUILD)/deb.stamp: $(BUILD)/install.stamp
 own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the package's tests
 	@scripts/debian.sh roots && packaging/root.sh $(OWN)
 
+.PHONY: other-root
+other-root: $(BUILD)/packages.stamp ## Make that of the other Debian whose tests run here
+	@scripts/debian.sh roots && packaging/root.sh $(OTHER)
+
 # The other generations, in roots by debootstrap that are entered in namespaces. What is tried there
 # is what depends on libvirt, QEMU, Python or systemd; the rest depends on the kernel, which is this one's.
 GENERATION_TESTS := $(addprefix tests/integration/test_,$(addsuffix .py,story libvirt_walk prepare \
@@ -156,7 +160,7 @@ test-unit: setup ## Run the tests that need no root
 	$(PY) -m pytest -q tests/unit
 
 .PHONY: test-integration
-test-integration: setup images own-root deb corpus-source ## Run the tests against real QEMU and kernel
+test-integration: setup images own-root other-root deb corpus-source ## Run the tests against real QEMU and kernel
 	@$(ROOT_PY) scripts/test-files.py
 
 .PHONY: test-next

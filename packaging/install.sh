@@ -58,7 +58,8 @@ rm -f "$site"/linkmgr-*.dist-info/direct_url.json # it names a directory that is
 find "$into" -name __pycache__ -prune -exec rm -rf {} +
 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$destdir" "$site"
 sed -i "s|^command = .*|command = $python -m venv --without-pip $libdir|" "$into/pyvenv.cfg"
-sed "s|@LIBDIR@|$libdir|" "$here/linkmgr.launcher" >"$into/bin/linkmgr"
+version=$("$into/bin/python3" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+sed -e "s|@LIBDIR@|$libdir|" -e "s|@PYTHON@|$version|" "$here/linkmgr.launcher" >"$into/bin/linkmgr"
 chmod 755 "$into/bin/linkmgr"
 ln -sfn ../lib/linkmgr/bin/linkmgr "$destdir$prefix/bin/linkmgr"
 

@@ -42,6 +42,7 @@ class Exit(IntEnum):
     OTHER = 12
     LIBVIRT = 13  #: libvirt's daemon is not there, is too late or refused
     TIMEOUT = 14  #: the service did not answer in time; it may or may not have been done
+    INSTALLATION = 15  #: it was installed for another Python (packaging/linkmgr.launcher)
     CONFIG = 78  #: the configuration is wrong (EX_CONFIG): the service is not started again
     INTERRUPTED = 130  #: by Ctrl-C, as shells count
     BROKEN_PIPE = 141  #: nobody reads the output any more, as shells count

@@ -1,8 +1,8 @@
 """A machine: a real systemd as process 1, in namespaces and a root of its own.
 
-The root is a minimal one of this Debian (make own-root) and whatever is laid over it, all
-read-only, with a tmpfs on top. Nothing of the host can be written from inside. All of it goes with
-its process 1.
+The root is a minimal one, by default of this Debian (make own-root), and whatever is laid over it,
+all read-only, with a tmpfs on top. Nothing of the host can be written from inside. All of it goes
+with its process 1.
 """
 
 from __future__ import annotations
@@ -61,13 +61,16 @@ class Machine:
 
 
 @asynccontextmanager
-async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
-    """Boot a machine from this Debian and `layers`, the first one on top; kill it at the end."""
+async def boot(workdir: Path, *layers: Path, root: Path | None = None) -> AsyncIterator[Machine]:
+    """Boot a machine from a minimal Debian and `layers`, the first one on top; kill it at the end.
+
+    :param root: the Debian, as packaging/root.sh makes it; by default this one.
+    """
     if (why := refused_here()) is not None:
         pytest.skip(f"no machine can be booted here: {why}")
-    root = own_root()
+    root, target = (root, root.name) if root else (own_root(), "own-root")
     if not (root / ".complete").exists():
-        raise FileNotFoundError(f"there is no root in {root}: make own-root")
+        raise FileNotFoundError(f"there is no root in {root}: make {target}")
     lower = ":".join(str(layer) for layer in (*layers, root))
     with _cgroup(workdir) as cgroup, tempfile.TemporaryFile() as output:
         argv: Sequence[str] = [
@@ -93,13 +96,16 @@ async def boot(workdir: Path, *layers: Path) -> AsyncIterator[Machine]:
             await finish(child.end())
 
 
-@cache
 def own_root() -> Path:
     """Return the root of the Debian that this is: what was built here is for its Python."""
-    answer = subprocess.run(
-        [CHECKOUT / "scripts" / "debian.sh", "own"], check=True, capture_output=True, text=True
-    )
-    return CHECKOUT / "build" / answer.stdout.strip()
+    return CHECKOUT / "build" / suite("own")
+
+
+@cache
+def suite(which: str) -> str:
+    """The name of a Debian: this machine's ``own``, or the ``other`` one that is tried, too."""
+    command = [str(CHECKOUT / "scripts/debian.sh"), which]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @cache

@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from linkmgr.cli.exits import Exit
 from linkmgr.jsonform import to_json
 from tests.unit import samples
 from tests.unit.http_peer import Service, serving
@@ -151,19 +153,56 @@ async def _with(
     )  # fmt: skip
 
 
+Launcher = Callable[[str], Path]
+
+
 @pytest.fixture
-def launcher(tmp_path: Path) -> Path:
-    """The installed command, on a Python whose directory has no linkmgr."""
-    text = (ROOT / "packaging/linkmgr.launcher").read_text()
-    path = tmp_path / "linkmgr"
-    path.write_text(text.replace("#!@LIBDIR@/bin/python3", f"#!{sys.base_prefix}/bin/python3"))
-    path.chmod(0o755)
-    return path
+def launcher(tmp_path: Path) -> Launcher:
+    """The installed command, made for a version of Python, on one that has no linkmgr."""
+
+    def make(made_for: str) -> Path:
+        text = (ROOT / "packaging/linkmgr.launcher").read_text()
+        text = text.replace("#!@LIBDIR@/bin/python3", f"#!{sys.base_prefix}/bin/python3")
+        path = tmp_path / "linkmgr"
+        path.write_text(text.replace("@LIBDIR@", "/usr/lib/linkmgr").replace("@PYTHON@", made_for))
+        path.chmod(0o755)
+        return path
+
+    return make
 
 
-def test_another_python_than_it_was_installed_for_is_told_of(launcher: Path) -> None:
-    done = subprocess.run([launcher, "status"], capture_output=True, text=True, check=False)
-    assert done.returncode == 12
-    assert done.stderr.startswith("linkmgr: its libraries in @LIBDIR@ are not for this Python, 3.")
-    assert "To do: install linkmgr again" in done.stderr
+HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.mark.parametrize(
+    ("made_for", "why"),
+    [
+        ("3.7", f"was installed for Python 3.7, and python3 of this host is {HERE} now"),
+        (HERE, "is not complete (No module named 'linkmgr')"),
+    ],
+)
+def test_an_installation_that_does_not_fit_says_what_to_do_also_to_systemd(
+    launcher: Launcher, tmp_path: Path, made_for: str, why: str
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        done = subprocess.run(
+            [launcher(made_for), "status"], capture_output=True, text=True, check=False,
+            env={"NOTIFY_SOCKET": str(tmp_path / "notify")},
+        )  # fmt: skip
+        status = systemd.recv(4096).decode()
+    assert done.returncode == Exit.INSTALLATION
+    assert done.stderr.startswith(f"linkmgr: linkmgr in /usr/lib/linkmgr {why}. To do: install it")
     assert json.dumps(done.stderr).count("\\n") == 1
+    assert status == "STATUS=" + done.stderr.removeprefix("linkmgr: ").rstrip("\n")
+
+
+def test_an_installation_that_does_not_fit_says_so_where_systemd_does_not_listen(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "nobody")}
+    done = subprocess.run(
+        [launcher("3.7")], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (Exit.INSTALLATION, 1)
