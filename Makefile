@@ -75,6 +75,7 @@ $(BUILD)/install.stamp: $(PRODUCT)
 deb: $(BUILD)/deb.stamp ## Build the Debian package
 
 $(BUILD)/deb.stamp: $(BUILD)/install.stamp
+	@rm -f $(BUILD)/linkmgr_*.deb
 	@packaging/deb.sh $(BUILD)/install $(BUILD)
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Print the copyright file of an installation: linkmgr's licence, and those of what it bundles.
 
-    copyright.py LICENSE SITE-PACKAGES INSTALLED-SITE-PACKAGES
+    copyright.py SITE-PACKAGES INSTALLED-SITE-PACKAGES
 
 In Debian's machine-readable form (DEP-5), as far as the bundled distributions say what they are
 under: each one's licence by its SPDX expression or its own words, and where the full text is.
@@ -22,7 +22,7 @@ _WORDS = {
 _TEXT = re.compile(r"licen[cs]e|copying|notice", re.IGNORECASE)
 
 
-def main(license_file: str, site: str, installed: str) -> None:
+def main(site: str, installed: str) -> None:
     """Print it."""
     print("Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/")
     print("Upstream-Name: linkmgr")
@@ -48,8 +48,7 @@ def main(license_file: str, site: str, installed: str) -> None:
             f"{about['Name']} {about['Version']}",
         )
     print("License: Apache-2.0")
-    for line in Path(license_file).read_text(encoding="utf-8").splitlines():
-        print(f" {line}" if line.strip() else " .")
+    print(" The Apache License, Version 2.0, is in /usr/share/common-licenses/Apache-2.0.")
 
 
 def _paragraph(files: str, owner: str, license_: str, texts: list[str], name: str = "") -> None:

@@ -118,6 +118,6 @@ completion() {
 completion bash bash-completion/completions/linkmgr
 completion zsh zsh/vendor-completions/_linkmgr
 completion fish fish/vendor_completions.d/linkmgr.fish
-"$python" -X utf8 "$here/copyright.py" "$root/LICENSE" "$site" "${site#"$destdir"}" >"$work/copyright"
+"$python" -X utf8 "$here/copyright.py" "$site" "${site#"$destdir"}" >"$work/copyright"
 put 644 "$work/copyright" "$share/doc/linkmgr/copyright"
 put 644 "$root/README.md" "$share/doc/linkmgr/README.md"
