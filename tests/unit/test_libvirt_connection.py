@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -85,7 +85,9 @@ def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name()
 
 
 @pytest.mark.newer_debian
-def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
+def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name(
+    differs: Callable[[str, str], None],
+) -> None:
     libvirt = binding.load().libvirt
     names = {
         "DEFINED": K.DEFINED, "UNDEFINED": K.UNDEFINED, "STARTED": K.STARTED,
@@ -105,6 +107,8 @@ def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name() -> None:
                 assert said == (kind, detail), word
         assert lifecycle(event, 99) == (kind, "99")
     assert lifecycle(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, 0) is None
+    recreated = hasattr(libvirt, "VIR_DOMAIN_EVENT_STARTED_RECREATED")
+    differs("event of a guest that libvirt recreates", "recreated" if recreated else "none")
     assert lifecycle(99, 0) is None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -78,3 +80,14 @@ def test_levels_are_counted_alike_on_every_python() -> None:
     assert is_deeper(deep, 62)
     assert is_deeper({"a": [deep]}, 64)
     assert not is_deeper("text", 0)
+
+
+def test_levels_that_python_itself_reads(differs: Callable[[str, str], None]) -> None:
+    try:
+        deep = json.loads("[" * 20_000 + "]" * 20_000)
+    except RecursionError:
+        here = "refused by Python"
+    else:
+        here = "read by Python, refused by linkmgr"
+        assert is_deeper(deep, 64)
+    differs("JSON of 20,000 levels", here)
