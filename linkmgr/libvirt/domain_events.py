@@ -62,7 +62,7 @@ _DETAILS = {
     1: ("removed", "renamed"),
     2: ("booted", "migrated", "restored", "from-snapshot", "wakeup", "recreated"),
     3: ("paused", "migrated", "ioerror", "watchdog", "restored", "from-snapshot", "api-error",
-        "postcopy", "postcopy-failed"),
+        "postcopy", "postcopy-failed", "guest-shutdown"),
     4: ("unpaused", "migrated", "from-snapshot", "postcopy", "postcopy-failed"),
     5: ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot",
         "recreated"),

@@ -82,6 +82,7 @@ NEWEST = 12_008_000
 def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name() -> None:
     assert lifecycle(2, 5) == (K.STARTED, "recreated")
     assert lifecycle(5, 7) == (K.STOPPED, "recreated")
+    assert lifecycle(3, 9) == (K.SUSPENDED, "guest-shutdown")
 
 
 @pytest.mark.newer_debian
