@@ -143,11 +143,16 @@ corpus: setup corpus-source ## Prepare and undo all domains of libvirt's own tes
 demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 	@$(ROOT_PY) examples/demo.py
 
+# What the tests need is built at the same time, and beside the checks: most of it is downloading.
 .PHONY: test
-test: lint test-all ## Run every check and test
+test: setup ## Run every check and test
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync lint $(TEST_NEEDS)
+	@$(MAKE) --no-print-directory test-all
+
+TEST_NEEDS := images own-root deb qemu-next corpus-source $(OTHER)
 
 .PHONY: test-all
-test-all: setup images own-root deb qemu-next corpus-source $(OTHER) ## Run all of these, three files at a time
+test-all: setup $(TEST_NEEDS) ## Run all of these, three files at a time
 	@$(ROOT_PY) scripts/test-files.py --unit $(if $(NEWER),--next $(abspath $(NEXT_QEMU))) \
 		$(if $(OTHER),--suite $(OTHER)) --report $(BUILD)/results/$(OWN).json
 

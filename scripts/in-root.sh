@@ -31,6 +31,6 @@ if [ -n "$LM_OUT" ]; then
 	mount --bind "$LM_OUT" out
 fi
 exec env -i PATH=/opt/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \
-	PYTHONDONTWRITEBYTECODE=1 ${LINKMGR_QEMU:+LINKMGR_QEMU="$LINKMGR_QEMU"} \
+	${LINKMGR_QEMU:+LINKMGR_QEMU="$LINKMGR_QEMU"} \
 	chroot . sh -c "cd /src && exec \"\$@\"" sh "$@"
 ' sh "$@"

@@ -4,7 +4,7 @@
     test-files.py [--jobs N] [--unit] [--next QEMU] [--suite SUITE] [--report FILE] [FILE...]
 
 Each file is a pytest process with network namespaces of its own. What a file says is printed when
-it has ended, all of it if something failed. With ``--unit`` the unit tests are one more of these
+it has ended, all of it if something failed. With ``--unit`` the unit tests are some more of these
 processes. With ``--next`` the tests marked ``next_qemu`` run once more, on that QEMU; with
 ``--suite`` those marked ``newer_debian``, in the root of that Debian (scripts/in-root.sh). The
 slowest files go first, as an earlier run noted them in build/, or as they were when this was
@@ -34,10 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTES = ROOT / "build" / "test-seconds.json"
 IN_ROOT = ROOT / "scripts" / "in-root.sh"
 UNIT = ROOT / "tests" / "unit"
+#: Processes that share the unit tests. As one they were the longest job, which nothing ran beside
+#: when it was begun late.
+UNIT_PARTS = 3
+#: The compiled modules of all processes: compiling them anew cost each a second or two of processor
+#: time, and some tests start a hundred. Apart from the sources, which `make install` copies.
+COMPILED = ROOT / "build" / "compiled"
 NOTHING_COLLECTED = 5
 DIFFERENCES = "LINKMGR_DIFFERENCES"  # as tests/differences.py has it
-SLOWEST = ("restart", "swaps", "unit", "failures_monitor", "lifecycle_matrix", "guest_image",
-           "systemd", "fd_restart", "cli", "domain_cables")  # fmt: skip
+SLOWEST = ("swaps", "restart_killed", "lifecycle_matrix", "hostile", "unit", "failures_monitor",
+           "openapi", "deb", "systemd", "prepare", "domain_cables", "guest_image")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,39 @@ class Ended:
         return found | ({"reasons": reasons} if reasons else {})
 
 
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Add the counts of one part to another's."""
+    both = {**one, **other}
+    for key in one.keys() & other.keys():
+        both[key] = added(one[key], other[key]) if key == "reasons" else one[key] + other[key]
+    return both
+
+
 @dataclass(frozen=True)
 class Job:
-    """One file on one QEMU, here or on another Debian."""
+    """One file on one QEMU, here or on another Debian; or a part of the unit tests."""
 
     file: Path
     qemu: str | None = None
     suite: str | None = None
+    part: int | None = None
 
     def __str__(self) -> str:
+        part = "" if self.part is None else f" (part {self.part + 1} of {UNIT_PARTS})"
+        return f"{self.name}{part}"
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report, which does not tell parts apart."""
         on = " (next QEMU)" if self.qemu else f" ({self.suite})" if self.suite else ""
         return f"{self.file.relative_to(ROOT)}{on}"
+
+    @property
+    def files(self) -> list[str]:
+        """What pytest is given."""
+        if self.part is None:
+            return [str(self.file)]
+        return [str(file) for file in sorted(self.file.glob("test_*.py"))[self.part :: UNIT_PARTS]]
 
     def guess(self) -> float:
         """Seconds that it takes, so that the slow ones go before all that are not known."""
@@ -96,10 +124,12 @@ class Job:
 
     def run(self) -> Ended:
         """Run it to its end."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.file)]
-        environment = dict(os.environ)
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, *words, *self.files]
+        environment = {"PYTHONPYCACHEPREFIX": str(COMPILED), **os.environ}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if self.suite:
-            command = [str(IN_ROOT), self.suite, "python", *command[1:-1], "-m", "newer_debian",
+            command = [str(IN_ROOT), self.suite, "python", *words, "-m", "newer_debian",
                        str(self.file.relative_to(ROOT))]  # fmt: skip
         if self.qemu:
             command += ["-m", "next_qemu"]
@@ -151,6 +181,9 @@ def report(ended: dict[Job, Ended]) -> dict[str, Any]:
     :raise ValueError: two tests noted different things about one subject.
     """
     here = {str(job): found for job, found in ended.items() if job.is_here}
+    files: dict[str, dict[str, Any]] = {}
+    for job in sorted(filter(lambda job: job.is_here, ended), key=str):
+        files[job.name] = added(files.get(job.name, {}), ended[job].counts())
     differences: dict[str, dict[str, Any]] = {}
     for name in sorted(here):
         for each in here[name].differences:
@@ -165,7 +198,7 @@ def report(ended: dict[Job, Ended]) -> dict[str, Any]:
     return {
         "day": datetime.now(UTC).date().isoformat(),
         "versions": versions(),
-        "files": {name: here[name].counts() for name in sorted(here)},
+        "files": files,
         "differences": dict(sorted(differences.items())),
     }
 
@@ -217,7 +250,7 @@ def main() -> int:
         marked += [] if given.files else [UNIT]  # all are imported there, and the marked ones run
         jobs += [Job(file, suite=given.suite) for file in marked]
     if given.unit:
-        jobs.append(Job(UNIT))
+        jobs += [Job(UNIT, part=part) for part in range(UNIT_PARTS)]
     noted: dict[str, float] = json.loads(NOTES.read_text()) if NOTES.exists() else {}
     jobs.sort(key=lambda job: -noted.get(str(job), job.guess()))
     bad, kept = [], []

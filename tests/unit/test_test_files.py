@@ -38,14 +38,14 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(checkout: Path, **tests: str) -> tuple[int, str]:
+def run(checkout: Path, *words: str, **tests: str) -> tuple[int, str]:
     files = []
     for name, text in tests.items():
         files.append(checkout / "tests" / f"test_{name}.py")
         files[-1].write_text(text)
     command = [sys.executable, "scripts/test-files.py", "--jobs", "1", "--report", "out/r.json"]
     done = subprocess.run(
-        [*command, *files], cwd=checkout, text=True, check=False, timeout=100,
+        [*command, *words, *files], cwd=checkout, text=True, check=False, timeout=100,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | QUICK,
     )  # fmt: skip
     return done.returncode, done.stdout
@@ -96,6 +96,29 @@ def test_a_run_of_some_files_leaves_the_report_of_more_alone(checkout: Path) -> 
     (checkout / "tests/test_two.py").unlink()
     assert run(checkout, one=SEES.format("other"))[0] == 0
     assert reported(checkout)["differences"]["a revert"]["here"] == "other"
+
+
+def test_the_parts_of_the_unit_tests_run_each_file_once_and_are_reported_as_one(
+    checkout: Path,
+) -> None:
+    for number in range(7):
+        text = SKIPS + "def test_another():\n    pass\n"
+        (checkout / f"tests/unit/test_{number}.py").write_text(text)
+    status, said = run(checkout, "--unit", "--only-suite")
+    assert status == 0, said
+    assert "tests/unit (part 3 of 3): 2 passed, 2 skipped" in said
+    counted = reported(checkout)["files"]["tests/unit"]
+    assert (counted["passed"], counted["skipped"], len(counted["reasons"])) == (7, 7, 7)
+
+
+def test_modules_are_compiled_once_and_apart_from_the_sources(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    assert run(checkout, one=SEES.format("works"))[0] == 0
+    compiled = list((checkout / "build/compiled").rglob("differences.*.pyc"))
+    assert len(compiled) == 1
+    assert set(checkout.rglob("*.pyc")) == set((checkout / "build/compiled").rglob("*.pyc"))
 
 
 def test_nothing_is_written_by_a_run_without_a_report(checkout: Path) -> None:
