@@ -56,6 +56,7 @@ rm -rf "$into"/bin/activate* "$into"/bin/Activate* "$site/bin" "$into/include"
 rm -f "$site"/linkmgr-*.dist-info/direct_url.json # it names a directory that is gone
 # Compiled here, for these exact paths, so that nothing is written at run time.
 find "$into" -name __pycache__ -prune -exec rm -rf {} +
+unset PYTHONPYCACHEPREFIX # would put them elsewhere
 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$destdir" "$site"
 sed -i "s|^command = .*|command = $python -m venv --without-pip $libdir|" "$into/pyvenv.cfg"
 version=$("$into/bin/python3" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
