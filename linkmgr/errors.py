@@ -62,6 +62,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
+from linkmgr.untrusted import SENTENCE_LIMIT, printable
+
 
 class LinkmgrError(Exception):
     """Base of all errors of linkmgr.
@@ -144,6 +146,17 @@ class CannotPrepare(BadRequest):
     """A libvirt domain, or a NIC of it, that cannot be made to boot on a hub."""
 
     code = "cannot-prepare"
+
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        # The author of the XML chose the names in it, and root reads this in a terminal.
+        super().__init__(
+            printable(what, SENTENCE_LIMIT),
+            hint=None if hint is None else printable(hint, SENTENCE_LIMIT),
+        )
+
+    def about(self, nic: str, state: str | None = None) -> Self:
+        """As `LinkmgrError.about`, with no more of a name than shows which it is."""
+        return super().about(printable(nic), state)
 
 
 class BadMetadata(BadRequest):

@@ -9,6 +9,7 @@ from typing import Any
 #: Characters of a stranger's text that stand in a message, a log line or an answer of ours: every
 #: error text of QEMU 4.2 to 11 fits, and a thousand of them kept are a fifth of a megabyte.
 TEXT_LIMIT = 200
+SENTENCE_LIMIT = 500  #: characters of a sentence of ours that strangers' names stand in
 NAME_LIMIT = 40  #: characters of a name that is refused: enough to see which one it is
 
 
@@ -65,8 +66,16 @@ def shell_command(command: str, name: str, *options: str) -> str:
     :param options: that follow.
     """
     if name.startswith("-"):
-        return " ".join([command, *options, "--", shlex.quote(name)])
-    return " ".join([command, shlex.quote(name), *options])
+        return " ".join([command, *options, "--", _as_word(name)])
+    return " ".join([command, _as_word(name), *options])
+
+
+def _as_word(name: str) -> str:
+    """One word of a shell, all of it printable: if need be in bash's ``$'...'``."""
+    if name.isprintable():
+        return shlex.quote(name)
+    plain = name.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(each if each.isprintable() else _escaped(each) for each in plain) + "'"
 
 
 def _escaped(character: str) -> str:

@@ -8,7 +8,7 @@ only says where each element begins and ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 from xml.parsers import expat
@@ -143,7 +143,12 @@ class Document:
         for start, end, new in sorted(edits, key=lambda each: each[:2]):
             parts += [self.source[at:start], new]
             at = end
-        return Document(b"".join([*parts, self.source[at:]]), of=self._of)
+        try:
+            return Document(b"".join([*parts, self.source[at:]]), of=self._of)
+        except CannotPrepare as error:
+            raise CannotPrepare(
+                f"what would come of it cannot be read: {error.what}", hint=error.hint
+            ) from error
 
     def replacement(self, element: Element, new: bytes) -> Edit:
         """Put `new` in an element's place."""
@@ -153,6 +158,22 @@ class Document:
         """Remove an element, and its line if it begins one."""
         begin = self._line_before(element.start)
         return element.start if begin is None else begin, element.end, b""
+
+    def pruning(self, element: Element, gone: Collection[Element]) -> list[Edit]:
+        """Remove what goes of all that is below an element, and itself if nothing is left in it."""
+        begins = [element.inner, *(child.end for child in element.children)]
+        ends = [*(child.start for child in element.children), element.outer]
+        left = any(self.source[a:b].strip() for a, b in zip(begins, ends, strict=True))
+        if not left and all(child in gone for child in element.children):
+            return [self.removal(element)]
+        found, coming = [], list(element.children)
+        while coming:
+            here = coming.pop()
+            if here in gone:
+                found.append(self.removal(here))
+            else:
+                coming += here.children
+        return found
 
     def addition(self, parent: Element, lines: Lines) -> Edit:
         """Add an element behind everything in `parent`, in the document's own way to indent."""
@@ -355,6 +376,11 @@ def cdata(text: str) -> str:
     return f"<![CDATA[{text.replace(']]>', ']]]]><![CDATA[>')}]]>"
 
 
+def character_data(text: str) -> str:
+    """Text as it is, carriage returns included, which would be line ends in a CDATA section."""
+    return _escaped(text).replace(">", "&gt;").replace("\r", "&#13;")
+
+
 def _escaped(value: str) -> str:
     for plain, entity in (("&", "&amp;"), ("<", "&lt;"), ("'", "&apos;"), ('"', "&quot;")):
         value = value.replace(plain, entity)
@@ -372,5 +398,8 @@ def _name(name: str) -> tuple[str, str]:
             return name, ""
 
 
-def _refuse(what: str, hint: str = "give the XML of one libvirt domain") -> NoReturn:
+def _refuse(
+    what: str,
+    hint: str = "no domain needs as much: look what has grown, its <metadata> or its NICs",
+) -> NoReturn:
     raise CannotPrepare(what, hint=hint)

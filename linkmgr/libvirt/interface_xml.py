@@ -22,7 +22,7 @@ CABLE: Mapping[str, str] = {
 _OURS = frozenset({*CABLE, "target", "link", "alias"})
 
 #: Names of devices that libvirt does not keep, since it gives them by itself.
-_AUTOMATIC_DEVICE = re.compile(r"(vnet|vif|macvtap|macvlan)\d*")
+_AUTOMATIC_DEVICE = re.compile(r"(vnet|vif|macvtap|macvlan)[0-9]*")
 _OUR_DEVICE = re.compile(r"lmn[0-9a-f]{10}")
 
 _MEND = "mend <linkmgr:prepared> there, or write the <interface> anew and remove it"
@@ -31,7 +31,14 @@ _MEND = "mend <linkmgr:prepared> there, or write the <interface> anew and remove
 def on_hub(document: Document, nic: DomainNic, alias: str) -> bytes:
     """The interface as one whose tap carries nothing, with its link down."""
     device = device_name(nic, alias)
-    made = document.part(nic.element)
+    try:
+        made = document.part(nic.element)
+    except CannotPrepare as error:
+        raise CannotPrepare(
+            "the <interface> uses a namespace prefix that is declared outside of it, and would "
+            "mean nothing in a record",
+            hint="remove it, or declare it (xmlns:...) in the <interface> itself",
+        ).about(str(nic)) from error
     made = made.set_attribute(made.root, "type", "ethernet")
     made = made.drop_attribute(made.root, "trustGuestRxFilters")
     gone = set(CABLE)
@@ -64,7 +71,7 @@ def as_before(document: Document, nic: DomainNic, before: bytes) -> bytes:
         made = made.edited(*(made.removal(each) for each in old))
         if new:
             made = made.append(made.root, [(0, document.text(each).decode()) for each in new])
-    return made.source
+    return made.text(made.root)  # without what may stand before and behind it
 
 
 def read_record(before: bytes, nic: DomainNic) -> Document:

@@ -23,11 +23,11 @@ from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 
-from linkmgr.errors import BadOption
+from linkmgr.errors import BadOption, CannotPrepare
 from linkmgr.libvirt import qemu_xml
-from linkmgr.libvirt.domain_xml import Document, Element, quoted
+from linkmgr.libvirt.domain_xml import Document, Edit, Element, quoted
 from linkmgr.libvirt.nics import domain_name
-from linkmgr.untrusted import shell_command
+from linkmgr.untrusted import printable, shell_command
 
 MONITOR = Path("/run/linkmgr/qmp.sock")  #: on which the service waits for QEMUs to dial
 
@@ -35,7 +35,7 @@ _ALIAS = "ua-lmqmp"
 _PORT = "linkmgr"  # what the guest sees it called
 _CHARDEV = f"char{_ALIAS}"  # libvirt's name for the channel's chardev
 _NULL = "lm-null"
-_OVERRIDE = (_ALIAS, "chardev")
+OVERRIDE = (_ALIAS, "chardev")  #: the alias and the property of the port in the guest
 _ARGUMENTS = ("-chardev", f"null,id={_NULL}", "-mon", f"chardev={_CHARDEV},mode=control")
 _BEFORE = "lm-qmp"  # the chardev's id in qemu:commandline, as it was once
 _SECONDS = "1"  # from one call to the next
@@ -43,6 +43,23 @@ _RECONNECT = re.compile(r",reconnect=(\d{1,9})(?=,|\Z)")  # in whole seconds, of
 _DAC = "dac"
 _PATH_MAX = 107  # bytes; sun_path of unix(7) without its final NUL
 _MODEL = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+#: What of qemu:commandline is the monitor's, in both ways to write it.
+DROPS = (
+    qemu_xml.Drop(
+        "-mon",
+        lambda value: value in (_ARGUMENTS[3], f"chardev={_BEFORE},mode=control"),
+        lambda value: _chardev_of(value) in (_CHARDEV, _BEFORE),
+    ),
+    qemu_xml.Drop(
+        "-chardev",
+        lambda value: value == _ARGUMENTS[1] or value.startswith(f"socket,id={_BEFORE},path="),
+        lambda value: (
+            _is_before(value) or qemu_xml.options(value, implied="backend").get("id") == _NULL
+        ),
+    ),
+)
 
 
 class Form(StrEnum):
@@ -128,27 +145,39 @@ def write(
         ],
     )
     document = qemu_xml.add_arguments(document, _ARGUMENTS)
-    return qemu_xml.add_overrides(document, {_OVERRIDE: _NULL})
+    return qemu_xml.add_overrides(document, {OVERRIDE: _NULL})
+
+
+def removals(document: Document) -> list[Edit]:
+    """Take out the channels; `DROPS` and `OVERRIDE` are the rest of a domain's monitor."""
+    return [document.removal(each) for each in _channels(document)]
 
 
 def remove(document: Document) -> Document:
     """Take a domain's monitor out, whichever way it was written, and whatever is left of it."""
-    gone = [document.removal(each) for each in _channels(document)]
-    document = qemu_xml.drop_overrides(document.edited(*gone), [_OVERRIDE])
-    document = qemu_xml.drop_arguments(
-        document,
-        "-mon",
-        lambda value: value in (_ARGUMENTS[3], f"chardev={_BEFORE},mode=control"),
-        lambda value: _chardev_of(value) in (_CHARDEV, _BEFORE),
-    )
-    return qemu_xml.drop_arguments(
-        document,
-        "-chardev",
-        lambda value: value == _ARGUMENTS[1] or value.startswith(f"socket,id={_BEFORE},path="),
-        lambda value: (
-            _is_before(value) or qemu_xml.options(value, implied="backend").get("id") == _NULL
-        ),
-    )
+    return document.edited(*removals(document), *qemu_xml.removals(document, DROPS, [OVERRIDE]))
+
+
+def check_taken(document: Document) -> None:
+    """Refuse a domain that has another device where the channel would be.
+
+    :raise CannotPrepare: which device.
+    """
+    devices = document.root.find("devices")
+    for each in devices.children if devices else []:
+        if _is_channel(each):
+            continue
+        if each.get("alias", "name") == _ALIAS:
+            raise CannotPrepare(
+                f"its <{printable(each.name, 40)}> has the alias {_ALIAS}, which linkmgr needs "
+                "for its monitor",
+                hint="give it another alias, or none",
+            ).about(domain_name(document))
+        if each.name == "channel" and each.get("target", "name") == _PORT:
+            raise CannotPrepare(
+                f"the domain has a channel {_PORT!r} of its own, and linkmgr's is called so",
+                hint="give it another name: <target name=...>",
+            ).about(domain_name(document))
 
 
 @dataclass(frozen=True)
@@ -240,17 +269,22 @@ def _plain(path: str) -> str:
 
 def _channels(document: Document) -> list[Element]:
     devices = document.root.find("devices")
-    found = [e for e in devices.children if e.name == "channel"] if devices else []
-    return [
-        each
-        for each in found
-        if each.get("alias", "name") == _ALIAS or each.get("target", "name") == _PORT
-    ]
+    found = devices.children if devices else []
+    return [each for each in found if _is_channel(each)]
+
+
+def _is_channel(device: Element) -> bool:
+    """Whether it is linkmgr's channel, or what became of it."""
+    if device.name != "channel" or device.attributes.get("type") != "unix":
+        return False
+    dials = device.find("source") and device.get("source", "mode") in ("connect", "")
+    named = device.get("target", "name") == _PORT
+    return bool(dials and named) or device.get("alias", "name") == _ALIAS
 
 
 def _is_closed(document: Document, channel: Element) -> bool:
     """Whether what the guest writes into a channel's port goes nowhere."""
-    wired = qemu_xml.override(document, *_OVERRIDE)
+    wired = qemu_xml.override(document, *OVERRIDE)
     pairs = pairwise(["", *qemu_xml.arguments(document)])
     there = [value for word, value in pairs if word == "-chardev"]
     nothing = [value for value in there if value.startswith("null,")]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from linkmgr.errors import CannotPrepare, UnknownNic
 from linkmgr.libvirt.domain_xml import Document, Element
 from linkmgr.suggest import instead
-from linkmgr.untrusted import quoted
+from linkmgr.untrusted import printable, quoted
 
-_AUTOMATIC = re.compile(r"net\d+")  #: an alias that libvirt gives at the start, by the order
+_AUTOMATIC = re.compile(r"net[0-9]{1,9}")  #: an alias that libvirt gives at the start, by the order
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DomainNic:
 
     def __str__(self) -> str:
         name = self.alias or self.mac or f"NIC number {self.index + 1}"
-        return f"{self.domain}/{name}"
+        return f"{printable(self.domain)}/{printable(name)}"
 
 
 def domain_name(document: Document) -> str:

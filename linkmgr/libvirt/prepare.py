@@ -23,9 +23,17 @@ from linkmgr.libvirt import monitor_xml, qemu_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.interface_xml import CABLE, as_before, device_name, on_hub
 from linkmgr.libvirt.nics import DomainNic, aliases_of, chosen, domain_name, new_alias, nics_of
-from linkmgr.libvirt.records import add_records, drop_records, original, records_of
-from linkmgr.libvirt.refusals import Taken, check_aliases, check_clashes, check_domain, check_nic
+from linkmgr.libvirt.records import add_records, original, records_of, removals
+from linkmgr.libvirt.refusals import (
+    Taken,
+    check_aliases,
+    check_clashes,
+    check_domain,
+    check_nic,
+    check_once,
+)
 from linkmgr.libvirt.undo_checks import check_record, restored
+from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 
 
@@ -64,8 +72,7 @@ def prepare(
     """
     document = Document(xml)
     check_domain(document)
-    check_aliases(document)
-    _check_renamed(document)
+    _check_names(document)
     return _prepared(document, [each.index for each in chosen(document, nic)], monitor, models)
 
 
@@ -82,8 +89,7 @@ def refresh(
     if not there:  # a monitor that was left behind is of no use, and may be of harm
         return Rewritten(monitor_xml.remove(document).source, ())
     check_domain(document)
-    check_aliases(document)
-    _check_renamed(document)
+    _check_names(document)
     return _prepared(document, there, monitor, models)
 
 
@@ -102,8 +108,7 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
     document = Document(xml)
     if document.root.name != "domain":
         check_domain(document)
-    check_aliases(document)
-    _check_renamed(document)
+    _check_names(document)
     there = {each.alias: each for each in chosen(document, nic)}
     records = records_of(document)
     aliases = [a for a in records if nic is None or a in there]
@@ -111,9 +116,7 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
     for alias in [each for each in aliases if each in there]:
         record = check_record(original(document, records[alias]), there[alias], trusting=trusting)
         notes.append(restored(there[alias], record))
-    document = _undone(document, aliases)
-    if aliases and not records_of(document):
-        document = monitor_xml.remove(document)
+    document = _undone(document, aliases, monitor=records.keys() == set(aliases))
     return Rewritten(document.source, tuple(aliases), tuple(notes))
 
 
@@ -162,23 +165,33 @@ def _prepared(
     return Rewritten(document.source, tuple(interfaces), tuple(notes))
 
 
-def _undone(document: Document, aliases: Sequence[str]) -> Document:
-    """Take back everything that was done to NICs, also to those that were removed since."""
+def _undone(document: Document, aliases: Sequence[str], *, monitor: bool = False) -> Document:
+    """Take back everything that was done to NICs, also to those that were removed since.
+
+    All in one go: in between the document would be longer than before and after, maybe too long.
+
+    :param monitor: whether the monitor goes, too.
+    """
     if not aliases:
         return document
-    document = qemu_xml.drop_overrides(document, [(alias, "netdev") for alias in aliases])
     ids = {f"id=lm-{kind}-{alias}" for kind in ("hub", "sink") for alias in aliases}
 
     def is_hubs(value: str) -> bool:
         return value.startswith("hubport,id=lm-") and value.split(",", 2)[1] in ids
 
-    document = qemu_xml.drop_arguments(document, "-netdev", is_hubs)
-    records, edits = records_of(document), []
+    drops, wired = [qemu_xml.Drop("-netdev", is_hubs)], [(alias, "netdev") for alias in aliases]
+    edits = removals(document, aliases)
+    if monitor:
+        drops += monitor_xml.DROPS
+        wired.append(monitor_xml.OVERRIDE)
+        edits += monitor_xml.removals(document)
+    edits += qemu_xml.removals(document, drops, wired)
+    records = records_of(document)
     for nic in nics_of(document):
         if nic.alias in aliases:
             before = original(document, records[nic.alias])
             edits.append(document.replacement(nic.element, as_before(document, nic, before)))
-    return drop_records(document.edited(*edits), aliases)
+    return document.edited(*edits)
 
 
 class _Wiring:
@@ -223,6 +236,14 @@ def _put_aside(nic: DomainNic, alias: str) -> list[str]:
     ]
 
 
+def _check_names(document: Document) -> None:
+    """Refuse what is called as something else is, or not as it was."""
+    check_once(document)
+    check_aliases(document)
+    monitor_xml.check_taken(document)
+    _check_renamed(document)
+
+
 def _check_renamed(document: Document) -> None:
     """Refuse a prepared NIC whose alias was changed: nothing of it would work, nor be undone."""
     nics, records = nics_of(document), records_of(document)
@@ -235,7 +256,7 @@ def _check_renamed(document: Document) -> None:
             continue
         if nic := strange.get(mac):
             raise CannotPrepare(
-                f"the NIC with the address {mac} was prepared as {alias}, and is called "
-                f"{nic.alias or 'nothing'} now",
-                hint=f"give it back its <alias name='{alias}'/>",
+                f"the NIC with the address {mac} was prepared as {printable(alias)}, and is called "
+                f"{printable(nic.alias) or 'nothing'} now",
+                hint=f"give it back its <alias name='{printable(alias)}'/>",
             ).about(str(nic))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from linkmgr.libvirt.domain_xml import QEMU, Document, Element, Lines, quoted
+from linkmgr.libvirt.domain_xml import QEMU, Document, Edit, Element, Lines, quoted
 
 ARG, DEVICE = f"{{{QEMU}}}arg", f"{{{QEMU}}}device"
 FRONTEND, PROPERTY = f"{{{QEMU}}}frontend", f"{{{QEMU}}}property"
@@ -35,31 +36,58 @@ def options(value: str, *, implied: str) -> dict[str, str]:
     return found
 
 
-def drop_arguments(
-    document: Document,
-    word: str,
-    surely: Callable[[str], bool],
-    ours: Callable[[str], bool] = lambda _: False,
-) -> Document:
-    """Remove each pair of `word` and such a value, then the element if it is empty.
+@dataclass(frozen=True)
+class Drop:
+    """Pairs of arguments to be removed: a word, and such a value.
 
-    What is left of a pair that was damaged goes too: such a value without its word, and a `word`
-    that another option or nothing follows, which QEMU would refuse.
+    What is left of a pair that was damaged goes too: such a value without its word, and a word that
+    another option or nothing follows, which QEMU would refuse.
 
     :param surely: which values go, wherever they stand.
-    :param ours: of which other values behind `word` the pair goes.
+    :param ours: of which other values behind the word the pair goes.
     """
-    args = _args(document)
-    values = [arg.attributes.get("value", "") for arg in args]
-    gone = set()
-    for number, value in enumerate(values):
-        behind = values[number + 1] if number + 1 < len(values) else "-"
-        if surely(value) or (value == word and (behind.startswith("-") or surely(behind))):
-            gone.add(number)
-        elif value == word and ours(behind):
-            gone |= {number, number + 1}
-    document = document.edited(*(document.removal(args[number]) for number in sorted(gone)))
-    return _tidy(document, "commandline")
+
+    word: str
+    surely: Callable[[str], bool]
+    ours: Callable[[str], bool] = lambda _: False
+
+    def left_of(self, args: Sequence[Element]) -> list[Element]:
+        """What stays of arguments."""
+        values = [arg.attributes.get("value", "") for arg in args]
+        gone = set()
+        for number, value in enumerate(values):
+            behind = values[number + 1] if number + 1 < len(values) else "-"
+            follows = behind.startswith("-") or self.surely(behind)
+            if self.surely(value) or (value == self.word and follows):
+                gone.add(number)
+            elif value == self.word and self.ours(behind):
+                gone |= {number, number + 1}
+        return [arg for number, arg in enumerate(args) if number not in gone]
+
+
+def removals(
+    document: Document, drops: Iterable[Drop], overrides: Collection[tuple[str, str]]
+) -> list[Edit]:
+    """Remove arguments, each kind from what the one before has left, and overrides.
+
+    What is empty then goes too.
+
+    :param overrides: each by the device's alias and the property's name.
+    """
+    args = left = _args(document)
+    for drop in drops:
+        left = drop.left_of(left)
+    gone = set(args).difference(left)
+    wanted = set(overrides)
+    for key, found in _properties(document).items():
+        gone.update(found if key in wanted else ())
+    aliases = {alias for alias, _ in wanted}
+    for alias, device in _devices(document):
+        if alias in aliases:
+            _take_emptied([each for each in device.children if each.name == FRONTEND], gone)
+            _take_emptied([device], gone)
+    there = [document.root.find(f"{{{QEMU}}}{name}") for name in ("commandline", "override")]
+    return [edit for each in there if each for edit in document.pruning(each, gone)]
 
 
 def change_arguments(document: Document, change: Callable[[str], str]) -> Document:
@@ -79,23 +107,20 @@ def override(document: Document, alias: str, name: str) -> str | None:
 
 
 def overrides(document: Document) -> dict[tuple[str, str], str]:
-    """All that is overridden: the value of each alias and property."""
-    found: dict[tuple[str, str], str] = {}
-    for (alias, name), each in _properties(document).items():
-        found[alias, name] = each.attributes.get("value", "")
-    return found
+    """All that is overridden: the value of each alias and property, which is the last one."""
+    return {
+        key: found[-1].attributes.get("value", "") for key, found in _properties(document).items()
+    }
 
 
 def overridden(document: Document) -> list[str]:
     """The aliases of the devices that something is overridden of."""
-    element = document.root.find(f"{{{QEMU}}}override")
-    found = element.children if element else []
-    return [each.attributes.get("alias", "") for each in found if each.name == DEVICE]
+    return [alias for alias, _ in _devices(document)]
 
 
 def add_overrides(document: Document, values: Mapping[tuple[str, str], str]) -> Document:
     """Override text properties of devices, each by its alias and its name."""
-    devices, edits, trees = _devices(document), [], list[_Tree]()
+    devices, edits, trees = dict(reversed(_devices(document))), [], list[_Tree]()
     for (alias, name), value in values.items():
         made: _Tree = (f"property name={quoted(name)} type='string' value={quoted(value)}", [])
         device = devices.get(alias)
@@ -109,26 +134,6 @@ def add_overrides(document: Document, values: Mapping[tuple[str, str], str]) -> 
             edits.append(document.addition(frontend, _written(frontend.prefix, [made])))
     document = document.edited(*edits)
     return _add(document, "override", trees) if trees else document
-
-
-def drop_overrides(document: Document, which: Collection[tuple[str, str]]) -> Document:
-    """Let properties be what libvirt makes them, and remove the elements that are empty then.
-
-    :param which: each by the device's alias and its name.
-    """
-    found = _properties(document)
-    gone = [found[each] for each in which if each in found]
-    if not gone:
-        return document
-    aliases = {alias for alias, _ in which}
-    document = document.edited(*(document.removal(each) for each in gone))
-    devices = [each for alias, each in _devices(document).items() if alias in aliases]
-    frontends = [there for each in devices if (there := each.find(FRONTEND))]
-    empty = [document.removal(each) for each in frontends if not each.children]
-    document = document.edited(*empty)
-    devices = [each for alias, each in _devices(document).items() if alias in aliases]
-    empty = [document.removal(each) for each in devices if not each.children]
-    return _tidy(document.edited(*empty), "override")
 
 
 _Tree = tuple[str, "list[_Tree]"]
@@ -162,29 +167,23 @@ def _args(document: Document) -> list[Element]:
     return [each for each in element.children if each.name == ARG] if element else []
 
 
-def _devices(document: Document) -> dict[str, Element]:
-    """The first ``<device>`` of each alias."""
+def _devices(document: Document) -> list[tuple[str, Element]]:
+    """Each ``<device>``, with its alias."""
     element = document.root.find(f"{{{QEMU}}}override")
-    found: dict[str, Element] = {}
-    for each in element.children if element else []:
-        if each.name == DEVICE:
-            found.setdefault(each.attributes.get("alias", ""), each)
+    found = element.children if element else []
+    return [(each.attributes.get("alias", ""), each) for each in found if each.name == DEVICE]
+
+
+def _properties(document: Document) -> dict[tuple[str, str], list[Element]]:
+    """Each ``<property>`` of an alias and name, in the order in which libvirt obeys them."""
+    found: dict[tuple[str, str], list[Element]] = {}
+    for alias, device in _devices(document):
+        for frontend in [each for each in device.children if each.name == FRONTEND]:
+            for each in [each for each in frontend.children if each.name == PROPERTY]:
+                found.setdefault((alias, each.attributes.get("name", "")), []).append(each)
     return found
 
 
-def _properties(document: Document) -> dict[tuple[str, str], Element]:
-    """The first ``<property>`` of each alias and name."""
-    found: dict[tuple[str, str], Element] = {}
-    for alias, device in _devices(document).items():
-        frontend = device.find(FRONTEND)
-        for each in frontend.children if frontend else []:
-            if each.name == PROPERTY:
-                found.setdefault((alias, each.attributes.get("name", "")), each)
-    return found
-
-
-def _tidy(document: Document, name: str) -> Document:
-    element = document.root.find(f"{{{QEMU}}}{name}")
-    if element and not document.source[element.inner : element.outer].strip():
-        return document.remove(element)
-    return document
+def _take_emptied(elements: Iterable[Element], gone: set[Element]) -> None:
+    """Have those go, too, of which all children do."""
+    gone.update(each for each in elements if gone.issuperset(each.children))

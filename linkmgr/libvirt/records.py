@@ -9,23 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from linkmgr.libvirt.domain_xml import Document, Element, cdata, quoted
+from linkmgr.libvirt.domain_xml import Document, Edit, Element, cdata, character_data, quoted
 
 PREPARED = "urn:linkmgr:prepared"  #: namespace of the records
+
+_LINES = "lines"  # of a record whose lines end in different ways
 
 _HEAD = ("name", "uuid", "hwuuid", "genid", "title", "description")
 
 
 def records_of(document: Document) -> dict[str, Element]:
     """What is recorded: the record of each alias."""
-    element = _element(document)
-    found = element.children if element else []
-    return {e.attributes.get("alias", ""): e for e in found if e.name == f"{{{PREPARED}}}nic"}
+    return {each.attributes.get("alias", ""): each for each in _records(document)}
+
+
+def aliases_of_records(document: Document) -> list[str]:
+    """The aliases that are recorded, each as often as it is."""
+    return [each.attributes.get("alias", "") for each in _records(document)]
 
 
 def original(document: Document, record: Element) -> bytes:
     """The interface as it was, in the document's own kind of line ends."""
-    return record.text.encode().replace(b"\n", document.newline)
+    text = record.text.encode()
+    return text if _LINES in record.attributes else text.replace(b"\n", document.newline)
 
 
 def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document:
@@ -34,7 +40,8 @@ def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document
         return document
     element = _element(document)
     prefix = "linkmgr:" if element is None else element.prefix
-    made = [_record(f"{prefix}nic", alias, text) for alias, text in interfaces.items()]
+    newline = document.newline
+    made = [_record(f"{prefix}nic", alias, text, newline) for alias, text in interfaces.items()]
     if element is not None:
         return document.append(element, [(0, each) for each in made])
     lines = [
@@ -50,19 +57,19 @@ def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document
     return document.insert_after(head[-1], lines)
 
 
-def drop_records(document: Document, aliases: Collection[str]) -> Document:
-    """Forget what NICs were, and the element around it when they were all."""
+def removals(document: Document, aliases: Collection[str]) -> list[Edit]:
+    """Forget what NICs were, and the elements around it that are empty then."""
     there = records_of(document)
-    document = document.edited(*(document.removal(there[alias]) for alias in aliases))
-    if not aliases or records_of(document):
-        return document
+    gone = {there[alias] for alias in aliases}
+    metadata, element = document.root.find("metadata"), _element(document)
+    if gone and metadata and element and gone.issuperset(there.values()):
+        gone = {element}
+    return document.pruning(metadata, gone) if gone and metadata else []
+
+
+def _records(document: Document) -> list[Element]:
     element = _element(document)
-    assert element is not None
-    document = document.remove(element)
-    metadata = document.root.find("metadata")
-    if metadata and not document.source[metadata.inner : metadata.outer].strip():
-        document = document.remove(metadata)
-    return document
+    return [e for e in element.children if e.name == f"{{{PREPARED}}}nic"] if element else []
 
 
 def _element(document: Document) -> Element | None:
@@ -70,5 +77,9 @@ def _element(document: Document) -> Element | None:
     return metadata.find(f"{{{PREPARED}}}prepared") if metadata else None
 
 
-def _record(name: str, alias: str, interface: bytes) -> str:
-    return f"<{name} alias={quoted(alias)}>{cdata(interface.decode())}</{name}>"
+def _record(name: str, alias: str, interface: bytes, newline: bytes) -> str:
+    as_read = interface.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as XML wants it
+    if as_read.replace(b"\n", newline) == interface:
+        return f"<{name} alias={quoted(alias)}>{cdata(interface.decode())}</{name}>"
+    text = character_data(interface.decode())
+    return f"<{name} alias={quoted(alias)} {_LINES}='as written'>{text}</{name}>"

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import qemu_xml
-from linkmgr.libvirt.domain_xml import Document
+from linkmgr.libvirt.domain_xml import QEMU, Document
 from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
+from linkmgr.libvirt.records import PREPARED, aliases_of_records
 from linkmgr.model import check_name
-from linkmgr.untrusted import shell_command
+from linkmgr.untrusted import printable, shell_command
 
 #: Kinds of libvirt whose NIC is QEMU's own, so that it can be held by a hub.
 KINDS = frozenset(
@@ -32,8 +33,14 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "null": ("is of type 'null', which crashes libvirtd 9.0", "give it another type, such as user"),
 }  # fmt: skip
 
-_SET = re.compile(r"device\.(net\d+)\.")
-_HUB = re.compile(r"hubport,(?:.*,)?hubid=(\d+)(?:,|\Z)")
+_NAME_SHOWN = 63  # characters: as long as the name of a VM may be
+_NAME_MAX = 255  # characters of a domain's name: it is the name of a file
+_ONCE = frozenset(
+    {"name", "devices", "metadata", f"{{{PREPARED}}}prepared", f"{{{QEMU}}}commandline",
+     f"{{{QEMU}}}override"}
+)  # fmt: skip
+_SET = re.compile(r"device\.(net[0-9]{1,9})\.")
+_HUB = re.compile(r"hubport,(?:.*,)?hubid=([0-9]+)(?:,|\Z)")
 _ID = re.compile(r"(?:.*,)?id=([^,]+)")
 
 
@@ -51,7 +58,7 @@ def check_domain(document: Document) -> None:
     kind = root.attributes.get("type", "")
     if kind not in ("kvm", "qemu", "hvf"):
         raise CannotPrepare(
-            f"domain {domain_name(document)} is of type {ascii(kind)[:43]}, and only QEMU has hubs",
+            f"domain {_shown_name(document)} is of type {ascii(kind)[:43]}, and only QEMU has hubs",
             hint="prepare domains of the types kvm and qemu",
         )
     if not root.find("name"):
@@ -59,16 +66,38 @@ def check_domain(document: Document) -> None:
     try:
         check_name("VM", domain_name(document))
     except BadName as error:
+        name = domain_name(document)
+        how = f"while it is shut off: '{rename_command(name)}'" if len(name) <= _NAME_MAX else ""
         raise CannotPrepare(
             f"{error.what}, so linkmgr would never take the domain in",
-            hint=f"give it another name, while it is shut off: "
-            f"'{rename_command(domain_name(document))}'; {error.hint}",
+            hint=f"give it another name, {how}; {error.hint}",
         ) from error
     if not nics_of(document):
         raise CannotPrepare(
-            f"domain {domain_name(document)} has no NIC",
+            f"domain {_shown_name(document)} has no NIC",
             hint="add an <interface>, of type user if it need not be connected at first",
         )
+
+
+def check_once(document: Document) -> None:
+    """Refuse what is there several times, of which libvirt or linkmgr would see one.
+
+    :raise CannotPrepare: what that is.
+    """
+    metadata = document.root.find("metadata")
+    elements = [*document.root.children, *(metadata.children if metadata else ())]
+    for name, count in Counter(each.name for each in elements if each.name in _ONCE).items():
+        if count > 1:
+            raise CannotPrepare(
+                f"the domain has {count} elements <{name.rpartition('}')[2]}> where one may be",
+                hint="merge them into one",
+            )
+    for alias, count in Counter(aliases_of_records(document)).items():
+        if count > 1:
+            raise CannotPrepare(
+                f"<linkmgr:prepared> has {count} records of the NIC {printable(alias)}",
+                hint="leave the one that says what the NIC was",
+            )
 
 
 def check_aliases(document: Document) -> None:
@@ -79,7 +108,8 @@ def check_aliases(document: Document) -> None:
     for alias, count in Counter(nic.user_alias for nic in nics_of(document)).items():
         if alias and count > 1:
             raise CannotPrepare(
-                f"domain {domain_name(document)} has {count} NICs with the alias {alias}",
+                f"domain {_shown_name(document)} has {count} NICs with the alias "
+                f"{printable(alias)}",
                 hint="give each an alias of its own, or none: remove <alias> from what was copied",
             )
 
@@ -177,6 +207,10 @@ class Taken:
             self._ids.setdefault(found[1], value)
         if found := _HUB.match(value):
             self._hubs.setdefault(found[1], value)
+
+
+def _shown_name(document: Document) -> str:
+    return printable(domain_name(document), _NAME_SHOWN)
 
 
 def can_be_vm(name: str) -> bool:
