@@ -20,7 +20,7 @@ fetch() {
 		echo "corpus: apt knows no mirror of Debian, from which libvirt's source could come" >&2
 		exit 1
 	fi
-	rm -rf "$target" "$target.new"
+	rm -rf "$target.new"
 	apt=$target.new/apt
 	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/sources" "$apt/source"
 	touch "$apt/status"
@@ -56,6 +56,7 @@ fetch() {
 		'*/tests/*.xml' '*/src/conf/schemas/*.rng'
 	rm -rf "$apt" "$target.log"
 	echo "$sum" >"$target.new/.complete"
+	rm -rf "$target"
 	mv "$target.new" "$target"
 }
 
