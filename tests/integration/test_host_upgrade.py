@@ -6,6 +6,7 @@ a channel of libvirt's: it dials with ``reconnect=1``, which QEMU 10.2 and newer
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from linkmgr.cli import probes
 from linkmgr.cli.probes import Verdict
-from linkmgr.libvirt.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL
+from linkmgr.libvirt.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL, refresh_saved
 from linkmgr.libvirt.virsh import Virsh
 from linkmgr.testing import Station, images
 from linkmgr.testing.process import Result, execute, until
@@ -66,7 +67,7 @@ async def _known(lab: DomainLab) -> bool:
 async def test_a_domain_of_e39dc5c_is_named_before_it_fails_and_mended_by_one_command(
     lab: DomainLab, version: tuple[int, int], differs: Callable[[str, str], None]
 ) -> None:
-    subject = "a start of what linkmgr prepared before its monitor was a channel"
+    subject = "a start of a domain that an older linkmgr prepared"
     await lab.libvirtd.define(OLD)
     (line,) = await probes.prepared(lab.libvirtd.uri)
     assert (line.verdict, line.todo) == (Verdict.MISSING, "'linkmgr prepare --refresh --all'")
@@ -118,7 +119,7 @@ async def test_saved_state_of_e39dc5c_is_told_of_and_runs_on_with_the_qemu_that_
             assert "web1" in await libvirtd.virsh("list", "--all", "--with-managed-save")
         made = await refresh(lab, "--all")
         assert "web1  prepared anew; holds from its next start on" in made.output
-        subject = "saved state of a domain that was prepared so"
+        subject = "saved state of a domain that an older linkmgr prepared"
         if version >= RECONNECT_MS_SINCE:
             said = "web1: its saved state was changed so that QEMU {}.{} resumes it"
             assert said.format(*version) in made.output
@@ -146,18 +147,52 @@ async def test_saved_state_of_e39dc5c_is_told_of_and_runs_on_with_the_qemu_that_
         await libvirtd.virsh("destroy", "web1")
 
 
+async def test_saved_state_keeps_its_password(lab: DomainLab, version: tuple[int, int]) -> None:
+    vnc = (
+        "<graphics type='vnc' passwd='secret'><listen type='socket' socket='/run/lab/vnc'/>"
+        "</graphics>"
+    )
+    xml = OLD.replace("<memballoon model='none'/>", f"<memballoon model='none'/>{vnc}")
+    await lab.libvirtd.define(startable(xml, version))
+    await lab.libvirtd.virsh("start", "--paused", "web1")
+    await save(lab, xml, version)
+
+    class Newer(Virsh):
+        """libvirt, with a QEMU that knows ``reconnect-ms=``."""
+
+        def qemu_version(self) -> tuple[int, int]:
+            return max(super().qemu_version(), RECONNECT_MS_SINCE)
+
+    virsh = Newer(lab.libvirtd.uri)
+    said = await asyncio.to_thread(refresh_saved, virsh, "web1")
+    assert "was changed so that QEMU" in str(said)
+    kept = virsh.saved_xml("web1", secrets=True).decode()
+    assert "passwd='secret'" in kept
+    assert ",reconnect-ms=1000'/>" in kept
+    assert await asyncio.to_thread(refresh_saved, virsh, "web1") is None
+
+
+def startable(xml: str, version: tuple[int, int]) -> str:
+    """XML of an older linkmgr as this QEMU takes it."""
+    return xml if version < RECONNECT_UNTIL else xml.replace("reconnect=1", "reconnect-ms=1000")
+
+
 async def saved_as_once(lab: DomainLab, guest: DomainGuest, version: tuple[int, int]) -> None:
-    """Have saved state with the XML that an older QEMU saved; the memory is this QEMU's."""
-    libvirtd = lab.libvirtd
-    now = OLD if version < RECONNECT_UNTIL else OLD.replace("reconnect=1", "reconnect-ms=1000")
-    await libvirtd.define(now)
-    await libvirtd.virsh("start", "web1")
+    """Have a guest that ran and is saved, with the XML of an older linkmgr."""
+    await lab.libvirtd.define(startable(OLD, version))
+    await lab.libvirtd.virsh("start", "web1")
     await plugged(lab, guest)
     await guest.run("echo before >/tmp/mark")
     await guest.stop()
+    await save(lab, OLD, version)
+
+
+async def save(lab: DomainLab, xml: str, version: tuple[int, int]) -> None:
+    """Have saved state with the XML that an older QEMU saved; the memory is this QEMU's."""
+    libvirtd = lab.libvirtd
     await libvirtd.virsh("managedsave", "web1", timeout=100)
-    await libvirtd.define(OLD)
-    if now != OLD:
+    await libvirtd.define(xml)
+    if startable(xml, version) != xml:
         with (libvirtd.root / "lib/qemu/save/web1.save").open("r+b") as file:
             head = file.read(1 << 16)
             # As long as before: the offsets in the file's header stay right.
