@@ -76,7 +76,10 @@ def libraries(root: Path, programs: list[Path]) -> dict[str, Path]:
         listing = subprocess.run(
             ["objdump", "-p", binary], check=True, capture_output=True, text=True
         ).stdout
-        for soname in re.findall(r"^\s+NEEDED\s+(\S+)", listing, re.MULTILINE):
+        needed = re.findall(r"^\s+NEEDED\s+(\S+)", listing, re.MULTILINE)
+        if not binary.name.startswith("libc.") and b"pthread_cancel\0" in binary.read_bytes():
+            needed.append("libgcc_s.so.1")  # glibc loads it only then, by dlopen(3)
+        for soname in needed:
             if soname not in by_soname:
                 raise SystemExit(f"{binary.name} needs {soname}: the unpacked packages have none")
             if soname not in found:

@@ -1,15 +1,18 @@
-"""The kernel modules that the test guest gets, from kernel packages of different Debians."""
+"""The kernel modules and libraries that the test guest gets from packages of different Debians."""
 
 from __future__ import annotations
 
 import importlib.util
 import lzma
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,24 @@ def test_a_module_that_is_nowhere_ends_the_build(mkinitramfs: ModuleType, tmp_pa
     kernel_package(tmp_path, built_in=(), packed=True, names=["virtio_pci"])
     with pytest.raises(SystemExit, match="no module virtio_console"):
         mkinitramfs.modules(tmp_path)
+
+
+def compiled(path: Path, source: str, *words: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = ["cc", "-o", str(path), "-x", "c", "-", *words]
+    subprocess.run(command, input=source, text=True, check=True)
+    return path
+
+
+@needs_cc
+def test_a_program_that_cancels_threads_gets_the_library_that_glibc_loads_for_it(
+    mkinitramfs: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "lib").mkdir()
+    for soname in ("libc.so.6", "ld-linux-x86-64.so.2", "libgcc_s.so.1"):
+        compiled(tmp_path / "lib" / soname, "", "-shared", "-nostdlib", f"-Wl,-soname,{soname}")
+    threads = "#include <pthread.h>\nint main(void) { return pthread_cancel(pthread_self()); }\n"
+    cancelling = compiled(tmp_path / "bin" / "cancelling", threads)
+    plain = compiled(tmp_path / "bin" / "plain", "int main(void) { return 0; }\n")
+    assert "libgcc_s.so.1" in mkinitramfs.libraries(tmp_path, [cancelling])
+    assert "libgcc_s.so.1" not in mkinitramfs.libraries(tmp_path, [plain])
