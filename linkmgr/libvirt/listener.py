@@ -6,6 +6,11 @@ there by itself when the service is. What a QEMU says of itself is checked again
 of its process (`linkmgr.libvirt.identity`); who is no QEMU of libvirt's is hung up on, unheard.
 
 Each connection has a task of its own: a guest that is slow, or says nothing, keeps nobody waiting.
+
+QEMU dials long before its main loop runs: until then it allocates its memory, which takes minutes
+if all of it is preallocated. Closing the connection in this time ends QEMU by SIGSEGV (7.2 and
+10.0), and its domain does not start. Its greeting says that the time is over, so nothing is closed
+before a first byte: not a slow QEMU's connection, and a refused one's not for some seconds.
 """
 
 from __future__ import annotations
@@ -46,6 +51,9 @@ CALLS_PER_SECOND, CALLS_BURST = 100.0, 400.0
 PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST = 1.0, 20.0
 LOOKING = 16  #: processes that are looked at at once; the others wait in the kernel
 WORDS = 5  #: different refusals of one process that are told of: it says what they say
+#: Seconds for which a refused connection that has said nothing is kept: a QEMU that starts greets
+#: within them. At most so many are kept, one of each process: a stranger may be silent for ever.
+REFUSED_SECONDS, MOST_REFUSED = 5.0, 64
 _REMEMBERED = 1000  # processes, so that each refusal is told of once
 
 Identify = Callable[[socket.socket], Dialled]
@@ -104,6 +112,7 @@ class MonitorListener:
         self._looking = asyncio.Semaphore(LOOKING)
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
+        self._kept: set[int] = set()  # pids of refused connections that are not closed yet
         self._calls: dict[_Process, Bucket] = {}  # of those that have called lately
         self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,14 +183,15 @@ class MonitorListener:
             self._start(self._serve(sock), "monitor listener call")
 
     async def _serve(self, sock: socket.socket) -> None:
-        who = None
         try:
             who = await self._who(sock)
+        except BaseException:
+            sock.close()
+            raise
         finally:
             self._looking.release()
-            if who is None:
-                sock.close()
         if who is None:
+            await self._hang_up(sock)
             return
         self._greeting[who.pid] += 1
         try:
@@ -220,9 +230,32 @@ class MonitorListener:
         new = Bucket(PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST)
         return self._calls.setdefault(process, new).take_one()
 
+    async def _hang_up(self, sock: socket.socket) -> None:
+        """Close a refused connection, at once if that cannot hurt a QEMU that starts."""
+        try:
+            pid = peer_pid(sock)
+            if pid not in self._kept and len(self._kept) < MOST_REFUSED:
+                self._kept.add(pid)
+                try:
+                    await _says_something(sock, REFUSED_SECONDS)
+                finally:
+                    self._kept.discard(pid)
+        except Stranger:
+            pass  # it has ended
+        finally:
+            sock.close()
+
     async def _greeted(self, sock: socket.socket, who: Dialled) -> Monitor | None:
         """Negotiate, and compare what QEMU says of itself."""
         process = (who.pid, started_at(who.pid))
+        try:
+            if not await _says_something(sock, self._timeout):
+                about = f"domain {who.name}"
+                self._tell(process, about, f"{about} has dialled and says nothing yet")
+                await _says_something(sock, None)
+        except BaseException:
+            sock.close()
+            raise
         try:
             monitor = await Monitor.over(sock, name=f"of VM {who.name}", timeout=self._timeout)
         except MonitorError as error:
@@ -349,6 +382,21 @@ class ListenerDialer:
     def forsaken(self, error: Exception) -> bool:
         """See `Dialer.forsaken`."""
         return isinstance(error, MonitorUnreachable) and isinstance(error.__cause__, TimeoutError)
+
+
+async def _says_something(sock: socket.socket, seconds: float | None) -> bool:
+    """Wait until something can be read, the end included; tell whether it can."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, lambda: None if readable.done() else readable.set_result(None))
+    try:
+        async with asyncio.timeout(seconds):
+            await readable
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(sock)
+    return True
 
 
 def _what_is_wrong(who: Dialled, its_uuid: object, its_name: object) -> str | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shlex
 import signal
+import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,8 +20,11 @@ import pytest
 
 from bench.served import Served
 from linkmgr import Client, EventKind, NicState
+from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid
+from linkmgr.libvirt.listener import MonitorListener
 from linkmgr.model import Nic, Transport, VmInfo, VmState
 from linkmgr.testing.process import Child, execute, until
+from linkmgr.unix_sockets import UnixSocket
 from tests.integration.lab import bridge_of
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.prepared_once import prepared_once, prepared_open
@@ -371,3 +378,43 @@ async def a_forged_uuid_is_refused(libvirtd: Libvirtd, served: Served, uuid: str
 
 async def _said(served: Served, what: str) -> bool:
     return what in served.said()
+
+
+async def redials(qemu: str) -> str:
+    """The word for "dial again each second" of a QEMU."""
+    said = (await execute([*shlex.split(qemu), "--version"])).output
+    version = re.search(r"version (\d+)\.(\d+)", said)
+    assert version is not None, said
+    return "reconnect-ms=1000" if (int(version[1]), int(version[2])) >= (9, 2) else "reconnect=1"
+
+
+@pytest.mark.newer_debian
+async def test_a_qemu_that_is_refused_while_it_starts_goes_on(qemu: str, tmp_path: Path) -> None:
+    """QEMU ends by SIGSEGV if its monitor's connection is closed before its main loop runs."""
+    calls = Counter[int]()
+
+    def refuse(sock: socket.socket) -> Dialled:
+        calls[peer_pid(sock)] += 1
+        raise Stranger("no")
+
+    async def offered(who: Dialled) -> None:
+        raise AssertionError(who)
+
+    path = tmp_path / "qmp.sock"
+    listening = UnixSocket.make()
+    listening.bind(str(path))
+    listening.listen()
+    dial = f"socket,id=m,path={path},server=off,{await redials(qemu)}"
+    argv = [*shlex.split(qemu), "-S", "-nodefaults", "-display", "none", "-machine", "q35",
+            "-m", "64", "-chardev", dial, "-mon", "chardev=m,mode=control"]  # fmt: skip
+    async with MonitorListener(listening, refuse, offered), AsyncExitStack() as stack:
+        output = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack's
+        for _ in range(3):
+            child = Child(argv, output=output)
+            stack.push_async_callback(child.end)
+
+            async def lives_on(child: Child = child) -> bool:
+                assert child.status is None, f"QEMU has ended with status {child.status}"
+                return calls[child.pid] >= 2  # it was hung up on, and dialled again
+
+            await until(lives_on, timeout=30, what="a second call")

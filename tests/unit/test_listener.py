@@ -66,28 +66,29 @@ class Lab:
     async def dial(self, who: Dialled = WEB1, *, claims: Dialled | None = None) -> Peer:
         """Dial as QEMU does."""
         peer = await self.connect(who)
-        says = claims or who
-
-        def script(command: Received) -> object:
-            match command.name:
-                case "query-uuid":
-                    return {"UUID": says.uuid.upper()}
-                case "query-name":
-                    return {"name": says.name}
-            return None
-
         await peer.handshake()
-        peer.serve(script)
+        peer.serve(lambda command: says(command, claims or who))
         return peer
 
     async def take(self, who: Dialled = WEB1, timeout: float = 2.0) -> Monitor:
         return await self.listener.dialer(f"dials:{who.uuid}").dial(f"of VM {who.name}", timeout)
 
 
+def says(command: Received, who: Dialled) -> object:
+    """What the QEMU of a domain answers."""
+    match command.name:
+        case "query-uuid":
+            return {"UUID": who.uuid.upper()}
+        case "query-name":
+            return {"name": who.name}
+    return None
+
+
 @pytest.fixture
 async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setattr(module, "RETRY", 0.05)
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.3)
     made = Lab(tmp_path / "qmp.sock")
     async with made.listener:
         yield made
@@ -105,16 +106,16 @@ async def until(what: Callable[[], bool], timeout: float = 2.0) -> None:
 
 async def hung_up(peer: Peer) -> None:
     """Wait until the listener has closed the connection."""
+    await until(lambda: has_hung_up(peer))
 
-    def ended() -> bool:
-        try:
-            return not peer.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True
 
-    await until(ended)
+def has_hung_up(peer: Peer) -> bool:
+    try:
+        return not peer.sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 async def test_a_guest_that_dials_is_offered_and_taken_with_all_its_commands(lab: Lab) -> None:
@@ -242,17 +243,54 @@ async def test_a_qemu_that_lies_anew_each_time_does_not_fill_the_log(
     assert caplog.text.count("was refused") == module.WORDS
 
 
-async def test_a_silent_guest_keeps_nobody_waiting_and_is_hung_up_on_in_time(
+async def test_a_guest_that_greets_late_keeps_nobody_waiting_and_is_not_hung_up_on(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
-    silent = await lab.connect()
+    """A QEMU that allocates its memory would end by SIGSEGV."""
+    slow = await lab.connect()
     await lab.dial(WEB2)
     await until(lambda: lab.offered == [WEB2], 0.4)
-    await hung_up(silent)
+    await until(lambda: "domain web1 has dialled and says nothing yet" in caplog.text)
+    await asyncio.sleep(0.2)
+    assert not has_hung_up(slow)
+    await slow.handshake()
+    slow.serve(lambda command: says(command, WEB1))
+    await until(lambda: WEB1 in lab.offered)
+
+
+async def test_a_greeting_that_does_not_end_is_hung_up_on_in_time(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = await lab.connect()
+    slow.raw(b"{")
+    await hung_up(slow)
     said = "domain web1: the monitor of VM web1 sent no greeting within 0.5 s"
     await until(lambda: said in caplog.text)
-    await lab.dial()
-    await until(lambda: WEB1 in lab.offered)
+
+
+async def test_a_refused_process_is_not_hung_up_on_while_it_may_be_a_qemu_that_starts(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
+    first, second = [await lab.connect(Stranger("no")) for _ in range(2)]
+    await hung_up(second)  # a QEMU has one
+    await asyncio.sleep(0.2)
+    assert not has_hung_up(first)
+    first.send(GREETING)
+    await hung_up(first)
+
+
+async def test_a_refused_process_that_stays_silent_is_hung_up_on_in_the_end(lab: Lab) -> None:
+    await hung_up(await lab.connect(Stranger("no")))
+
+
+async def test_no_more_refused_connections_are_kept_than_the_bound(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
+    monkeypatch.setattr(module, "MOST_REFUSED", 0)
+    async with asyncio.timeout(1):
+        await hung_up(await lab.connect(Stranger("no")))
 
 
 async def test_a_process_that_dials_without_end_is_looked_at_once_a_second(lab: Lab) -> None:
@@ -270,9 +308,10 @@ async def test_of_one_process_only_two_calls_may_be_silent_at_once(lab: Lab) -> 
     silent = [await lab.connect() for _ in range(2)]
     await until(lambda: lab.listener._greeting[os.getpid()] == 2)
     async with asyncio.timeout(0.3):
-        await hung_up(await lab.connect())
-    for peer in silent:
-        await hung_up(peer)
+        third, fourth = [await lab.connect() for _ in range(2)]
+        await hung_up(fourth)
+    for peer in (*silent, third):
+        peer.hang_up()
     await until(lambda: not lab.listener._greeting)
 
 
