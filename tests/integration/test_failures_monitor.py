@@ -30,7 +30,11 @@ from tests.integration.failures_lab import (
 )
 from tests.integration.monitor_proxy import Cut, MonitorProxy
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.next_qemu]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+# What may differ on a newer QEMU is what a command does whose answer is lost, and what stays of it
+# when the monitor goes: each verb and each kind of cable once. What linkmgr makes of an error does
+# not depend on it.
+NEXT = pytest.mark.next_qemu
 
 
 @dataclass
@@ -138,6 +142,7 @@ async def unplugged(wired: Wired) -> AsyncIterator[None]:
     await nothing_left(wired.scene.lab, before)
 
 
+@NEXT
 async def test_a_replug_has_all_its_commands_on_this_monitor(wired: Wired) -> None:
     """So that the tests below cut at what they seem to."""
     commands = await wired.commands("blue:one", "red")
@@ -149,7 +154,7 @@ async def test_a_replug_has_all_its_commands_on_this_monitor(wired: Wired) -> No
 
 
 @pytest.mark.parametrize("where", Cut)
-@pytest.mark.parametrize("target", ["red", "green", "blue:two"])
+@pytest.mark.parametrize("target", ["red", pytest.param("green", marks=NEXT), "blue:two"])
 async def test_cut_before_the_switch_of_a_replug_the_guest_stays_where_it_is(
     wired: Wired, subtests: pytest.Subtests, target: str, where: Cut
 ) -> None:
@@ -219,14 +224,14 @@ async def at_every_command(
     ("start", "target"),
     [
         ("blue:one", "red"),
-        ("blue:one", "green"),
+        pytest.param("blue:one", "green", marks=NEXT),
         ("green", "blue:one"),
         ("blue:one", "blue:two"),
-        ("green:one", "green:two"),
-        (None, "blue:one"),
+        pytest.param("green:one", "green:two", marks=NEXT),
+        pytest.param(None, "blue:one", marks=NEXT),
         (None, "green"),
         ("blue:one", None),
-        ("green", None),
+        pytest.param("green", None, marks=NEXT),
     ],
 )
 async def test_cut_anywhere_the_nic_is_on_one_whole_cable_and_the_next_verb_works(
@@ -240,7 +245,12 @@ async def test_cut_anywhere_the_nic_is_on_one_whole_cable_and_the_next_verb_work
 
 @pytest.mark.parametrize("where", Cut)
 @pytest.mark.parametrize(
-    ("start", "target"), [("blue:one", "red"), ("green:one", "green:two"), ("green", None)]
+    ("start", "target"),
+    [
+        pytest.param("blue:one", "red", marks=NEXT),
+        ("green:one", "green:two"),
+        ("green", None),
+    ],
 )
 async def test_held_up_anywhere_the_nic_is_on_one_whole_cable_and_the_next_verb_works(
     wired: Wired, subtests: pytest.Subtests, start: str | None, target: str | None, where: Cut
@@ -254,6 +264,7 @@ async def test_held_up_anywhere_the_nic_is_on_one_whole_cable_and_the_next_verb_
         await at_every_command(wired, subtests, start, target, hold, MonitorTimeout)
 
 
+@NEXT
 @pytest.mark.parametrize("where", Cut)
 async def test_cut_while_a_vm_is_added_it_is_not_added_and_nothing_is_left(
     wired: Wired, subtests: pytest.Subtests, where: Cut

@@ -32,7 +32,7 @@ async def run_made_up(host: Host, qmp: Path, *, stranger: bool) -> Result:
     words = [str(host.socket), str(qmp), *(["--stranger"] if stranger else [])]
     env = ["env", f"PYTHONPATH={ROOT}"]
     return await execute(
-        [*env, *(AS_STRANGER if stranger else []), *program, *words], timeout=100, check=False
+        [*env, *(AS_STRANGER if stranger else []), *program, *words], timeout=200, check=False
     )
 
 
@@ -66,7 +66,7 @@ async def cleared(host: Host) -> None:
             await links.delete_network(network.name)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(250)
 async def test_made_up_requests_of_root_find_no_fault(tmp_path: Path, lab: Lab) -> None:
     async with serving(tmp_path) as host:
         qmp = await prepared(host, lab)
@@ -79,7 +79,7 @@ async def test_made_up_requests_of_root_find_no_fault(tmp_path: Path, lab: Lab) 
         assert "Traceback" not in host.said()
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(250)
 async def test_made_up_requests_of_an_unprivileged_user_change_nothing(
     tmp_path: Path, lab: Lab
 ) -> None:
