@@ -8,6 +8,7 @@ from linkmgr.errors import CannotAttach, MonitorError, NameTaken
 from linkmgr.host import Link
 from linkmgr.model import BridgeEndpoint, Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
+from linkmgr.untrusted import ip_device, shell_word
 from linkmgr.wirings.attributes import faults_of
 from linkmgr.wirings.receive_filter import advice
 
@@ -76,7 +77,8 @@ def name_faults(slot: Slot) -> list[tuple[str, str, str]]:
     only_taps = isinstance(endpoint, BridgeEndpoint)
     if only_taps and slot.name and slot.unnamed is None and device not in (None, slot.name):
         hint = (
-            f"run 'ip link set {device} name {slot.name}'; if another device has that name by "
+            f"run 'ip link set {ip_device(device)} name {shell_word(slot.name)}'; if another "
+            "device has that name by "
             "now, rename or remove it first"
         )
         return [("device-renamed", what, hint)]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from linkmgr.host.netfilter import DropChain, drop_chains, is_filtered
 from linkmgr.host.threads import to_the_end
 from linkmgr.model import Finding
+from linkmgr.untrusted import shell_word
 
 _WHAT = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6", "bridge": "everything"}
 
@@ -45,14 +46,14 @@ def described(chain: DropChain, bridge: str | None = None) -> tuple[str, str]:
         f"{kind} between the {where} is dropped unless a rule accepts it: {by}{chain}, which "
         f"drops the rest, and no rule names {'the bridge' if bridge else 'bridges'}"
     )
-    name = bridge or "BRIDGE"
+    name = shell_word(bridge or "BRIDGE")
+    place = f"{shell_word(chain.table)} {shell_word(chain.chain)}"
     if chain.family == "bridge":
-        return what, f"run 'nft insert rule bridge {chain.table} {chain.chain} accept'"
+        return what, f"run 'nft insert rule bridge {place} accept'"
     if chain.family == "inet":
-        match = f'iifname "{name}" oifname "{name}"'
-        return what, f"run 'nft insert rule inet {chain.table} {chain.chain} {match} accept'"
+        return what, (f"run 'nft insert rule inet {place} iifname {name} oifname {name} accept'")
     program = "iptables" if chain.family == "ip" else "ip6tables"
     first = f"'{program} -I {{}} -i {name} -o {name} -j ACCEPT'"
     docker = " (with Docker into DOCKER-USER)" if chain.family == "ip" else ""
     off = f"'sysctl net.bridge.bridge-nf-call-{program}=0' if nothing is to filter bridges"
-    return what, f"run {first.format(chain.chain)}{docker}, or {off}"
+    return what, f"run {first.format(shell_word(chain.chain))}{docker}, or {off}"

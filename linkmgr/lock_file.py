@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from linkmgr.errors import Conflict
+from linkmgr.untrusted import shell_word
 
 LOCK = ".lock"  #: name of the lock file of a directory
 
@@ -25,10 +26,12 @@ def open_lock(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
-        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm -r {path}") from None
+        raise Conflict(
+            f"{path} is not a lock file of ours", hint=f"'rm -r {shell_word(str(path))}'"
+        ) from None
     found = os.fstat(fd)
     ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
     if not ours or found.st_mode & 0o077:
         os.close(fd)
-        raise Conflict(f"{path} is not a lock file of ours", hint=f"rm {path}")
+        raise Conflict(f"{path} is not a lock file of ours", hint=f"'rm {shell_word(str(path))}'")
     return fd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 #: Characters of a stranger's text that stand in a message, a log line or an answer of ours: every
@@ -58,6 +57,23 @@ def is_deeper(value: object, levels: int) -> bool:
     return True
 
 
+def shell_word(text: str) -> str:
+    """Return a text as one word of a command line in an advice, which a shell takes as it stands.
+
+    With backslashes: the command stands in quotes, and with quotes of its own a word would be
+    outside of those for a shell that is given them too.
+    """
+    if not text.isprintable():  # bash's form, with nothing in it that is special outside of it
+        return f"$'{''.join(each if each.isalnum() else _in_bash(each) for each in text)}'"
+    return "".join(each if _is_plain(each) else "\\" + each for each in text) or '""'
+
+
+def ip_device(name: str) -> str:
+    """Return a device's name as ip(8) takes it in an advice: a word of its own could be meant."""
+    word = shell_word(name)
+    return f"dev {word}" if name.isalpha() or name.startswith("-") else word
+
+
 def shell_command(command: str, name: str, *options: str) -> str:
     """Return a command line that names something, which a shell takes as it stands.
 
@@ -66,16 +82,19 @@ def shell_command(command: str, name: str, *options: str) -> str:
     :param options: that follow.
     """
     if name.startswith("-"):
-        return " ".join([command, *options, "--", _as_word(name)])
-    return " ".join([command, _as_word(name), *options])
+        return " ".join([command, *options, "--", shell_word(name)])
+    return " ".join([command, shell_word(name), *options])
 
 
-def _as_word(name: str) -> str:
-    """One word of a shell, all of it printable: if need be in bash's ``$'...'``."""
-    if name.isprintable():
-        return shlex.quote(name)
-    plain = name.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(each if each.isprintable() else _escaped(each) for each in plain) + "'"
+def _in_bash(character: str) -> str:
+    number = ord(character)
+    if number < 0x80:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _is_plain(character: str) -> bool:
+    return character.isalnum() or character in "_@%+=:,./-"
 
 
 def _escaped(character: str) -> str:

@@ -12,6 +12,7 @@ import click
 from linkmgr.cli.ask import ask
 from linkmgr.cli.base import Verb
 from linkmgr.cli.show import age, aligned, natural, note, printable, printed_as_json, where
+from linkmgr.untrusted import shell_command, shell_word
 
 if TYPE_CHECKING:
     from linkmgr.client import Client
@@ -133,7 +134,7 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
             return Line(
                 subject,
                 f"{text}, but should be {nic.wanted_link}",
-                f"run 'linkmgr link {subject} {nic.wanted_link}'",
+                f"run 'linkmgr link {shell_word(subject)} {nic.wanted_link}'",
             )
         case NicState.UNPLUGGED:
             return Line(subject, f"unplugged for {since}")
@@ -141,8 +142,8 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
             return Line(
                 subject,
                 f"on a cable that linkmgr did not plug, for {since}",
-                f"move it with 'linkmgr plug {subject} NETWORK', or take it off with "
-                f"'linkmgr unplug {subject}'",
+                f"move it with 'linkmgr plug {shell_word(subject)} NETWORK', or take it off with "
+                f"'linkmgr unplug {shell_word(subject)}'",
             )
         case NicState.UNMANAGED:
             return Line(subject, "its cable cannot change: 'linkmgr plug' says why")
@@ -157,6 +158,7 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
             return Line(
                 subject,
                 f"gone: its guest ended {since} ago",
-                f"start the guest and add it again, or forget it with 'linkmgr vm remove {vm}'",
+                "start the guest and add it again, or forget it with "
+                f"'{shell_command('linkmgr vm remove', vm)}'",
             )
     return Line(subject, nic.describe())  # of a newer service

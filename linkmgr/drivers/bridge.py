@@ -24,6 +24,7 @@ from linkmgr.model import (
     Options,
     Port,
 )
+from linkmgr.untrusted import ip_device
 
 
 class BridgeAttachment(Attachment):
@@ -97,7 +98,8 @@ class BridgeDriver(NetworkDriver):
         link = await self.host.find_link(name)
         if link is None and not network.options.get("create"):
             return (
-                f"there is no bridge {name} yet: 'ip link add {name} type bridge' makes it, or "
+                f"there is no bridge {name} yet: 'ip link add {ip_device(name)} type bridge' "
+                "makes it, or "
                 "create the network with create=true"
             )
         if link is not None and link.kind != "bridge":
@@ -144,7 +146,8 @@ class BridgeDriver(NetworkDriver):
                 if not network.options.get("create"):
                     raise LinkMissing(
                         f"network {network} has no bridge: there is no device {name}",
-                        hint=f"run 'ip link add {name} type bridge', or create the network "
+                        hint=f"run 'ip link add {ip_device(name)} type bridge', or create the "
+                        "network "
                         "anew with create=true (in Python create=True)",
                     )
                 mtu = network.options.get("mtu") or DEFAULT_MTU

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from linkmgr.errors import HostError, MtuTooLarge
 from linkmgr.model import Offer, Port
+from linkmgr.untrusted import ip_device
 
 
 def check_mtu(offer: Offer, port: Port, *, promised: int | None, device: str, carried: int) -> None:
@@ -27,5 +28,6 @@ def check_mtu(offer: Offer, port: Port, *, promised: int | None, device: str, ca
     if carried < mtu:
         raise HostError(
             f"network {port.network} promises {mtu} bytes, but {device} carries only {carried}",
-            hint=f"run 'ip link set {device} mtu {mtu}', or give the network a smaller mtu",
+            hint=f"run 'ip link set {ip_device(device)} mtu {mtu}', or give the network a "
+            "smaller mtu",
         )

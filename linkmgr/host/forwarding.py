@@ -18,6 +18,7 @@ from linkmgr.host.links import FdbEntry, Link, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import Change, forget, forward, index_of
 from linkmgr.host.trouble import Refused, as_error, missing
+from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,8 @@ class Forwarding(Devices):
         if await self.find_link(bridge) is None:
             return NotForwarding(
                 f"bridge {bridge} does not exist any more, so it forwards nothing to {link.name}",
-                hint=f"make it again: 'ip link add {bridge} type bridge', then try again",
+                hint=f"make it again: 'ip link add {ip_device(bridge)} type bridge', then try "
+                "again",
             )
         if link.port_state is None:
             return NotForwarding(
@@ -154,5 +156,6 @@ class Forwarding(Devices):
         return NotForwarding(
             f"{link.name} is a port of {bridge} in the state {link.port_state.name.lower()}, "
             f"{then}",
-            hint=f"a spanning tree takes twice its forward delay, see 'ip -d link show {bridge}'",
+            hint="a spanning tree takes twice its forward delay, see 'ip -d link show "
+            f"{ip_device(bridge)}'",
         )

@@ -27,6 +27,7 @@ from linkmgr.host.tap import Tap, make_tap
 from linkmgr.host.threads import made_in_thread, to_the_end
 from linkmgr.host.trouble import Refused
 from linkmgr.model import DirectMode, Mark
+from linkmgr.untrusted import ip_device
 
 
 class Host(Ports):
@@ -97,7 +98,7 @@ class Host(Ports):
         if not below.up:
             raise LinkBusy(
                 f"{parent} is down, so nothing can be reached through it",
-                hint=f"bring it up: 'ip link set {parent} up'",
+                hint=f"bring it up: 'ip link set {ip_device(parent)} up'",
             )
         make = partial(make_macvtap, name, below.index, mark, mode=mode, mac=mac, mtu=mtu, up=up)
         try:

@@ -10,6 +10,7 @@ from linkmgr.host.links import Link
 from linkmgr.host.reader import Reader
 from linkmgr.host.trouble import Refused, as_error
 from linkmgr.model import DirectMode
+from linkmgr.untrusted import ip_device
 
 _KINDS = {"macvtap", "macvlan"}
 
@@ -35,7 +36,8 @@ async def parent_of_macvtap(reader: Reader, name: str) -> Link:
         master = await reader.name_of(link.master)
         raise LinkBusy(
             f"{name} is a port of {master}, which takes all that it receives",
-            hint=f"use {master} as the network, or free {name}: 'ip link set {name} nomaster'",
+            hint=f"use {master} as the network, or free {name}: 'ip link set "
+            f"{ip_device(name)} nomaster'",
         )
     return link
 
@@ -107,12 +109,13 @@ async def why_no_macvtap(
     if refused.code == errno.EINVAL and mtu > below.mtu:
         return HostError(
             f"{name} cannot carry {mtu} bytes: its parent {parent} carries {below.mtu}",
-            hint=f"raise that ('ip link set {parent} mtu {mtu}') or lower the network's MTU",
+            hint=f"raise that ('ip link set {ip_device(parent)} mtu {mtu}') or lower the "
+            "network's MTU",
         )
     if refused.code == errno.EBUSY:
         return LinkBusy(
             f"{parent} is used by something that takes all that it receives",
-            hint=f"look who: 'ip -d link show {parent}'",
+            hint=f"look who: 'ip -d link show {ip_device(parent)}'",
         )
     if refused.code == errno.EINVAL:
         return Unsupported(
@@ -137,7 +140,8 @@ def refused_address(below: Link, mac: str, sysfs: str = "/sys/class/net") -> Lin
     return LinkBusy(
         f"{parent} is virtual function {number} of {function}, which has set its address, so it "
         f"does not take {mac}, as passthru mode needs",
-        hint=f"run 'ip link set {function} vf {number} mac {mac}', and plug the NIC again",
+        hint=f"run 'ip link set {ip_device(function)} vf {number} mac {mac}', and plug the "
+        "NIC again",
     )
 
 

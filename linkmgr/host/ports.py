@@ -25,6 +25,7 @@ from linkmgr.host.rtnl import (
 )
 from linkmgr.host.threads import made_in_thread, to_the_end
 from linkmgr.host.trouble import Refused
+from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,12 @@ class Ports(Forwarding):
         if port.master not in {None, over.index}:
             raise LinkBusy(
                 f"{name} is a port of {await self._reader.name_of(port.master)} already",
-                hint=f"take it off: 'ip link set {name} nomaster'",
+                hint=f"take it off: 'ip link set {ip_device(name)} nomaster'",
             )
         if not over.up:
             raise NotForwarding(
                 f"bridge {bridge} is down, so it forwards nothing to {name}",
-                hint=f"bring it up: 'ip link set {bridge} up'",
+                hint=f"bring it up: 'ip link set {ip_device(bridge)} up'",
             )
         joining = port.master is None
         put = partial(

@@ -6,6 +6,7 @@ import errno
 import os
 
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
+from linkmgr.untrusted import ip_device
 
 _DENIED = {errno.EPERM, errno.EACCES}
 _MISSING = {errno.ENODEV, errno.ENXIO}
@@ -57,10 +58,12 @@ def as_error(refused: Refused, device: str | int) -> HostError:
     if code == errno.EEXIST:
         return NameTaken(
             f"cannot {refused.doing}: there is another device of that name ({name})",
-            hint=f"look whose it is: 'ip -d link show {name}'; rename or remove it",
+            hint=f"look whose it is: 'ip -d link show {ip_device(name)}'; rename or remove it",
         )
     if code in _BUSY:
-        return LinkBusy(f"{what} ({name})", hint=f"look who has it: 'ip -d link show {name}'")
+        return LinkBusy(
+            f"{what} ({name})", hint=f"look who has it: 'ip -d link show {ip_device(name)}'"
+        )
     if code in _UNSUPPORTED:
         return Unsupported(
             f"{what} ({name})",

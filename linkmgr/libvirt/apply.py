@@ -25,6 +25,7 @@ from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.records import records_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, VmState
+from linkmgr.untrusted import shell_command
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,8 @@ def _off_hub(nic: DomainNic, seen: Nic) -> Trouble:
         _OFF_HUB,
         f"the NIC is not on its hub, though it was prepared for that: no qemu:override was in "
         f"force for its alias when the guest was started; {where}",
-        f"run 'linkmgr prepare {nic.domain} --define', shut the guest down and start it again",
+        f"run '{shell_command('linkmgr prepare', nic.domain, '--define')}', shut the guest "
+        "down and start it again",
         seen.describe(),
         waits=False,
     )

@@ -14,6 +14,7 @@ from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking, LibvirtSide
 from linkmgr.model import DirectMode
 from linkmgr.suggest import meant
+from linkmgr.untrusted import shell_command, shell_word
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into a command
 PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
@@ -59,14 +60,20 @@ def _of_network(name: str, document: Document) -> UnknownNetwork:
     mode = forward.attributes.get("mode", "nat") if forward else "isolated"
     device = bridge.attributes.get("name", "") if bridge else ""
     parent = forward.attributes.get("dev", "") if forward else ""
-    create = f"linkmgr network create {name}"
+    create = f"linkmgr network create {shell_word(name)}"
     if _DEVICE.fullmatch(device):
-        kind, hint = f"{mode}, bridge {device}", f"run '{create} bridge bridge={device}'"
+        kind, hint = (
+            f"{mode}, bridge {device}",
+            f"run '{create} bridge bridge={shell_word(device)}'",
+        )
     elif _DEVICE.fullmatch(parent) and mode in set(DirectMode):
         kind = f"{mode}, on {parent}"
-        hint = f"run '{create} direct parent={parent} mode={mode}'"
+        hint = f"run '{create} direct parent={shell_word(parent)} mode={mode}'"
     else:
-        kind, hint = mode, f"see 'virsh net-dumpxml {name}'; linkmgr has bridge and direct"
+        kind, hint = (
+            mode,
+            f"see '{shell_command('virsh net-dumpxml', name)}'; linkmgr has bridge and direct",
+        )
     return UnknownNetwork(
         f"{name} is a network of libvirt's own ({kind}), and linkmgr has none of that name",
         hint=f"{hint}, then plug again" if hint.startswith("run") else hint,
@@ -75,13 +82,14 @@ def _of_network(name: str, document: Document) -> UnknownNetwork:
 
 async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:
     name = view.name
-    prepare = f"run 'linkmgr prepare {name} --define'"
+    prepare = f"run '{shell_command('linkmgr prepare', name, '--define')}'"
     if not view.persistent:
         prepare = "prepare the file that it is created from ('linkmgr prepare --xml FILE.xml')"
     stored = await _prepared(view, side, live=False)
     if not view.active:
         if stored:
-            hint = f"start it ('virsh start {name}'), or use --config, for its next start"
+            start = shell_command("virsh start", name)
+            hint = f"start it ('{start}'), or use --config, for its next start"
             return UnknownVm(f"domain {name} is {view.state}", hint=hint)
         what = f"domain {name} is {view.state}, and was never prepared"
         return UnknownVm(what, hint=f"{prepare}, then start it")

@@ -49,6 +49,7 @@ from linkmgr.model import (
 from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.qmp.dialer import dials
 from linkmgr.suggest import instead
+from linkmgr.untrusted import shell_command
 
 NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
 
@@ -343,7 +344,7 @@ class DomainVerbs:
         if not prepared:
             notes.append(
                 f"{ref} is not prepared, so nothing can be plugged into it: run "
-                f"'linkmgr prepare {ref.vm} --define'"
+                f"'{shell_command('linkmgr prepare', ref.vm, '--define')}'"
             )
         return Outcome(nic, changed=before != after, notes=tuple(notes))
 
@@ -381,7 +382,7 @@ class DomainVerbs:
                     ref.alias,
                     there,
                     "its NICs with an alias that stays are",
-                    f"see 'linkmgr prepare {ref.vm}'",
+                    f"see '{shell_command('linkmgr prepare', ref.vm)}'",
                 ),
             )
         prepared = ref.alias in records_of(document)

@@ -15,6 +15,7 @@ from linkmgr.errors import HostError
 from linkmgr.host import Host, Link, PortState, device_name, tap_mac
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, FdEndpoint
+from linkmgr.untrusted import ip_device, shell_word
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import PREFIX, mark_of
 
@@ -125,11 +126,16 @@ def _upper(cable: Cable, link: Link) -> int | None:
 
 
 def _set(view: View, words: str) -> str:
-    return f"run 'ip link set {view.device.name} {words}'"
+    return f"run 'ip link set {ip_device(view.device.name)} {words}'"
+
+
+def _target(view: View) -> str:
+    """The bridge or parent as it is called now, as a word of a command."""
+    return shell_word(view.target.name if view.target else view.where)
 
 
 def _port(view: View, words: str) -> str:
-    return f"run 'bridge link set dev {view.device.name} {words}'"
+    return f"run 'bridge link set dev {shell_word(view.device.name)} {words}'"
 
 
 def _on(wanted: bool) -> str:
@@ -282,8 +288,8 @@ def _ipv6(view: View) -> str | None:
 
 def _silencing(name: str) -> str:
     # With slashes: a name may have dots.
-    off = f"sysctl -qw net/ipv6/conf/{name}/disable_ipv6=1"
-    return f"run 'ip link set {name} addrgenmode none && {off}'"
+    off = f"sysctl -qw net/ipv6/conf/{shell_word(name)}/disable_ipv6=1"
+    return f"run 'ip link set {ip_device(name)} addrgenmode none && {off}'"
 
 
 def _group(view: View) -> str | None:
@@ -384,16 +390,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute("its bridge or parent", _BOTH, "nobody", "moved", _moved, _make_again, Repair.REPLUG,
               only=True),
     Attribute("name of the bridge or parent", _BOTH, "an operator", "endpoint-renamed", _renamed,
-              lambda view: f"run 'ip link property add dev {view.target and view.target.name} "
-                           f"altname {view.where}', or make the network anew", Repair.NONE),
+              lambda view: f"run 'ip link property add dev {_target(view)} "
+                           f"altname {shell_word(view.where)}', or make the network "
+                               "anew", Repair.NONE),
     Attribute("up, of the bridge or parent", _BOTH, "nobody", "endpoint-down", _endpoint_down,
-              lambda view: f"run 'ip link set {view.target and view.target.name} up'",
+              lambda view: f"run 'ip link set dev {_target(view)} up'",
               put=_endpoint_up),
     Attribute("port state", _TAP, "a spanning tree", "port-shut", _shut,
               lambda view: _port(view, "state 3"),
               put=lambda host, view: host.open_port(view.device.name)),
     Attribute("MTU of the parent", _MACVTAP, "an operator", "endpoint-mtu", _parent_mtu,
-              lambda view: f"run 'ip link set {view.where} mtu {view.mtu}'", Repair.NONE),
+              lambda view: f"run 'ip link set {ip_device(view.where)} mtu "
+                  f"{view.mtu}'", Repair.NONE),
     Attribute("MTU", _BOTH, "nobody", "mtu-changed", _mtu,
               lambda view: _set(view, f"mtu {view.mtu}"),
               put=lambda host, view: host.set_mtu(view.device.index, view.mtu)),
@@ -428,17 +436,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
               Repair.NONE),
     _bridge_attribute(
         "MTU", "bridge-mtu", _bridge_mtu,
-        lambda view, name: f"run 'ip link set {name} mtu {view.mtu}'"),
+        lambda view, name: f"run 'ip link set {ip_device(name)} mtu {view.mtu}'"),
     _bridge_attribute(
         "no multicast snooping", "bridge-snooping",
         lambda _, bridge: "snoops multicast, and reports itself to every port"
         if bridge.snooping else None,
-        lambda _, name: f"run 'ip link set {name} type bridge mcast_snooping 0'"),
+        lambda _, name: f"run 'ip link set {ip_device(name)} type bridge mcast_snooping 0'"),
     _bridge_attribute(
         "no spanning tree", "bridge-stp",
         lambda _, bridge: "has a spanning tree, so a new port waits before it forwards"
         if bridge.spanning_tree else None,
-        lambda _, name: f"run 'ip link set {name} type bridge stp_state 0'"),
+        lambda _, name: f"run 'ip link set {ip_device(name)} type bridge stp_state 0'"),
     _bridge_attribute(
         "IPv6 off, addrgenmode none", "bridge-ipv6",
         lambda _, bridge: None if bridge.ipv6_silent
@@ -448,7 +456,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "device group", "bridge-group",
         lambda _, bridge: f"is in group {bridge.group}, not {DEVICE_GROUP}"
         if bridge.group != DEVICE_GROUP else None,
-        lambda _, name: f"run 'ip link set {name} group {DEVICE_GROUP}'"),
+        lambda _, name: f"run 'ip link set {ip_device(name)} group {DEVICE_GROUP}'"),
 )  # fmt: skip
 
 

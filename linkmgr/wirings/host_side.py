@@ -9,6 +9,7 @@ from dataclasses import replace
 from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
+from linkmgr.untrusted import ip_device
 from linkmgr.wirings.attributes import faults_of, set_again, set_by_others
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import find_device, first_name, mark_of
@@ -166,7 +167,8 @@ async def _must_reach(host: Host, device: str, parent: str) -> None:
     if link is None or (link.parent and below is None):
         raise LinkMissing(
             f"{device} is gone: somebody has deleted it, or its parent {parent}",
-            hint=f"see that {parent} stays ('ip link show {parent}'), and plug the NIC again",
+            hint=f"see that {parent} stays ('ip link show {ip_device(parent)}'), and plug the "
+            "NIC again",
         )
     for each in (link, below):
         if each is not None and not each.up:

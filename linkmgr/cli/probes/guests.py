@@ -11,6 +11,7 @@ from pathlib import Path
 from linkmgr.cli.probes.line import Line, Verdict
 from linkmgr.libvirt.identity import RUN_DIR, DomainFiles
 from linkmgr.libvirt.status import only_root_writes
+from linkmgr.untrusted import shell_word
 
 _AREA, _NAME = "libvirt", "guests' files"
 _MOST = 1000  # records that are looked at; each takes some ms
@@ -32,7 +33,8 @@ def _look(run_dir: Path) -> list[Line]:
         return [Line(_AREA, _NAME, Verdict.UNKNOWN, f"{run_dir}: {error.strerror}", "look as root")]
     if not only_root_writes(above):
         what = f"others than root may put another directory in the place of {run_dir}"
-        todo = f"'chown root: {run_dir.parent}; chmod go-w {run_dir.parent}'"
+        above_it = shell_word(str(run_dir.parent))
+        todo = f"'chown root: {above_it}; chmod go-w {above_it}'"
         return [Line(_AREA, _NAME, Verdict.MISSING, what, todo)]
     if not all(os.access(each, os.R_OK) for each in (run_dir, *run_dir.glob("*.xml"))):
         what = f"{run_dir}: root's files, which {_user(os.geteuid())} may not read"

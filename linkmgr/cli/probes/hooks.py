@@ -12,7 +12,7 @@ from pathlib import Path
 
 import linkmgr
 from linkmgr.cli.probes.line import Line, Verdict
-from linkmgr.untrusted import shell_command
+from linkmgr.untrusted import shell_command, shell_word
 
 HOOKS = Path("/etc/libvirt/hooks")
 NAME = "50-linkmgr"
@@ -48,10 +48,11 @@ def _look(hooks: Path, root: Path, owner: int) -> list[Line]:
         return [Line(_AREA, "hook", Verdict.UNKNOWN, f"{path}: {error.strerror}", "look as root")]
     if found.st_mode & 0o111 != 0o111:
         what = f"{path} is not executable, so libvirt does not run it"
-        return [Line(_AREA, "hook", Verdict.MISSING, what, f"'chmod 755 {path}'")]
+        return [Line(_AREA, "hook", Verdict.MISSING, what, f"'chmod 755 {shell_word(str(path))}'")]
     if found.st_uid != owner or found.st_mode & 0o022:
         what = f"{path} can be changed by others than root, and root runs it"
-        mend = f"see what it says, then 'chown root: {path}; chmod 755 {path}'"
+        file = shell_word(str(path))
+        mend = f"see what it says, then 'chown root: {file}; chmod 755 {file}'"
         return [Line(_AREA, "hook", Verdict.MISSING, what, mend)]
     ours = _our_text()
     if ours is None:
@@ -96,7 +97,7 @@ def _known(path: Path, hooks: Path, root: Path) -> Line:
     if not late:
         return Line(_AREA, "hook in use", Verdict.WORKS, "libvirt started after it was installed")
     what = f"{late[0]} runs since before it was installed, and may not know of it"
-    todo = f"'systemctl reload {late[0]}', once; no guest notices"
+    todo = f"'systemctl reload {shell_word(late[0])}', once; no guest notices"
     return Line(_AREA, "hook in use", Verdict.UNKNOWN, what, todo)
 
 

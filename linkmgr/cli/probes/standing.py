@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from linkmgr.cli.diagnose import diagnose, health
 from linkmgr.cli.membership import groups_since_login
 from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.untrusted import shell_word
 
 if TYPE_CHECKING:
     from linkmgr.service.config import LibvirtSection
@@ -111,7 +112,10 @@ async def service(path: Path) -> list[Line]:
         async with asyncio.timeout(PATIENCE):
             version = await health(path)
     except PermissionError:
-        what, todo = "this user may not connect", f"'chmod 666 {path}': the service decides itself"
+        what, todo = (
+            "this user may not connect",
+            f"'chmod 666 {shell_word(str(path))}': the service decides itself",
+        )
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         silent = isinstance(error, TimeoutError)
         what = f"does not answer within {PATIENCE:.0f} s" if silent else f"does not answer: {error}"
