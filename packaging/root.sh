@@ -1,8 +1,8 @@
 #!/bin/sh
 # root.sh SUITE [DIRECTORY]: make a minimal root of that Debian (bookworm, trixie, sid) there, by default
 # build/SUITE, for the tests of the package. The mirror is the one that the machine's apt already uses
-# for its own Debian. Does nothing when it is there already. Mounts are made in a mount namespace of
-# their own.
+# for its own Debian. Does nothing when this script, as it is now, has made it already. Mounts are made
+# in a mount namespace of their own.
 set -eu
 
 suite=$1
@@ -19,7 +19,8 @@ own() { setpriv --pdeathsig KILL -- "$@"; }
 mkdir -p "$(dirname "$target")"
 exec 9>"$target.lock"
 flock 9 # another make may be making it
-if [ -e "$target/.complete" ]; then
+sum=$(sha256sum <"$0" | cut -d ' ' -f 1)
+if [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; then
 	exit 0
 fi
 mirror=$("$root/scripts/debian.sh" mirror)
@@ -27,6 +28,7 @@ if [ -z "$mirror" ]; then
 	echo "$suite: apt knows no mirror of Debian, from which $suite could come" >&2
 	exit 1
 fi
+rm -f "$target/.complete" # first: what is half removed is not whole
 rm -rf "$target"
 mkdir -p "$target"
 echo "$suite: making a minimal root in $target"
@@ -35,5 +37,10 @@ own "$root/scripts/namespaces.sh" debootstrap --variant=minbase --merged-usr \
 	echo "$suite: making the root failed: $("$root/scripts/reason.sh" "$log"); all that was said is in $log" >&2
 	exit 1
 }
+# debootstrap does not look at the date: a mirror may keep the index of a suite that is not released.
+until=$(cat "$target"/var/lib/apt/lists/*Release 2>/dev/null | sed -n 's/^Valid-Until: //p' | head -n 1)
+if [ -n "$until" ] && [ "$(date -d "$until" +%s)" -lt "$(date +%s)" ]; then
+	echo "$suite: the mirror's index was valid until $until; using it all the same"
+fi
 rm -rf "$target/var/cache/apt/archives" "$target/var/lib/apt/lists" "$log"
-touch "$target/.complete"
+echo "$sum" >"$target/.complete"

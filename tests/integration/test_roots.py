@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -183,11 +184,43 @@ def test_two_makes_at_once_make_a_root_once(
     assert (tmp_path / "note").read_text() == "begun\n"
 
 
+def test_a_root_is_made_anew_when_the_script_that_makes_it_has_changed(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None],
+    checkout: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    debootstrap(":")
+    script, note = checkout / "packaging/root.sh", tmp_path / "note"
+    for _ in range(2):
+        assert start("packaging/root.sh", "lm-suite").wait() == 0
+        assert note.read_text() == "begun\n"
+    script.write_text(script.read_text() + "# changed\n")
+    assert start("packaging/root.sh", "lm-suite").wait() == 0
+    assert note.read_text() == "begun\n" * 2
+
+
+def test_an_index_that_is_past_its_date_is_used_and_told_of(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None]
+) -> None:
+    debootstrap(
+        'mkdir -p "$target/var/lib/apt/lists"\n'
+        'echo "Valid-Until: Sat, 07 Nov 2020 08:15:03 UTC" '
+        '>"$target/var/lib/apt/lists/debootstrap.invalid_dists_sid_Release"'
+    )
+    process = start("packaging/root.sh", "lm-suite")
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert said.endswith(
+        "lm-suite: the mirror's index was valid until Sat, 07 Nov 2020 08:15:03 UTC; "
+        "using it all the same\n"
+    )
+
+
 def test_a_root_in_which_something_runs_is_not_made_anew(
     start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], checkout: Path
 ) -> None:
     debootstrap("exit 1")
-    (checkout / "build/tiny/.complete").touch()
+    made_by = hashlib.sha256((checkout / "packaging/root.sh").read_bytes()).hexdigest()
+    (checkout / "build/tiny/.complete").write_text(made_by + "\n")
     user = start("scripts/in-root.sh", "tiny", "sh", "-c", "echo runs; sleep 600; :")
     assert user.stdout
     assert user.stdout.readline() == "runs\n"
