@@ -9,6 +9,7 @@ from __future__ import annotations
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.virsh import Virsh
+from linkmgr.untrusted import quoted, shell_command
 
 RECONNECT_MS_SINCE = (9, 2)  #: the first QEMU that knows ``reconnect-ms=``
 RECONNECT_UNTIL = (10, 2)  #: the first QEMU that does not know ``reconnect=``
@@ -25,6 +26,13 @@ def refresh_saved(virsh: Virsh, domain: str) -> str | None:
     mended = monitor_xml.with_reconnect_ms(document)
     if mended is document:
         return None
+    own = _own_emulator(virsh, document)
+    if own is not None:
+        return (
+            f"{domain}: its saved state stays as it is, because libvirt does not tell the version "
+            f"of {quoted(own, 200)}; if that is QEMU 9.2 or newer, write reconnect-ms=1000 in the "
+            f"place of reconnect=1 with '{shell_command('virsh managedsave-edit', domain)}'"
+        )
     version = virsh.qemu_version()
     here = "{}.{}".format(*version)
     if version < RECONNECT_MS_SINCE:
@@ -34,3 +42,13 @@ def refresh_saved(virsh: Virsh, domain: str) -> str | None:
         )
     virsh.define_saved(domain, mended.source)
     return f"{domain}: its saved state was changed so that QEMU {here} resumes it"
+
+
+def _own_emulator(virsh: Virsh, document: Document) -> str | None:
+    """The QEMU that a domain names, if it is not the one that libvirt tells the version of."""
+    devices = document.root.find("devices")
+    named = devices.find("emulator") if devices else None
+    path = named.text.strip() if named else ""
+    if not path or path == virsh.default_emulator(document.root.get("os/type", "arch")):
+        return None
+    return path

@@ -32,6 +32,7 @@ SECONDS = 30.0  #: that libvirt may take for one answer
 _NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, before libvirt's
 #: In libvirt's own capabilities, which have an element for each CPU: too long to be read as XML.
 _SECURITY_MODEL = re.compile(rb"<secmodel>\s*<model>([a-z0-9_-]{1,32})</model>")
+_EMULATOR = re.compile(rb"<path>([^<]{1,4096})</path>")  # the first one in it
 _QEMU_HERE = re.compile(r"^Running hypervisor: QEMU (\d+)\.(\d+)", re.MULTILINE)
 _LOST = ("Disconnected from", "End of file while reading data", "client socket is closed")
 
@@ -136,6 +137,15 @@ class Virsh:
         """
         words = ("managedsave-define", "--xml", "/dev/stdin", "--domain", domain)
         self._run(*words, xml=xml)
+
+    def default_emulator(self, architecture: str) -> str:
+        """The path of the QEMU that libvirt starts where a domain names no other.
+
+        :param architecture: of the domain; empty for the host's.
+        """
+        words = ["--arch", architecture] if architecture else []
+        found = _EMULATOR.search(self._run("domcapabilities", *words))
+        return found[1].decode(errors="replace") if found else ""
 
     def qemu_version(self) -> tuple[int, int]:
         """The version of the QEMU that libvirt starts where a domain names no other.

@@ -147,7 +147,9 @@ async def test_saved_state_of_e39dc5c_is_told_of_and_runs_on_with_the_qemu_that_
         await libvirtd.virsh("destroy", "web1")
 
 
-async def test_saved_state_keeps_its_password(lab: DomainLab, version: tuple[int, int]) -> None:
+async def test_saved_state_keeps_its_password_and_is_changed_for_libvirts_qemu_only(
+    lab: DomainLab, version: tuple[int, int]
+) -> None:
     vnc = (
         "<graphics type='vnc' passwd='secret'><listen type='socket' socket='/run/lab/vnc'/>"
         "</graphics>"
@@ -163,7 +165,18 @@ async def test_saved_state_keeps_its_password(lab: DomainLab, version: tuple[int
         def qemu_version(self) -> tuple[int, int]:
             return max(super().qemu_version(), RECONNECT_MS_SINCE)
 
+    class Other(Newer):
+        """libvirt, with a QEMU that is not the one of the domain."""
+
+        def default_emulator(self, architecture: str) -> str:
+            assert super().default_emulator(architecture) == "/usr/bin/qemu-system-x86_64"
+            return "/usr/bin/another"
+
+    said = await asyncio.to_thread(refresh_saved, Other(lab.libvirtd.uri), "web1")
+    assert "does not tell the version of '/usr/bin/qemu-system-x86_64'" in str(said)
+    assert "'virsh managedsave-edit web1'" in str(said)
     virsh = Newer(lab.libvirtd.uri)
+    assert ",reconnect=1'/>" in virsh.saved_xml("web1").decode()
     said = await asyncio.to_thread(refresh_saved, virsh, "web1")
     assert "was changed so that QEMU" in str(said)
     kept = virsh.saved_xml("web1", secrets=True).decode()
