@@ -43,8 +43,17 @@ class Machine:
         :raise CommandFailed: its status is not 0, and `check` is set.
         :raise TimeoutError: it took longer than `timeout` seconds.
         """
-        inside = ["nsenter", "--target", str(self.pid), "--all", "--", "env", "-i"]
-        words = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "sh", "-c", command]
+        # --root: in a chroot, where the tests may run, the root of the namespace is another one.
+        inside = ["nsenter", "--target", str(self.pid), "--all", "--root", "--wd", "--"]
+        words = [
+            "env",
+            "-i",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG=C.UTF-8",
+            "sh",
+            "-c",
+            command,
+        ]
         return await execute([*inside, *words], timeout=timeout, check=check)
 
     async def says(self, command: str) -> str:
