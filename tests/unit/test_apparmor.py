@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,19 @@ def compiled(folder: Path) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.newer_debian
 @pytest.mark.skipif(PARSER is None, reason="apparmor is not installed")
-def test_the_rules_for_guests_are_well_formed(folder: Path) -> None:
+def test_the_rules_for_guests_are_well_formed(
+    folder: Path, differs: Callable[[str, str], None]
+) -> None:
     done = compiled(folder)
     assert done.returncode == 0, done.stderr.decode()
     rules = folder / "abstractions/libvirt-qemu.d/linkmgr"
-    # Not a comma that is missing: the parser of AppArmor 4.1 and newer does without the last one.
-    rules.write_text(rules.read_text().replace("qmp.sock rw,", "qmp.sock rz,"))
+    written = rules.read_text()
+    rules.write_text(written.replace("qmp.sock rw,", "qmp.sock rz,"))
     assert compiled(folder).returncode != 0
+    # The parser of AppArmor 4.1 and newer does without the last comma.
+    rules.write_text(written.replace("qmp.sock rw,", "qmp.sock rw"))
+    taken = compiled(folder).returncode == 0
+    differs("AppArmor's rule without the comma at its end", "taken" if taken else "refused")
 
 
 async def test_where_apparmor_is_off_or_confines_no_guests_there_is_nothing_to_say(
