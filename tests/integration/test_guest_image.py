@@ -103,17 +103,19 @@ async def test_commands_tell_status_and_exact_output(tmp_path: Path) -> None:
 
 async def test_one_channel_answers_while_the_other_is_busy(tmp_path: Path) -> None:
     async with booted(tmp_path) as guest:
-        busy = asyncio.create_task(guest.run("sleep 1; echo slept", channel=1))
-        await asyncio.sleep(0.1)
-        assert (await guest.run("echo here", timeout=0.8)).output == "here\n"
+        waits = "touch /run/busy; until [ -e /run/go ]; do usleep 10000; done; echo slept"
+        busy = asyncio.create_task(guest.run(waits, channel=1))
+        here = "until [ -e /run/busy ]; do usleep 10000; done; echo here"
+        assert (await guest.run(here)).output == "here\n"
         assert not busy.done()
+        await guest.run("touch /run/go", check=True)
         assert (await busy).output == "slept\n"
 
 
 async def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     async with booted(tmp_path) as guest:
         with pytest.raises(GuestTimeout, match="so far it said 'first"):
-            await guest.run("echo first; sleep 4711 & sleep 4711", timeout=0.5)
+            await guest.run("echo first; sleep 4711 & sleep 4711", timeout=2)
         assert (await guest.run("echo next")).output == "next\n"
         assert (await guest.run("pidof sleep")).status == 1
 
