@@ -79,6 +79,27 @@ $(BUILD)/deb.stamp: $(BUILD)/install.stamp
 	@packaging/deb.sh $(BUILD)/install $(BUILD)
 	@touch $@
 
+# A package of each distribution, in build/packages/SUITE, and one of an older linkmgr, from which its
+# test upgrades, where this checkout has its commit.
+SUITES := bookworm trixie sid
+PACKAGE_BEFORE := $(shell git rev-parse --quiet --verify --short=7 e39dc5c^{commit})
+packages = $(foreach suite,$(1),$(addprefix $(BUILD)/packages/$(suite)/,.complete \
+	$(PACKAGE_BEFORE:%=%/.complete)))
+
+.PHONY: debs
+debs: $(SUITES:%=$(BUILD)/packages/%/.complete) ## Build each Debian's package, in its root
+
+$(BUILD)/packages/%/.complete: $(PRODUCT) scripts/deb-in-root.sh | %
+	@$(SUDO) scripts/deb-in-root.sh $*
+
+$(BUILD)/packages/%/$(PACKAGE_BEFORE)/.complete: | %
+	@$(SUDO) scripts/deb-in-root.sh $* $(PACKAGE_BEFORE)
+
+.PHONY: test-debs
+test-debs: $(call packages,$(SUITES)) images ## Try each package in its Debian, with its systemd and libvirt
+	@for suite in $(SUITES); do $(SUDO) scripts/host-root.sh $$suite || exit; done
+	@$(SUDO) env LINKMGR_SUITES="$(SUITES)" $(PY) -m pytest -q tests/integration/test_packages.py
+
 .PHONY: own-root
 own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the package's tests
 	@scripts/debian.sh roots && packaging/root.sh $(OWN)
@@ -149,7 +170,7 @@ test: setup ## Run every check and test
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync lint $(TEST_NEEDS)
 	@$(MAKE) --no-print-directory test-all
 
-TEST_NEEDS := images own-root deb qemu-next corpus-source $(OTHER)
+TEST_NEEDS := images own-root deb qemu-next corpus-source $(OTHER) $(call packages,$(OTHER))
 
 .PHONY: test-all
 test-all: setup $(TEST_NEEDS) ## Run all of these, three files at a time

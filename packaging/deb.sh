@@ -62,5 +62,6 @@ Description: network cables of running QEMU guests
  This package has a virtual environment of its own on the system's Python.
 CONTROL
 find "$work/root" -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
-SOURCE_DATE_EPOCH=$epoch dpkg-deb --root-owner-group -Zxz --build "$work/root" "$package" >/dev/null
+# The default level takes 25 seconds of CPU, for a package that is a sixth smaller.
+SOURCE_DATE_EPOCH=$epoch dpkg-deb --root-owner-group -Zxz -z1 --build "$work/root" "$package" >/dev/null
 echo "$package"

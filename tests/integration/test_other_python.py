@@ -1,12 +1,14 @@
 """An installation made for one Python, on a host whose python3 is another one: all of it says so.
 
-As after an upgrade of the distribution with what `make install` has put there. dpkg keeps a package
-from it.
+As after an upgrade of the distribution with what `make install` has put there. A package is refused
+by dpkg.
 """
 
 from __future__ import annotations
 
 import platform
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +30,14 @@ def installed() -> Path:
     """What ``make install`` puts under PREFIX=/usr, with this machine's Python."""
     subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "install-tree"], check=True)
     return CHECKOUT / "build" / "install"
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The package of ``make deb``, for this machine's Python."""
+    subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "deb"], check=True)
+    (found,) = (CHECKOUT / "build").glob("linkmgr_*.deb")
+    return found
 
 
 @pytest.fixture
@@ -78,3 +88,18 @@ async def test_the_command_the_unit_and_the_hook_say_that_it_is_for_another_pyth
         assert time.monotonic() - begun < HOOK_SECONDS + SLACK_SECONDS
         assert "Traceback" not in done.output
         assert (operation == "started") == ("domain web1 has started" in done.output), done.output
+
+
+@pytest.mark.timeout(240)
+async def test_dpkg_does_not_configure_a_package_that_was_built_for_another_python(
+    tmp_path: Path, package: Path
+) -> None:
+    made_for = platform.python_version_tuple()
+    async with boot(tmp_path, root=CHECKOUT / "build" / suite("other")) as machine:
+        shutil.copy(package, machine.shared / "linkmgr.deb")
+        done = await machine.run("dpkg -i /shared/linkmgr.deb 2>&1", check=False, timeout=90)
+        assert done.status == 1
+        needed = rf"linkmgr depends on python3 \((<<|>=) {made_for[0]}\.\d+~?\)"
+        assert re.search(needed, done.output), done.output
+        status = await machine.says("dpkg-query -W -f '${Status}' linkmgr")
+        assert status == "install ok unpacked"
