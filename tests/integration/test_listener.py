@@ -283,12 +283,15 @@ async def test_a_guest_that_could_speak_as_its_qemu_is_hung_up_on_and_named(
     await libvirtd.define(prepared_open(tiny_domain(libvirtd, "web2", [nic])))
     served = service(libvirtd, tmp_path)
     async with served, served.client() as links:
-        for name in ("web1", "web2"):
-            await libvirtd.virsh("start", "--paused", name)
-        assert await comes(links, answers, within=5) < 5  # as an older linkmgr prepared it
+        await libvirtd.virsh("start", "--paused", "web2")
+        old = await libvirtd.try_virsh("start", "--paused", "web1")
+        takes_old = old.status == 0  # as an older linkmgr prepared it: QEMU until 10.1
+        assert takes_old or "Invalid parameter 'reconnect'" in old.output
+        if takes_old:
+            assert await comes(links, answers, within=5) < 5
         what = "domain web2: its guest could speak to the service as its QEMU"
         await until(lambda: _said(served, what), timeout=5, what="the refusal")
-        assert [each.name for each in await links.vms()] == ["web1"]
+        assert [each.name for each in await links.vms()] == ["web1"] * takes_old
         shown = await execute([PROGRAM, "--socket", str(served.socket), "nics"])
         assert shown.output.count("linkmgr prepare web1 --refresh") == 1
         assert shown.output.count("linkmgr prepare web2 --refresh") == 1
@@ -298,7 +301,8 @@ async def test_a_guest_that_could_speak_as_its_qemu_is_hung_up_on_and_named(
 
         await until(named, timeout=10, what="the finding")
         for name in ("web1", "web2"):
-            await libvirtd.virsh("destroy", name)
+            if name == "web2" or takes_old:
+                await libvirtd.virsh("destroy", name)
             argv = [PROGRAM, "prepare", "--connect", libvirtd.uri, "--refresh", name]
             await execute(argv, timeout=60)
             await libvirtd.virsh("start", "--paused", name)
@@ -347,12 +351,13 @@ async def strangers_are_refused(served: Served, uuid: str) -> None:
         assert output.read().split() == [b"b''"] * 3
     assert served.said().count(f"pid {child.pid} was refused") == 1
 
+    again = await redials("qemu-system-x86_64")
     with tempfile.TemporaryFile() as output:
         forged = Child(
             [
                 "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none",
                 "-name", "guest=web1", "-uuid", uuid, "-mon", "chardev=m,mode=control",
-                "-chardev", f"socket,id=m,path={path},server=off,reconnect=1",
+                "-chardev", f"socket,id=m,path={path},server=off,{again}",
             ],
             output=output,
         )  # fmt: skip
