@@ -119,8 +119,9 @@ def write(
     """Make a domain dial. What is written so already stays as it is.
 
     :param path: the socket; ``None`` means the one that is there, if it can be one, else `MONITOR`.
-    :param models: of the host's security drivers, which would give the socket to a guest's user
-        when the guest starts, and which are told not to; ``None`` when that host is not known.
+    :param models: of the host's security drivers, in its order, which would give the socket to a
+        guest's user when the guest starts, and which are told not to; ``None`` when that host is
+        not known.
     :raise BadOption: the path cannot be a socket's.
     """
     found = find(document, models)
@@ -130,7 +131,8 @@ def write(
     document = remove(document)
     devices = document.root.find("devices")
     assert devices is not None  # it has NICs
-    labels = sorted(_labelling(document, {_DAC} if models is None else models))
+    known = {_DAC} if models is None else models
+    labels = sorted(_labelling(document, known, _first(models)))
     document = document.append(
         devices,
         [
@@ -301,34 +303,42 @@ def _is_ours(document: Document, channel: Element, models: Collection[str] | Non
         for each in (source.children if source else [])
         if each.name == "seclabel"
     }
-    wanted = _labelling(document, labels.keys() | {_DAC} if models is None else models)
+    known = labels.keys() | {_DAC} if models is None else models
+    # Of a host that is not known dac may be the first driver, or another one.
+    firsts = ["", _DAC] if models is None else [_first(models)]
     return (
         channel.attributes.get("type") == "unix"
         and channel.get("source", "mode") == "connect"
         and channel.get("source/reconnect", "enabled") == "yes"
         and channel.get("source/reconnect", "timeout") == _SECONDS
-        and labels == dict.fromkeys(wanted, "no")
+        and any(labels == dict.fromkeys(_labelling(document, known, f), "no") for f in firsts)
         and channel.get("target", "type") == "virtio"
         and channel.get("target", "name") == _PORT
         and channel.get("alias", "name") == _ALIAS
     )
 
 
-def _labelling(document: Document, models: Collection[str]) -> set[str]:
+def _labelling(document: Document, models: Collection[str], first: str) -> set[str]:
     """The security drivers that would label the socket.
 
     Not AppArmor, which has rules instead; nor one that is told to label nothing of this domain, of
     which libvirt refuses to be told that it labels not this file.
 
-    :param models: of the host, in its order: a label without one is of the first.
+    :param first: the host's first driver, of which a label without a model is; empty where that is
+        not known: such a label keeps no driver from the socket then.
     """
     found = {each for each in models if each not in ("apparmor", "none") and _MODEL.fullmatch(each)}
     for each in document.root.children:
         if each.name == "seclabel":
             by_default = "no" if each.attributes.get("type") in ("none", "static") else "yes"
             if each.attributes.get("relabel", by_default) == "no":
-                found.discard(each.attributes.get("model") or next(iter(models), ""))
+                found.discard(each.attributes.get("model") or first)
     return found
+
+
+def _first(models: Collection[str] | None) -> str:
+    """The first of a host's security drivers; empty where that is not known."""
+    return next(iter(models or ()), "")
 
 
 def _mons(pairs: Collection[tuple[str, str]]) -> list[str]:

@@ -256,6 +256,33 @@ def test_a_security_driver_that_labels_nothing_of_the_domain_is_told_nothing_of_
     assert undo(made).xml == xml
 
 
+OFF = "<seclabel type='none'/>"  # of the host's first security driver, whichever that is
+
+
+def test_the_socket_is_kept_from_dac_where_the_host_of_a_label_without_a_model_is_not_known() -> (
+    None
+):
+    """The label may be of another driver, and then libvirt would give the socket away."""
+    made = prepare(domain("<interface type='user'/>", more=OFF)).xml
+    assert b"<seclabel model='dac' relabel='no'/>" in made
+
+
+@pytest.mark.parametrize("models", [["apparmor", "dac"], ["selinux", "dac"], ["dac"]])
+def test_what_is_right_on_its_host_is_right_where_the_host_is_not_known(models: list[str]) -> None:
+    made = prepare(domain("<interface type='user'/>", more=OFF), models=models).xml
+    assert (b"<seclabel model='dac' relabel='no'/>" in made) == (models[0] != "dac")
+    assert find(Document(made), models).whole
+    assert find(Document(made)).whole
+    assert refresh(made).xml == prepare(made).xml == made
+
+
+def test_a_socket_that_a_known_host_would_give_away_is_kept_from_it() -> None:
+    there = prepare(domain("<interface type='user'/>", more=OFF), models=["dac"]).xml
+    assert not find(Document(there), ["apparmor", "dac"]).whole
+    here = refresh(there, models=["apparmor", "dac"]).xml
+    assert b"<seclabel model='dac' relabel='no'/>" in here
+
+
 def test_what_libvirt_adds_to_the_channel_is_no_damage() -> None:
     done = prepare(PLAIN).xml
     stored = done.replace(
