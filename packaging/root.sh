@@ -1,8 +1,8 @@
 #!/bin/sh
 # root.sh SUITE [DIRECTORY]: make a minimal root of that Debian (bookworm, trixie, sid) there, by default
 # build/SUITE, for the tests of the package. The mirror is the one that the machine's apt already uses
-# for its own Debian. Does nothing when this script, as it is now, has made it already. Mounts are made
-# in a mount namespace of their own.
+# for its own Debian. Does nothing when this script, as it is now, has made it already: the scripts that
+# it runs decide nothing of what is in it. Mounts are made in a mount namespace of their own.
 set -eu
 
 suite=$1
@@ -13,16 +13,11 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 include=systemd,systemd-sysv,python3,iproute2
 
 log=$target.log
-# The children of this process do not outlive it.
-own() { setpriv --pdeathsig KILL -- "$@"; }
+. "$root/scripts/roots.sh"
 
 mkdir -p "$(dirname "$target")"
-exec 9>"$target.lock"
-flock 9 # another make may be making it
 sum=$(sha256sum <"$0" | cut -d ' ' -f 1)
-if [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; then
-	exit 0
-fi
+lock_to_make 9 "$target" "$sum" || exit 0
 mirror=$("$root/scripts/debian.sh" mirror)
 if [ -z "$mirror" ]; then
 	echo "$suite: apt knows no mirror of Debian, from which $suite could come" >&2

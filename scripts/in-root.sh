@@ -8,19 +8,11 @@ suite=$1
 shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 tests=$here/build/$suite-tests
-is_whole() {
-	[ -e "$tests/.complete" ] || {
-		echo "in-root: there is no root for tests in $tests; to do: make $suite" >&2
-		exit 1
-	}
-}
-is_whole
-exec 9>>"$tests.lock"
-flock --shared 9 # while something runs there the root is not made anew
-is_whole
+. "$here/scripts/roots.sh"
+lock_test_root "$here/build" # while something runs there the root is not made anew
 export LM_HERE="$here" LM_LOWER="$tests/upper:$here/build/$suite" LM_ROOT="$tests/root" LM_OUT="${OUT:-}"
 exec "$here/scripts/namespaces.sh" sh -eu -c '
-exec 9<&-
+exec 9<&- 8<&-
 . "$LM_HERE/scripts/root-mounts.sh"
 mount -t tmpfs -o mode=755 tmpfs "$LM_ROOT"
 mount_root "$LM_LOWER" "$LM_ROOT"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # test-root.sh SUITE: what the tests need, on top of the minimal root build/SUITE: the packages of
 # packages.txt and a virtual environment in /opt/venv, in build/SUITE-tests. Made anew when one of its
-# inputs has changed. scripts/in-root.sh runs something there.
+# inputs has changed: what decides what is in it. scripts/in-root.sh runs something there.
 set -eu
 
 suite=$1
@@ -10,8 +10,7 @@ target=$here/build/$suite-tests
 inputs="packages.txt requirements.lock pyproject.toml scripts/test-root.sh scripts/root-mounts.sh \
 	scripts/missing-packages.sh packaging/root.sh"
 log=$target.log
-# The children of this process do not outlive it.
-own() { setpriv --pdeathsig KILL -- "$@"; }
+. "$here/scripts/roots.sh"
 say() { echo "$suite: $*"; }
 failed() {
 	say "$1 failed: $("$here/scripts/reason.sh" "$log"); all that was said is in $log" >&2
@@ -19,20 +18,10 @@ failed() {
 }
 
 sum=$(cd "$here" && cat $inputs | sha256sum | cut -d ' ' -f 1)
-is_whole() { [ "$(cat "$target/.complete" 2>/dev/null)" = "$sum" ]; }
-lock() {
-	flock --nonblock "$1" 9 || {
-		say "waiting until nothing runs in $target, and nothing else makes it"
-		flock "$1" 9
-	}
-}
 mkdir -p "$here/build"
-exec 9>"$target.lock"
-lock --shared # as what runs there has it
-if is_whole; then exit 0; fi
-lock --exclusive
-if is_whole; then exit 0; fi # another make has made it meanwhile
+lock_to_make 9 "$target" "$sum" || exit 0
 own "$here/packaging/root.sh" "$suite"
+lock --shared 8 "$here/build/$suite"
 rm -f "$target/.complete" # first: what is half removed is not whole
 rm -rf "$target"
 mkdir -p "$target/upper" "$target/work" "$target/root" "$target/wheels"

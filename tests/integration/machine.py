@@ -8,6 +8,7 @@ with its process 1.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import signal
@@ -81,7 +82,8 @@ async def boot(workdir: Path, *layers: Path, root: Path | None = None) -> AsyncI
     if not (root / ".complete").exists():
         raise FileNotFoundError(f"there is no root in {root}: make {target}")
     lower = ":".join(str(layer) for layer in (*layers, root))
-    with _cgroup(workdir) as cgroup, tempfile.TemporaryFile() as output:
+    made = [layer.parent for layer in layers if layer.name == "upper"]
+    with _held(*made, root), _cgroup(workdir) as cgroup, tempfile.TemporaryFile() as output:
         argv: Sequence[str] = [
             "unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--uts", "--ipc",
             str(HERE / "machine.sh"), str(workdir), str(cgroup), lower,
@@ -149,6 +151,16 @@ async def _booted(machine: Machine, child: Child) -> bool:
         return False  # still the script: it must not be entered
     done = await machine.run("systemctl is-system-running", check=False)
     return done.output.strip() in ("running", "degraded")
+
+
+@contextlib.contextmanager
+def _held(*roots: Path) -> Iterator[None]:
+    """Keep scripts from making these roots anew meanwhile (scripts/roots.sh)."""
+    with contextlib.ExitStack() as stack:
+        for root in roots:
+            lock = stack.enter_context(root.with_name(f"{root.name}.lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager

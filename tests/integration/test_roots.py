@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = (
     "packaging/root.sh", "scripts/in-root.sh", "scripts/test-root.sh", "scripts/namespaces.sh",
     "scripts/reason.sh", "scripts/missing-packages.sh", "scripts/root-mounts.sh",
-    "scripts/debian.sh", "packages.txt", "requirements.lock", "pyproject.toml",
+    "scripts/debian.sh", "scripts/roots.sh", "scripts/host-root.sh", "packages.txt",
+    "requirements.lock", "pyproject.toml",
 )  # fmt: skip
 MARK = uuid.uuid4().hex  # in the environment of all that is started here
 #: In the place of the real one, which takes a minute and needs a mirror. It notes that it began.
@@ -42,9 +43,10 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, made / name)
     for name in ("upper", "root"):
         (made / "build/tiny-tests" / name).mkdir(parents=True)
-    (made / "build/tiny-tests/.complete").touch()
     for name in ("bin", "proc", "sys", "dev", "run", "tmp"):
         (made / "build/tiny" / name).mkdir(parents=True)
+    for name in ("tiny", "tiny-tests"):
+        (made / "build" / name / ".complete").touch()
     shutil.copy(images() / "busybox", made / "build/tiny/bin/busybox")
     for name in ("sh", "sleep", "setsid", "cat", "touch"):
         (made / "build/tiny/bin" / name).symlink_to("busybox")
@@ -166,7 +168,7 @@ def test_a_root_whose_making_was_killed_is_not_used_and_is_made_from_the_start(
     assert used.stderr
     tests = checkout / "build/lm-suite-tests"
     reason = f"there is no root for tests in {tests}; to do: make lm-suite"
-    assert used.stderr.read() == f"in-root: {reason}\n"
+    assert used.stderr.read() == f"lm-suite: {reason}\n"
 
     half.joinpath("old").touch()
     debootstrap(":")
@@ -225,14 +227,61 @@ def test_a_root_in_which_something_runs_is_not_made_anew(
     assert user.stdout
     assert user.stdout.readline() == "runs\n"
     maker = start("scripts/test-root.sh", "tiny")  # its .complete has no sum of its inputs
-    assert maker.stdout
+    assert maker.stderr
     tests = checkout / "build/tiny-tests"
     line = f"tiny: waiting until nothing runs in {tests}, and nothing else makes it\n"
-    assert maker.stdout.readline() == line
+    assert maker.stderr.readline() == line
     assert (tests / ".complete").exists()
     user.kill()
     assert maker.wait() == 1
     assert not (tests / ".complete").exists()
+
+
+def test_the_layer_below_a_root_in_which_something_runs_is_not_made_anew(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], checkout: Path
+) -> None:
+    debootstrap(":")
+    user = start("scripts/in-root.sh", "tiny", "sh", "-c", "echo runs; sleep 600; :")
+    assert user.stdout
+    assert user.stdout.readline() == "runs\n"
+    maker = start("packaging/root.sh", "tiny")
+    assert maker.stderr
+    assert "waiting until nothing runs" in maker.stderr.readline()
+    assert (checkout / "build/tiny/.complete").exists()
+    user.kill()
+    assert maker.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_root_of_a_host_has_the_ones_below_it_and_ends_with_its_script(
+    start: Callable[..., subprocess.Popen[str]], checkout: Path, number: signal.Signals
+) -> None:
+    apt = checkout / "build/tiny/bin/apt-get"
+    apt.write_text(f"#!/bin/sh\nexport MARK={MARK}\nsetsid sleep 600; :\n")
+    apt.chmod(0o755)
+    (checkout / "build/tiny/etc/apt/apt.conf.d").mkdir(parents=True)
+    (checkout / "build/tiny/etc/dpkg/dpkg.cfg.d").mkdir(parents=True)
+    mounts = Path("/proc/self/mounts").read_text()
+    process = start("scripts/host-root.sh", "tiny")
+    comes(lambda: any(_is_sleep(pid) for pid in marked()), "the installation of packages")
+    makers = [start(each, "tiny") for each in ("scripts/test-root.sh", "packaging/root.sh")]
+    for each in makers:
+        assert each.stderr
+        assert "waiting until nothing runs" in each.stderr.readline()
+        each.kill()
+        each.wait()
+    process.send_signal(number)
+    comes(lambda: not marked(), "the end of all that was started")
+    assert process.wait() == -number
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert not (checkout / "build/tiny-host/.complete").exists()
+
+
+def _is_sleep(pid: int) -> bool:
+    try:
+        return b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 async def test_a_full_disk_is_said_in_a_sentence(
