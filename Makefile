@@ -102,11 +102,11 @@ test-debs: $(call packages,$(SUITES)) images ## Try each package in its Debian, 
 
 .PHONY: own-root
 own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the package's tests
-	@scripts/debian.sh roots && packaging/root.sh $(OWN)
+	@scripts/debian.sh roots && $(SUDO) packaging/root.sh $(OWN)
 
 .PHONY: other-root
 other-root: $(BUILD)/packages.stamp ## Make that of the other Debian whose tests run here
-	@scripts/debian.sh roots && packaging/root.sh $(OTHER)
+	@scripts/debian.sh roots && $(SUDO) packaging/root.sh $(OTHER)
 
 # The other generations, in roots by debootstrap that are entered in namespaces. What is tried there
 # is what depends on libvirt, QEMU, Python or systemd; the rest depends on the kernel, which is this one's.
