@@ -9,20 +9,26 @@ set -eu
 suite=$1
 shift
 here=$(cd "$(dirname "$0")/.." && pwd)
-"$here/packaging/root.sh" "$suite"
+. "$here/scripts/roots.sh"
+own "$here/packaging/root.sh" "$suite"
+lock --shared 9 "$here/build/$suite"
 work=$(mktemp -d "$here/build/fresh-$suite-XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' INT TERM
 # Not on the root's overlay: overlays that the clone makes cannot have their upper directory on one.
 git clone --quiet "file://$here" "$work/linkmgr"
 export LM_HERE="$here" LM_LOWER="$here/build/$suite" LM_WORK="$work"
-setpriv --pdeathsig KILL -- "$here/scripts/namespaces.sh" sh -eu -c '
+own "$here/scripts/namespaces.sh" sh -eu -c '
 . "$LM_HERE/scripts/root-mounts.sh"
 mount_root "$LM_LOWER" "$LM_WORK"
 use_apt
 run() {
+	set -- chroot . "$@"
+	for name in $(env | sed -n "s/^\(PIP_[A-Z0-9_]*\)=.*/\1/p"); do
+		eval "set -- \"$name=\${$name-}\" \"\$@\""
+	done
 	env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
-		TERM=dumb $(env | grep "^PIP_" || true) chroot . "$@"
+		TERM=dumb "$@"
 }
 run apt-get -qq update
 run env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = (
     "packaging/root.sh", "scripts/in-root.sh", "scripts/test-root.sh", "scripts/namespaces.sh",
     "scripts/reason.sh", "scripts/missing-packages.sh", "scripts/root-mounts.sh",
-    "scripts/debian.sh", "scripts/roots.sh", "scripts/host-root.sh", "packages.txt",
+    "scripts/debian.sh", "scripts/roots.sh", "scripts/host-root.sh", "scripts/deb-in-root.sh",
+    "scripts/fresh-machine.sh", "packages.txt",
     "requirements.lock", "pyproject.toml",
 )  # fmt: skip
 MARK = uuid.uuid4().hex  # in the environment of all that is started here
@@ -48,7 +49,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("tiny", "tiny-tests"):
         (made / "build" / name / ".complete").touch()
     shutil.copy(images() / "busybox", made / "build/tiny/bin/busybox")
-    for name in ("sh", "sleep", "setsid", "cat", "touch"):
+    for name in ("sh", "sleep", "setsid", "cat", "touch", "env"):
         (made / "build/tiny/bin" / name).symlink_to("busybox")
     return made
 
@@ -221,8 +222,7 @@ def test_a_root_in_which_something_runs_is_not_made_anew(
     start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], checkout: Path
 ) -> None:
     debootstrap("exit 1")
-    made_by = hashlib.sha256((checkout / "packaging/root.sh").read_bytes()).hexdigest()
-    (checkout / "build/tiny/.complete").write_text(made_by + "\n")
+    _is_made(checkout)
     user = start("scripts/in-root.sh", "tiny", "sh", "-c", "echo runs; sleep 600; :")
     assert user.stdout
     assert user.stdout.readline() == "runs\n"
@@ -235,6 +235,12 @@ def test_a_root_in_which_something_runs_is_not_made_anew(
     user.kill()
     assert maker.wait() == 1
     assert not (tests / ".complete").exists()
+
+
+def _is_made(checkout: Path) -> None:
+    """Let the script believe that it has made the root ``tiny``."""
+    made_by = hashlib.sha256((checkout / "packaging/root.sh").read_bytes()).hexdigest()
+    (checkout / "build/tiny/.complete").write_text(made_by + "\n")
 
 
 def test_the_layer_below_a_root_in_which_something_runs_is_not_made_anew(
@@ -256,11 +262,7 @@ def test_the_layer_below_a_root_in_which_something_runs_is_not_made_anew(
 def test_the_root_of_a_host_has_the_ones_below_it_and_ends_with_its_script(
     start: Callable[..., subprocess.Popen[str]], checkout: Path, number: signal.Signals
 ) -> None:
-    apt = checkout / "build/tiny/bin/apt-get"
-    apt.write_text(f"#!/bin/sh\nexport MARK={MARK}\nsetsid sleep 600; :\n")
-    apt.chmod(0o755)
-    (checkout / "build/tiny/etc/apt/apt.conf.d").mkdir(parents=True)
-    (checkout / "build/tiny/etc/dpkg/dpkg.cfg.d").mkdir(parents=True)
+    _has_apt(checkout, f"export MARK={MARK}; setsid sleep 600; :")
     mounts = Path("/proc/self/mounts").read_text()
     process = start("scripts/host-root.sh", "tiny")
     comes(lambda: any(_is_sleep(pid) for pid in marked()), "the installation of packages")
@@ -277,11 +279,63 @@ def test_the_root_of_a_host_has_the_ones_below_it_and_ends_with_its_script(
     assert not (checkout / "build/tiny-host/.complete").exists()
 
 
+def _has_apt(checkout: Path, lines: str) -> None:
+    """Give the root ``tiny`` an ``apt-get`` of these lines."""
+    for name in ("etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg.d", "var/log", "root"):
+        (checkout / "build/tiny" / name).mkdir(parents=True)
+    _script(checkout / "build/tiny/bin/apt-get", lines)
+
+
+def _script(path: Path, lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+
+
 def _is_sleep(pid: int) -> bool:
     try:
         return b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_fresh_machine_has_pips_settings_as_they_are_and_holds_its_root(
+    start: Callable[..., subprocess.Popen[str]], checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"PIP_TRUSTED_HOST": "a.invalid b.invalid", "PIP_CERT": "/$HOME/\"a'b"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    _is_made(checkout)
+    _has_apt(checkout, ":")
+    author = ["-c", "user.name=a", "-c", "user.email=a@a.invalid"]
+    for words in (["init", "--quiet"], [*author, "commit", "--quiet", "--allow-empty", "-m", "a"]):
+        subprocess.run(["git", "-C", str(checkout), *words], check=True)
+    user = start("scripts/fresh-machine.sh", "tiny", "sh", "-c", "env; echo runs; sleep 600; :")
+    assert user.stdout
+    said = list(iter(user.stdout.readline, "runs\n"))
+    for name, value in settings.items():
+        assert f"{name}={value}\n" in said
+    (checkout / "packaging/root.sh").write_text(
+        ROOT.joinpath("packaging/root.sh").read_text() + "#"
+    )
+    maker = start("packaging/root.sh", "tiny")
+    assert maker.stderr
+    assert "waiting until nothing runs" in maker.stderr.readline()
+
+
+def test_two_makes_at_once_download_what_a_package_needs_once(
+    start: Callable[..., subprocess.Popen[str]], checkout: Path, tmp_path: Path
+) -> None:
+    (checkout / "build/tiny-tests/python").write_text("3.11\n")
+    for name in ("requirements", "build-requirements"):
+        (checkout / f"packaging/{name}.lock").touch()
+    _script(checkout / ".venv/bin/pip", 'echo begun >>"$NOTE"; sleep 0.3')
+    _script(checkout / "packaging/install.sh", '[ -e "$WHEELS/.complete" ]')
+    _script(checkout / "packaging/deb.sh", "touch /out/linkmgr_1.deb")
+    both = [start("scripts/deb-in-root.sh", "tiny") for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0]
+    assert (tmp_path / "note").read_text() == "begun\n" * 2, "one for each list"
+    assert (checkout / "build/packages/tiny/linkmgr_1.deb").exists()
 
 
 async def test_a_full_disk_is_said_in_a_sentence(
