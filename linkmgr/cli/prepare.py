@@ -18,7 +18,7 @@ from linkmgr.untrusted import quoted
 
 if TYPE_CHECKING:
     from linkmgr.libvirt.prepare import Rewritten
-    from linkmgr.libvirt.virsh import Virsh
+    from linkmgr.libvirt.virsh import DomainFacts, Virsh
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def prepare(
     if is_file(domain):
         said, xml = _file(virsh, domain, how, define=define)
     else:
-        said, xml = _domain(virsh, domain, how, define=define or refresh)
+        said, xml, facts = _domain(virsh, domain, how, define=define or refresh)
+        saved = _saved(virsh, domain, facts, defined=said["defined"]) if refresh else None
+        said |= {"saved": saved, "notes": [*said["notes"], *([saved] if saved else [])]}
     if printed_as_json(said | ({"xml": xml.decode()} if as_xml else {})):
         return
     for each in said["notes"]:
@@ -143,10 +145,10 @@ def _file(virsh: Virsh, path: str, how: _How, *, define: bool) -> tuple[dict[str
     return _told(path, xml, made, how, notes, defined=define), made.xml
 
 
-def _domain(virsh: Virsh, name: str, how: _How, *, define: bool) -> tuple[dict[str, Any], bytes]:
-    """As `_file`, of a domain of libvirt."""
-    from linkmgr.libvirt.saved_state import refresh_saved
-
+def _domain(
+    virsh: Virsh, name: str, how: _How, *, define: bool
+) -> tuple[dict[str, Any], bytes, DomainFacts]:
+    """As `_file`, of a domain of libvirt. Its saved state stays as it is; see `_saved`."""
     notes = []
     facts = virsh.check(name, saved_too=how.refresh)
     if facts.runs:
@@ -155,13 +157,32 @@ def _domain(virsh: Virsh, name: str, how: _How, *, define: bool) -> tuple[dict[s
     if not how.undo:
         how = replace(how, models=virsh.security_models())
     made, more = _rewrite(xml, how, virsh)
-    saved = refresh_saved(virsh, name) if how.refresh and facts.saved else None
     defined = define and made.xml != xml
     if defined:  # once more, with the passwords, which are in nothing that is printed
         again, _ = _rewrite(virsh.xml(name, secrets=True), how, None)
         virsh.define(again.xml)
-    notes += [*more, *([saved] if saved else [])]
-    return _told(name, xml, made, how, notes, defined=defined) | {"saved": saved}, made.xml
+    return _told(name, xml, made, how, [*notes, *more], defined=defined), made.xml, facts
+
+
+def _saved(virsh: Virsh, name: str, facts: DomainFacts, *, defined: bool) -> str | None:
+    """Have saved state resumed by this QEMU, once the domain itself is defined; what was done.
+
+    :raise LibvirtRefused: with what became of the domain.
+    """
+    from linkmgr.errors import LibvirtRefused
+    from linkmgr.libvirt.saved_state import refresh_saved
+
+    if not facts.saved:
+        return None
+    try:
+        return refresh_saved(virsh, name)
+    except LibvirtRefused as error:
+        became = "is prepared anew" if defined else "is as it was"
+        raise LibvirtRefused(
+            f"{error.what}; the saved state of {name} stays as it was, and the domain itself "
+            f"{became}",
+            hint=error.hint,
+        ) from error
 
 
 def _refresh_all(virsh: Virsh, how: _How) -> int:
@@ -171,22 +192,22 @@ def _refresh_all(virsh: Virsh, how: _How) -> int:
 
     found: list[dict[str, Any]] = []
     for name in virsh.names():
+        one: dict[str, Any] = {"domain": name, "changed": False, "saved": None, "error": None}
         try:
-            said, _ = _domain(virsh, name, how, define=True)
+            said, _, facts = _domain(virsh, name, how, define=True)
+            one["changed"] = said["changed"]
+            one["saved"] = _saved(virsh, name, facts, defined=said["defined"])
         except LibvirtUnreachable:
             raise
         except LinkmgrError as error:
-            found.append({"domain": name, "changed": False, "saved": None, "error": str(error)})
-        else:
-            found.append(
-                {"domain": name, "changed": said["changed"], "saved": said["saved"], "error": None}
-            )
+            one["error"] = str(error)
+        found.append(one)
     failed = any(each["error"] for each in found)
     if not printed_as_json({"domains": found}):
         for each in found:
             if each["error"]:
                 note(f"{each['domain']}: {each['error']}")
-            elif each["changed"]:
+            if each["changed"]:
                 click.echo(f"{each['domain']}  prepared anew; holds from its next start on")
             if each["saved"]:
                 note(each["saved"])

@@ -34,6 +34,7 @@ _NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, bef
 _SECURITY_MODEL = re.compile(rb"<secmodel>\s*<model>([a-z0-9_-]{1,32})</model>")
 _EMULATOR = re.compile(rb"<path>([^<]{1,4096})</path>")  # the first one in it
 _QEMU_HERE = re.compile(r"^Running hypervisor: QEMU (\d+)\.(\d+)", re.MULTILINE)
+_CHANGING = ("define", "managedsave-define")  # commands that change what libvirt has stored
 _LOST = ("Disconnected from", "End of file while reading data", "client socket is closed")
 
 
@@ -197,7 +198,8 @@ class Virsh:
             self._run("define", "--validate", "--file", "/dev/stdin", xml=text)
         except LibvirtRefused as error:
             raise CannotPrepare(
-                error.what, hint="the domain is as it was; see libvirt's own log"
+                error.what,
+                hint="the domain is as it was, and saved state that it has; see libvirt's own log",
             ) from error
 
     def _names(self) -> list[str]:
@@ -223,7 +225,7 @@ class Virsh:
         except subprocess.TimeoutExpired:
             raise LibvirtUnreachable(
                 f"libvirt did not answer 'virsh {words[0]}' within {self._seconds:g} s",
-                hint="look at libvirtd; nothing was changed unless it was 'define'",
+                hint=_unanswered(words[0]),
                 sent=True,
             ) from None
         if done.returncode == 0:
@@ -239,7 +241,7 @@ class Virsh:
         if any(each in said for each in _LOST):
             raise LibvirtUnreachable(
                 f"the connection to libvirt ended before it answered 'virsh {words[0]}': {said}",
-                hint="look at libvirtd; nothing was changed unless it was 'define'",
+                hint=_unanswered(words[0]),
                 sent=True,
             )
         no_domain = "failed to get domain" in said or "Domain not found" in said
@@ -250,6 +252,13 @@ class Virsh:
                 or "see 'virsh list --all'; a file is written with a slash or ends with .xml",
             )
         raise LibvirtRefused(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")
+
+
+def _unanswered(command: str) -> str:
+    """Return what to do after a command of virsh that may have been carried out or not."""
+    if command in _CHANGING:
+        return f"look at libvirtd, and whether '{command}' was done; then try again"
+    return "look at libvirtd, then try again; nothing was changed by this"
 
 
 def validate(xml: bytes, what: str) -> bool:

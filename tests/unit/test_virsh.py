@@ -80,6 +80,13 @@ def test_a_virsh_that_hangs_is_given_up_as_one_that_may_have_done_it(
     with pytest.raises(LibvirtUnreachable, match="did not answer 'virsh define'") as raised:
         Virsh().define(b"<domain/>")
     assert raised.value.sent
+    assert "whether 'define' was done" in str(raised.value.hint)
+    with pytest.raises(LibvirtUnreachable) as raised:
+        Virsh().define_saved("web1", b"<domain/>")
+    assert "whether 'managedsave-define' was done" in str(raised.value.hint)
+    with pytest.raises(LibvirtUnreachable) as raised:
+        Virsh().xml("web1")
+    assert "nothing was changed" in str(raised.value.hint)
 
 
 def test_only_a_libvirt_that_answered_has_refused_a_definition(says: Says) -> None:
@@ -110,3 +117,63 @@ async def test_the_command_ends_with_13_where_libvirt_is_not(says: Says, tmp_pat
     done = await run(tmp_path / "none", "prepare", "web1", "--json")
     assert done.exit_code == 13, done.output
     assert json.loads(done.stdout)["error"]["code"] == "libvirt-refused"
+
+
+# --- saved state that is prepared anew ------------------------------------------------------------
+OLD = (Path(__file__).parents[1] / "data/prepared-e39dc5c.xml").read_text()
+
+
+@pytest.fixture
+def refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Let there be a virsh with one domain of an older linkmgr, saved, and a QEMU of 10.2.
+
+    One of its commands is refused; those that change something are noted in the returned file.
+    """
+    (tmp_path / "old.xml").write_text(OLD)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    changed = tmp_path / "changed"
+
+    def make(command: str) -> Path:
+        (tmp_path / "virsh").write_text(f"""#!/bin/sh
+for word; do case $word in
+    {command}) echo 'error: refused' >&2; exit 1;;
+    list) echo web1; exit;;
+    dominfo) echo 'Persistent: yes'; echo 'State: shut off'; echo 'Managed save: yes'; exit;;
+    dumpxml|managedsave-dumpxml) exec /bin/cat {tmp_path}/old.xml;;
+    domcapabilities) echo '<path>/usr/bin/qemu-system-x86_64</path>'; exit;;
+    version) echo 'Running hypervisor: QEMU 10.2.0'; exit;;
+    define|managedsave-define) echo $word >>{changed}; exit;;
+esac; done
+""")
+        (tmp_path / "virsh").chmod(0o755)
+        return changed
+
+    return make
+
+
+async def test_saved_state_is_changed_only_once_the_domain_is_defined(
+    refuses: Callable[[str], Path], tmp_path: Path
+) -> None:
+    changed = refuses("define")
+    done = await run(tmp_path / "none", "prepare", "--refresh", "--all", "--json")
+    (said,) = json.loads(done.stdout)["domains"]
+    assert (said["changed"], said["saved"], "refused" in said["error"]) == (False, None, True)
+    done = await run(tmp_path / "none", "prepare", "--refresh", "web1")
+    assert done.exit_code == 2, done.output
+    assert "the domain is as it was, and saved state that it has" in done.stderr
+    assert not changed.exists()
+
+
+async def test_saved_state_that_libvirt_refuses_does_not_hide_that_the_domain_was_defined(
+    refuses: Callable[[str], Path], tmp_path: Path
+) -> None:
+    changed = refuses("managedsave-define")
+    done = await run(tmp_path / "none", "prepare", "--refresh", "--all", "--json")
+    assert done.exit_code == 1, done.output
+    (said,) = json.loads(done.stdout)["domains"]
+    assert (said["changed"], said["saved"]) == (True, None)
+    kept = "the saved state of web1 stays as it was, and the domain itself is prepared anew"
+    assert kept in said["error"]
+    done = await run(tmp_path / "none", "prepare", "--refresh", "web1")
+    assert kept in done.stderr
+    assert changed.read_text() == "define\ndefine\n"
