@@ -67,10 +67,10 @@ def check_domain(document: Document) -> None:
         check_name("VM", domain_name(document))
     except BadName as error:
         name = domain_name(document)
-        how = f"while it is shut off: '{rename_command(name)}'" if len(name) <= _NAME_MAX else ""
+        how = f", while it is shut off: '{rename_command(name)}'" if len(name) <= _NAME_MAX else ""
         raise CannotPrepare(
             f"{error.what}, so linkmgr would never take the domain in",
-            hint=f"give it another name, {how}; {error.hint}",
+            hint=f"give it another name{how}; {error.hint}",
         ) from error
     if not nics_of(document):
         raise CannotPrepare(

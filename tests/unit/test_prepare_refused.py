@@ -146,6 +146,13 @@ def test_a_domain_that_would_never_be_taken_in_is_refused(name: str) -> None:
     assert undo(as_before).xml == PLAIN.replace(b"<name>web1</name>", other)
 
 
+def test_a_name_that_libvirt_cannot_change_by_a_command_gets_advice_that_is_a_sentence() -> None:
+    """virsh domrename takes no name that is longer than that of a file may be."""
+    with pytest.raises(CannotPrepare, match="cannot be the name of a VM") as refused:
+        prepare(PLAIN.replace(b"<name>web1</name>", f"<name>{'x' * 256}</name>".encode()))
+    assert str(refused.value.hint).startswith("give it another name; use 1 to 63 letters")
+
+
 def test_two_nics_of_one_alias_are_refused() -> None:
     nic = "<interface type='user'><alias name='ua-x'/></interface>"
     done = prepare(domain(nic)).xml

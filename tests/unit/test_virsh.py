@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from linkmgr.cli import probes
+from linkmgr.cli.probes import Verdict
 from linkmgr.errors import (
     CannotPrepare,
     LibvirtRefused,
@@ -177,3 +179,14 @@ async def test_saved_state_that_libvirt_refuses_does_not_hide_that_the_domain_wa
     done = await run(tmp_path / "none", "prepare", "--refresh", "web1")
     assert kept in done.stderr
     assert changed.read_text() == "define\ndefine\n"
+
+
+async def test_doctor_names_old_domains_also_where_no_qemu_is_installed(
+    refuses: Callable[[str], Path],
+) -> None:
+    refuses("version")
+    lines = await probes.prepared("test:///x")
+    assert [(each.name, each.verdict) for each in lines] == [
+        ("prepared domains", Verdict.MISSING), ("saved states", Verdict.MISSING)
+    ]  # fmt: skip
+    assert "prepared web1, and QEMU 10.2 and newer cannot start them" in lines[0].what

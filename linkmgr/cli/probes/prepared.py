@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from linkmgr.cli.probes.line import PATIENCE, Line, Verdict
 from linkmgr.cli.probes.programs import SYSTEM
-from linkmgr.errors import LinkmgrError, Unsupported
+from linkmgr.errors import LibvirtRefused, LinkmgrError, Unsupported
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL
@@ -44,7 +44,7 @@ def _look(virsh: Virsh) -> list[Line]:
         old = list(_those(names, lambda name: _is_outdated(virsh, name), end))
         saved = list(_those(virsh.saved(), lambda name: _has(virsh.saved_xml(name)), end))
         taken = ((name, each) for name in virsh.with_snapshots() for each in virsh.snapshots(name))
-        here = virsh.qemu_version() if old or saved else None
+        here = _qemu_version(virsh) if old or saved else None
         kept = [
             f"{name}/{each}"
             for name, each in _those(taken, lambda of: _has(virsh.snapshot_xml(*of)), end)
@@ -92,6 +92,14 @@ def _those(of: Iterable[T], right: Callable[[T], bool], end: float) -> Iterator[
                 yield each
         except LinkmgrError:
             continue
+
+
+def _qemu_version(virsh: Virsh) -> tuple[int, int] | None:
+    """The version of libvirt's QEMU; ``None`` while there is none, in an upgrade say."""
+    try:
+        return virsh.qemu_version()
+    except LibvirtRefused:
+        return None
 
 
 def _is_outdated(virsh: Virsh, name: str) -> bool:
