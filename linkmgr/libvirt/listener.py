@@ -3,14 +3,16 @@
 A prepared domain has a monitor that dials this socket, and again each second while nobody listens
 (`linkmgr.libvirt.monitor_xml`). So a guest boots and runs without the service, and is
 there by itself when the service is. What a QEMU says of itself is checked against what libvirt says
-of its process (`linkmgr.libvirt.identity`); who is no QEMU of libvirt's is hung up on, unheard.
+of its process (`linkmgr.libvirt.identity`); the connection of any other process is closed unread.
 
 Each connection has a task of its own: a guest that is slow, or says nothing, keeps nobody waiting.
 
 QEMU dials long before its main loop runs: until then it allocates its memory, which takes minutes
 if all of it is preallocated. Closing the connection in this time ends QEMU by SIGSEGV (7.2 and
 10.0), and its domain does not start. Its greeting says that the time is over, so nothing is closed
-before a first byte: not a slow QEMU's connection, and a refused one's not for some seconds.
+before its greeting: not a slow QEMU's connection, and a refused one's not for some seconds. Three
+are closed at once all the same: one of a process that has another that is kept, one beyond
+`MOST_REFUSED` or `MOST_REFUSED_OF_USER`, and a guest's third that has not greeted (`GREETING`).
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ WORDS = 5  #: different refusals of one process that are told of: it says what t
 #: Seconds for which a refused connection that has said nothing is kept: a QEMU that starts greets
 #: within them. At most so many are kept, one of each process: a stranger may be silent for ever.
 REFUSED_SECONDS, MOST_REFUSED = 5.0, 64
+#: The same of one user, so that nobody else's keep out the QEMUs that libvirt starts: it starts 20
+#: domains at once (its max_workers).
+MOST_REFUSED_OF_USER = 20
 _REMEMBERED = 1000  # processes, so that each refusal is told of once
 
 Identify = Callable[[socket.socket], Dialled]
@@ -112,7 +117,7 @@ class MonitorListener:
         self._looking = asyncio.Semaphore(LOOKING)
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
-        self._kept: set[int] = set()  # pids of refused connections that are not closed yet
+        self._kept: dict[int, int] = {}  # pid -> uid, of refused connections that are not closed
         self._calls: dict[_Process, Bucket] = {}  # of those that have called lately
         self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -233,17 +238,23 @@ class MonitorListener:
     async def _hang_up(self, sock: socket.socket) -> None:
         """Close a refused connection, at once if that cannot hurt a QEMU that starts."""
         try:
-            pid = peer_pid(sock)
-            if pid not in self._kept and len(self._kept) < MOST_REFUSED:
-                self._kept.add(pid)
+            pid, uid = peer_pid(sock), peer_uid(sock)
+            if self._may_keep(pid, uid):
+                self._kept[pid] = uid
                 try:
                     await _says_something(sock, REFUSED_SECONDS)
                 finally:
-                    self._kept.discard(pid)
+                    del self._kept[pid]
         except Stranger:
             pass  # it has ended
         finally:
             sock.close()
+
+    def _may_keep(self, pid: int, uid: int) -> bool:
+        """Whether a refused connection of a process may stay open for some seconds."""
+        of_user = sum(each == uid for each in self._kept.values())
+        full = len(self._kept) >= MOST_REFUSED or of_user >= MOST_REFUSED_OF_USER
+        return not full and pid not in self._kept
 
     async def _greeted(self, sock: socket.socket, who: Dialled) -> Monitor | None:
         """Negotiate, and compare what QEMU says of itself."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -292,6 +294,44 @@ async def test_no_more_refused_connections_are_kept_than_the_bound(
     monkeypatch.setattr(module, "MOST_REFUSED", 0)
     async with asyncio.timeout(1):
         await hung_up(await lab.connect(Stranger("no")))
+
+
+# Dials as another user from as many processes, which say nothing.
+DIAL_SILENTLY = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for _ in range(int(sys.argv[2])):
+    if not os.fork():
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(sys.argv[1])
+        sock.recv(1)
+        os._exit(0)
+while True:
+    os.wait()
+"""
+
+
+async def test_silent_processes_of_one_user_take_no_protection_from_another_users_qemu(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 30.0)
+    for folder in (lab.path.parent, *lab.path.parent.parents[:2]):
+        folder.chmod(0o755)
+    lab.path.chmod(0o666)
+    lab.known[""] = Stranger("no")  # has no address
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DIAL_SILENTLY, str(lab.path), str(module.MOST_REFUSED),
+        start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await until(lambda: lab.looked_at.count("") == module.MOST_REFUSED, timeout=20)
+        starting = await lab.connect(Stranger("no"))
+        await until(lambda: len(lab.looked_at) > module.MOST_REFUSED)
+        await asyncio.sleep(0.2)
+        assert not has_hung_up(starting)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def test_a_process_that_dials_without_end_is_looked_at_once_a_second(lab: Lab) -> None:
