@@ -181,15 +181,17 @@ HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
         (HERE, "is not complete (No module named 'linkmgr')"),
     ],
 )
+@pytest.mark.parametrize("address", ["{0}/notify", "{0}/no@tify", "@linkmgr{0}"])
 def test_an_installation_that_does_not_fit_says_what_to_do_also_to_systemd(
-    launcher: Launcher, tmp_path: Path, made_for: str, why: str
+    launcher: Launcher, tmp_path: Path, made_for: str, why: str, address: str
 ) -> None:
+    address = address.format(tmp_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
+        systemd.bind("\0" + address[1:] if address.startswith("@") else address)
         systemd.settimeout(5)
         done = subprocess.run(
             [launcher(made_for), "status"], capture_output=True, text=True, check=False,
-            env={"NOTIFY_SOCKET": str(tmp_path / "notify")},
+            env={"NOTIFY_SOCKET": address},
         )  # fmt: skip
         status = systemd.recv(4096).decode()
     assert done.returncode == Exit.INSTALLATION
