@@ -4,8 +4,8 @@
     compatibility.py [--results DIRECTORY]
 
 Takes the reports of `make test`, `make test-trixie` and `make test-sid` from build/results/, keeps
-them in tests/data/compatibility/, and writes the page from what is kept there. A report of fewer
-files than the one that is kept does not replace it.
+them in tests/data/compatibility/, and writes the page from what is kept there. A report that lacks
+a file of the one that is kept does not replace it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ INTRODUCTION = """\
 # Compatibility
 
 linkmgr is tested on three generations of Debian. The tests wrote this page (`make compatibility`,
-after `make test`, `make test-trixie` and `make test-sid`); it says what they have seen, and nothing
-else. A test that sees something that is not so on all versions notes it here.
+after `make test`, `make test-trixie` and `make test-sid`): the tables of versions, tests and
+differences come from their reports, the others from the code. A test that sees something that is
+not so on all versions notes it here.
 
-Debian 12 is tested as a whole; on the others runs what depends on QEMU, libvirt, Python or systemd.
-All ran on one kernel. sid changes each day: what it had on the day of the run is in the table.
+{scope}All ran on one kernel.
+sid changes each day: what it had on the day of the run is in the table.
 
 `linkmgr doctor` says of each version that it finds whether it is one of these. A newer one should
 work, and was not tried. Other distributions with such versions should work, too.
@@ -53,7 +54,7 @@ def page(reports: Mapping[str, Report]) -> str:
     here = [reports[name] for name in names]
     heads = [GENERATIONS[name] for name in names]
     parts = [
-        INTRODUCTION,
+        INTRODUCTION.format(scope=_scope(heads, here)),
         "## Versions\n",
         _table(["", *heads], _versions(here)),
         "## Tests\n",
@@ -65,6 +66,18 @@ def page(reports: Mapping[str, Report]) -> str:
         _refused(heads, [each["versions"]["QEMU"] for each in here]),
     ]
     return "\n".join(parts)
+
+
+def _scope(heads: Sequence[str], reports: Sequence[Report]) -> str:
+    """Say on which of them the most ran, if it is all that ran on the others and more."""
+    ran = [set(each["files"]) for each in reports]
+    for head, files in zip(heads, ran, strict=True):
+        if len(ran) > 1 and all(files > other for other in ran if other is not files):
+            return (
+                f"The most is tested on {head}: {len(files)} files. On the others runs what\n"
+                "depends on QEMU, libvirt, Python or systemd. "
+            )
+    return ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -146,7 +159,7 @@ def _refused(heads: Sequence[str], builds: Sequence[str]) -> str:
 
 
 def keep(results: Path, kept: Path, say: Callable[[str], object]) -> None:
-    """Keep new reports, unless they are of fewer files than what is kept."""
+    """Keep new reports, unless they lack a file of what is kept."""
     kept.mkdir(parents=True, exist_ok=True)
     for name in GENERATIONS:
         new, old = results / f"{name}.json", kept / f"{name}.json"

@@ -71,6 +71,17 @@ def test_a_page_says_what_ran_what_was_skipped_and_what_differs(script: ModuleTy
     assert "| a revert | works | - |" in only
 
 
+def test_a_page_says_where_the_most_ran_only_if_it_did(script: ModuleType) -> None:
+    some = made_up("1.0", "tests/unit")
+    more = made_up("1.0", "tests/unit", "tests/integration/test_story.py")
+    other = made_up("1.0", "tests/integration/test_hook.py")
+    says = "The most is tested on Debian 12: 2 files."
+    assert says in script.page({"bookworm": more, "trixie": some, "sid": some})
+    for here in (some, other):
+        assert "The most" not in script.page({"bookworm": here, "trixie": some, "sid": some})
+    assert "The most" not in script.page({"bookworm": more, "trixie": some, "sid": other})
+
+
 def test_what_is_refused_is_read_in_the_code(script: ModuleType) -> None:
     text = script.page(script.reports())
     for each in Features("", frozenset()).missing:
@@ -80,7 +91,7 @@ def test_what_is_refused_is_read_in_the_code(script: ModuleType) -> None:
     assert "| QEMU before 4.2 |" in text
 
 
-def test_a_report_of_fewer_files_does_not_replace_the_one_that_is_kept(
+def test_a_report_that_lacks_a_file_of_the_one_that_is_kept_does_not_replace_it(
     script: ModuleType, tmp_path: Path
 ) -> None:
     results, kept, said = tmp_path / "new", tmp_path / "kept", list[str]()
