@@ -124,7 +124,7 @@ trixie: setup ## Make a root of Debian 13 in which the tests run
 	@$(SUDO) scripts/test-root.sh $@
 
 .PHONY: sid
-sid: setup ## Make a root of Debian's next version
+sid: setup ## Make a root of sid in which the tests run
 	@$(SUDO) scripts/test-root.sh $@
 
 # Its argument is the suite.
@@ -137,7 +137,7 @@ test-trixie: trixie images ## Run what depends on libvirt, QEMU or Python on Deb
 	@$(call in_root,trixie)
 
 .PHONY: test-sid
-test-sid: sid images ## Run it on Debian's next version
+test-sid: sid images ## Run it on sid
 	@$(call in_root,sid)
 
 .PHONY: compatibility

@@ -1,6 +1,7 @@
 #!/bin/sh
 # corpus-source.sh [SUITE...]: the domains of libvirt's own tests, and the schema of that libvirt, from
-# the source packages of these Debians, by default bookworm, trixie and sid, in build/corpus/SUITE.
+# the source packages of these Debians, by default bookworm and trixie, in build/corpus/SUITE. sid's is
+# fetched when it is asked for, and the mirror has it.
 #
 # Nothing of the machine's apt is touched: lists, caches and sources are ones of its own. The mirror is
 # the one that the machine's apt uses for its own Debian. Does nothing where it is there already.

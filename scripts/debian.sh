@@ -3,7 +3,7 @@
 # (/etc/os-release) names it. A question with no answer here has an empty one.
 #
 #   own       the suite of this Debian, whose root the package that is built here is tried in
-#   other     the generation in whose root the marked tests run as well: on Debian 12 the next one; on
+#   other     the generation in whose root the marked tests run as well: on Debian 12 Debian 13; on
 #             later ones Debian 12, which lacks the most and, other than sid, does not change
 #   newer     the suite from which a newer QEMU than this Debian's is unpacked
 #   mirror    the mirror that apt uses for this Debian
