@@ -519,7 +519,7 @@ class Inventory(ABC):
                     await asyncio.wait({vm.looking})
 
     async def _find_new_nics(self, vm: Vm) -> None:
-        async with self._locks.held(vm.name):
+        async with self._locks.vm_lock(vm.name):
             if self._vms.get(vm.name) is not vm:  # removed meanwhile
                 return
             why: object = f"QEMU has not told of all within {LOOKING_SECONDS:g} s"
@@ -581,7 +581,7 @@ class Inventory(ABC):
     async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
         async with contextlib.AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self._locks.nic(vm.name, slot.lock))
+                await held.enter_async_context(self._locks.nic_lock(vm.name, slot.lock))
             except (BeingRemoved, Stopping) as error:
                 error.about(str(slot.ref), vm.nic(slot).describe())
                 raise

@@ -109,7 +109,7 @@ class LinkManager(Beside):
     async def _add(
         self, name: str, address: str, uid: int | None, may_use: MayUse | None
     ) -> list[Nic]:
-        async with self._locks.held(name):
+        async with self._locks.vm_lock(name):
             known = self._vms.get(name)
             if absent := self._absent.vms.get(name):
                 if absent.record.qmp != address:
@@ -209,7 +209,7 @@ class LinkManager(Beside):
                 return False
             for slot in list(vm.slots.values()):
                 # Held until the VM is forgotten: nothing can be plugged meanwhile.
-                await all_nics.enter_async_context(self._locks.taken(slot.lock))
+                await all_nics.enter_async_context(self._locks.acquired(slot.lock))
                 work = self._unplug if slot.plugged else self._look
                 await self._guarded(vm, slot, partial(work, vm, slot))
                 if slot.leftovers:

@@ -13,44 +13,50 @@ from contextlib import asynccontextmanager, contextmanager
 from linkmgr.errors import BeingRemoved, LinkmgrError, Stopping
 
 
-class Waits:
-    """Waits that can all be ended with an error."""
+class CancellableWaits:
+    """Waits that can all be cancelled with an error."""
 
     def __init__(self) -> None:
         self._refusals: list[Callable[[], LinkmgrError]] = []
-        self._waiting: dict[asyncio.Timeout, LinkmgrError | None] = {}  # and why it ended
+        self._waiting: dict[asyncio.Timeout, LinkmgrError | None] = {}  # and why it was cancelled
 
-    def end(self, refusal: Callable[[], LinkmgrError]) -> None:
-        """End all waits with this error, and from now on each one as it begins."""
-        self._refusals.append(refusal)
+    def cancel_all(self, refusal: Callable[[], LinkmgrError]) -> None:
+        """Cancel all waits with this error, and from now on each one as it begins.
+
+        Repeats freely. A wait that was cancelled before may still be cleaning up: it keeps the
+        error that it has, for a timeout that has expired cannot be set anew.
+        """
+        if refusal not in self._refusals:
+            self._refusals.append(refusal)
         now = asyncio.get_running_loop().time()
-        for each in self._waiting:
-            self._waiting[each] = refusal()
-            each.reschedule(now)
+        for timeout, error in self._waiting.items():
+            if error is None:
+                self._waiting[timeout] = refusal()
+                timeout.reschedule(now)
 
     def allow(self, refusal: Callable[[], LinkmgrError]) -> None:
-        """Take back an `end`."""
+        """Take back a `cancel_all`."""
         self._refusals.remove(refusal)
 
     @asynccontextmanager
     async def wait(self) -> AsyncIterator[None]:
-        """Make the block one of the waits: it is cancelled when they are ended.
+        """Make the block one of the waits.
 
-        :raise LinkmgrError: that of `end`.
+        :raise LinkmgrError: that of `cancel_all`.
         """
         if self._refusals:
             raise self._refusals[0]()
-        timeout, ended = asyncio.timeout(None), None
+        timeout, error = asyncio.timeout(None), None
         try:
             async with timeout:
                 self._waiting[timeout] = None
                 try:
                     yield
                 finally:
-                    ended = self._waiting.pop(timeout)
+                    error = self._waiting.pop(timeout)
         except TimeoutError:
-            if ended is not None and timeout.expired():
-                raise ended from None
+            if error is not None and timeout.expired():
+                raise error from None
             raise
 
 
@@ -59,7 +65,7 @@ class _Entry:
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.waits = Waits()
+        self.waits = CancellableWaits()
         self.users = 0
 
 
@@ -68,14 +74,14 @@ class VmLocks:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        self._all = Waits()
+        self._all = CancellableWaits()
 
     def stop(self) -> None:
-        """End all waits, for good."""
-        self._all.end(_stopping)
+        """Cancel all waits, for good. Repeats freely."""
+        self._all.cancel_all(_stopping)
 
     @asynccontextmanager
-    async def held(self, name: str) -> AsyncIterator[None]:
+    async def vm_lock(self, name: str) -> AsyncIterator[None]:
         """The VM's lock, for adding it and looking for its NICs.
 
         The block is cancelled when the VM is to be removed, and when linkmgr stops.
@@ -100,9 +106,9 @@ class VmLocks:
             )
 
         with self._used(name) as entry:
-            entry.waits.end(refusal)
             try:
-                async with self.taken(entry.lock):
+                entry.waits.cancel_all(refusal)
+                async with self.acquired(entry.lock):
                     yield
             finally:
                 entry.waits.allow(refusal)
@@ -114,11 +120,11 @@ class VmLocks:
         :raise Stopping: linkmgr stops before the lock is free.
         """
         with self._used(name) as entry:
-            async with self.taken(entry.lock):
+            async with self.acquired(entry.lock):
                 yield
 
     @asynccontextmanager
-    async def nic(self, name: str, lock: asyncio.Lock) -> AsyncIterator[None]:
+    async def nic_lock(self, name: str, lock: asyncio.Lock) -> AsyncIterator[None]:
         """The lock of one of the VM's NICs. What runs under it is never cancelled.
 
         :raise BeingRemoved, Stopping: instead of waiting on.
@@ -132,7 +138,7 @@ class VmLocks:
             lock.release()
 
     @asynccontextmanager
-    async def taken(self, lock: asyncio.Lock) -> AsyncIterator[None]:
+    async def acquired(self, lock: asyncio.Lock) -> AsyncIterator[None]:
         """A lock that the VM's removal takes. What runs under it is never cancelled.
 
         :raise Stopping: instead of waiting on.

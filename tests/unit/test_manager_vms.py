@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from linkmgr.absent import Absent
-from linkmgr.errors import Conflict, NotOnHub, UnknownNic
+from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
 from linkmgr.journal import VmRecord, started_at
 from linkmgr.manager import LinkManager
@@ -234,3 +234,27 @@ async def test_a_nic_that_went_while_the_monitor_was_away_is_looked_for(
         qemu.peers[0].hang_up()
 
     assert await lost(links, away) == ["nic-gone web1/ua-net1", "left web1/ua-net0"]
+
+
+async def test_a_close_waits_for_an_adding_that_still_cleans_up_after_the_stop(
+    qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cleaned_up = asyncio.Event(), asyncio.Event()
+
+    async def dial(self: FakeDialer, who: str, timeout: float) -> Monitor:
+        try:
+            begun.set()
+            return await asyncio.Future[Monitor]()
+        finally:
+            await asyncio.sleep(0.05)
+            cleaned_up.set()
+
+    monkeypatch.setattr(FakeDialer, "dial", dial)
+    adding = asyncio.create_task(links.add_vm("web1", "/run/web1.qmp"))
+    await begun.wait()
+    links.begin_close()
+    await asyncio.sleep(0.01)
+    await links.close()
+    assert cleaned_up.is_set()
+    with pytest.raises(Stopping):
+        await adding

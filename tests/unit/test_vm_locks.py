@@ -25,18 +25,26 @@ class Scene:
         self.go_on = asyncio.Event()
 
     async def verb(self) -> str:
-        async with self.locks.nic("web1", self.nic):
+        async with self.locks.nic_lock("web1", self.nic):
             await self.go_on.wait()
             return "done"
 
     async def adding(self) -> str:
-        async with self.locks.held("web1"):
+        async with self.locks.vm_lock("web1"):
             await self.go_on.wait()
             return "done"
 
     async def removing(self) -> str:
-        async with self.locks.removing("web1"), self.locks.taken(self.nic):
+        async with self.locks.removing("web1"), self.locks.acquired(self.nic):
             return "done"
+
+    async def adding_that_cleans_up(self) -> str:
+        async with self.locks.vm_lock("web1"):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await self.go_on.wait()
+        return "done"
 
     def start(self, *works: str) -> list[asyncio.Task[str]]:
         return [asyncio.create_task(getattr(self, each)()) for each in works]
@@ -91,6 +99,36 @@ async def test_an_adding_is_cut_off_by_a_removal_and_by_a_stop(scene: Scene) -> 
         await adding
 
 
+async def test_a_second_stop_leaves_alone_what_still_cleans_up_after_the_first(
+    scene: Scene,
+) -> None:
+    (adding,) = scene.start("adding_that_cleans_up")
+    await begun(adding)
+    for _ in range(2):
+        scene.locks.stop()
+        await begun(adding)
+    assert not adding.done(), "it may clean up to its end"
+    scene.go_on.set()
+    with pytest.raises(Stopping):
+        await adding
+
+
+async def test_two_removals_while_an_adding_cleans_up_both_get_their_turn(scene: Scene) -> None:
+    (adding,) = scene.start("adding_that_cleans_up")
+    await begun(adding)
+    removals = scene.start("removing")
+    await begun(adding)
+    removals += scene.start("removing")
+    await begun(adding)
+    assert not adding.done(), "it may clean up to its end"
+    scene.go_on.set()
+    assert await asyncio.gather(*removals) == ["done", "done"]
+    with pytest.raises(BeingRemoved):
+        await adding
+    (after,) = scene.start("adding")
+    assert await after == "done", "both removals are over"
+
+
 async def test_another_vm_and_a_look_whether_it_has_ended_end_no_wait(scene: Scene) -> None:
     first, waiting = scene.start("verb", "verb")
     async with scene.locks.removing("web2"), scene.locks.forgetting("web1"):
@@ -113,7 +151,7 @@ async def test_whoever_gives_up_waiting_leaves_the_lock_to_the_next(scene: Scene
 
 async def test_a_timeout_of_what_runs_under_the_lock_stays_a_timeout(scene: Scene) -> None:
     with pytest.raises(TimeoutError):
-        async with scene.locks.held("web1"), asyncio.timeout(0.01):
+        async with scene.locks.vm_lock("web1"), asyncio.timeout(0.01):
             await scene.go_on.wait()
 
 
@@ -122,6 +160,6 @@ async def test_a_name_that_nobody_uses_takes_no_memory(scene: Scene) -> None:
         async with scene.locks.removing(f"web{number}"), scene.locks.forgetting("other"):
             pass
     with pytest.raises(LinkmgrError):
-        async with scene.locks.held("web1"):
+        async with scene.locks.vm_lock("web1"):
             raise Stopping("a fault")
     assert not scene.locks._entries
