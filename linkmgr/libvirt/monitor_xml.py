@@ -46,13 +46,13 @@ _MODEL = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 #: What of qemu:commandline is the monitor's, in both ways to write it.
-DROPS = (
-    qemu_xml.Drop(
+ARGUMENT_REMOVALS = (
+    qemu_xml.ArgumentRemoval(
         "-mon",
         lambda value: value in (_ARGUMENTS[3], f"chardev={_BEFORE},mode=control"),
         lambda value: _chardev_of(value) in (_CHARDEV, _BEFORE),
     ),
-    qemu_xml.Drop(
+    qemu_xml.ArgumentRemoval(
         "-chardev",
         lambda value: value == _ARGUMENTS[1] or value.startswith(f"socket,id={_BEFORE},path="),
         lambda value: (
@@ -151,13 +151,15 @@ def write(
 
 
 def removals(document: Document) -> list[Edit]:
-    """Take out the channels; `DROPS` and `OVERRIDE` are the rest of a domain's monitor."""
+    """Take out the channels; the rest of a monitor is `ARGUMENT_REMOVALS` and `OVERRIDE`."""
     return [document.removal(each) for each in _channels(document)]
 
 
 def remove(document: Document) -> Document:
     """Take a domain's monitor out, whichever way it was written, and whatever is left of it."""
-    return document.edited(*removals(document), *qemu_xml.removals(document, DROPS, [OVERRIDE]))
+    return document.edited(
+        *removals(document), *qemu_xml.removals(document, ARGUMENT_REMOVALS, [OVERRIDE])
+    )
 
 
 def check_taken(document: Document) -> None:

@@ -179,13 +179,14 @@ def _undone(document: Document, aliases: Sequence[str], *, monitor: bool = False
     def is_hubs(value: str) -> bool:
         return value.startswith("hubport,id=lm-") and value.split(",", 2)[1] in ids
 
-    drops, wired = [qemu_xml.Drop("-netdev", is_hubs)], [(alias, "netdev") for alias in aliases]
+    pairs = [qemu_xml.ArgumentRemoval("-netdev", is_hubs)]
+    wired = [(alias, "netdev") for alias in aliases]
     edits = removals(document, aliases)
     if monitor:
-        drops += monitor_xml.DROPS
+        pairs += monitor_xml.ARGUMENT_REMOVALS
         wired.append(monitor_xml.OVERRIDE)
         edits += monitor_xml.removals(document)
-    edits += qemu_xml.removals(document, drops, wired)
+    edits += qemu_xml.removals(document, pairs, wired)
     records = records_of(document)
     for nic in nics_of(document):
         if nic.alias in aliases:

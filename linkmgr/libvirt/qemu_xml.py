@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from linkmgr.libvirt.domain_xml import QEMU, Document, Edit, Element, Lines, quoted
 
 ARG, DEVICE = f"{{{QEMU}}}arg", f"{{{QEMU}}}device"
+_COMMANDLINE, _OVERRIDE = f"{{{QEMU}}}commandline", f"{{{QEMU}}}override"
 FRONTEND, PROPERTY = f"{{{QEMU}}}frontend", f"{{{QEMU}}}property"
 
 
@@ -37,8 +38,8 @@ def options(value: str, *, implied: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Pairs of arguments to be removed: a word, and such a value.
+class ArgumentRemoval:
+    """Removal of pairs of arguments: a word, and such a value.
 
     What is left of a pair that was damaged goes too: such a value without its word, and a word that
     another option or nothing follows, which QEMU would refuse.
@@ -66,7 +67,7 @@ class Drop:
 
 
 def removals(
-    document: Document, drops: Iterable[Drop], overrides: Collection[tuple[str, str]]
+    document: Document, pairs: Iterable[ArgumentRemoval], overrides: Collection[tuple[str, str]]
 ) -> list[Edit]:
     """Remove arguments, each kind from what the one before has left, and overrides.
 
@@ -75,8 +76,8 @@ def removals(
     :param overrides: each by the device's alias and the property's name.
     """
     args = left = _args(document)
-    for drop in drops:
-        left = drop.left_of(left)
+    for each in pairs:
+        left = each.left_of(left)
     gone = set(args).difference(left)
     wanted = set(overrides)
     for key, found in _properties(document).items():
@@ -86,8 +87,8 @@ def removals(
         if alias in aliases:
             _take_emptied([each for each in device.children if each.name == FRONTEND], gone)
             _take_emptied([device], gone)
-    there = [document.root.find(f"{{{QEMU}}}{name}") for name in ("commandline", "override")]
-    return [edit for each in there if each for edit in document.pruning(each, gone)]
+    there = [each for each in document.root.children if each.name in (_COMMANDLINE, _OVERRIDE)]
+    return [edit for each in there for edit in document.pruning(each, gone)]
 
 
 def change_arguments(document: Document, change: Callable[[str], str]) -> Document:
@@ -163,15 +164,19 @@ def _written(prefix: str, trees: list[_Tree], depth: int = 0) -> Lines:
 
 
 def _args(document: Document) -> list[Element]:
-    element = document.root.find(f"{{{QEMU}}}commandline")
-    return [each for each in element.children if each.name == ARG] if element else []
+    """Each ``<arg>``; libvirt reads several ``<commandline>`` as one, and ``<override>`` too."""
+    return [each for each in _children(document, _COMMANDLINE) if each.name == ARG]
+
+
+def _children(document: Document, name: str) -> list[Element]:
+    there = [each for each in document.root.children if each.name == name]
+    return [child for each in there for child in each.children]
 
 
 def _devices(document: Document) -> list[tuple[str, Element]]:
     """Each ``<device>``, with its alias."""
-    element = document.root.find(f"{{{QEMU}}}override")
-    found = element.children if element else []
-    return [(each.attributes.get("alias", ""), each) for each in found if each.name == DEVICE]
+    found = [each for each in _children(document, _OVERRIDE) if each.name == DEVICE]
+    return [(each.attributes.get("alias", ""), each) for each in found]
 
 
 def _properties(document: Document) -> dict[tuple[str, str], list[Element]]:

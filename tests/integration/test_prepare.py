@@ -17,6 +17,9 @@ import pytest
 
 from linkmgr.cli import probes
 from linkmgr.cli.probes import Verdict
+from linkmgr.libvirt import qemu_xml
+from linkmgr.libvirt.domain_xml import QEMU, Document
+from linkmgr.libvirt.monitor_xml import OVERRIDE
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import CommandFailed, execute, until
 from linkmgr.wirings.args import hub_number
@@ -304,6 +307,50 @@ async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
     (line,) = await probes.prepared(libvirtd.uri)
     assert (line.name, line.verdict) == ("snapshots", Verdict.MISSING)
     assert line.what == "QEMU 10.2 and newer cannot go back to the snapshots web1/then"
+
+
+def _device(*inside: str) -> str:
+    return f"<qemu:device alias='ua-lmqmp'>{''.join(inside)}</qemu:device>"
+
+
+def _frontend(*inside: str) -> str:
+    return f"<qemu:frontend>{''.join(inside)}</qemu:frontend>"
+
+
+def _override(*inside: str) -> str:
+    return f"<qemu:override xmlns:qemu='{QEMU}'>{''.join(inside)}</qemu:override>"
+
+
+@pytest.mark.newer_debian
+async def test_of_several_overrides_of_one_property_linkmgr_believes_what_libvirt_obeys(
+    libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    a, b = (f"<qemu:property name='chardev' type='string' value='{each}'/>" for each in "ab")
+    remove = "<qemu:property name='chardev' type='remove'/>"
+    written = {
+        _override(_device(_frontend(a, b))): "b",
+        _override(_device(_frontend(a), _frontend(b))): "b",
+        _override(_device(_frontend(a)), _device(_frontend(b))): "b",
+        _override(_device(_frontend(a))) + _override(_device(_frontend(b))): "b",
+        _override(_device(_frontend(a, remove))): "",
+        _override(_device(_frontend(remove, a))): "a",
+        _override(_device(_frontend(a.replace("string", "unsigned").replace("'a'", "'7'")))): "7",
+        _override(_device(a)): None,
+        _override(_device(_frontend(a))).replace(":override", ":deviceoverride"): None,
+    }
+    done = await prepare(
+        libvirtd, "-", "--xml", xml=tiny_domain(libvirtd, "web1", ["<interface type='user'/>"])
+    )
+    path = tmp_path / "web1.xml"
+    for text, value in written.items():
+        xml = re.sub(r"<qemu:override.*</qemu:override>", text, done.stdout, flags=re.DOTALL)
+        assert text in xml
+        path.write_text(xml)
+        argv = await libvirtd.virsh("domxml-to-native", "qemu-argv", "--xml", str(path))
+        (port,) = re.findall(r"\{[^{}]*\"id\":\"ua-lmqmp\"[^{}]*\}", argv)
+        obeyed = json.loads(port).get("chardev", "")
+        assert obeyed == {None: "charua-lmqmp", "7": 7}.get(value, value)
+        assert qemu_xml.override(Document(xml.encode()), *OVERRIDE) == value, text
 
 
 async def test_the_socket_stays_roots_while_two_guests_dial_it(libvirtd: Libvirtd) -> None:
