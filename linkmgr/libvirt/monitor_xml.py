@@ -184,6 +184,27 @@ def check_taken(document: Document) -> None:
             ).about(domain_name(document))
 
 
+def check_own_chardev(document: Document, *, prepared: bool) -> None:
+    """Refuse a domain that has a chardev of its own with the id of linkmgr's.
+
+    Beside linkmgr's QEMU would not start with it, and an undo would remove it.
+
+    :param prepared: whether a NIC is: what is left of a monitor is linkmgr's then, in the form of
+        today, which has such a chardev.
+    :raise CannotPrepare: there is one.
+    """
+    form = find(document).form
+    if form is not Form.COMMANDLINE and (prepared or form is not Form.NONE):
+        return
+    for word, value in pairwise(qemu_xml.arguments(document)):
+        if word == "-chardev" and qemu_xml.options(value, implied="backend").get("id") == _NULL:
+            raise CannotPrepare(
+                f"the domain's qemu:commandline has a chardev {_NULL!r} of its own, and "
+                "linkmgr's is called so",
+                hint="give it another id there, and in what uses it",
+            ).about(domain_name(document))
+
+
 @dataclass(frozen=True)
 class Leak:
     """What of a domain's devices would let its guest speak to the service.
@@ -255,6 +276,12 @@ def with_reconnect_ms(document: Document) -> Document:
     Not what `write` makes: saved memory needs the devices that it was saved with.
     """
     return qemu_xml.change_arguments(document, _in_milliseconds)
+
+
+def is_there(document: Document) -> bool:
+    """Whether anything is there that surely is a monitor of linkmgr's, or was one."""
+    mons = _mons(list(pairwise(["", *qemu_xml.arguments(document)])))
+    return bool(mons) or find(document).form is not Form.NONE
 
 
 def has_monitor(document: Document) -> bool:

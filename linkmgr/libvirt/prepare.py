@@ -87,7 +87,9 @@ def refresh(
     records = records_of(document)
     there = [each.index for each in nics_of(document) if each.alias in records]
     if not there:  # a monitor that was left behind is of no use, and may be of harm
-        return Rewritten(monitor_xml.remove(document).source, ())
+        if monitor_xml.is_there(document):
+            document = monitor_xml.remove(document)
+        return Rewritten(document.source, ())
     check_domain(document)
     _check_names(document)
     return _prepared(document, there, monitor, models)
@@ -116,6 +118,8 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
     for alias in [each for each in aliases if each in there]:
         record = check_record(original(document, records[alias]), there[alias], trusting=trusting)
         notes.append(restored(there[alias], record))
+    if aliases:
+        monitor_xml.check_own_chardev(document, prepared=True)
     document = _undone(document, aliases, monitor=records.keys() == set(aliases))
     return Rewritten(document.source, tuple(aliases), tuple(notes))
 
@@ -128,6 +132,7 @@ def _prepared(
     models: Collection[str] | None,
 ) -> Rewritten:
     before, records = _Wiring(document), records_of(document)
+    monitor_xml.check_own_chardev(document, prepared=bool(records))
     nics = nics_of(document)
     done = {i for i in indices if nics[i].alias in records and before.is_complete(nics[i])}
     document = _undone(

@@ -342,6 +342,33 @@ def test_the_domains_own_monitors_and_channels_stay_when_ours_is_mended() -> Non
     assert undo(done).xml == xml
 
 
+def with_chardev(value: str) -> str:
+    return (f"<qemu:commandline {QEMU}><qemu:arg value='-chardev'/><qemu:arg value='{value}'/>"
+            "</qemu:commandline>")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["null,id=lm-null", "file,path=/log,id=lm-null"])
+def test_a_chardev_of_ones_own_with_the_id_of_linkmgrs_is_refused_and_never_removed(
+    value: str,
+) -> None:
+    xml = domain("<interface type='user'/>", more=with_chardev(value))
+    with pytest.raises(CannotPrepare, match="a chardev 'lm-null' of its own") as refused:
+        prepare(xml)
+    assert "another id" in str(refused.value.hint)
+    assert undo(xml).xml == refresh(xml).xml == xml
+
+
+def test_a_chardev_of_ones_own_in_what_an_older_linkmgr_prepared_is_never_removed() -> None:
+    old = (OLD / "plain.xml").read_bytes()
+    ours = re.search(rb"<qemu:arg value='-chardev'/>", old)
+    assert ours is not None
+    own = b"<qemu:arg value='-chardev'/><qemu:arg value='file,path=/log,id=lm-null'/>"
+    xml = old[: ours.start()] + own + old[ours.start() :]
+    for rewrite in (prepare, refresh, undo):
+        with pytest.raises(CannotPrepare, match="a chardev 'lm-null' of its own"):
+            rewrite(xml)
+
+
 OLD = Path(__file__).parent / "data/prepared_before"  # what linkmgr wrote before the channel
 
 
