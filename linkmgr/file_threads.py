@@ -27,6 +27,10 @@ _PLACE_S = 0.01  # between two looks whether there is a place
 T = TypeVar("T")
 
 
+class NoFreeThread(TimeoutError):
+    """A call was not begun in time, for as many others as may be are under way."""
+
+
 class FileThreads:
     """Runs calls that may never return."""
 
@@ -46,7 +50,8 @@ class FileThreads:
 
         :param timeout: seconds, those included that it waits for a place.
         :param discard: takes what the call returns when nobody waits for it any more.
-        :raise TimeoutError: it has not returned in time, or found no place.
+        :raise NoFreeThread: it found no place in time.
+        :raise TimeoutError: it has not returned in time.
         """
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
@@ -74,17 +79,30 @@ class FileThreads:
                 for each in made:
                     discard(each)
 
-        async with asyncio.timeout(timeout):
-            while not self._takes_place(uid):  # noqa: ASYNC110 - threads know no event of asyncio
-                await asyncio.sleep(_PLACE_S)
-            # The process must not wait for it at its end.
-            thread = threading.Thread(target=work, name=f"file of uid {uid}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                self._count(uid, -1)
-                raise OSError(f"no thread can be made: {error}") from error
-            return await result
+        begun = False
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._takes_place(uid):  # noqa: ASYNC110 - no thread sets an asyncio.Event
+                    await asyncio.sleep(_PLACE_S)
+                begun = True
+                # The process must not wait for it at its end.
+                thread = threading.Thread(target=work, name=f"file of uid {uid}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._count(uid, -1)
+                    raise OSError(f"no thread can be made: {error}") from error
+                try:
+                    return await result
+                except asyncio.CancelledError:
+                    # It may have come in the same turn of the loop.
+                    if result.done() and not result.cancelled() and result.exception() is None:
+                        discard(result.result())
+                    raise
+        except TimeoutError as error:
+            if begun:
+                raise
+            raise NoFreeThread(f"no thread for files of uid {uid} within {timeout:g} s") from error
 
     def _takes_place(self, uid: int) -> bool:
         masters = {0, os.geteuid()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from linkmgr.file_threads import OF_MASTERS, OF_OTHERS, PER_USER, FileThreads
+from linkmgr.file_threads import OF_MASTERS, OF_OTHERS, PER_USER, FileThreads, NoFreeThread
 
 SHORT = 0.1
 SOON = 5.0
@@ -36,7 +37,7 @@ async def test_a_user_whose_calls_hang_has_few_threads_and_others_are_served(
     assert threading.active_count() == before + PER_USER
     for uid in (1002, 0):
         assert await threads.run(uid, lambda: "here", timeout=SOON) == "here"
-    with pytest.raises(TimeoutError):
+    with pytest.raises(NoFreeThread, match="no thread for files of uid 1001 within 0.1 s"):
         await threads.run(1001, lambda: "here", timeout=SHORT)
     stuck.set()
     assert await threads.run(1001, lambda: "here", timeout=SOON) == "here", "they have returned"
@@ -70,6 +71,35 @@ async def test_what_comes_too_late_or_to_nobody_is_discarded(stuck: threading.Ev
     stuck.set()
     async with asyncio.timeout(SOON):
         assert [await late.get(), await late.get()] == ["made", "made"]
+
+
+async def test_what_comes_in_the_very_turn_of_the_cancellation_is_discarded() -> None:
+    threads, made = FileThreads(), threading.Event()
+    discarded: list[str] = []
+
+    def make() -> str:
+        made.set()
+        return "made"
+
+    call = asyncio.create_task(threads.run(0, make, timeout=SOON, discard=discarded.append))
+    await asyncio.sleep(0)
+    made.wait(SOON)
+    while threads._running:  # the thread delivers next; the loop has no turn meanwhile
+        time.sleep(0.001)  # noqa: ASYNC251
+    time.sleep(0.01)  # noqa: ASYNC251
+    asyncio.get_running_loop().call_soon(call.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert discarded == ["made"]
+
+
+async def test_a_timeout_of_the_call_itself_is_the_callers() -> None:
+    def fail() -> None:
+        raise TimeoutError("the server of NFS")
+
+    with pytest.raises(TimeoutError, match="the server of NFS") as raised:
+        await FileThreads().run(0, fail, timeout=SOON)
+    assert not isinstance(raised.value, NoFreeThread)
 
 
 async def test_an_error_of_the_call_is_the_callers() -> None:
