@@ -14,8 +14,6 @@ import errno
 import logging
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
-from linkmgr.file_threads import in_file_thread
+from linkmgr.file_threads import NoFreeThread, in_file_thread
 from linkmgr.qmp.admission import listener_of
 from linkmgr.qmp.budget import TURN, Budget, EventLimit, FloodError
 from linkmgr.qmp.events import MonitorEvent
@@ -48,6 +46,9 @@ from linkmgr.untrusted import printable
 
 #: Seconds between two attempts at something that the kernel cannot take right now.
 RETRY_INTERVAL = 0.01
+#: Seconds between two attempts to connect to a monitor whose backlog is full. Each takes a thread:
+#: 200 such monitors cost 2,000 threads a second, which take 0.2 s of CPU time.
+BACKLOG_INTERVAL = 0.1
 #: Seconds that `Connection.close` waits for its own tasks; local work only, so never reached.
 CLOSE_LIMIT = 2.0
 #: Bytes of a message that are worth a line in a debug log.
@@ -414,26 +415,33 @@ async def dial(
     :param uid: of the user who named the path; ``None`` for this process's own.
     :raise MonitorUnreachable: no socket, nobody listens, no permission, no place in time.
     """
-    given_up = threading.Event()
-    try:
-        return await in_file_thread(
-            os.geteuid() if uid is None else uid,
-            partial(_connected, path, time.monotonic() + timeout, given_up),
-            timeout=timeout + RETRY_INTERVAL,
-            discard=lambda made: made[0].close(),
-        )
-    except (OSError, ValueError) as err:  # TimeoutError is an OSError
-        raise _no_dial(err, path, who, timeout) from err
-    finally:
-        given_up.set()
+    now = asyncio.get_running_loop().time
+    deadline = now() + timeout
+    owner = os.geteuid() if uid is None else uid
+    full: BlockingIOError | None = None
+    while True:
+        try:
+            return await in_file_thread(
+                owner,
+                partial(_connected, path),
+                timeout=max(deadline - now(), RETRY_INTERVAL),
+                discard=lambda made: made[0].close(),
+            )
+        except BlockingIOError as err:
+            full = err
+        except (OSError, ValueError) as err:  # TimeoutError is an OSError
+            if full is None or not isinstance(err, TimeoutError):
+                raise _no_dial(err, path, who, timeout) from err
+        if now() >= deadline:
+            raise _no_dial(full, path, who, timeout) from full
+        # Not in the thread: its user has few, and other monitors that may be free.
+        await asyncio.sleep(min(BACKLOG_INTERVAL, max(deadline - now(), 0)))
 
 
-def _connected(
-    path: str | Path, deadline: float, given_up: threading.Event
-) -> tuple[socket.socket, MonitorFile | None]:
-    """Connect as `dial`. Waits.
+def _connected(path: str | Path) -> tuple[socket.socket, MonitorFile | None]:
+    """Try once to connect as `dial`. Waits for the file system.
 
-    :raise BlockingIOError: the backlog was full until the deadline.
+    :raise BlockingIOError: the backlog is full.
     """
     file = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -443,19 +451,27 @@ def _connected(
             found = MonitorFile(seen.st_uid, seen.st_dev, seen.st_ino)
         sock = UnixSocket.make()
         try:
-            while True:
-                try:
-                    sock.connect(os.fspath(place if found else path))
-                except BlockingIOError:
-                    if time.monotonic() > deadline or given_up.wait(RETRY_INTERVAL):
-                        raise
-                else:
-                    return sock, found
+            sock.connect(os.fspath(place if found else path))
         except BaseException:
             sock.close()
             raise
+        return sock, found
     finally:
         os.close(file)
+
+
+def no_file_in_time(err: TimeoutError, what: str, timeout: float) -> MonitorUnreachable:
+    """Make the error for a monitor whose file could not be looked at in time."""
+    if isinstance(err, NoFreeThread):
+        return MonitorUnreachable(
+            f"{what} was not looked at within {timeout:g} s: its user, or all users but root "
+            "together, have as many files as may be at once on file systems that do not answer",
+            hint="see whether their servers run (NFS, FUSE), and try again",
+        )
+    return MonitorUnreachable(
+        f"the file system of {what} has not answered within {timeout:g} s",
+        hint="see whether its server runs (NFS, FUSE), or have the socket elsewhere",
+    )
 
 
 def _no_dial(
@@ -465,10 +481,7 @@ def _no_dial(
     start = "look whether the guest runs, and has -qmp unix:PATH,server=on,wait=off or the like"
     match err:
         case TimeoutError():
-            return MonitorUnreachable(
-                f"the file system of the monitor {named} has not answered within {timeout:g} s",
-                hint="see whether its server runs (NFS, FUSE), or have the socket elsewhere",
-            )
+            return no_file_in_time(err, f"the monitor {named}", timeout)
         case BlockingIOError():
             return MonitorUnreachable(
                 f"the monitor {named} took no connection within {timeout:g} s: others wait for it",

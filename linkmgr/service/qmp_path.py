@@ -14,9 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from linkmgr.errors import BadRequest, Forbidden, MonitorUnreachable
+from linkmgr.errors import BadRequest, Forbidden
 from linkmgr.file_threads import in_file_thread
 from linkmgr.model import Transport
+from linkmgr.qmp.connection import no_file_in_time
 from linkmgr.qmp.dialer import transport_of
 
 #: Seconds for the look at a path.
@@ -68,12 +69,8 @@ async def allowed_in_time(
     """
     try:
         return await in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
-    except TimeoutError:
-        raise MonitorUnreachable(
-            f"the file system of {ascii(str(asked))[1:-1][:200]} has not answered within "
-            f"{LOOK_S:g} s",
-            hint="see whether its server runs (NFS, FUSE), or have the socket elsewhere",
-        ) from None
+    except TimeoutError as error:
+        raise no_file_in_time(error, ascii(str(asked))[1:-1][:200], LOOK_S) from None
 
 
 def absolute(text: str) -> Path:

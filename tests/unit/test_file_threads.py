@@ -37,7 +37,7 @@ async def test_a_user_whose_calls_hang_has_few_threads_and_others_are_served(
     assert threading.active_count() == before + PER_USER
     for uid in (1002, 0):
         assert await threads.run(uid, lambda: "here", timeout=SOON) == "here"
-    with pytest.raises(NoFreeThread, match="no thread for files of uid 1001 within 0.1 s"):
+    with pytest.raises(NoFreeThread, match="no thread for files of uid 1001"):
         await threads.run(1001, lambda: "here", timeout=SHORT)
     stuck.set()
     assert await threads.run(1001, lambda: "here", timeout=SOON) == "here", "they have returned"

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from linkmgr.errors import MonitorUnreachable
+from linkmgr.file_threads import PER_USER, in_file_thread
 from linkmgr.qmp import Monitor
+from linkmgr.qmp.connection import dial
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.qemu import Qemu
 from tests.unit.qmp_peer import GREETING, Peer, nothing_left_behind
@@ -130,6 +133,37 @@ async def test_a_place_in_the_backlog_is_waited_for(tmp_path: Path) -> None:
             async with await connecting as monitor:
                 assert monitor.name == str(tmp_path / "qmp")
             await peer.close()
+
+
+async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        for name in [*(f"busy{number}" for number in range(PER_USER + 1)), "free"]:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(tmp_path / name))
+            listener.listen(0)
+            if name != "free":
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / name))
+        busy = [
+            asyncio.create_task(dial(tmp_path / f"busy{number}", "of a VM", 1, uid=4711))
+            for number in range(PER_USER + 1)
+        ]
+        await asyncio.sleep(0.1)
+        sock, _ = await dial(tmp_path / "free", "of VM web6", 0.5, uid=4711)
+        sock.close()
+        for error in await asyncio.gather(*busy, return_exceptions=True):
+            assert isinstance(error, MonitorUnreachable)
+            assert "took no connection within 1 s" in error.what
+
+
+async def test_a_user_without_a_free_thread_reads_so(tmp_path: Path) -> None:
+    stuck = threading.Event()
+    calls = [in_file_thread(4712, stuck.wait, timeout=0.05) for _ in range(PER_USER)]
+    await asyncio.gather(*calls, return_exceptions=True)
+    try:
+        with pytest.raises(MonitorUnreachable, match=r"was not looked at within 0\.05 s: its user"):
+            await dial(tmp_path / "qmp", "of VM web1", 0.05, uid=4712)
+    finally:
+        stuck.set()
 
 
 async def test_no_answer_to_the_negotiation() -> None:
