@@ -196,7 +196,11 @@ class Service:
             try:
                 # In a thread: the file may be on a disk that is slow or away.
                 read = partial(reload_config, self._path, self.core.config)
-                await self.core.use(await asyncio.to_thread(read))
+                config = await asyncio.to_thread(read)
+                cut = await asyncio.to_thread(looks_cut_off, self._path)
+                if cut is not None:
+                    log.warning("%s", cut)
+                await self.core.use(config)
                 log.info("the configuration %s is in force", self._path)
             except BadConfig as error:
                 log.error("the configuration in force stays: %s", error)  # noqa: TRY400

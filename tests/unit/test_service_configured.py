@@ -324,10 +324,11 @@ async def test_sighup_reads_the_configuration_again(
 
         await until(done, timeout=5, what=told)
 
-    await reload(
-        "[networks.red]\ndriver = 'bridge'\noptions = { bridge = 'br3' }\n[limits]\nevents = 7\n",
-        "is in force",
-    )
+    red = "[networks.red]\ndriver = 'bridge'\noptions = { bridge = 'br3' }\n[limits]\nevents = "
+    await reload(f"{red}77", "is in force")
+    assert "may have been cut off" in caplog.text
+    await reload(f"{red}7\n", "is in force")
+    assert "may have been cut off" not in caplog.text
     assert bridges(lab.links) == {"red": "br3"}
     assert lab.core.limits().events == 7
     await reload("[limits]\nevents = 9\nevnts = 1\n", "the configuration in force stays")
