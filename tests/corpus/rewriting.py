@@ -18,6 +18,7 @@ CPU_MS = 50.0  #: that a document may take, to be prepared or undone
 _LONGEST = 600  # characters of a refusal
 _NIC = "<interface type='user'/>"
 _QUOTED, _NUMBER = re.compile(r"'[^']*'"), re.compile(r"[0-9]+")
+_ENOUGH = CPU_MS / 2  # so few that once will do
 _TRIES = 3  # what else runs on the machine costs caches, too
 
 T = TypeVar("T")
@@ -83,17 +84,14 @@ def _hold(holds: bool, otherwise: str) -> None:
         raise Wrong(otherwise)
 
 
-def measured(work: Callable[[], T], enough: float = CPU_MS / 2) -> tuple[T, float]:
-    """What came of it, and the milliseconds of CPU: the least of some times.
-
-    :param enough: so few that once will do.
-    """
+def measured(work: Callable[[], T]) -> tuple[T, float]:
+    """What came of it, and the milliseconds of CPU: the least of some times."""
     least = float("inf")
     for _ in range(_TRIES):
         begun = time.thread_time()
         made = work()
         least = min(least, 1000 * (time.thread_time() - begun))
-        if least < enough:
+        if least < _ENOUGH:
             break
     return made, least
 
