@@ -338,6 +338,29 @@ def test_two_makes_at_once_download_what_a_package_needs_once(
     assert (checkout / "build/packages/tiny/linkmgr_1.deb").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "todo"),
+    [
+        ("E: No such script: /usr/share/debootstrap/scripts/lm-suite",
+         "use bookworm, trixie or sid, or a debootstrap that knows this suite"),
+        ("E: Release signed by unknown key (key id 6ED0E7B82643E131)",
+         "apt update, then apt install debian-archive-keyring"),
+        ("E: Unable to correct problems, you have held broken packages.",
+         "these packages do not fit each other today, as happens in sid: try again another day"),
+    ],
+)  # fmt: skip
+def test_a_root_that_cannot_be_made_says_what_to_do(
+    start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None],
+    checkout: Path, line: str, todo: str,
+) -> None:  # fmt: skip
+    debootstrap(f"echo '{line}'; exit 1")
+    process = start("packaging/root.sh", "lm-suite")
+    _, said = process.communicate(timeout=20)
+    log = checkout / "build/lm-suite.log"
+    reason = f"{line.removeprefix('E: ')}; to do: {todo}"
+    assert said == f"lm-suite: making the root failed: {reason}; all that was said is in {log}\n"
+
+
 async def test_a_full_disk_is_said_in_a_sentence(
     start: Callable[..., subprocess.Popen[str]], debootstrap: Callable[[str], None], tmp_path: Path
 ) -> None:
