@@ -22,6 +22,7 @@ from linkmgr.errors import (
     NetworkInUse,
     PortInUse,
     StateError,
+    Stopping,
 )
 from linkmgr.events import EventKind
 from linkmgr.journal import VmJournal, VmRecord
@@ -207,21 +208,44 @@ class LinkManager(Beside):
             vm = self._vms.get(name)
             if vm is None:
                 return False
+            await self._unplug_all(vm, all_nics)
+            del self._vms[name]
+            await vm.close()
+        self._board.tell(EventKind.VM_REMOVED, name)
+        return True
+
+    async def _unplug_all(self, vm: Vm, all_nics: contextlib.AsyncExitStack) -> None:
+        """Unplug a VM's NICs and drop its document.
+
+        :param all_nics: gets the locks of all NICs: nothing can be plugged until it is closed.
+        :raise LinkmgrError: it names the NICs that were unplugged before it.
+        """
+        unplugged: list[str] = []
+        try:
             for slot in list(vm.slots.values()):
-                # Held until the VM is forgotten: nothing can be plugged meanwhile.
                 await all_nics.enter_async_context(self._locks.acquired(slot.lock))
                 work = self._unplug if slot.plugged else self._look
-                await self._guarded(vm, slot, partial(work, vm, slot))
+                outcome = await self._guarded(vm, slot, partial(work, vm, slot))
+                if outcome.changed:
+                    unplugged.append(str(slot.ref))
                 if slot.leftovers:
                     raise MonitorError(
                         "what its cable held cannot be freed yet",
                         hint="look at the log, and remove the VM again when QEMU answers",
                     ).about(str(slot.ref), vm.nic(slot).describe())
             await vm.journal.drop()
-            del self._vms[name]
-            await vm.close()
-        self._board.tell(EventKind.VM_REMOVED, name)
-        return True
+        except LinkmgrError as error:
+            if not unplugged:
+                raise
+            verb = "are" if len(unplugged) > 1 else "is"
+            done = f"{', '.join(unplugged)} {verb} unplugged, and VM {vm.name} is still known"
+            if isinstance(error, Stopping):
+                raise Stopping(
+                    f"linkmgr is stopping before all NICs were unplugged: {done}",
+                    hint="remove it again when linkmgr has started",
+                ) from None
+            error.what = f"{error.what} ({done})"
+            raise
 
     async def forget_ended(self, name: str) -> bool:
         """Forget a VM whose QEMU has ended; false if it has not, or is there anew, or not known.

@@ -14,11 +14,13 @@ from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
 from linkmgr.journal import VmRecord, started_at
 from linkmgr.manager import LinkManager
-from linkmgr.model import NicState, Transport
+from linkmgr.model import NicState, Outcome, Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.budget import EVENTS_BURST
 from linkmgr.qmp.dialer import transport_of
 from linkmgr.qmp.features import Features
+from linkmgr.swap import Slot
+from linkmgr.vm import Vm
 from tests.unit.qmp_peer import Peer, Received, Refusal, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]  # a fixture
@@ -258,3 +260,49 @@ async def test_a_close_waits_for_an_adding_that_still_cleans_up_after_the_stop(
     assert cleaned_up.is_set()
     with pytest.raises(Stopping):
         await adding
+
+
+async def test_a_removal_that_a_stop_ends_says_which_nics_are_unplugged(
+    qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu.shown = HUB + SECOND
+    await links.add_vm("web1", "/run/web1.qmp")
+    first, second = links._vms["web1"].slots.values()
+
+    async def unplug(self: LinkManager, vm: Vm, slot: Slot) -> Outcome:
+        return Outcome(vm.nic(slot), changed=slot is first)
+
+    monkeypatch.setattr(LinkManager, "_look", unplug)
+    async with second.lock:
+        removing = asyncio.create_task(links.remove_vm("web1"))
+        await asyncio.sleep(0.05)
+        assert first.lock.locked()
+        links.begin_close()
+        with pytest.raises(Stopping) as raised:
+            await removing
+    assert raised.value.what == (
+        "linkmgr is stopping before all NICs were unplugged: "
+        "web1/ua-net0 is unplugged, and VM web1 is still known"
+    )
+    assert raised.value.hint == "remove it again when linkmgr has started"
+    assert [vm.name for vm in links.seen()[0]] == ["web1"]
+
+
+async def test_a_removal_that_fails_on_the_way_says_which_nics_are_unplugged(
+    qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu.shown = HUB + SECOND
+    await links.add_vm("web1", "/run/web1.qmp")
+    first, second = links._vms["web1"].slots.values()
+
+    async def unplug(self: LinkManager, vm: Vm, slot: Slot) -> Outcome:
+        if slot is second:
+            raise UnknownNic("it went", hint="look again")
+        return Outcome(vm.nic(slot), changed=True)
+
+    monkeypatch.setattr(LinkManager, "_look", unplug)
+    with pytest.raises(UnknownNic) as raised:
+        await links.remove_vm("web1")
+    assert "it went (web1/ua-net0 is unplugged, and VM web1 is still known)" in str(raised.value)
+    assert raised.value.nic == str(second.ref)
+    assert not first.lock.locked()
