@@ -32,6 +32,7 @@ from linkmgr.filtered import filtered
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
+from linkmgr.host.threads import finished
 from linkmgr.inspection import Inspection
 from linkmgr.journal import Journal, VmJournal
 from linkmgr.log_limit import LogLimit
@@ -550,7 +551,14 @@ class Inventory(ABC):
         return [slot for vm in self._vms.values() for slot in vm.slots.values()]
 
     async def _leave(self, vm: Vm) -> None:
-        """Let go of a VM; free what it held if it has ended."""
+        """Disconnect from a VM; free what it held if it has ended.
+
+        Cancelling the caller does not cut it off: a VM that is closed and not buried would keep
+        its devices, as no event comes of it any more.
+        """
+        await finished(self._start(self._disconnect(vm)))
+
+    async def _disconnect(self, vm: Vm) -> None:
         ended = not vm.qemu.alive or await vm.qemu.has_died()
         await vm.close()
         if ended:

@@ -1,4 +1,4 @@
-"""Blocking calls from asyncio, so that none is abandoned half-way."""
+"""Blocking calls, and tasks, that asyncio does not abandon half-way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def to_the_end(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs)
 
     A thread cannot be cancelled. If the caller left before its end, nobody would own what it made.
     """
-    return await _ended(asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs)), None)
+    return await finished(asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs)))
 
 
 async def made_in_thread(make: Callable[[], R], discard: Callable[[R], object]) -> R:
@@ -23,11 +23,16 @@ async def made_in_thread(make: Callable[[], R], discard: Callable[[R], object]) 
     return await _ended(asyncio.ensure_future(asyncio.to_thread(make)), discard)
 
 
+async def finished(work: asyncio.Future[R]) -> R:
+    """Wait for a task to its end, also when cancelled; then the cancellation goes on."""
+    return await _ended(work, None)
+
+
 async def _ended(work: asyncio.Future[R], discard: Callable[[R], object] | None) -> R:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        # A second cancellation does not hurry it either: these calls take milliseconds.
+        # A second cancellation does not hurry it either: it ends by itself, and soon.
         while not work.done():
             try:
                 await asyncio.wait([work])

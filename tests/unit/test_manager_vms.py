@@ -306,3 +306,26 @@ async def test_a_removal_that_fails_on_the_way_says_which_nics_are_unplugged(
     assert "it went (web1/ua-net0 is unplugged, and VM web1 is still known)" in str(raised.value)
     assert raised.value.nic == str(second.ref)
     assert not first.lock.locked()
+
+
+async def test_a_vm_that_has_ended_is_let_go_to_the_end_though_its_adding_is_cancelled(
+    links: LinkManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await links.add_vm("web1", "/run/web1.qmp")
+    known = links._vms["web1"]
+    closing, close = asyncio.Event(), Vm.close
+
+    async def close_slowly(self: Vm) -> None:
+        closing.set()
+        await asyncio.sleep(0.05)
+        await close(self)
+
+    monkeypatch.setattr(Vm, "close", close_slowly)
+    known.qemu._dead.set()
+    adding = asyncio.create_task(links.add_vm("web1", "/run/web1.qmp"))
+    await closing.wait()
+    links.begin_close()
+    with pytest.raises(Stopping):
+        await adding
+    assert known.burial is not None
+    assert known.burial.done()
