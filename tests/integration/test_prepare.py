@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -438,7 +438,7 @@ async def test_a_transient_domain_and_one_that_is_not_there_are_refused(
 
 
 async def test_a_nic_of_a_network_that_passes_devices_through_is_refused(
-    libvirtd: Libvirtd,
+    libvirtd: Libvirtd, differs: Callable[[str, str], None]
 ) -> None:
     network = """<network><name>vfs</name>
         <forward mode='hostdev' managed='yes'><pf dev='eth9'/></forward></network>"""
@@ -452,6 +452,9 @@ async def test_a_nic_of_a_network_that_passes_devices_through_is_refused(
     assert f"web1/{MAC}: the NIC's network vfs passes a device of the host through" in (
         refused.stderr
     )
+    (driver,) = Path("/usr/lib").glob("*/libvirt/connection-driver/libvirt_driver_network.so")
+    owner = await execute(["dpkg", "-S", str(driver)])
+    differs("package with libvirt's driver of networks", owner.output.partition(":")[0])
 
 
 async def test_passwords_survive_and_are_not_shown(libvirtd: Libvirtd) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from linkmgr import LinkState, NicState
@@ -9,6 +11,10 @@ from linkmgr.testing import Guest
 from tests.integration.lab import Lab
 
 NIC = "web1/net0"
+PORT = (
+    4  #: the first queue of virtio-serial that is a later port's: what its guest fills with pages
+)
+MOST_ENTRIES = 1024  #: for which the test guest's memory suffices (linkmgr.testing.guest.MEMORY_MB)
 
 
 async def reaches(guest: Guest, network: int) -> tuple[bool, bool]:
@@ -65,3 +71,18 @@ async def test_a_guest_boots_unplugged_is_plugged_swapped_and_unplugged(
     assert await guest.ifindex("eth0") == ifindex
     assert await guest.pci_address("eth0") == pci
     assert await guest.uevent_seqnum() == uevents
+
+
+async def test_the_queue_of_a_port_has_no_more_entries_than_the_guest_has_memory_for(
+    lab: Lab, differs: Callable[[str, str], None]
+) -> None:
+    guest = await lab.guest()
+    (path,) = [
+        each["path"]
+        for each in await guest.qmp("x-query-virtio")
+        if each["name"] in ("virtio-serial", "virtio-console")
+    ]
+    queue = await guest.qmp("x-query-virtio-queue-status", path=path, queue=PORT)
+    entries = queue["vring-num"]
+    assert 0 < entries <= MOST_ENTRIES
+    differs("queue of a guest's virtio-serial port", f"{entries} entries, a page of memory each")
