@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import os
-import stat
-from functools import partial
 from pathlib import Path
 
-from linkmgr.file_threads import FileThreads
 from linkmgr.host.links import Link
 from linkmgr.host.macvtap import device_number
+from linkmgr.host.statx import device_of_node
+from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused
 
-#: Seconds for the look at what all processes have open; it takes some ms.
-LOOK_S = 5.0
-SILENT = f"a process whose open files could not be looked at within {LOOK_S:g} s"
 UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
-
-_looks = FileThreads()  # of its own: a look that never ends takes no place of a monitor
 
 
 async def held_by(link: Link) -> list[str]:
-    """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``.
-
-    A process whose files cannot be looked at in time, such as one with a file open on a file
-    system that does not answer, may have it too.
-    """
-    try:
-        return await _looks.run(os.geteuid(), partial(_held_by, link), timeout=LOOK_S)
-    except TimeoutError:
-        return [SILENT]
+    """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``."""
+    return await to_the_end(_held_by, link)
 
 
 def _held_by(link: Link) -> list[str]:
-    """As `held_by`; waits for the files that processes have open.
+    """As `held_by`. Asks no file system that may not answer, only /proc and the kernel's memory.
 
     Takes some ms. This process does not count. Without the right to look at all others, and
     with nobody found, `UNSEEN` stands for them. For a tap the kernel tells in /proc/PID/fdinfo, for
@@ -64,8 +51,7 @@ def _held_by(link: Link) -> list[str]:
 def _is_of(process: Path, fd: str, link: Link, number: int | None) -> bool:
     try:
         if number is not None:
-            found = (process / "fd" / fd).stat()
-            return stat.S_ISCHR(found.st_mode) and found.st_rdev == number
+            return device_of_node(process / "fd" / fd) == number
         if (process / "fd" / fd).readlink() != Path("/dev/net/tun"):
             return False
         return f"iff:\t{link.name}\n" in (process / "fdinfo" / fd).read_text()
