@@ -112,12 +112,22 @@ async def test_the_first_caller_starts_the_service(machine: Machine) -> None:
 
 
 async def test_a_caller_during_a_restart_waits_and_is_answered(machine: Machine) -> None:
-    first = await ask(machine, "os.getpid()")
-    _, answer = await asyncio.gather(
-        machine.run("systemctl restart linkmgr"), ask(machine, "os.getpid()")
+    slow = "/run/systemd/system/linkmgr.service.d/slow.conf"
+    await machine.run(
+        f"mkdir -p {slow.rpartition('/')[0]}"
+        f" && printf '[Service]\\nExecStartPre=/bin/sleep 2\\n' > {slow}"
+        " && systemctl daemon-reload"
     )
+    first = await ask(machine, "os.getpid()")
+
+    async def starts() -> bool:
+        return await machine.property("linkmgr", "ActiveState") == "activating"
+
+    await machine.run("systemctl --no-block restart linkmgr")
+    await until(starts, timeout=10, what="the old process has ended, the new one is not there")
+    answer = await ask(machine, "os.getpid()")
     assert answer.isdecimal()
-    assert await ask(machine, "os.getpid()") != first
+    assert answer != first
 
 
 async def test_a_taps_fd_survives_kill_9_restart_and_kill_9_again(machine: Machine) -> None:
