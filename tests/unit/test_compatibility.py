@@ -49,6 +49,11 @@ def test_the_page_is_what_the_kept_reports_make_of_it(script: ModuleType) -> Non
     )
 
 
+def test_the_kept_reports_are_of_whole_runs(script: ModuleType) -> None:
+    for name, each in script.reports().items():
+        assert len(each["files"]) >= script.WHOLE_RUN, f"{name}: a part of the tests only"
+
+
 def test_the_doctor_goes_by_the_versions_that_were_tested(script: ModuleType) -> None:
     ran = script.reports()
     assert list(ran) == ["bookworm", "trixie", "sid"]
