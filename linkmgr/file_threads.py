@@ -9,7 +9,6 @@ would soon all be held.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections import Counter
@@ -119,9 +118,8 @@ class FileThreads:
     def _count(self, uid: int, number: int) -> None:
         with self._lock:
             self._running[uid] += number
-            with contextlib.suppress(KeyError):
-                if not self._running[uid]:
-                    del self._running[uid]
+            if not self._running[uid]:
+                del self._running[uid]
 
 
 _THREADS = FileThreads()

@@ -14,6 +14,9 @@ from linkmgr.host.trouble import Refused
 UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
 
 
+_TUN = os.makedev(10, 200)  # MISC_MAJOR and TUN_MINOR of Linux: the node of all taps
+
+
 async def held_by(link: Link) -> list[str]:
     """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``."""
     return await to_the_end(_held_by, link)
@@ -23,17 +26,15 @@ def _held_by(link: Link) -> list[str]:
     """As `held_by`. Asks no file system that may not answer, only /proc and the kernel's memory.
 
     Takes some ms. This process does not count. Without the right to look at all others, and
-    with nobody found, `UNSEEN` stands for them. For a tap the kernel tells in /proc/PID/fdinfo, for
-    a macvtap by the number of its node.
+    with nobody found, `UNSEEN` stands for them. A node is known by its number: its path may be any.
+    All taps have one number; /proc/PID/fdinfo tells which is behind a descriptor.
     """
     if link.kind not in {"tun", "macvtap"}:
         return []
-    number = None
-    if link.kind == "macvtap":
-        try:
-            number = device_number(link.name, link.index)
-        except Refused:  # gone meanwhile
-            return []
+    try:
+        number = _TUN if link.kind == "tun" else device_number(link.name, link.index)
+    except Refused:  # gone meanwhile
+        return []
     holders, unseen = [], False
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or process.name == str(os.getpid()):
@@ -48,12 +49,12 @@ def _held_by(link: Link) -> list[str]:
     return sorted(holders) or [UNSEEN] * unseen
 
 
-def _is_of(process: Path, fd: str, link: Link, number: int | None) -> bool:
+def _is_of(process: Path, fd: str, link: Link, number: int) -> bool:
     try:
-        if number is not None:
-            return device_of_node(process / "fd" / fd) == number
-        if (process / "fd" / fd).readlink() != Path("/dev/net/tun"):
+        if device_of_node(process / "fd" / fd) != number:
             return False
+        if number != _TUN:
+            return True
         return f"iff:\t{link.name}\n" in (process / "fdinfo" / fd).read_text()
     except OSError:
         return False
