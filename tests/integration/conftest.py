@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import re
+import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,8 @@ import pytest
 
 from linkmgr.testing import enter_sandbox
 from tests.integration.lab import Lab, make_lab
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 def pytest_configure() -> None:
@@ -86,6 +89,14 @@ async def no_task_is_left_behind() -> AsyncIterator[None]:
 def a_monitor_that_was_cut_is_dialled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut connections count as lasting ones: tests cut them at every command, QEMUs never do."""
     monkeypatch.setattr("linkmgr.qmp.qemu.LASTING_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """The package of ``make deb``, built now for this machine's Python."""
+    subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "deb"], check=True)
+    (found,) = (CHECKOUT / "build").glob("linkmgr_*.deb")
+    return found
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ EVERYTHING = (
 )
 
 
-@pytest.fixture(scope="module")
-def package() -> Path:
-    """The package of ``make deb``, built now."""
-    subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "deb"], check=True)
-    (found,) = (CHECKOUT / "build").glob("linkmgr_*.deb")
-    return found
-
-
 @pytest.fixture
 async def machine(tmp_path: Path, package: Path) -> AsyncIterator[Machine]:
     """A machine that has only the package file."""

@@ -32,14 +32,6 @@ def installed() -> Path:
     return CHECKOUT / "build" / "install"
 
 
-@pytest.fixture(scope="module")
-def package() -> Path:
-    """The package of ``make deb``, for this machine's Python."""
-    subprocess.run(["make", "--silent", "-C", str(CHECKOUT), "deb"], check=True)
-    (found,) = (CHECKOUT / "build").glob("linkmgr_*.deb")
-    return found
-
-
 @pytest.fixture
 async def machine(tmp_path: Path, installed: Path) -> AsyncIterator[Machine]:
     """The other Debian, with what was installed for this one."""
