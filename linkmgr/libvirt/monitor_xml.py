@@ -38,6 +38,8 @@ _NULL = "lm-null"
 OVERRIDE = (_ALIAS, "chardev")  #: the alias and the property of the port in the guest
 _ARGUMENTS = ("-chardev", f"null,id={_NULL}", "-mon", f"chardev={_CHARDEV},mode=control")
 _BEFORE = "lm-qmp"  # the chardev's id in qemu:commandline, as it was once
+#: The backends of a chardev with linkmgr's id. With another backend it is the domain's own.
+_BACKENDS = {_NULL: ("null",), _BEFORE: ("socket", "null")}
 _SECONDS = "1"  # from one call to the next
 _RECONNECT = re.compile(r",reconnect=(\d{1,9})(?=,|\Z)")  # in whole seconds, of -chardev
 _DAC = "dac"
@@ -55,9 +57,7 @@ ARGUMENT_REMOVALS = (
     qemu_xml.ArgumentRemoval(
         "-chardev",
         lambda value: value == _ARGUMENTS[1] or value.startswith(f"socket,id={_BEFORE},path="),
-        lambda value: (
-            _is_before(value) or qemu_xml.options(value, implied="backend").get("id") == _NULL
-        ),
+        lambda value: _is_before(value) or _is_chardev(value, _NULL),
     ),
 )
 
@@ -185,7 +185,7 @@ def check_taken(document: Document) -> None:
 
 
 def check_own_chardev(document: Document, *, prepared: bool) -> None:
-    """Refuse a domain that has a chardev of its own with the id of linkmgr's.
+    """Refuse a domain that has a chardev of its own with an id of linkmgr's.
 
     Beside linkmgr's QEMU would not start with it, and an undo would remove it.
 
@@ -194,12 +194,14 @@ def check_own_chardev(document: Document, *, prepared: bool) -> None:
     :raise CannotPrepare: there is one.
     """
     form = find(document).form
-    if form is not Form.COMMANDLINE and (prepared or form is not Form.NONE):
-        return
+    ours = form is not Form.COMMANDLINE and (prepared or form is not Form.NONE)
     for word, value in pairwise(qemu_xml.arguments(document)):
-        if word == "-chardev" and qemu_xml.options(value, implied="backend").get("id") == _NULL:
+        name = qemu_xml.options(value, implied="backend").get("id", "")
+        if word != "-chardev" or name not in _BACKENDS:
+            continue
+        if not _is_chardev(value, name) or (name == _NULL and not ours):
             raise CannotPrepare(
-                f"the domain's qemu:commandline has a chardev {_NULL!r} of its own, and "
+                f"the domain's qemu:commandline has a chardev {name!r} of its own, and "
                 "linkmgr's is called so",
                 hint="give it another id there, and in what uses it",
             ).about(domain_name(document))
@@ -387,8 +389,13 @@ def _in_milliseconds(value: str) -> str:
 
 def _is_before(value: str) -> bool:
     """Whether a value of ``-chardev`` or ``-mon`` is of the monitor as it was written once."""
-    chardev = qemu_xml.options(value, implied="backend").get("id") == _BEFORE
-    return chardev or _chardev_of(value) == _BEFORE
+    return _is_chardev(value, _BEFORE) or _chardev_of(value) == _BEFORE
+
+
+def _is_chardev(value: str, name: str) -> bool:
+    """Whether a value of ``-chardev`` makes linkmgr's of that id."""
+    chardev = qemu_xml.options(value, implied="backend")
+    return chardev.get("id") == name and chardev.get("backend") in _BACKENDS[name]
 
 
 def _checked(path: Path) -> str:

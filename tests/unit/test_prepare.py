@@ -307,7 +307,7 @@ def test_what_libvirt_adds_to_the_channel_is_no_damage() -> None:
         ("<alias name='ua-lmqmp'/>", ""),
         ("<qemu:arg value='null,id=lm-null'/>", ""),
         ("<qemu:arg value='-chardev'/>", ""),
-        ("value='null,id=lm-null'", "value='ringbuf,id=lm-null'"),
+        ("value='null,id=lm-null'", "value='null,id=lm-null,logfile=/log'"),
         (f"<qemu:arg value='{MON}'/>", ""),
         (f"'{MON}'", "'chardev=charua-lmqmp,mode=readline'"),
         (f"'{MON}'", "'charua-lmqmp'"),
@@ -367,6 +367,38 @@ def test_a_chardev_of_ones_own_in_what_an_older_linkmgr_prepared_is_never_remove
     for rewrite in (prepare, refresh, undo):
         with pytest.raises(CannotPrepare, match="a chardev 'lm-null' of its own"):
             rewrite(xml)
+
+
+@pytest.mark.parametrize("damage", ["", "null,id=lm-null", MON, "ua-lmqmp"])
+@pytest.mark.parametrize("value", ["file,path=/log,id=lm-null", "ringbuf,id=lm-null"])
+def test_a_chardev_of_ones_own_beside_a_monitor_of_linkmgrs_is_never_removed(
+    value: str, damage: str
+) -> None:
+    """Whether linkmgr's is whole, lost its own chardev, or anything else."""
+    own = f"<qemu:arg value='-chardev'/><qemu:arg value='{value}'/>"
+    made = re.sub(b"(?=<qemu:arg )", own.encode(), prepare(PLAIN).xml, count=1)
+    assert own.encode() in made
+    xml = re.sub(rf"<qemu:arg value='{damage}'/>|<alias name='{damage}'/>".encode(), b"", made)
+    assert (xml == made) == (damage == "")
+    for rewrite in (prepare, refresh, undo):
+        with pytest.raises(CannotPrepare, match="a chardev 'lm-null' of its own"):
+            rewrite(xml)
+
+
+def test_a_chardev_of_ones_own_beside_a_monitor_that_was_left_behind_stays() -> None:
+    own = "<qemu:arg value='-chardev'/><qemu:arg value='file,path=/log,id=lm-null'/>"
+    mon = f"<qemu:arg value='-mon'/><qemu:arg value='{MON}'/>"
+    xml = "<qemu:commandline {}>{}</qemu:commandline>"
+    both = domain("<interface type='user'/>", more=xml.format(QEMU, own + mon))
+    alone = domain("<interface type='user'/>", more=xml.format(QEMU, own))
+    assert refresh(both).xml == alone
+
+
+def test_a_chardev_of_ones_own_with_the_id_of_an_older_linkmgrs_is_never_removed() -> None:
+    xml = domain("<interface type='user'/>", more=with_chardev("file,path=/log,id=lm-qmp"))
+    with pytest.raises(CannotPrepare, match="a chardev 'lm-qmp' of its own"):
+        prepare(xml)
+    assert undo(xml).xml == refresh(xml).xml == xml
 
 
 OLD = Path(__file__).parent / "data/prepared_before"  # what linkmgr wrote before the channel
