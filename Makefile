@@ -49,6 +49,8 @@ lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 		--no-header -c requirements.lock -o packaging/requirements.lock pyproject.toml
 	echo hatchling | uv pip compile --quiet --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header -c requirements.lock -o packaging/build-requirements.lock -
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header -c requirements.lock --group graph -o scripts/graph-requirements.lock
 
 # What goes into an installation: everything but the compiled remains of a run.
 PRODUCT := $(shell find linkmgr packaging hooks -type f -not -path '*/__pycache__/*') \
@@ -205,6 +207,15 @@ lint: setup ## Check style, types and the direction of imports
 format: setup ## Format the code
 	$(VENV)/bin/ruff check --quiet --fix .
 	$(VENV)/bin/ruff format --quiet .
+
+# What draws is installed for this target alone, so that no test runs with it.
+$(BUILD)/graph.stamp: scripts/graph-requirements.lock | $(VENV)/stamp
+	@$(VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: graph
+graph: setup $(BUILD)/graph.stamp ## Draw the imports between rooms; count rooms, arrows and lines
+	@$(PY) -m scripts.graph --svg $(BUILD)/graph.svg
 
 .PHONY: bench
 bench: setup images ## Measure; exits 1 when a budget is missed
