@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from linkmgr.errors import LinkmgrError, UnknownNetwork, UnknownVm
+from linkmgr.errors import BadMetadata, LibvirtRefused, LinkmgrError, UnknownNetwork, UnknownVm
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
@@ -34,7 +34,10 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
             side = asking.side
             view = await side.domain(name)
             if view.name == name:  # and was not asked for by its uuid
-                return await _of(view, side)
+                try:
+                    return await _of(view, side)
+                except (BadMetadata, LibvirtRefused) as unreadable:
+                    return _unreadable(view, unreadable)
     except (LinkmgrError, TimeoutError):
         pass
     if said := meant(name, [each.name for each in known if each.record]):
@@ -104,6 +107,21 @@ async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:
         return UnknownVm(what, hint=again)
     what = f"domain {name} was never prepared, so its cables cannot change"
     return UnknownVm(what, hint=f"{prepare}, then {again}")
+
+
+def _unreadable(view: DomainView, error: BadMetadata | LibvirtRefused) -> UnknownVm:
+    """Say of a domain that its XML is the reason; libvirt refuses one that is too long for it.
+
+    :raise LibvirtRefused: the domain has gone.
+    """
+    if isinstance(error, LibvirtRefused) and error.no_domain:
+        raise error
+    why = error.what.replace(view.uuid, view.name)
+    edit = shell_command("virsh edit", view.name)
+    return UnknownVm(
+        f"domain {view.name} is {view.state}, and its XML cannot be read: {why}",
+        hint=error.hint or f"look at it with '{edit}'",
+    )
 
 
 async def _prepared(view: DomainView, side: LibvirtSide, *, live: bool) -> bool:

@@ -266,6 +266,23 @@ async def test_a_verb_on_a_guest_that_is_no_vm_says_what_its_domain_lacks(lab: L
         assert "linkmgr prepare --xml FILE.xml" in await said()
 
 
+@pytest.mark.parametrize("active", [False, True])
+async def test_a_verb_on_a_guest_whose_xml_cannot_be_read_says_so(lab: Lab, active: bool) -> None:
+    """Not to add it: no VM of its name could be."""
+    large = domain_xml(f"<x xmlns='{'u' * 1000}'/>")
+    lab.libvirt.live = lab.libvirt.stored = large
+    lab.libvirt.active = active
+    async with lab.care() as care:
+        with pytest.raises(UnknownVm) as raised:
+            await care.verbs.plug(NET0, "blue")
+    state = "running" if active else "shut off"
+    assert str(raised.value) == (
+        f"domain web1 is {state}, and its XML cannot be read: the XML has a namespace longer than "
+        "512 characters. To do: no domain needs as much: look what has grown, its <metadata> or "
+        "its NICs"
+    )
+
+
 async def test_a_vm_that_nobody_knows_is_told_as_ever_when_libvirt_cannot_say_more(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
