@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr import Client
+from linkmgr.libvirt.connection import CONFIG_DIR
 from linkmgr.testing.process import Result, execute
 from tests.integration.faulty_service import command
 from tests.integration.lab import Lab
@@ -74,7 +75,9 @@ async def test_made_up_requests_of_root_find_no_fault(tmp_path: Path, lab: Lab) 
         total = sum(answered.values(), Counter[str]())
         assert total.keys() >= {"200", "400", "404"}
         done = {route for route, statuses in answered.items() if statuses["200"]}
-        assert answered.keys() - done == {"GET /v1/operations/{id}"}, "some never succeed"
+        # Whether libvirt, which does not run here, is installed, so that it is missed.
+        missed = {"GET /v1/domains"} if CONFIG_DIR.exists() else set()
+        assert answered.keys() - done == {"GET /v1/operations/{id}"} | missed, "some never succeed"
         await cleared(host)
         assert "Traceback" not in host.said()
 
