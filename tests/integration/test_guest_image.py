@@ -209,7 +209,7 @@ async def test_the_qemu_of_the_tests_loads_no_module_of_another(qemu: str) -> No
 @pytest.mark.next_qemu
 async def test_a_qemu_that_does_not_start_says_why(tmp_path: Path) -> None:
     guest = Guest("g", nic_args=["-device", "no-such-nic"], workdir=tmp_path)
-    with pytest.raises(GuestGone, match=r"status 1.*no-such-nic"):
+    with pytest.raises(GuestGone, match=r"(?s)status 1.*no-such-nic"):
         await guest.start()
     missing = Guest("m", nic_args=nic(), workdir=tmp_path, qemu="/no/such/qemu")
     with pytest.raises(GuestGone, match="/no/such/qemu"):
