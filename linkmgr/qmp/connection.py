@@ -49,7 +49,7 @@ RETRY_INTERVAL = 0.01
 #: Seconds between two attempts to connect to a monitor whose backlog is full. Each takes a thread:
 #: 200 such monitors cost 2,000 threads a second, which take 0.2 s of CPU time.
 BACKLOG_INTERVAL = 0.1
-#: Seconds that `Connection.close` waits for its own tasks; local work only, so never reached.
+#: Seconds that `QmpTransport.close` waits for its own tasks; local work only, so never reached.
 CLOSE_LIMIT = 2.0
 #: Bytes of a message that are worth a line in a debug log.
 _LOGGED = 500
@@ -211,7 +211,7 @@ class SendBusyError(Exception):
     """The kernel cannot take a descriptor right now; nothing was sent, try again."""
 
 
-class Connection:
+class QmpTransport:
     """A negotiated QMP session that owns its socket, its tasks and its ending.
 
     :param sock: connected, owned from here on.

@@ -29,8 +29,8 @@ from linkmgr.qmp.admission import Admission, listener_of
 from linkmgr.qmp.connection import (
     CLOSE_LIMIT,
     RETRY_INTERVAL,
-    Connection,
     MonitorFile,
+    QmpTransport,
     SendBusyError,
     dial,
 )
@@ -80,7 +80,7 @@ class Monitor:
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
         self.timeout = timeout  #: seconds, for calls that do not say
-        self._connection: Session
+        self._session: Session
         self.file: MonitorFile | None = None  #: that was connected to, if there was one
         self._hub = EventHub()
         self._lock = asyncio.Lock()
@@ -147,7 +147,7 @@ class Monitor:
         cls, sock: socket.socket, name: str, timeout: float, deadline: float
     ) -> Monitor:
         def make(on_event: Callable[[MonitorEvent], None], on_gone: Callable[[], None]) -> Session:
-            return Connection(sock, name, on_event, on_gone)
+            return QmpTransport(sock, name, on_event, on_gone)
 
         return await cls._open(make, name, timeout, deadline)
 
@@ -156,7 +156,7 @@ class Monitor:
         monitor = cls(name, timeout)
         session = make(monitor._hub.tell, monitor._hub.end)
         await session.open(timeout, deadline)
-        monitor._connection = session
+        monitor._session = session
         return monitor
 
     @property
@@ -165,16 +165,16 @@ class Monitor:
 
         For a socket that QEMU inherited as a listener it is the process that made the socket.
         """
-        return self._connection.pid
+        return self._session.pid
 
     @property
     def gone(self) -> bool:
         """Whether the connection has ended, by whichever side."""
-        return self._connection.gone
+        return self._session.gone
 
     async def wait_gone(self) -> None:
         """Wait until the connection has ended."""
-        await self._connection.wait_gone()
+        await self._session.wait_gone()
 
     def events(self, limit: int = DEFAULT_LIMIT) -> EventStream:
         """Subscribe: an async iterator of `MonitorEvent`, to be used as a context if left early.
@@ -233,7 +233,7 @@ class Monitor:
         async def work(call: _Call) -> list[object | CommandFailed]:
             self._about_to_send(call)
             answers: list[Any] = await asyncio.gather(
-                *(self._connection.ask(each.name, each.arguments) for each in checked),
+                *(self._session.ask(each.name, each.arguments) for each in checked),
                 return_exceptions=True,
             )
             gone = [each for each in answers if isinstance(each, MonitorGone)]
@@ -267,7 +267,7 @@ class Monitor:
         async def work(call: _Call) -> None:
             self._about_to_send(call)
             with contextlib.suppress(CommandFailed):  # a refusal is an answer, too
-                await self._connection.ask("query-status", {})
+                await self._session.ask("query-status", {})
 
         await self._call(_Call("query-status"), work, math.inf)
 
@@ -277,7 +277,7 @@ class Monitor:
         Calls under way fail with `MonitorGone`. Does not undo: QEMU still executes what it was
         sent.
         """
-        await self._connection.close()
+        await self._session.close()
         while self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
             if late:  # pragma: no cover - all of them wait for the connection only
@@ -310,7 +310,7 @@ class Monitor:
             raise self._late(call, limit, "others wait for their answers") from None
         if self.gone:
             self._lock.release()
-            raise self._connection.gone_error(call.what, sent=False)
+            raise self._session.gone_error(call.what, sent=False)
 
         async def to_the_end() -> T:
             try:
@@ -318,7 +318,7 @@ class Monitor:
             except MonitorGone as err:
                 await self.wait_gone()  # only then is the reason known and everything freed
                 sent = err.sent and call.sent
-                raise self._connection.gone_error(call.what, sent=sent) from None
+                raise self._session.gone_error(call.what, sent=sent) from None
 
         task = loop.create_task(to_the_end(), name=f"monitor {self.name}: {call.what}")
         self._tasks.add(task)
@@ -349,16 +349,16 @@ class Monitor:
                 await self._send_fd(call, name, fd)
                 given.append(name)
                 # No check for the caller here: a descriptor without its getfd would stay in QEMU.
-                await self._connection.ask("getfd", {"fdname": name})
+                await self._session.ask("getfd", {"fdname": name})
             self._about_to_send(call)
-            return await self._connection.ask(command.name, command.arguments)
+            return await self._session.ask(command.name, command.arguments)
         except MonitorGone:
             raise
         except Exception:
             for name in given:
                 # Not found is usual: most commands take the descriptor also when they fail.
                 with contextlib.suppress(MonitorError):
-                    await self._connection.ask("closefd", {"fdname": name})
+                    await self._session.ask("closefd", {"fdname": name})
             raise
 
     async def _send_fd(self, call: _Call, name: str, fd: int) -> None:
@@ -367,7 +367,7 @@ class Monitor:
             if not call.wanted:
                 raise _CallerLeftError
             try:
-                return self._connection.send_fd(name, fd)
+                return self._session.send_fd(name, fd)
             except SendBusyError:
                 await asyncio.sleep(RETRY_INTERVAL)
 
@@ -375,7 +375,7 @@ class Monitor:
         """Pass the point of no return; nothing may be awaited between it and the command."""
         if not call.wanted:
             raise _CallerLeftError
-        self._connection.check(call.what)
+        self._session.check(call.what)
         call.sent = True
 
     def _late(self, call: _Call, limit: float, why: str) -> MonitorTimeout:

@@ -22,7 +22,7 @@ from linkmgr.host import Host, macvtap
 from linkmgr.host.rtnl import Change, Rtnl
 from linkmgr.host.trouble import Refused
 from linkmgr.qmp import Command, Monitor
-from linkmgr.qmp.connection import Connection
+from linkmgr.qmp.connection import QmpTransport
 from linkmgr.swap import Step
 from tests.integration.forks import fork_each
 
@@ -36,9 +36,9 @@ STAY = 0  #: how it ends when there was no such place
 def kill_after(answers: int, note: Path) -> None:
     """Kill this process after so many answers of QEMU."""
     left = answers
-    ask = Connection.ask
+    ask = QmpTransport.ask
 
-    async def counted(self: Connection, name: str, arguments: Mapping[str, object]) -> Any:
+    async def counted(self: QmpTransport, name: str, arguments: Mapping[str, object]) -> Any:
         nonlocal left
         try:
             return await ask(self, name, arguments)
@@ -59,7 +59,7 @@ def kill_after(answers: int, note: Path) -> None:
                 answers.append(error)
         return answers
 
-    Connection.ask = counted  # type: ignore[method-assign]
+    QmpTransport.ask = counted  # type: ignore[method-assign]
     Monitor.batch = one_by_one  # type: ignore[method-assign]
 
 

@@ -54,7 +54,7 @@ class Calls:
         shaking = asyncio.create_task(peer.handshake())
         monitor = await Monitor.over(sock, name="web1")
         await shaking
-        monitor._connection.pid = self.pid if pid is None else pid
+        monitor._session.pid = self.pid if pid is None else pid
         peer.serve(lambda command: [] if command.name.startswith("query-qmp") else None)
         self._coming.put_nowait(monitor)
         return peer

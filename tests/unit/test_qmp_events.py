@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from linkmgr.qmp import Monitor, MonitorEvent
-from linkmgr.qmp.connection import Connection
+from linkmgr.qmp.connection import QmpTransport
 from tests.unit.qmp_peer import connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -125,8 +125,8 @@ async def test_no_event_is_kept_for_nobody() -> None:
         for _ in range(10):
             peer.event("STOP")
         await settle(monitor)
-        assert isinstance(monitor._connection, Connection)
-        listener = monitor._connection._client.events
+        assert isinstance(monitor._session, QmpTransport)
+        listener = monitor._session._client.events
         assert listener.empty()
         assert listener.history == ()
 

@@ -217,7 +217,7 @@ async def test_what_holds_for_one_executable_does_not_hold_for_another(
         for _, peer in peers[:2]:
             peer.serve(script)
         await probe(peers[0][0])
-        monkeypatch.setattr(peers[1][0]._connection, "pid", child.pid)
+        monkeypatch.setattr(peers[1][0]._session, "pid", child.pid)
         await probe(peers[1][0])
         assert schemas_asked(peers) == 2, "both claim the same version"
     finally:
@@ -230,7 +230,7 @@ async def test_an_executable_that_cannot_be_told_is_asked_each_time(
 ) -> None:
     for monitor, peer in peers[:2]:
         peer.serve(script)
-        monkeypatch.setattr(monitor._connection, "pid", None)
+        monkeypatch.setattr(monitor._session, "pid", None)
         await probe(monitor)
     assert schemas_asked(peers) == 2
 

@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorTimeout
 from linkmgr.qmp import Command, Monitor
-from linkmgr.qmp.connection import Connection
+from linkmgr.qmp.connection import QmpTransport
 from tests.unit.qmp_peer import (
     Peer,
     Received,
@@ -26,8 +26,8 @@ __all__ = ["nothing_left_behind"]
 
 
 def _socket_of(monitor: Monitor) -> socket.socket:
-    assert isinstance(monitor._connection, Connection)
-    return monitor._connection._sock
+    assert isinstance(monitor._session, QmpTransport)
+    return monitor._session._sock
 
 
 async def test_a_command_returns_what_qemu_returns() -> None:
@@ -104,8 +104,8 @@ async def test_a_batch_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) 
     """Each write wakes a QEMU that sleeps, and that takes longer than a command."""
     async with connected() as (monitor, peer):
         peer.serve()
-        assert isinstance(monitor._connection, Connection)
-        writer = monitor._connection._client._writer
+        assert isinstance(monitor._session, QmpTransport)
+        writer = monitor._session._client._writer
         assert writer is not None
         written: list[bytes] = []
         write = writer.write
