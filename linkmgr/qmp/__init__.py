@@ -4,7 +4,7 @@ Read `monitor` first; `connection` is where ``qemu.qmp`` ends, `network` and `fe
 QEMU's answers into data.
 """
 
-from linkmgr.qmp.events import EventStream, MonitorEvent
+from linkmgr.qmp.events import MonitorEvent, MonitorEvents
 from linkmgr.qmp.features import Features
 from linkmgr.qmp.monitor import Command, Monitor
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
@@ -13,7 +13,7 @@ __all__ = [  # noqa: RUF022 - most important first
     "Monitor",
     "Command",
     "MonitorEvent",
-    "EventStream",
+    "MonitorEvents",
     "Features",
     "NetworkInfo",
     "parse_info_network",

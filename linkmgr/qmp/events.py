@@ -48,7 +48,7 @@ class MonitorEvent:
 _FAREWELL = MonitorEvent(DISCONNECTED)
 
 
-class EventStream(Stream[MonitorEvent]):
+class MonitorEvents(Stream[MonitorEvent]):
     """One subscriber's events, oldest first: an async iterator, and a context that ends it.
 
     It is subscribed from the moment that it exists, so nothing is lost between the call and the
@@ -71,16 +71,16 @@ class EventStream(Stream[MonitorEvent]):
         self.drop()
 
 
-class EventHub(Listeners[MonitorEvent]):
+class EventBroadcast(Listeners[MonitorEvent]):
     """Hands every event to every subscriber without ever waiting for one."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ended = False
 
-    def subscribe(self, limit: int = DEFAULT_LIMIT) -> EventStream:
+    def subscribe(self, limit: int = DEFAULT_LIMIT) -> MonitorEvents:
         """Start a stream; after the end it yields only ``DISCONNECTED``."""
-        stream = EventStream(limit)
+        stream = MonitorEvents(limit)
         if self._ended:
             stream.close(_FAREWELL)
         self.add(stream)

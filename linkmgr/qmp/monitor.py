@@ -34,7 +34,7 @@ from linkmgr.qmp.connection import (
     SendBusyError,
     dial,
 )
-from linkmgr.qmp.events import DEFAULT_LIMIT, EventHub, EventStream, MonitorEvent
+from linkmgr.qmp.events import DEFAULT_LIMIT, EventBroadcast, MonitorEvent, MonitorEvents
 from linkmgr.qmp.session import MakeSession, Session
 
 __all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most important first
@@ -82,7 +82,7 @@ class Monitor:
         self.timeout = timeout  #: seconds, for calls that do not say
         self._session: Session
         self.file: MonitorFile | None = None  #: that was connected to, if there was one
-        self._hub = EventHub()
+        self._broadcast = EventBroadcast()
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -154,7 +154,7 @@ class Monitor:
     @classmethod
     async def _open(cls, make: MakeSession, name: str, timeout: float, deadline: float) -> Monitor:
         monitor = cls(name, timeout)
-        session = make(monitor._hub.tell, monitor._hub.end)
+        session = make(monitor._broadcast.tell, monitor._broadcast.end)
         await session.open(timeout, deadline)
         monitor._session = session
         return monitor
@@ -176,7 +176,7 @@ class Monitor:
         """Wait until the connection has ended."""
         await self._session.wait_gone()
 
-    def events(self, limit: int = DEFAULT_LIMIT) -> EventStream:
+    def events(self, limit: int = DEFAULT_LIMIT) -> MonitorEvents:
         """Subscribe: an async iterator of `MonitorEvent`, to be used as a context if left early.
 
         The last event is ``DISCONNECTED``, also for who subscribes after the end.
@@ -184,7 +184,7 @@ class Monitor:
         :param limit: events kept for a slow subscriber; then the oldest are dropped and an
             ``OVERFLOW`` event tells how many.
         """
-        return self._hub.subscribe(limit)
+        return self._broadcast.subscribe(limit)
 
     async def execute(
         self,
