@@ -65,7 +65,7 @@ from linkmgr.wirings.host_side import (
     take_over,
     withdraw,
 )
-from linkmgr.wirings.hub_view import Hub, crowded, find_hub, tap_fd
+from linkmgr.wirings.hub_view import NicHub, find_hub, hub_crowded_error, tap_fd_number
 from linkmgr.wirings.rarp import rarp
 from linkmgr.wirings.receive_filter import guest_filter, obey_filter
 
@@ -105,8 +105,8 @@ class HubWiring(Wiring):
     async def offer(self, nic: NicRef) -> Offer:
         """See `Wiring.offer`."""
         hub = await self._hub(nic)
-        if len(hub.cables) > 1:
-            raise crowded(nic, hub)
+        if len(hub.backends) > 1:
+            raise hub_crowded_error(nic, hub)
         return Offer(
             nic=nic,
             kinds=self.kinds,
@@ -122,7 +122,7 @@ class HubWiring(Wiring):
                 id=port.id.removeprefix(_PORT) if port.id.startswith(_PORT) else "",
                 nic=nic, endpoint=None, port=port.id, backend=str(port.peer),
             )
-            for port in hub.cables
+            for port in hub.backends
         ]  # fmt: skip
 
     async def recognise(self, cable: Cable) -> None:
@@ -192,7 +192,7 @@ class HubWiring(Wiring):
     def _fd_again(self, ident: str, backend: NetClient | None) -> Fd | None:
         """A duplicate of a cable's fd, from its keeper or from QEMU, if that is allowed."""
         copy = self._host.keeper.take(ident)
-        if copy is None and backend is not None and (number := tap_fd(backend)) is not None:
+        if copy is None and backend is not None and (number := tap_fd_number(backend)) is not None:
             copy = self._qemu.copy_fd(number)
         return None if copy is None else Fd(copy)
 
@@ -239,12 +239,12 @@ class HubWiring(Wiring):
                 command="netdev_add",
                 hint="look whether somebody else uses QEMU's monitors, and try again",
             )
-        if {port.id for port in hub.cables} - ({replacing.port} if replacing else set()):
-            raise crowded(nic, hub)
+        if {port.id for port in hub.backends} - ({replacing.port} if replacing else set()):
+            raise hub_crowded_error(nic, hub)
         cable.hub = hub.number
         if not cable.waits or replacing is None:
             return
-        if hub.cables:
+        if hub.backends:
             reply, look = await self._qemu.batch([_plug(cable), _LOOK])
             await self._must_carry(nic, (replacing, cable), [reply], look)
         else:
@@ -260,7 +260,7 @@ class HubWiring(Wiring):
             await take_over(self._host, new)
             hub = find_hub(await self._qemu.network(), nic)
             replies = []
-            if not hub.cables:  # somebody has taken its port out
+            if not hub.backends:  # somebody has taken its port out
                 new.hub = hub.number
                 replies = await self._qemu.batch([_plug(new)])
                 hub = find_hub(await self._qemu.network(), nic)
@@ -312,16 +312,16 @@ class HubWiring(Wiring):
                 await self._reuse(old, new)
             return
         hub = find_hub(await self._qemu.network(), nic)
-        if new is not None and new.port in {port.id for port in hub.cables}:
+        if new is not None and new.port in {port.id for port in hub.backends}:
             await self._qemu.execute("netdev_del", {"id": new.port})
             hub = find_hub(await self._qemu.network(), nic)
         if old is None:
             return
-        if old.port in {port.id for port in hub.cables}:
+        if old.port in {port.id for port in hub.backends}:
             await take_back(self._host, old, new)
             return
-        if hub.cables:
-            raise crowded(nic, hub)
+        if hub.backends:
+            raise hub_crowded_error(nic, hub)
         old.hub = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
@@ -425,7 +425,7 @@ class HubWiring(Wiring):
             return []
         return await obey_filter(self._host, cable, cable.endpoint, asked)
 
-    async def _hub(self, nic: NicRef) -> Hub:
+    async def _hub(self, nic: NicRef) -> NicHub:
         """Find the NIC's hub; for one that is on none, say with which arguments it would be.
 
         :raise UnusableNicId: it was given no id; the name that QEMU shows is of no use then.
@@ -485,11 +485,11 @@ class HubWiring(Wiring):
         return mtu if good and isinstance(mtu, int) else DEFAULT_MTU
 
 
-def _refuse_others(hub: Hub, cables: Collection[Cable], replies: Collection[object]) -> None:
-    if {port.id for port in hub.cables} == {cable.port for cable in cables}:
+def _refuse_others(hub: NicHub, cables: Collection[Cable], replies: Collection[object]) -> None:
+    if {port.id for port in hub.backends} == {cable.port for cable in cables}:
         return
     refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
-    has = printable(", ".join(port.id for port in hub.cables) or "nothing")
+    has = printable(", ".join(port.id for port in hub.backends) or "nothing")
     raise SwitchFailed(
         f"the switch went wrong: {has} is plugged in ({refused or 'QEMU did not say why'})",
         hint="try again; if it persists, see QEMU's log",

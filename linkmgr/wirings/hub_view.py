@@ -13,14 +13,14 @@ from linkmgr.wirings.args import hub_args
 
 
 @dataclass(frozen=True)
-class Hub:
-    """A NIC's hub as read from QEMU: its number, and the ports that carry a backend."""
+class NicHub:
+    """The hub of a NIC as QEMU shows it: its number, and the ports that a backend is behind."""
 
     number: int
-    cables: tuple[HubPort, ...]
+    backends: tuple[HubPort, ...]
 
 
-def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
+def find_hub(info: NetworkInfo, nic: NicRef) -> NicHub:
     """Find the NIC's hub and refuse one that would hurt the guest.
 
     :raise UnknownNic: when QEMU has no such NIC.
@@ -58,7 +58,7 @@ def find_hub(info: NetworkInfo, nic: NicRef) -> Hub:
             hint=f"boot the guest with, in addition: -netdev hubport,id=lm-sink-{nic.alias},"
             f"hubid={hub.number}",
         ).about(str(nic))
-    return Hub(hub.number, hub.backends)
+    return NicHub(hub.number, hub.backends)
 
 
 def _args(client: NetClient) -> str:
@@ -70,9 +70,9 @@ def _args(client: NetClient) -> str:
         return "the arguments of hub_args()"
 
 
-def crowded(nic: NicRef, hub: Hub) -> CannotAttach:
+def hub_crowded_error(nic: NicRef, hub: NicHub) -> CannotAttach:
     """Make the error for a hub that carries what it must not carry."""
-    on_it = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.cables)
+    on_it = ", ".join(f"{port.peer} (hub port {port.id})" for port in hub.backends)
     found = printable(on_it) or "nothing"
     return HubCrowded(
         f"hub {hub.number} carries {found}, which is not what linkmgr left there",
@@ -80,7 +80,7 @@ def crowded(nic: NicRef, hub: Hub) -> CannotAttach:
     ).about(str(nic))
 
 
-def tap_fd(backend: NetClient) -> int | None:
+def tap_fd_number(backend: NetClient) -> int | None:
     """The number that a tap's fd has inside QEMU."""
     found = re.search(r"\bfd=([0-9]{1,7})\b", backend.info)
     return int(found[1]) if found else None

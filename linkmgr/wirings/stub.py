@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from linkmgr.host import Fd
 from linkmgr.qmp.network import NetClient, NetworkInfo
 from linkmgr.qmp.qemu import Qemu
-from linkmgr.wirings.hub_view import tap_fd
+from linkmgr.wirings.hub_view import tap_fd_number
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ async def _remove(qemu: Qemu, backend: NetClient) -> None:
 
     Without the right to have a duplicate of its fd the guest is held up for 20 ms, this once.
     """
-    number = tap_fd(backend)
+    number = tap_fd_number(backend)
     copy = None if number is None else qemu.copy_fd(number)
     fd = None if copy is None else Fd(copy)
     try:
