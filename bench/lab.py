@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 
 from linkmgr import LinkManager, Outcome, hub_args
-from linkmgr.testing import Guest, Peer
+from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.process import execute
 
 __all__ = ["BRIDGE", "DIRECT", "MAC", "Lab", "make_lab"]
@@ -33,7 +33,7 @@ class Lab:
 
     links: LinkManager
     guest: Guest
-    peers: dict[str, Peer]
+    peers: dict[str, NetnsPeer]
     _turns: dict[str, Iterator[str]] = field(default_factory=dict)
 
     async def swap(self, network: str, *, notify: str = "auto") -> Outcome:
@@ -61,7 +61,7 @@ async def make_lab(workdir: Path) -> AsyncIterator[Lab]:
     async with contextlib.AsyncExitStack() as stack:
         peers = {}
         for name, number in SUBNETS.items():
-            peer = Peer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"])
+            peer = NetnsPeer(name, f"v-{name}", addresses=[f"10.{number}.0.1/24"])
             peers[name] = await stack.enter_async_context(peer)
             if name != DIRECT:
                 await _ip(f"link add br-{name} type bridge mcast_snooping 0")

@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from linkmgr import LinkManager, hub_args
-from linkmgr.testing import Guest, Peer, enter_sandbox
+from linkmgr.testing import Guest, NetnsPeer, enter_sandbox
 
 NIC = "web1/net0"
 MAC = "52:54:00:12:00:01"
@@ -77,9 +77,9 @@ async def run(command: str) -> None:
 async def story(line: Timeline, workdir: Path) -> None:
     """Tell it, from an empty host to an empty host."""
     # Whoever is at the other end of the cable answers to fe80::1.
-    blue = Peer("blue", "v-blue", addresses=["10.1.0.1/24", "fe80::1/64"],
+    blue = NetnsPeer("blue", "v-blue", addresses=["10.1.0.1/24", "fe80::1/64"],
                 dhcp_range=("10.1.0.50", "10.1.0.99"))  # fmt: skip
-    green = Peer("green", "v-green", addresses=["10.2.0.1/24", "fe80::1/64"],
+    green = NetnsPeer("green", "v-green", addresses=["10.2.0.1/24", "fe80::1/64"],
                  dhcp_range=("10.2.0.50", "10.2.0.99"))  # fmt: skip
     guest = Guest("web1", nic_args=hub_args("net0", mac=MAC), workdir=workdir,
                   cmdline="lm.dhcp=eth0", paused=True)  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.served import Served
 from bench.soak.census import Census, take
 from linkmgr import Client, hub_args
-from linkmgr.testing import Guest, Peer
+from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.guest import MEMORY_MB
 from linkmgr.testing.process import execute
 
@@ -93,7 +93,7 @@ async def make_soak(
             await _ip(f"link add br-{network} type bridge mcast_snooping 0")
             stack.push_async_callback(_ip, f"link del br-{network}")
             await _ip(f"link set br-{network} up")
-        await stack.enter_async_context(Peer("green", "v-green"))
+        await stack.enter_async_context(NetnsPeer("green", "v-green"))
         service = await stack.enter_async_context(Served(workdir, config=config))
         made = [
             await stack.enter_async_context(_guest(f"web{number}", number, nics, workdir))

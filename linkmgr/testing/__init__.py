@@ -6,14 +6,21 @@ It imports nothing else of linkmgr, so it can judge linkmgr.
 from __future__ import annotations
 
 from linkmgr.testing.frames import Counted, Sent, TagCount
-from linkmgr.testing.guest import Guest, GuestError, GuestGone, GuestTimeout, MonitorError, images
-from linkmgr.testing.process import CommandFailed, Result
-from linkmgr.testing.sandbox import Peer, SandboxError, enter_sandbox, in_sandbox
+from linkmgr.testing.guest import (
+    Guest,
+    GuestError,
+    GuestGone,
+    GuestMonitorError,
+    GuestTimeout,
+    images,
+)
+from linkmgr.testing.process import ProcessFailed, Result
+from linkmgr.testing.sandbox import NetnsPeer, SandboxError, enter_sandbox, in_sandbox
 from linkmgr.testing.station import Job, Measurement, Ping, Station
 
 __all__ = [  # noqa: RUF022 - most important first
     "Guest",
-    "Peer",
+    "NetnsPeer",
     "enter_sandbox",
     "in_sandbox",
     "Station",
@@ -25,10 +32,10 @@ __all__ = [  # noqa: RUF022 - most important first
     "Counted",
     "TagCount",
     "images",
-    "CommandFailed",
+    "ProcessFailed",
     "GuestError",
     "GuestGone",
     "GuestTimeout",
-    "MonitorError",
+    "GuestMonitorError",
     "SandboxError",
 ]

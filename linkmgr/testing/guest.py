@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
-from linkmgr.testing.process import Child, CommandFailed, Result, finish, until
+from linkmgr.testing.process import Child, ProcessFailed, Result, finish, until
 from linkmgr.testing.station import Job, Station
 
-__all__ = ["Guest", "GuestError", "GuestGone", "GuestTimeout", "MonitorError", "images"]
+__all__ = ["Guest", "GuestError", "GuestGone", "GuestMonitorError", "GuestTimeout", "images"]
 
 CHANNELS = 2  # shells that callers use; one more ends what takes too long in these
 #: In MiB. Linux fills the queues of each virtio-serial port with pages, and QEMU 10.0.13 (Debian
@@ -52,9 +52,9 @@ class GuestError(Exception):
     """Base of what can go wrong with a guest.
 
     GuestError
-    ├── GuestGone      QEMU did not start, or has ended
-    ├── GuestTimeout   a command took too long (also a TimeoutError)
-    └── MonitorError   QEMU refused a monitor command
+    ├── GuestGone         QEMU did not start, or has ended
+    ├── GuestTimeout      a command took too long (also a TimeoutError)
+    └── GuestMonitorError   QEMU refused a monitor command
     """
 
 
@@ -66,7 +66,7 @@ class GuestTimeout(GuestError, TimeoutError):
     """A command in the guest took too long and is killed; the message has its output so far."""
 
 
-class MonitorError(GuestError):
+class GuestMonitorError(GuestError):
     """QEMU refused a monitor command."""
 
 
@@ -170,7 +170,7 @@ class Guest(Station):
     async def qmp(self, command: str, **arguments: object) -> Any:
         """Run a command on a third monitor, which is this object's own, and return its answer.
 
-        :raise MonitorError: QEMU refused it.
+        :raise GuestMonitorError: QEMU refused it.
         :raise GuestGone: QEMU has ended.
         """
         if self._monitor is None:
@@ -199,7 +199,7 @@ class Guest(Station):
         The commands of one ``channel`` wait for each other, those of the other do not. stdin is
         /dev/null. Bytes of the output that are not UTF-8 come as ``\xNN``.
 
-        :raise CommandFailed: its status is not 0, and ``check`` is set.
+        :raise ProcessFailed: its status is not 0, and ``check`` is set.
         :raise GuestTimeout: it took too long; it is killed with all its children.
         :raise GuestGone: QEMU has ended.
         """
@@ -224,7 +224,7 @@ class Guest(Station):
                 f"{self.name}: {command!r} took longer than {timeout} s, so far it said {said!r}"
             ) from None
         if check and result.status:
-            raise CommandFailed(self.name, command, result)
+            raise ProcessFailed(self.name, command, result)
         return result
 
     async def spawn(self, command: str) -> Job:
@@ -336,7 +336,7 @@ class Guest(Station):
         while True:
             answer = await self._answer()
             if "error" in answer:
-                raise MonitorError(f"{self.name}: {command}: {answer['error']['desc']}")
+                raise GuestMonitorError(f"{self.name}: {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
 

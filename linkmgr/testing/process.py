@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
-__all__ = ["Child", "CommandFailed", "Result", "execute", "finish", "until"]
+__all__ = ["Child", "ProcessFailed", "Result", "execute", "finish", "until"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class Result:
     output: str
 
 
-class CommandFailed(Exception):
+class ProcessFailed(Exception):
     """A command that had to succeed did not.
 
     ``result`` holds its status and output.
@@ -101,7 +101,7 @@ class Child:
 async def execute(argv: Sequence[str], *, timeout: float = 10.0, check: bool = True) -> Result:
     """Run a program of this machine to its end, at most ``timeout`` seconds.
 
-    :raise CommandFailed: it returned another status than 0, and ``check`` is set.
+    :raise ProcessFailed: it returned another status than 0, and ``check`` is set.
     :raise TimeoutError: it took too long, and was ended.
     """
     with tempfile.TemporaryFile() as output:
@@ -113,7 +113,7 @@ async def execute(argv: Sequence[str], *, timeout: float = 10.0, check: bool = T
         output.seek(0)
         result = Result(status, output.read().decode(errors="backslashreplace"))
     if check and status:
-        raise CommandFailed("this machine", " ".join(argv), result)
+        raise ProcessFailed("this machine", " ".join(argv), result)
     return result
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Self
 
 from linkmgr.testing.guest import images
-from linkmgr.testing.process import Child, CommandFailed, Result, execute, finish
+from linkmgr.testing.process import Child, ProcessFailed, Result, execute, finish
 from linkmgr.testing.station import Job, Station
 
-__all__ = ["Peer", "SandboxError", "enter_sandbox", "in_sandbox"]
+__all__ = ["NetnsPeer", "SandboxError", "enter_sandbox", "in_sandbox"]
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 NETNS = Path("/run/netns")  # where ip-netns(8) keeps named namespaces
@@ -71,7 +71,7 @@ def enter_sandbox() -> None:
             raise SandboxError(f"{command}: {done.stderr.strip()}")
 
 
-class Peer(Station):
+class NetnsPeer(Station):
     """A machine on a network: a named namespace with one cable out of it; ``async with`` owns both.
 
     The inside end is ``eth0`` with ``addresses`` ("10.1.0.1/24", "fd00:1::1/64"). The outside end,
@@ -119,12 +119,12 @@ class Peer(Station):
     async def run(self, command: str, *, timeout: float = 10.0, check: bool = False) -> Result:
         """Run a shell command in the namespace to its end, at most ``timeout`` seconds.
 
-        :raise CommandFailed: its status is not 0, and ``check`` is set.
+        :raise ProcessFailed: its status is not 0, and ``check`` is set.
         :raise TimeoutError: it took too long, and was killed.
         """
         result = await execute(self._inside("sh", "-c", command), timeout=timeout, check=False)
         if check and result.status:
-            raise CommandFailed(self.name, command, result)
+            raise ProcessFailed(self.name, command, result)
         return result
 
     async def spawn(self, command: str) -> Job:

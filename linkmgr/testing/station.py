@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from linkmgr.testing.frames import Counted, Sent, parse_counted, parse_sent
-from linkmgr.testing.process import CommandFailed, Result, finish, until
+from linkmgr.testing.process import ProcessFailed, Result, finish, until
 
 __all__ = ["Job", "Measurement", "Ping", "Station"]
 
@@ -89,7 +89,7 @@ class Station(ABC):
     async def run(self, command: str, *, timeout: float = 10.0, check: bool = False) -> Result:
         """Run a shell command to its end, at most ``timeout`` seconds.
 
-        :raise CommandFailed: its status is not 0, and ``check`` is set.
+        :raise ProcessFailed: its status is not 0, and ``check`` is set.
         :raise TimeoutError: it took too long, and was killed.
         """
 
@@ -232,7 +232,7 @@ class Station(ABC):
         async with self._running(f"{self.frames} count {only}{ifname}") as job:
             what = f"{self.name}: frames count"
             if "ready" not in await until(job.output, timeout=10, what=what):
-                raise CommandFailed(self.name, "frames count", await job.stop())
+                raise ProcessFailed(self.name, "frames count", await job.stop())
             yield measurement
             measurement.conclude(parse_counted((await job.stop()).output))
 
@@ -243,7 +243,7 @@ class Station(ABC):
 
         The first second, in which TCP finds its window, is left out.
 
-        :raise CommandFailed: iperf3 did not reach the server.
+        :raise ProcessFailed: iperf3 did not reach the server.
         """
         async with server._running(f"{server.iperf3} -s -1 --forceflush") as job:
             await until(job.output, timeout=10, what=f"{server.name}: iperf3 listens")

@@ -25,7 +25,7 @@ import pytest_asyncio
 
 from linkmgr import LinkmgrError, NicState
 from linkmgr.swap import Step
-from linkmgr.testing import Guest, Peer
+from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, mac_of, make_lab
 
@@ -97,7 +97,7 @@ async def make_scene(
 
 
 @asynccontextmanager
-async def no_frame_lost(guest: Guest, peer: Peer, *, but: int = 0) -> AsyncIterator[None]:
+async def no_frame_lost(guest: Guest, peer: NetnsPeer, *, but: int = 0) -> AsyncIterator[None]:
     """Send numbered frames between guest and peer while the block runs; all of them must arrive.
 
     :param but: so many may be lost each way: `RATE` times the seconds for which the cable may be

@@ -11,7 +11,7 @@ from typing import Any
 
 from linkmgr import LinkManager, hub_args
 from linkmgr.swap import Probe, no_probe
-from linkmgr.testing import Guest, Peer
+from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.process import execute
 
 SUBNETS = {"blue": 1, "green": 2, "red": 3, "grey": 4}
@@ -22,13 +22,13 @@ def mac_of(vm: int, nic: int) -> str:
     return f"52:54:00:00:{vm:02x}:{nic:02x}"
 
 
-def peer_of(name: str) -> Peer:
+def peer_of(name: str) -> NetnsPeer:
     """The peer of a network, with no address but 10.N.0.1, N as in `SUBNETS`."""
-    return Peer(name, f"v-{name}", addresses=[f"10.{SUBNETS[name]}.0.1/24"])
+    return NetnsPeer(name, f"v-{name}", addresses=[f"10.{SUBNETS[name]}.0.1/24"])
 
 
 @asynccontextmanager
-async def bridge_of(name: str) -> AsyncIterator[Peer]:
+async def bridge_of(name: str) -> AsyncIterator[NetnsPeer]:
     """A bridge ``br-NAME`` with `peer_of` that network on it."""
     async with peer_of(name) as peer:
         await execute(["ip", "link", "add", f"br-{name}", "up", "type", "bridge"])
@@ -48,7 +48,7 @@ class Lab:
 
     links: LinkManager
     workdir: Path
-    peers: dict[str, Peer] = field(default_factory=dict)
+    peers: dict[str, NetnsPeer] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -56,12 +56,12 @@ class Lab:
         """Run a command on the host."""
         return (await execute(["sh", "-c", command])).output
 
-    async def network(self, name: str, driver: str = "", **options: Any) -> Peer:
+    async def network(self, name: str, driver: str = "", **options: Any) -> NetnsPeer:
         """Build a network: its device, its peer, its description."""
         number = SUBNETS[name]
         driver = driver or ("bridge" if name in ("blue", "red") else "direct")
         outside = f"v-{name}"
-        peer = Peer(
+        peer = NetnsPeer(
             name,
             outside,
             addresses=[f"10.{number}.0.1/24", f"fd00:{number}::1/64", "fe80::1/64"],

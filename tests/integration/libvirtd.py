@@ -77,7 +77,7 @@ class Libvirtd:
     async def virsh(self, *words: str, timeout: float = 30.0) -> str:
         """Run virsh and return what it says, without newlines at the end.
 
-        :raise CommandFailed: its status is not 0.
+        :raise ProcessFailed: its status is not 0.
         """
         return (await self.try_virsh(*words, timeout=timeout, check=True)).output.rstrip("\n")
 

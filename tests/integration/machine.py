@@ -41,7 +41,7 @@ class Machine:
     async def run(self, command: str, *, check: bool = True, timeout: float = 20.0) -> Result:
         """Run a shell command inside, as root.
 
-        :raise CommandFailed: its status is not 0, and `check` is set.
+        :raise ProcessFailed: its status is not 0, and `check` is set.
         :raise TimeoutError: it took longer than `timeout` seconds.
         """
         # --root: in a chroot, where the tests may run, the root of the namespace is another one.

@@ -33,7 +33,7 @@ from linkmgr.host import Fd
 from linkmgr.model import FdEndpoint, NicRef
 from linkmgr.service.fdsock import FdSocket, bind
 from linkmgr.swap import Step
-from linkmgr.testing import Peer
+from linkmgr.testing import NetnsPeer
 from tests.integration.lab import Lab, mac_of, make_lab
 
 NIC = "web1/net0"
@@ -92,7 +92,7 @@ async def leave(lab: Lab, name: str, fd: int) -> dict[str, Any]:
     return answer
 
 
-async def leave_from(lab: Lab, peer: Peer, name: str, device: str, *options: str) -> None:
+async def leave_from(lab: Lab, peer: NetnsPeer, name: str, device: str, *options: str) -> None:
     """Open a tap in a peer's namespace and leave it; the process that did it has ended then."""
     command = [sys.executable, str(LEAVE), name, device, *options]
     await peer.run(shlex.join([*command, "--socket", str(lab.workdir / "fd.sock")]), check=True)
@@ -122,16 +122,16 @@ async def lab(lab: Lab) -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-async def vault() -> AsyncIterator[Peer]:
+async def vault() -> AsyncIterator[NetnsPeer]:
     """A network namespace that linkmgr does not know."""
-    async with Peer("vault", "v-vault") as peer:
+    async with NetnsPeer("vault", "v-vault") as peer:
         yield peer
 
 
 @pytest.mark.next_qemu
 @pytest.mark.parametrize("options", [(), ("--vnet-hdr",)], ids=["plain", "vnet_hdr"])
 async def test_a_tap_of_another_namespace_carries_a_guest_between_two_bridges(
-    lab: Lab, vault: Peer, options: tuple[str, ...]
+    lab: Lab, vault: NetnsPeer, options: tuple[str, ...]
 ) -> None:
     await lab.network("blue")
     guest = await lab.guest(cmdline=STATIC)
@@ -173,7 +173,7 @@ async def test_tcp_crosses_a_tap_whose_owner_had_offloads_on(lab: Lab) -> None:
     """With a header that QEMU strips, a checksum that is left to the other side would be lost."""
     with open_tap("up0", TAP | NO_PI | VNET_HDR) as fd:
         fcntl.ioctl(fd.number, TUNSETOFFLOAD, CSUM_AND_TSO)
-        async with Peer("blue", "v-blue", addresses=["10.1.0.1/24"]) as peer:
+        async with NetnsPeer("blue", "v-blue", addresses=["10.1.0.1/24"]) as peer:
             await lab.sh(
                 "ip link add br0 type bridge; ip link set br0 up; ip link set up0 up;"
                 "ip link set up0 master br0; ip link set v-blue master br0"
@@ -192,7 +192,7 @@ async def test_tcp_crosses_a_tap_whose_owner_had_offloads_on(lab: Lab) -> None:
 
 
 async def test_a_macvtap_of_the_callers_is_taken_with_its_header(lab: Lab) -> None:
-    async with Peer("green", "v-green", addresses=["10.9.0.1/24"]) as peer:
+    async with NetnsPeer("green", "v-green", addresses=["10.9.0.1/24"]) as peer:
         address = mac_of(1, 0)
         await lab.sh(
             f"ip link add link v-green name up0 address {address} type macvtap mode bridge;"
@@ -290,7 +290,9 @@ async def test_what_is_no_usable_tap_is_refused_before_qemu_sees_it(
         await lab.links.fds.claim("0.uplink", "aaaa0001", NicRef.parse(NIC))
 
 
-async def test_packet_information_is_found_in_another_namespace_too(lab: Lab, vault: Peer) -> None:
+async def test_packet_information_is_found_in_another_namespace_too(
+    lab: Lab, vault: NetnsPeer
+) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import leave_fd, json;"
         "leave_fd.IFF_NO_PI = 0;"
@@ -315,7 +317,7 @@ async def test_a_tap_that_is_deleted_before_it_is_plugged_is_refused_then(lab: L
 
 
 async def test_a_tap_with_larger_frames_than_the_nic_takes_is_refused_and_waits_on(
-    lab: Lab, vault: Peer
+    lab: Lab, vault: NetnsPeer
 ) -> None:
     await lab.guest(boot=False)
     await leave_from(lab, vault, "uplink", "up0")

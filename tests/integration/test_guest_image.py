@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from linkmgr.testing import (
-    CommandFailed,
     Guest,
     GuestGone,
+    GuestMonitorError,
     GuestTimeout,
-    MonitorError,
-    Peer,
+    NetnsPeer,
+    ProcessFailed,
     images,
 )
 from linkmgr.testing.process import execute
@@ -97,7 +97,7 @@ async def test_commands_tell_status_and_exact_output(tmp_path: Path) -> None:
         assert (await guest.run(r"printf 'no end\377\000.'")).output == "no end\\xff\0."
         assert len((await guest.run("seq 100000")).output) == 588895
         assert (await guest.run('read -r line; echo "<$line>"')).output == "<>\n"
-        with pytest.raises(CommandFailed, match="status 3: broken"):
+        with pytest.raises(ProcessFailed, match="status 3: broken"):
             await guest.run("echo broken; exit 3", check=True)
 
 
@@ -153,7 +153,7 @@ async def test_frames_of_a_guest_on_a_network_are_counted_at_both_ends(tmp_path:
     addresses = ["10.1.0.1/24", "fd00:1::1/64"]
     lease = ("10.1.0.50", "10.1.0.99")
     async with (
-        Peer("blue", "blue0", addresses=addresses, dhcp_range=lease) as peer,
+        NetnsPeer("blue", "blue0", addresses=addresses, dhcp_range=lease) as peer,
         booted(tmp_path, cmdline="lm.dhcp=eth0 lm.ip6.eth0=fd00:1::2/64") as guest,
         tap_to(peer, guest),
     ):
@@ -176,7 +176,7 @@ async def test_frames_of_a_guest_on_a_network_are_counted_at_both_ends(tmp_path:
 
 
 @contextlib.asynccontextmanager
-async def tap_to(peer: Peer, guest: Guest) -> AsyncIterator[None]:
+async def tap_to(peer: NetnsPeer, guest: Guest) -> AsyncIterator[None]:
     """Plug the guest's hub into the peer's cable, with a bridge and a tap of QEMU's own making."""
     await guest.qmp("set_link", name="net0", up=False)
     for line in (
@@ -221,7 +221,7 @@ async def test_a_qemu_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 async def test_monitor_commands_that_qemu_refuses_are_errors(tmp_path: Path) -> None:
     async with Guest("g", nic_args=nic(), workdir=tmp_path) as guest:
-        with pytest.raises(MonitorError, match=r"set_link.*nobody"):
+        with pytest.raises(GuestMonitorError, match=r"set_link.*nobody"):
             await guest.qmp("set_link", name="nobody", up=True)
         assert guest.qmp_path.is_socket()
         assert guest.qmp2_path.is_socket()

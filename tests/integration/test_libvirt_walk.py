@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from linkmgr.testing import Peer
+from linkmgr.testing import NetnsPeer
 from linkmgr.testing.process import execute, until
 from linkmgr.testing.station import Job
 from tests.integration.domain_lab import PROGRAM, DomainLab, domain_lab
@@ -57,7 +57,7 @@ class Walk:
 
     lab: DomainLab
     guest: DomainGuest
-    peers: dict[str, Peer]
+    peers: dict[str, NetnsPeer]
     pings: list[Job] = field(default_factory=list)
 
     async def type(self, command: str) -> list[str]:
@@ -136,8 +136,8 @@ THEN: dict[str, Callable[[Walk], Coroutine[Any, Any, None]]] = {
 async def make_place(folder: Path) -> AsyncIterator[Walk]:
     """A bridge br0 and a device eth1, each with a machine behind it; and the guest's XML."""
     async with (
-        Peer("blue", "v-blue", addresses=[f"{GATEWAY}/24"]) as blue,
-        Peer("green", "eth1", addresses=[f"{GATEWAY}/24"]) as green,
+        NetnsPeer("blue", "v-blue", addresses=[f"{GATEWAY}/24"]) as blue,
+        NetnsPeer("green", "eth1", addresses=[f"{GATEWAY}/24"]) as green,
     ):
         await execute(["ip", "link", "add", "br0", "up", "type", "bridge"])
         try:

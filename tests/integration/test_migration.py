@@ -25,7 +25,7 @@ from linkmgr import Client, EventKind
 from linkmgr.errors import NetworkInUse
 from linkmgr.libvirt.metadata import CABLES
 from linkmgr.model import LinkState, NicState
-from linkmgr.testing import Peer
+from linkmgr.testing import NetnsPeer
 from linkmgr.testing.process import Child, Result, execute, until
 from tests.hook_copy import write_hook
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
@@ -131,7 +131,7 @@ class Pair:
 
     left: Host
     right: Host
-    peer: Peer
+    peer: NetnsPeer
     folder: Path
     said: Callable[[], Awaitable[list[int]]]
 
@@ -168,7 +168,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     async with (
         make_host("left", 1, tmp_path) as left,
         make_host("right", 2, tmp_path) as right,
-        Peer("station", "v-blue", addresses=["10.1.0.1/24"]) as peer,
+        NetnsPeer("station", "v-blue", addresses=["10.1.0.1/24"]) as peer,
     ):
         for kind in ("memory", "trunk"):
             await execute(

@@ -21,7 +21,7 @@ from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import QEMU, Document
 from linkmgr.libvirt.monitor_xml import OVERRIDE
 from linkmgr.qmp.network import parse_info_network
-from linkmgr.testing.process import CommandFailed, execute, until
+from linkmgr.testing.process import ProcessFailed, execute, until
 from linkmgr.wirings.args import hub_number
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.prepared_once import prepared_once
@@ -515,7 +515,7 @@ async def test_guests_and_files_of_a_private_libvirtd_go_with_it() -> None:
 
 
 async def test_a_program_that_libvirt_did_not_answer_raises(libvirtd: Libvirtd) -> None:
-    with pytest.raises(CommandFailed, match="web9"):
+    with pytest.raises(ProcessFailed, match="web9"):
         await libvirtd.virsh("start", "web9")
 
 

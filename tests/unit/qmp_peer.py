@@ -46,8 +46,8 @@ class Refusal(Exception):
     """What a `serve` script raises to answer with an error."""
 
 
-class Peer:
-    """The server's end."""
+class FakeMonitor:
+    """QEMU's end of a monitor's socket, played by the test."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -188,9 +188,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def connected(timeout: float = 5.0) -> AsyncIterator[tuple[Monitor, Peer]]:
+async def connected(timeout: float = 5.0) -> AsyncIterator[tuple[Monitor, FakeMonitor]]:
     """A monitor and the peer that it has negotiated with."""
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
     monitor = await Monitor.over(sock, name="web1", timeout=timeout)
     await shaking

@@ -29,7 +29,7 @@ from linkmgr.qmp.qemu import Qemu
 from linkmgr.wirings import Cable, HubWiring
 from linkmgr.wirings.host_side import take_back, take_over
 from linkmgr.wirings.receive_filter import guest_filter
-from tests.unit.qmp_peer import Peer, Received, connected
+from tests.unit.qmp_peer import FakeMonitor, Received, connected
 
 NIC = NicRef("web1", "net0")
 ID = "0000000a"
@@ -168,7 +168,7 @@ def new_cable(endpoint: Endpoint | None = None) -> Cable:
 
 
 @pytest.fixture
-async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, Peer]]:
+async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, FakeMonitor]]:
     """A wiring whose QEMU answers when the test says so."""
     async with connected() as (monitor, peer):
         dialer = SocketDialer("/run/web1.qmp")
@@ -179,7 +179,9 @@ async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, Peer]]:
 
 
 @asynccontextmanager
-async def switching(wiring: HubWiring, peer: Peer, new: Cable) -> AsyncIterator[list[Received]]:
+async def switching(
+    wiring: HubWiring, peer: FakeMonitor, new: Cable
+) -> AsyncIterator[list[Received]]:
     """Switch from `cable`. In the block all commands have come, and none is answered yet."""
     switch = asyncio.create_task(wiring.switch(NIC, new, cable()))
     try:
@@ -196,7 +198,7 @@ async def switching(wiring: HubWiring, peer: Peer, new: Cable) -> AsyncIterator[
 
 @pytest.mark.parametrize("where", ["br0", "br1"])
 async def test_both_commands_of_a_switch_are_there_before_qemu_answers_anything(
-    wired: tuple[HubWiring, FakeHost, Peer], where: str
+    wired: tuple[HubWiring, FakeHost, FakeMonitor], where: str
 ) -> None:
     """Between them the NIC is without a cable: nobody is to be waited for then."""
     wiring, _, peer = wired
@@ -210,7 +212,7 @@ async def test_both_commands_of_a_switch_are_there_before_qemu_answers_anything(
 
 
 async def test_a_bridge_forgets_the_nic_before_the_old_cable_goes_and_is_told_after_the_new_came(
-    wired: tuple[HubWiring, FakeHost, Peer],
+    wired: tuple[HubWiring, FakeHost, FakeMonitor],
 ) -> None:
     """Between QEMU's commands frames go to both ports, so none waits at the old one in vain."""
     wiring, host, peer = wired

@@ -19,7 +19,7 @@ from linkmgr.libvirt.listener import MonitorListener
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.unix_sockets import UnixSocket
-from tests.unit.qmp_peer import GREETING, Peer, Received, nothing_left_behind, opened
+from tests.unit.qmp_peer import GREETING, FakeMonitor, Received, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]
 
@@ -36,7 +36,7 @@ class Lab:
         self.looked_at: list[str] = []
         self.offered: list[Dialled] = []
         self.refusal: Exception | None = None
-        self.peers: list[Peer] = []
+        self.peers: list[FakeMonitor] = []
         sock = UnixSocket.make()
         sock.bind(str(path))
         sock.listen()
@@ -55,17 +55,17 @@ class Lab:
         if self.refusal:
             raise self.refusal
 
-    async def connect(self, who: Dialled | Exception = WEB1) -> Peer:
+    async def connect(self, who: Dialled | Exception = WEB1) -> FakeMonitor:
         """Dial, and say nothing."""
         sock = socket.socket(socket.AF_UNIX)
         address = str(self.path.with_name(f"peer{len(self.peers)}"))
         self.known[address] = who
         sock.bind(address)
         sock.connect(str(self.path))
-        self.peers.append(Peer(sock))
+        self.peers.append(FakeMonitor(sock))
         return self.peers[-1]
 
-    async def dial(self, who: Dialled = WEB1, *, claims: Dialled | None = None) -> Peer:
+    async def dial(self, who: Dialled = WEB1, *, claims: Dialled | None = None) -> FakeMonitor:
         """Dial as QEMU does."""
         peer = await self.connect(who)
         await peer.handshake()
@@ -106,12 +106,12 @@ async def until(what: Callable[[], bool], timeout: float = 2.0) -> None:
             await asyncio.sleep(0.005)
 
 
-async def hung_up(peer: Peer) -> None:
+async def hung_up(peer: FakeMonitor) -> None:
     """Wait until the listener has closed the connection."""
     await until(lambda: has_hung_up(peer))
 
 
-def has_hung_up(peer: Peer) -> bool:
+def has_hung_up(peer: FakeMonitor) -> bool:
     try:
         return not peer.sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -369,7 +369,7 @@ async def test_garbage_is_refused(lab: Lab, caplog: pytest.LogCaptureFixture) ->
     assert "says that its uuid is None" in caplog.text
 
 
-STATES: dict[str, Callable[[Peer], object]] = {
+STATES: dict[str, Callable[[FakeMonitor], object]] = {
     "before its greeting": lambda peer: None,
     "after its greeting": lambda peer: peer.send(GREETING),
     "after the negotiation": lambda peer: peer.handshake(),

@@ -21,7 +21,7 @@ from linkmgr.qmp.dialer import transport_of
 from linkmgr.qmp.features import Features
 from linkmgr.swap import Slot
 from linkmgr.vm import Vm
-from tests.unit.qmp_peer import Peer, Received, Refusal, nothing_left_behind
+from tests.unit.qmp_peer import FakeMonitor, Received, Refusal, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]  # a fixture
 
@@ -46,7 +46,7 @@ class FakeQemu:
 
     def __init__(self) -> None:
         self.shown = HUB
-        self.peers: list[Peer] = []
+        self.peers: list[FakeMonitor] = []
         self.links: list[tuple[str, bool]] = []
 
     def dialer(self, address: str) -> FakeDialer:
@@ -78,7 +78,7 @@ class FakeDialer:
         self._qemu = qemu
 
     async def dial(self, who: str, timeout: float) -> Monitor:
-        sock, peer = Peer.pair()
+        sock, peer = FakeMonitor.pair()
         self._qemu.peers.append(peer)
         peer.send({"QMP": {"version": {}, "capabilities": []}})
         peer.serve(self._qemu.answer)

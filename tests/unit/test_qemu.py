@@ -16,7 +16,7 @@ from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketDialer, address_of, only_sockets, transport_of
 from linkmgr.qmp.qemu import Qemu
-from tests.unit.qmp_peer import Peer, nothing_left_behind
+from tests.unit.qmp_peer import FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
 
@@ -32,7 +32,7 @@ class Calls:
         self.pid = pid
         self.waits = 0
         self._coming: asyncio.Queue[Monitor] = asyncio.Queue()
-        self.peers: list[Peer] = []
+        self.peers: list[FakeMonitor] = []
 
     async def dial(self, who: str, timeout: float) -> Monitor:
         self.waits += 1
@@ -47,9 +47,9 @@ class Calls:
     def forsaken(self, error: Exception) -> bool:
         return isinstance(error.__cause__, TimeoutError)
 
-    async def come(self, pid: int | None = None) -> Peer:
+    async def come(self, pid: int | None = None) -> FakeMonitor:
         """QEMU dials."""
-        sock, peer = Peer.pair()
+        sock, peer = FakeMonitor.pair()
         self.peers.append(peer)
         shaking = asyncio.create_task(peer.handshake())
         monitor = await Monitor.over(sock, name="web1")
@@ -69,7 +69,7 @@ class Guest:
         self.told: list[str] = []
         self.qemu: Qemu
 
-    async def connect(self, timeout: float = 5.0) -> Peer:
+    async def connect(self, timeout: float = 5.0) -> FakeMonitor:
         peer = await self.calls.come()
         self.qemu = await Qemu.connect(
             self.calls, name="VM web1", timeout=timeout,

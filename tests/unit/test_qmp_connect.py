@@ -17,7 +17,7 @@ from linkmgr.qmp import Monitor
 from linkmgr.qmp.connection import dial
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.qemu import Qemu
-from tests.unit.qmp_peer import GREETING, Peer, nothing_left_behind
+from tests.unit.qmp_peer import GREETING, FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
 
@@ -128,7 +128,7 @@ async def test_a_place_in_the_backlog_is_waited_for(tmp_path: Path) -> None:
             listener.accept()[0].close()
         while not connecting.done():
             sock, _ = await asyncio.to_thread(listener.accept)
-            peer = Peer(sock)
+            peer = FakeMonitor(sock)
             await peer.handshake()
             async with await connecting as monitor:
                 assert monitor.name == str(tmp_path / "qmp")
@@ -167,7 +167,7 @@ async def test_a_user_without_a_free_thread_reads_so(tmp_path: Path) -> None:
 
 
 async def test_no_answer_to_the_negotiation() -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     peer.send(GREETING)
     with pytest.raises(MonitorUnreachable, match="sent no answer to the negotiation"):
         await Monitor.over(sock, timeout=0.05)
@@ -175,7 +175,7 @@ async def test_no_answer_to_the_negotiation() -> None:
 
 
 async def test_a_refused_negotiation() -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     peer.send(GREETING)
     connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
     peer.refuse(await peer.next("qmp_capabilities"))
@@ -186,7 +186,7 @@ async def test_a_refused_negotiation() -> None:
 
 @pytest.mark.parametrize("greeting", [b"QEMU 7.2.22 monitor - type 'help'\r\n(qemu) ", b"{}\r\n"])
 async def test_something_that_is_no_control_monitor(greeting: bytes) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     peer.raw(greeting)
     said = "what answers as the monitor web1 does not speak QMP"
     with pytest.raises(MonitorUnreachable, match=said) as info:
@@ -208,7 +208,7 @@ async def test_an_answer_to_the_client_before_us_is_not_taken_for_ours(
     stale: dict[str, object], greeted: bool
 ) -> None:
     """QEMU writes it to whoever is connected when it is through with the command."""
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
     if not greeted:
         peer.send(stale)
@@ -226,7 +226,7 @@ async def test_an_answer_to_the_client_before_us_is_not_taken_for_ours(
 
 @pytest.mark.parametrize("greeted", [False, True])
 async def test_leaving_while_connecting_leaves_nothing(greeted: bool) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     if greeted:
         peer.send(GREETING)
     connecting = asyncio.create_task(Monitor.over(sock))
@@ -240,7 +240,7 @@ async def test_leaving_while_connecting_leaves_nothing(greeted: bool) -> None:
 
 async def test_leaving_at_any_moment_of_connecting_leaves_nothing() -> None:
     for turns in range(1, 40):  # at 0 it has not begun, and owns nothing
-        sock, peer = Peer.pair()
+        sock, peer = FakeMonitor.pair()
         shaking = asyncio.create_task(peer.handshake())
         connecting = asyncio.create_task(Monitor.over(sock))
         for _ in range(turns):

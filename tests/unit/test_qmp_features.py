@@ -18,7 +18,7 @@ import pytest
 from linkmgr.errors import MonitorError, MonitorGone
 from linkmgr.qmp import Monitor, features
 from linkmgr.qmp.features import Features, probe, read_schema
-from tests.unit.qmp_peer import Peer, Received, connected, nothing_left_behind
+from tests.unit.qmp_peer import FakeMonitor, Received, connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
 
@@ -76,12 +76,12 @@ def script(command: Received) -> object:
 
 
 @pytest.fixture
-async def peers() -> AsyncIterator[list[tuple[Monitor, Peer]]]:
+async def peers() -> AsyncIterator[list[tuple[Monitor, FakeMonitor]]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connected()) for _ in range(5)]
 
 
-def schemas_asked(peers: list[tuple[Monitor, Peer]]) -> int:
+def schemas_asked(peers: list[tuple[Monitor, FakeMonitor]]) -> int:
     return sum(peer.timeline.count("query-qmp-schema") for _, peer in peers)
 
 
@@ -123,7 +123,9 @@ def test_a_schema_that_is_none_is_a_monitor_error(schema: Any) -> None:
         read_schema("x", schema)
 
 
-async def test_probes_of_one_executable_share_one_query(peers: list[tuple[Monitor, Peer]]) -> None:
+async def test_probes_of_one_executable_share_one_query(
+    peers: list[tuple[Monitor, FakeMonitor]],
+) -> None:
     for _, peer in peers:
         peer.serve(script)
     found = await asyncio.gather(*(probe(monitor) for monitor, _ in peers))
@@ -134,7 +136,7 @@ async def test_probes_of_one_executable_share_one_query(peers: list[tuple[Monito
     assert schemas_asked(peers) == 1
 
 
-async def test_another_build_is_asked_for_itself(peers: list[tuple[Monitor, Peer]]) -> None:
+async def test_another_build_is_asked_for_itself(peers: list[tuple[Monitor, FakeMonitor]]) -> None:
     targets: Iterator[str] = iter(["x86_64", "aarch64"])
 
     def by_target(command: Received) -> object:
@@ -147,7 +149,7 @@ async def test_another_build_is_asked_for_itself(peers: list[tuple[Monitor, Peer
 
 
 async def test_when_the_asked_monitor_fails_the_next_one_is_asked(
-    peers: list[tuple[Monitor, Peer]],
+    peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
     (first, first_peer), (second, second_peer) = peers[:2]
 
@@ -165,7 +167,7 @@ async def test_when_the_asked_monitor_fails_the_next_one_is_asked(
 
 
 async def test_a_probe_that_is_cancelled_does_not_stop_the_others(
-    peers: list[tuple[Monitor, Peer]],
+    peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
     for _, peer in peers[1:3]:
         peer.serve(script)
@@ -182,7 +184,7 @@ async def test_a_probe_that_is_cancelled_does_not_stop_the_others(
 
 
 async def test_a_version_that_is_none_is_a_monitor_error(
-    peers: list[tuple[Monitor, Peer]],
+    peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
     peers[0][1].serve()
     with pytest.raises(MonitorError, match="does not tell QEMU's version"):
@@ -197,7 +199,7 @@ def poor(command: Received) -> object:
 
 
 async def test_what_one_guest_says_that_it_lacks_no_other_lacks(
-    peers: list[tuple[Monitor, Peer]],
+    peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
     (hostile, hostile_peer), (honest, honest_peer) = peers[:2]
     hostile_peer.serve(poor)
@@ -208,7 +210,7 @@ async def test_what_one_guest_says_that_it_lacks_no_other_lacks(
 
 
 async def test_what_holds_for_one_executable_does_not_hold_for_another(
-    peers: list[tuple[Monitor, Peer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    peers: list[tuple[Monitor, FakeMonitor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "qemu-system-x86_64"
     shutil.copy(sys.executable, other)
@@ -226,7 +228,7 @@ async def test_what_holds_for_one_executable_does_not_hold_for_another(
 
 
 async def test_an_executable_that_cannot_be_told_is_asked_each_time(
-    peers: list[tuple[Monitor, Peer]], monkeypatch: pytest.MonkeyPatch
+    peers: list[tuple[Monitor, FakeMonitor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for monitor, peer in peers[:2]:
         peer.serve(script)
@@ -236,7 +238,7 @@ async def test_an_executable_that_cannot_be_told_is_asked_each_time(
 
 
 async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
-    peers: list[tuple[Monitor, Peer]], monkeypatch: pytest.MonkeyPatch
+    peers: list[tuple[Monitor, FakeMonitor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "SHARE_TIMEOUT", 0.05)
     peers[0][1].serve(script)
@@ -251,7 +253,7 @@ async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
 
 
 async def test_no_more_executables_are_kept_than_a_host_has(
-    peers: list[tuple[Monitor, Peer]],
+    peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
     packages = iter(range(features.KEPT * 2))
 
@@ -287,7 +289,7 @@ def test_a_schema_of_many_types_and_members_costs_no_time_and_no_memory() -> Non
     ],
 )
 async def test_a_version_is_refused_or_one_short_line(
-    peers: list[tuple[Monitor, Peer]], version: object
+    peers: list[tuple[Monitor, FakeMonitor]], version: object
 ) -> None:
     peers[0][1].serve(lambda c: version if c.name == "query-version" else script(c))
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.errors import MonitorGone, MonitorUnreachable
 from linkmgr.qmp import Command, Monitor
-from tests.unit.qmp_peer import GREETING, Peer, connected, nothing_left_behind, opened
+from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]
 
@@ -35,7 +35,7 @@ every_ending = pytest.mark.parametrize(
 )
 
 
-def end(peer: Peer, ending: bytes) -> None:
+def end(peer: FakeMonitor, ending: bytes) -> None:
     """End it. After garbage the peer stays, for it must not be waited for."""
     peer.raw(ending)
     if not ending.endswith(b"\n"):
@@ -212,7 +212,7 @@ async def test_closing_is_finished_also_when_its_caller_leaves() -> None:
 
 
 async def test_it_is_used_as_a_context() -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
     async with await Monitor.over(sock) as monitor:
         await shaking
@@ -226,7 +226,7 @@ async def test_the_end_is_not_logged_beside_being_raised(
     async with connected() as (monitor, peer):
         end(peer, b"garbage\r\n")
         await monitor.wait_gone()
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     peer.hang_up()
     with pytest.raises(MonitorUnreachable):
         await Monitor.over(sock)
@@ -238,29 +238,29 @@ async def test_the_end_is_not_logged_beside_being_raised(
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
-def parts_of_the_greeting() -> dict[str, Callable[[Peer], None]]:
+def parts_of_the_greeting() -> dict[str, Callable[[FakeMonitor], None]]:
     greeting = json.dumps(GREETING).encode()
 
-    def negotiated_and_gone(peer: Peer) -> None:
+    def negotiated_and_gone(peer: FakeMonitor) -> None:
         peer.send(GREETING)
         peer.send({"return": {}})
         peer.hang_up()
 
-    def within(peer: Peer) -> None:
+    def within(peer: FakeMonitor) -> None:
         peer.raw(greeting[:20])
         peer.hang_up()
 
-    def greeted(peer: Peer) -> None:
+    def greeted(peer: FakeMonitor) -> None:
         peer.send(GREETING)
         peer.hang_up()
 
-    def half_negotiated(peer: Peer) -> None:
+    def half_negotiated(peer: FakeMonitor) -> None:
         peer.send(GREETING)
         peer.raw(b'{"retu')
         peer.hang_up()
 
     return {
-        "before the greeting": Peer.hang_up,
+        "before the greeting": FakeMonitor.hang_up,
         "within the greeting": within,
         "after the greeting": greeted,
         "within the negotiation": half_negotiated,
@@ -270,7 +270,7 @@ def parts_of_the_greeting() -> dict[str, Callable[[Peer], None]]:
 
 @pytest.mark.parametrize("when", list(parts_of_the_greeting()))
 async def test_before_there_was_a_monitor(when: str) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     parts_of_the_greeting()[when](peer)
 
     async def use() -> None:
@@ -294,7 +294,7 @@ async def test_before_there_was_a_monitor(when: str) -> None:
     ],
 )
 async def test_by_garbage_before_there_was_a_monitor(greeted: bool, ending: bytes) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     if greeted:
         peer.send(GREETING)
     end(peer, ending)

@@ -20,7 +20,7 @@ from linkmgr.qmp.budget import EVENTS_BURST, FLOOD_SECONDS, MESSAGES_PER_SECOND
 from linkmgr.qmp.inbound import MESSAGE_BYTES
 from linkmgr.qmp.network import LINES, NICS
 from tests.own_time import own_time
-from tests.unit.qmp_peer import GREETING, Peer, connected, nothing_left_behind
+from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
 
@@ -49,7 +49,7 @@ while time.monotonic() < end:
 @asynccontextmanager
 async def flooded_with(said: bytes, seconds: float) -> AsyncIterator[Monitor]:
     """A monitor whose QEMU, another process, says the same without end once it was negotiated."""
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
     monitor = await Monitor.over(sock, name="web1")
     await shaking
@@ -124,7 +124,7 @@ async def write(sock: socket.socket, data: bytes) -> None:
 
 @pytest.mark.parametrize("said", TOO_MUCH.values(), ids=TOO_MUCH)
 async def test_a_greeting_that_is_too_much_is_refused_in_a_short_sentence(said: bytes) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     writing = asyncio.create_task(write(peer.sock, said.replace(b"return", b"QMP")))
     began = time.thread_time()
     with pytest.raises(MonitorUnreachable) as info:
@@ -146,7 +146,7 @@ async def test_a_greeting_that_is_too_much_is_refused_in_a_short_sentence(said: 
     ],
 )
 async def test_a_greeting_of_wrong_types_is_taken_or_refused(greeting: Any) -> None:
-    sock, peer = Peer.pair()
+    sock, peer = FakeMonitor.pair()
     peer.send(greeting)
     peer.send({"return": {}})
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.errors import MonitorTimeout
 from linkmgr.qmp import Command, Monitor
-from tests.unit.qmp_peer import Peer, connected, nothing_left_behind, open_fds, opened
+from tests.unit.qmp_peer import FakeMonitor, connected, nothing_left_behind, open_fds, opened
 
 __all__ = ["nothing_left_behind"]
 
@@ -48,7 +48,7 @@ def add_tap(monitor: Monitor, how: str, null: int) -> Caller:
     return Caller(how, monitor.execute("netdev_add", fds=fds, timeout=limit(how)))
 
 
-async def check_usable(monitor: Monitor, peer: Peer) -> None:
+async def check_usable(monitor: Monitor, peer: FakeMonitor) -> None:
     asking = asyncio.create_task(monitor.execute("query-status"))
     peer.answer(await peer.next("query-status"))
     await asking

@@ -13,7 +13,7 @@ from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorTimeo
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import QmpTransport
 from tests.unit.qmp_peer import (
-    Peer,
+    FakeMonitor,
     Received,
     Refusal,
     connected,
@@ -259,7 +259,7 @@ async def test_a_descriptor_that_is_not_open_is_a_bad_request() -> None:
         assert peer.timeline == []
 
 
-def fill(peer: Peer, sock: socket.socket) -> None:
+def fill(peer: FakeMonitor, sock: socket.socket) -> None:
     """Fill the way to a peer that does not read, with blanks that mean nothing in JSON."""
     peer.stop()
     while True:

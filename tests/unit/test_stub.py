@@ -15,7 +15,7 @@ HUB = f"hub 7\n \\ lm-sink\n \\ lm-hub: ua-net0: {NIC}\n"
 TAP = "hostua-net0: index=0,type=tap,ifname=lmtap0,script=no,downscript=no"
 
 
-class Peer:
+class FakeQemu:
     """A QEMU that shows one `info network` after another, and writes down what it was asked."""
 
     name = "VM web1"
@@ -61,7 +61,7 @@ ADD = {"type": "hubport", "id": "hostua-net0", "hubid": 1001}
 async def test_only_a_backend_that_hangs_loose_is_replaced(
     shown: str, asked: list[tuple[str, Any]]
 ) -> None:
-    peer = Peer(shown)
+    peer = FakeQemu(shown)
     placed = await place_stubs(cast("Qemu", peer), ["ua-net0"])
     assert peer.asked == asked
     assert placed == (["ua-net0"] if asked else [])
@@ -71,6 +71,6 @@ async def test_each_stub_gets_a_hub_of_its_own() -> None:
     other = HUB.replace("hub 7", "hub 9").replace("lm-", "lmx-").replace("ua-net0", "ua-net1")
     first = HUB + other
     second = HUB + other + "hub 1001\n \\ hostua-net0\n"
-    peer = Peer(first, second)
+    peer = FakeQemu(first, second)
     assert await place_stubs(cast("Qemu", peer), ["ua-net0", "ua-net1"]) == ["ua-net0", "ua-net1"]
     assert [arguments["hubid"] for _, arguments in peer.asked] == [1001, 1002]
