@@ -24,10 +24,10 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
     again = "unplug it and plug it again"
     found: list[tuple[str, str, str]] = []
     try:
-        in_qemu = [cable.port for cable in await slot.wiring.inspect(slot.ref)]
+        in_qemu = [cable.hubport_id for cable in await slot.wiring.inspect(slot.ref)]
     except (MonitorError, CannotAttach) as error:
         return [Finding(error.code, subject, error.what, error.hint or again)]
-    expected = [slot.plugged.cable.port] if slot.plugged else []
+    expected = [slot.plugged.cable.hubport_id] if slot.plugged else []
     strangers = [port for port in in_qemu if port not in expected]
     if in_qemu != expected and not slot.foreign:
         found.append(

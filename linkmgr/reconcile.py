@@ -187,8 +187,8 @@ class _Nic:
         elif intent is not None and intent.port is not None and here.id == intent.attachment:
             await self._finish(intent, intent.port, here, old)
         else:
-            if intent is None or (here.port, here.backend) != intent.foreign:
-                log.warning("%s: somebody else plugged %s into it", slot.ref, here.port)
+            if intent is None or (here.hubport_id, here.netdev_id) != intent.foreign:
+                log.warning("%s: somebody else plugged %s into it", slot.ref, here.hubport_id)
             slot.foreign = True
             await slot.apply_link(seen=False)
 
@@ -221,7 +221,7 @@ class _Nic:
         """The NIC is on nothing: give it the cable that it had, if that still exists."""
         slot = self._slot
         plugged = await self._adopted(old)
-        if not plugged.cable.in_qemu:
+        if not plugged.cable.netdev_added:
             log.warning("%s: QEMU has lost its cable to %s", slot.ref, old.port)
             await plugged.driver.terminate_attachment(plugged.attachment)
             return
@@ -231,10 +231,12 @@ class _Nic:
         slot.refused = await slot.wiring.follow(plugged.cable)
         log.info("%s: back on its cable to %s", slot.ref, old.port)
 
-    async def _put_back_foreign(self, port: str, backend: str) -> None:
+    async def _put_back_foreign(self, hubport_id: str, netdev_id: str) -> None:
         """The NIC is on nothing: give it the cable back that somebody else had plugged."""
         slot = self._slot
-        cable = Cable(id="", nic=slot.ref, endpoint=None, port=port, backend=backend)
+        cable = Cable(
+            id="", nic=slot.ref, endpoint=None, hubport_id=hubport_id, netdev_id=netdev_id
+        )
         await slot.wiring.switch_back(slot.ref, None, cable)
         slot.foreign = True
         await slot.apply_link(seen=False)

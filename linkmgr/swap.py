@@ -365,7 +365,7 @@ async def name_device(nic: Slot) -> None:
 
 def _new_cable(nic: Slot, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
     cable = nic.wiring.new_cable(ident, offer, endpoint)
-    cable.wish = nic.name
+    cable.preferred_ifname = nic.name
     return cable
 
 
@@ -376,9 +376,11 @@ async def _present(nic: Slot) -> Cable | None:
     """
     found = await nic.wiring.inspect(nic.ref)
     if nic.plugged:
-        strangers = [cable.port for cable in found if cable.port != nic.plugged.cable.port]
+        strangers = [
+            cable.hubport_id for cable in found if cable.hubport_id != nic.plugged.cable.hubport_id
+        ]
     else:
-        strangers = [cable.port for cable in found[1:]]
+        strangers = [cable.hubport_id for cable in found[1:]]
     if strangers:
         raise HubCrowded(
             f"cables are plugged into it that do not belong there: {', '.join(strangers)}",
@@ -392,7 +394,7 @@ async def _present(nic: Slot) -> Cable | None:
 
 def _foreign(old: Plugged | None, cable: Cable | None) -> tuple[str, str] | None:
     """What the journal keeps of a cable that it does not know."""
-    return (cable.port, cable.backend) if old is None and cable is not None else None
+    return (cable.hubport_id, cable.netdev_id) if old is None and cable is not None else None
 
 
 async def _switch_back(

@@ -21,15 +21,15 @@ class Cable:
     :param endpoint: ``None`` for a foreign cable: one that was found, and that linkmgr has not
         made. It is unplugged like any other, but what is behind it is left alone.
     :param mac: the address that the cable has to deliver to.
-    :param port: QEMU's id of what is plugged into the NIC.
-    :param backend: QEMU's id of the netdev behind it.
+    :param hubport_id: QEMU's id of the hub port.
+    :param netdev_id: QEMU's id of the netdev behind the hub port.
     """
 
     id: str
     nic: NicRef
     endpoint: Endpoint | None
-    port: str
-    backend: str
+    hubport_id: str
+    netdev_id: str
     mac: str = ""
     #: Forwarding entries that the bridge had behind the NIC's old port, and has to have behind the
     #: new one.
@@ -40,18 +40,18 @@ class Cable:
     device: str | None = None  #: the tap or macvtap on this host, once it exists
     #: Its number, once seen: with it a device that has another name now is asked for alone.
     index: int | None = field(default=None, compare=False)
-    wish: str | None = None  #: what that is called from the start, if nothing has the name then
+    preferred_ifname: str | None = None  #: name of a new device, if no other has it
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
     #: inside QEMU stalls the guest for 20 ms.
     fd: Fd | None = field(default=None, repr=False)
     #: What somebody else had set on the device of the cable before, and this one has not: in words.
     left_behind: list[str] = field(default_factory=list)
-    in_qemu: bool = False  #: whether QEMU may know the backend
-    kept: bool = False  #: whether it is the NIC's present cable, put to a new use
-    named: bool = False  #: whether QEMU may hold the fd under a name
-    hub: int | None = None
-    recognised: bool = False  #: of an earlier run, but in no journal
-    waits: bool = False  #: whether it is plugged in beside the old one, its device down
+    netdev_added: bool = False  #: whether QEMU may have the netdev
+    reused: bool = False  #: whether it takes the NIC's present device, fd and netdev
+    fd_named: bool = False  #: whether QEMU may have the fd under a name (``getfd``)
+    hub_number: int | None = None  #: of the NIC's hub in QEMU
+    rediscovered: bool = False  #: made by an earlier run, but in no journal
+    prestaged: bool = False  #: whether it is plugged in beside the old one, with its device down
 
 
 class Wiring(ABC):

@@ -37,13 +37,14 @@ async def find_device(host: Host, cable: Cable) -> Link | None:
 
 
 async def first_name(host: Host, cable: Cable) -> str:
-    """What a cable's device is made as: what is wished if that is free, else a name of our own.
+    """What a cable's device is made as: the preferred name if that is free, else one of our own.
 
     Before Linux 6.2 no device that is up can be renamed: this is the only chance.
     """
-    free = cable.wish is not None and await host.find_link(cable.wish) is None
-    if cable.wish is not None and free and isinstance(cable.endpoint, BridgeEndpoint):
-        return cable.wish
+    name = cable.preferred_ifname
+    free = name is not None and await host.find_link(name) is None
+    if name is not None and free and isinstance(cable.endpoint, BridgeEndpoint):
+        return name
     return device_name(PREFIX, cable.id)
 
 

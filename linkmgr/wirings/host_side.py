@@ -32,13 +32,13 @@ async def look_at_old(host: Host, cable: Cable, replacing: Cable) -> None:
 async def make_tap(
     host: Host, cable: Cable, endpoint: BridgeEndpoint, replacing: Cable | None
 ) -> None:
-    """Make a cable's tap, a port of its bridge; `Cable.waits` says whether it is left down.
+    """Make a cable's tap, a port of its bridge; `Cable.prestaged` says whether it is left down.
 
     :raise HostError: when the kernel refuses, or the bridge does not forward to it in time.
     """
     # What no journal knows could not be told from the new one after a crash.
-    if replacing is not None and replacing.device is not None and not replacing.recognised:
-        cable.waits = await _obey(host, cable, replacing)
+    if replacing is not None and replacing.device is not None and not replacing.rediscovered:
+        cable.prestaged = await _obey(host, cable, replacing)
     device = await first_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
@@ -47,7 +47,7 @@ async def make_tap(
 
 
 async def attach(host: Host, cable: Cable, endpoint: BridgeEndpoint) -> None:
-    """Make a cable's tap a port of its bridge, and bring it up unless it waits. Repeats freely.
+    """Make a cable's tap a port of its bridge, and bring it up unless prestaged. Repeats freely.
 
     :raise HostError: when the kernel refuses, or the bridge does not forward to it in time.
     """
@@ -58,7 +58,7 @@ async def attach(host: Host, cable: Cable, endpoint: BridgeEndpoint) -> None:
         isolated=endpoint.isolated,
         hairpin=endpoint.hairpin,
         learning=endpoint.learning,
-        up=not cable.waits,
+        up=not cable.prestaged,
         timeout=FORWARDING_SECONDS,
     )
 
@@ -113,8 +113,8 @@ async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
             await reshape(host, old, old.device)
         raise
     new.device, new.index = old.device, old.index
-    new.fd, new.in_qemu = old.fd, old.in_qemu
-    old.device, old.fd, old.in_qemu = None, None, False
+    new.fd, new.netdev_added = old.fd, old.netdev_added
+    old.device, old.fd, old.netdev_added = None, None, False
 
 
 async def cross(host: Host, new: Cable, old: Cable) -> None:

@@ -120,29 +120,29 @@ class HubWiring(Wiring):
         return [
             Cable(
                 id=port.id.removeprefix(_PORT) if port.id.startswith(_PORT) else "",
-                nic=nic, endpoint=None, port=port.id, backend=str(port.peer),
+                nic=nic, endpoint=None, hubport_id=port.id, netdev_id=str(port.peer),
             )
             for port in hub.backends
         ]  # fmt: skip
 
     async def recognise(self, cable: Cable) -> None:
         """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
-        ident = cable.backend.removeprefix(_BACKEND)
+        ident = cable.netdev_id.removeprefix(_BACKEND)
         mark = Mark(str(cable.nic), ident)
         link = next((link for found, link in await self._host.marked() if found == mark), None)
-        if link is None or cable.port != _PORT + ident:
+        if link is None or cable.hubport_id != _PORT + ident:
             return
         above = link.master or link.parent
         upper = None if above is None else await self._host.find_link(above)
         where = upper.name if upper else "?"
-        cable.id, cable.device, cable.mac, cable.in_qemu = ident, link.name, link.mac, True
-        cable.recognised = True
+        cable.id, cable.device, cable.mac, cable.netdev_added = ident, link.name, link.mac, True
+        cable.rediscovered = True
         if link.kind == "macvtap":
             mode = DirectMode(link.mode or DirectMode.BRIDGE)
             cable.endpoint = DirectEndpoint(where, mode, link.mtu)
         else:
             cable.endpoint = BridgeEndpoint(where, link.mtu)
-        cable.fd = self._fd_again(ident, (await self._qemu.network()).netdevs[cable.backend])
+        cable.fd = self._fd_again(ident, (await self._qemu.network()).netdevs[cable.netdev_id])
         self._cables.add(cable)
 
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
@@ -152,17 +152,17 @@ class HubWiring(Wiring):
             nic=offer.nic,
             endpoint=endpoint,
             mac=offer.mac,
-            port=_PORT + ident,
-            backend=_BACKEND + ident,
+            hubport_id=_PORT + ident,
+            netdev_id=_BACKEND + ident,
         )
 
     async def adopt(self, cable: Cable) -> None:
         """See `Wiring.adopt`."""
         info = await self._qemu.network()
-        cable.hub = find_hub(info, cable.nic).number
-        backend = info.netdevs.get(cable.backend)
-        cable.in_qemu = backend is not None
-        cable.recognised = False
+        cable.hub_number = find_hub(info, cable.nic).number
+        backend = info.netdevs.get(cable.netdev_id)
+        cable.netdev_added = backend is not None
+        cable.rediscovered = False
         self._cables.add(cable)
         if cable.fd is None:
             cable.fd = self._fd_again(cable.id, backend)
@@ -208,8 +208,9 @@ class HubWiring(Wiring):
             case DirectEndpoint():
                 if replacing is not None and await can_keep(self._host, cable.endpoint, replacing):
                     cable.left_behind = []
-                    cable.kept, cable.id, cable.hub = True, replacing.id, replacing.hub
-                    cable.port, cable.backend = replacing.port, replacing.backend
+                    cable.reused, cable.id = True, replacing.id
+                    cable.hub_number = replacing.hub_number
+                    cable.hubport_id, cable.netdev_id = replacing.hubport_id, replacing.netdev_id
                     return
                 await make_macvtap(self._host, cable, cable.endpoint)
             case FdEndpoint():
@@ -218,31 +219,32 @@ class HubWiring(Wiring):
                 raise AssertionError("only a cable of our own is staged")
         assert cable.fd is not None
         self._host.keeper.keep(cable.id, cable.fd.number)
-        cable.in_qemu = cable.named = True
+        cable.netdev_added = cable.fd_named = True
         try:
             await self._qemu.execute(
                 "netdev_add",
-                {"type": "tap", "id": cable.backend, "fd": cable.backend},
-                fds={cable.backend: cable.fd.number},
+                {"type": "tap", "id": cable.netdev_id, "fd": cable.netdev_id},
+                fds={cable.netdev_id: cable.fd.number},
             )
         except CommandFailed:
-            cable.in_qemu = False  # a backend of that id, if there is one, is not ours to remove
+            # A netdev of that id, if there is one, is not ours to remove.
+            cable.netdev_added = False
             raise
-        cable.named = False  # netdev_add has consumed the name
+        cable.fd_named = False  # netdev_add has consumed the name
         # Look before you plug: a hub port for a backend that has a peer aborts QEMU.
         info = await self._qemu.network()
         hub = find_hub(info, nic)
-        backend = info.netdevs.get(cable.backend)
+        backend = info.netdevs.get(cable.netdev_id)
         if backend is None or backend.peer is not None:
             raise CommandFailed(
-                f"QEMU does not show the new backend {cable.backend} as free",
+                f"QEMU does not show the new backend {cable.netdev_id} as free",
                 command="netdev_add",
                 hint="look whether somebody else uses QEMU's monitors, and try again",
             )
-        if {port.id for port in hub.backends} - ({replacing.port} if replacing else set()):
+        if {port.id for port in hub.backends} - ({replacing.hubport_id} if replacing else set()):
             raise hub_crowded_error(nic, hub)
-        cable.hub = hub.number
-        if not cable.waits or replacing is None:
+        cable.hub_number = hub.number
+        if not cable.prestaged or replacing is None:
             return
         if hub.backends:
             reply, look = await self._qemu.batch([_plug(cable), _LOOK])
@@ -250,23 +252,23 @@ class HubWiring(Wiring):
         else:
             # Somebody has taken the old port out: there is nothing to cross from.
             assert isinstance(cable.endpoint, BridgeEndpoint)
-            cable.waits = False
+            cable.prestaged = False
             await attach(self._host, cable, cable.endpoint)
 
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
-        if new is not None and new.kept and old is not None:
+        if new is not None and new.reused and old is not None:
             await self._reuse(new, old)
             await take_over(self._host, new)
             hub = find_hub(await self._qemu.network(), nic)
             replies = []
             if not hub.backends:  # somebody has taken its port out
-                new.hub = hub.number
+                new.hub_number = hub.number
                 replies = await self._qemu.batch([_plug(new)])
                 hub = find_hub(await self._qemu.network(), nic)
             _refuse_others(hub, [new], replies)
             return
-        if new is not None and new.waits and old is not None:
+        if new is not None and new.prestaged and old is not None:
             await self._cross(nic, new, old)
             return
         commands = []
@@ -296,7 +298,7 @@ class HubWiring(Wiring):
         await cross(self._host, new, old)
         reply, seen = await self._qemu.batch([_unplug(old), _LOOK])
         await self._must_carry(nic, [new], [reply], seen)
-        new.waits = False
+        new.prestaged = False
 
     async def _reuse(self, new: Cable, old: Cable) -> None:
         await put_to_new_use(self._host, new, old)
@@ -307,22 +309,22 @@ class HubWiring(Wiring):
         """See `Wiring.switch_back`. One command at a time, so that never two cables are in."""
         if not self._qemu.alive:
             return
-        if new is not None and new.kept and old is not None:
+        if new is not None and new.reused and old is not None:
             if new.device is not None:
                 await self._reuse(old, new)
             return
         hub = find_hub(await self._qemu.network(), nic)
-        if new is not None and new.port in {port.id for port in hub.backends}:
-            await self._qemu.execute("netdev_del", {"id": new.port})
+        if new is not None and new.hubport_id in {port.id for port in hub.backends}:
+            await self._qemu.execute("netdev_del", {"id": new.hubport_id})
             hub = find_hub(await self._qemu.network(), nic)
         if old is None:
             return
-        if old.port in {port.id for port in hub.backends}:
+        if old.hubport_id in {port.id for port in hub.backends}:
             await take_back(self._host, old, new)
             return
         if hub.backends:
             raise hub_crowded_error(nic, hub)
-        old.hub = hub.number
+        old.hub_number = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
         await take_back(self._host, old, new)
@@ -351,17 +353,17 @@ class HubWiring(Wiring):
         """
         if cable.endpoint is None:
             return
-        ours = cable.in_qemu or cable.fd is not None  # else another cable has all of it now
+        ours = cable.netdev_added or cable.fd is not None  # else another cable has all of it now
         if not self.keep_fds and cable.fd is not None:
             cable.fd.close()
-        if cable.in_qemu and self._qemu.alive:
+        if cable.netdev_added and self._qemu.alive:
             try:
                 await self._take_out(cable)
             except MonitorError:
                 with contextlib.suppress(HostError):
                     await silence_device(self._host, cable)
                 raise
-        cable.in_qemu = False
+        cable.netdev_added = False
         if ours:
             self._host.keeper.drop(cable.id)
         if cable.fd is not None:
@@ -371,13 +373,13 @@ class HubWiring(Wiring):
         self._cables.discard(cable)
 
     async def _take_out(self, cable: Cable) -> None:
-        if cable.named:
+        if cable.fd_named:
             # It may be that the name was left and never used; if it is not there, fine.
             with contextlib.suppress(CommandFailed):
-                await self._qemu.execute("closefd", {"fdname": cable.backend})
-            cable.named = False
+                await self._qemu.execute("closefd", {"fdname": cable.netdev_id})
+            cable.fd_named = False
         info = await self._qemu.network()
-        for ident in (cable.port, cable.backend):
+        for ident in (cable.hubport_id, cable.netdev_id):
             if ident in info.netdevs:
                 await self._qemu.execute("netdev_del", {"id": ident})
 
@@ -486,7 +488,7 @@ class HubWiring(Wiring):
 
 
 def _refuse_others(hub: NicHub, cables: Collection[Cable], replies: Collection[object]) -> None:
-    if {port.id for port in hub.backends} == {cable.port for cable in cables}:
+    if {port.id for port in hub.backends} == {cable.hubport_id for cable in cables}:
         return
     refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))
     has = printable(", ".join(port.id for port in hub.backends) or "nothing")
@@ -499,9 +501,14 @@ def _refuse_others(hub: NicHub, cables: Collection[Cable], replies: Collection[o
 def _plug(cable: Cable) -> Command:
     return Command(
         "netdev_add",
-        {"type": "hubport", "id": cable.port, "hubid": cable.hub, "netdev": cable.backend},
+        {
+            "type": "hubport",
+            "id": cable.hubport_id,
+            "hubid": cable.hub_number,
+            "netdev": cable.netdev_id,
+        },
     )
 
 
 def _unplug(cable: Cable) -> Command:
-    return Command("netdev_del", {"id": cable.port})
+    return Command("netdev_del", {"id": cable.hubport_id})

@@ -63,7 +63,7 @@ class FakeWiring(Wiring):
         return Offer(nic, (EndpointKind.BRIDGE,), mac="52:54:00:00:00:01")
 
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
-        return Cable(id=ident, nic=offer.nic, endpoint=endpoint, port=ident, backend=ident)
+        return Cable(id=ident, nic=offer.nic, endpoint=endpoint, hubport_id=ident, netdev_id=ident)
 
     async def adopt(self, cable: Cable) -> None:
         raise AssertionError("nothing is adopted in these tests")

@@ -17,7 +17,7 @@ __all__ = ["bench", "impatient"]  # fixtures
 
 
 def stranger(port: str) -> Cable:
-    return Cable(id="", nic=NIC, endpoint=None, port=port, backend="theirs")
+    return Cable(id="", nic=NIC, endpoint=None, hubport_id=port, netdev_id="theirs")
 
 
 def nic_of(bench: Bench) -> Nic:

@@ -108,7 +108,7 @@ def made(qemu: FakeQemu, host: FakeHost) -> HubWiring:
 
 def cable(*, learning: bool = True) -> Cable:
     where = BridgeEndpoint("br0", learning=learning)
-    return Cable(ID, NIC, where, f"lmp-{ID}", BACKEND, mac=OWN, device="lm1", in_qemu=True)
+    return Cable(ID, NIC, where, f"lmp-{ID}", BACKEND, mac=OWN, device="lm1", netdev_added=True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def hub_with(*idents: str) -> str:
 def new_cable(endpoint: Endpoint | None = None) -> Cable:
     """One that is staged, to plug instead of `cable`."""
     made = Cable(NEW, NIC, endpoint or BridgeEndpoint("br0"), f"lmp-{NEW}", f"lmt-{NEW}", mac=OWN)
-    made.device, made.hub = "lm2", 1
+    made.device, made.hub_number = "lm2", 1
     return made
 
 
@@ -302,9 +302,9 @@ async def test_a_new_cable_does_not_wait_beside_one_that_somebody_took_out() -> 
         host, qemu, new = StagingHost(), HubQemu(*idents), new_cable()
         await made(qemu, host).stage(new, cable())
         assert host.done[-1] == last
-        assert new.waits is bool(idents)
+        assert new.prestaged is bool(idents)
         assert bool(qemu.batches) is bool(idents), "plugged in beside the old one"
-        assert new.hub == 1
+        assert new.hub_number == 1
 
 
 @pytest.mark.parametrize("idents", [["00000bad"], [ID, "00000bad"]])

@@ -68,7 +68,9 @@ class TestAForeignCable:
     @pytest.fixture
     def bench(self) -> Bench:
         bench = Bench()
-        bench.wiring.foreign = [Cable(id="theirs", nic=NIC, endpoint=None, port="p", backend="b")]
+        bench.wiring.foreign = [
+            Cable(id="theirs", nic=NIC, endpoint=None, hubport_id="p", netdev_id="b")
+        ]
         bench.slot.foreign, bench.slot.carrier.up = True, None
         return bench
 
