@@ -1,4 +1,4 @@
-"""What happens to VMs by themselves: QEMU stops answering, comes back, ends, loses a NIC."""
+"""What happens to VMs by themselves: QEMU stops wait_responsive, comes back, ends, loses a NIC."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Caretaker:
 
     async def _mend(self, vm: Vm) -> None:
         while True:
-            await vm.qemu.answering()
+            await vm.qemu.wait_responsive()
             if vm.qemu.closed:
                 return
             try:

@@ -55,7 +55,7 @@ from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.qmp.admission import Admission, Listener, MayUse
 from linkmgr.qmp.dialer import Dialers, SocketDialer, only_sockets
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.reservations import Reservations
 from linkmgr.singleflight import SingleFlight
 from linkmgr.strays import Strays
@@ -182,7 +182,7 @@ class Inventory(ABC):
     async def _connect(
         self,
         journal: VmJournal,
-        check: Callable[[Qemu], None] = lambda _: None,
+        check: Callable[[QemuProcess], None] = lambda _: None,
         may_use: MayUse | None = None,
     ) -> Vm:
         record = journal.record
@@ -559,7 +559,7 @@ class Inventory(ABC):
         await finished(self._start(self._disconnect(vm)))
 
     async def _disconnect(self, vm: Vm) -> None:
-        ended = not vm.qemu.alive or await vm.qemu.has_died()
+        ended = not vm.qemu.alive or await vm.qemu.confirm_exit()
         await vm.close()
         if ended:
             await self._care.bury(vm)

@@ -41,7 +41,7 @@ from linkmgr.model import (
 )
 from linkmgr.qmp.admission import MayUse
 from linkmgr.qmp.dialer import address_of, socket_file, transport_of
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.swap import Plugged, Slot, Timings, no_probe
 from linkmgr.vm import Vm
 from linkmgr.wirings.attributes import faults_of, read_devices, set_again
@@ -120,7 +120,7 @@ class LinkManager(Beside):
                     )
                 raise absent.refusal()
             other = known and known.address != address
-            if known and known.qemu.alive and not (other and await known.qemu.has_died()):
+            if known and known.qemu.alive and not (other and await known.qemu.confirm_exit()):
                 if other:
                     raise AlreadyExists(
                         f"VM {name} exists with another monitor, {known.address}",
@@ -130,7 +130,7 @@ class LinkManager(Beside):
                     await known.find_nics()
                     return known.nics()
                 except MonitorGone:
-                    if not await known.qemu.has_died():
+                    if not await known.qemu.confirm_exit():
                         raise
             await self._refuse_shared(name, address, uid)
             if known:  # its document goes before the new one is written
@@ -158,13 +158,13 @@ class LinkManager(Beside):
             if other == name:
                 continue
             vm = self._vms.get(other)
-            if vm is None or not await vm.qemu.has_died():
+            if vm is None or not await vm.qemu.confirm_exit():
                 raise Conflict(
                     f"the monitor {address} is that of VM {other}, whose NICs linkmgr has already",
                     hint=f"use VM {other}, or remove it first",
                 )
 
-    def _refuse_same(self, name: str, qemu: Qemu) -> None:
+    def _refuse_same(self, name: str, qemu: QemuProcess) -> None:
         """Refuse a QEMU that another VM is already, by another way to it.
 
         Of two sockets that says nothing: the process is who made them, which need not be QEMU.
@@ -257,7 +257,7 @@ class LinkManager(Beside):
     async def _forget_ended(self, name: str) -> bool:
         async with self._locks.forgetting(name):
             vm = self._vms.get(name)
-            if vm is None or (vm.qemu.alive and not await vm.qemu.has_died()):
+            if vm is None or (vm.qemu.alive and not await vm.qemu.confirm_exit()):
                 return False
             if vm.burial and vm.burial.done() and any(slot.leftovers for slot in vm.slots.values()):
                 return False  # they are still to be done; it stays known, as gone
@@ -418,7 +418,7 @@ class LinkManager(Beside):
             if vm.qemu.alive:
                 timings = await swap.unplug(slot, probe=self._probe)
         except MonitorGone:
-            if not await vm.qemu.has_died():
+            if not await vm.qemu.confirm_exit():
                 raise
         if not vm.qemu.alive:
             await swap.abandon(slot)

@@ -27,7 +27,7 @@ from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo,
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Dialer
 from linkmgr.qmp.network import NICS
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.suggest import instead
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
@@ -40,7 +40,7 @@ RUNS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
 class Vm:
     """A VM with its NICs. Made by `Vm.connect`."""
 
-    def __init__(self, name: str, qemu: Qemu, host: Host, journal: VmJournal) -> None:
+    def __init__(self, name: str, qemu: QemuProcess, host: Host, journal: VmJournal) -> None:
         self.name = name
         self.qemu = qemu
         self.journal = journal
@@ -68,7 +68,7 @@ class Vm:
         timeout: float,
         handler: Callable[[Vm, MonitorEvent], None],
         journal: VmJournal,
-        check: Callable[[Qemu], None] = lambda _: None,
+        check: Callable[[QemuProcess], None] = lambda _: None,
     ) -> Vm:
         """Connect to QEMU, find its NICs and take the unplugged ones down.
 
@@ -89,7 +89,9 @@ class Vm:
             elif event.name in RUNS:
                 early.append(event)
 
-        qemu = await Qemu.connect(dialer, name=f"VM {name}", timeout=timeout, handler=hand_on)
+        qemu = await QemuProcess.connect(
+            dialer, name=f"VM {name}", timeout=timeout, handler=hand_on
+        )
         try:
             vm = cls(name, qemu, host, journal)
             check(qemu)
@@ -233,7 +235,7 @@ class Vm:
 
         :raise StateError: when they cannot be written down.
         """
-        nics = (await self.qemu.network()).nics
+        nics = (await self.qemu.query_network()).nics
         found = {
             alias: client
             for ident, client in nics.items()
@@ -290,7 +292,7 @@ class Vm:
 
         :raise LinkmgrError: as `find_nics`, and when QEMU does not answer.
         """
-        nics = (await self.qemu.network()).nics
+        nics = (await self.qemu.query_network()).nics
         if {alias_of(ident) for ident in nics} - self.slots.keys():
             await self.find_nics()
 
@@ -302,7 +304,7 @@ class Vm:
         :raise MonitorError: when QEMU does not answer.
         """
         known = list(self.slots.items())
-        there = {alias_of(ident) for ident in (await self.qemu.network()).nics}
+        there = {alias_of(ident) for ident in (await self.qemu.query_network()).nics}
         return [slot for alias, slot in known if alias not in there]
 
     async def remember(self) -> None:
@@ -333,7 +335,7 @@ class Vm:
         self.wiring.let_go()
 
 
-def _require(qemu: Qemu) -> None:
+def _require(qemu: QemuProcess) -> None:
     """Check that this QEMU build has what a swap needs.
 
     :raise MonitorTooOld: and names what is missing.

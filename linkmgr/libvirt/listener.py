@@ -95,9 +95,10 @@ class _Guest:
 class MonitorListener:
     """Takes the calls of QEMUs. ``async with`` owns the socket and all that nobody has taken.
 
-    A connection goes to whoever waits for its uuid (a `Qemu` that dials again, a recovery). Else
-    `on_new` is told of it, and again each second for as long as nobody takes it; a connection that
-    is refused would only be made again by QEMU, each second. A `LinkmgrError` of it is logged.
+    A connection goes to the task that waits for its uuid (of a `QemuProcess` that connects again,
+    or of a recovery). Else `on_new` is told of it, and again each second for as long as nobody
+    takes it; a connection that is refused would only be made again by QEMU, each second. A
+    `LinkmgrError` of it is logged.
 
     :param sock: listening.
     :param identify: says which domain's QEMU is at the other end; called in a thread.

@@ -256,7 +256,7 @@ class Monitor:
             raise MonitorError(f"the monitor {self.name} answered {line!r} with something else")
         return text
 
-    async def answering(self) -> None:
+    async def wait_responsive(self) -> None:
         """Wait, without a time limit, until QEMU has answered everything that was sent.
 
         What is known to be unknown after a timeout can be looked up from here on.

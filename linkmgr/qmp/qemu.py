@@ -30,10 +30,10 @@ _PIDFD_GETFD = 438  # the same number on all architectures
 #: Without a pid to watch, an address that is forsaken this often in a row is nobody's any more.
 REFUSALS = 5
 
-Handler = Callable[[MonitorEvent], None]
+EventHandler = Callable[[MonitorEvent], None]
 
 
-class Qemu:
+class QemuProcess:
     """A QEMU process behind a monitor.
 
     A lost connection is not a lost guest: the process is watched by pidfd, and while it lives the
@@ -44,7 +44,7 @@ class Qemu:
     :param timeout: seconds that a command may take.
     """
 
-    def __init__(self, dialer: Dialer, *, name: str, timeout: float, handler: Handler) -> None:
+    def __init__(self, dialer: Dialer, *, name: str, timeout: float, handler: EventHandler) -> None:
         self._dialer = dialer
         self.name = name
         self.timeout = timeout
@@ -55,26 +55,28 @@ class Qemu:
         self._pid: int | None = None
         self._pidfd: int | None = None
         self._process_gone = asyncio.Event()
-        self._redialling: asyncio.Timeout | None = None
+        self._reconnecting: asyncio.Timeout | None = None
         self._closed = False
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
         self.features: Features
 
     @classmethod
-    async def connect(cls, dialer: Dialer, *, name: str, timeout: float, handler: Handler) -> Self:
+    async def connect(
+        cls, dialer: Dialer, *, name: str, timeout: float, handler: EventHandler
+    ) -> Self:
         """Connect and begin to hand events to `handler`.
 
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
         qemu = cls(dialer, name=name, timeout=timeout, handler=handler)
         try:
-            monitor = qemu._use(await qemu._dial())
+            monitor = qemu._adopt(await qemu._connect_monitor())
             qemu._watch_process(monitor.pid)
             qemu.features = await probe(monitor)
         except BaseException:
             await qemu.close()
             raise
-        qemu._keeper = asyncio.create_task(qemu._keep(monitor), name=f"qemu {name}")
+        qemu._supervisor = asyncio.create_task(qemu._supervise(monitor), name=f"qemu {name}")
         return qemu
 
     @property
@@ -109,7 +111,7 @@ class Qemu:
         return self._closed
 
     @property
-    def gone(self) -> bool:
+    def disconnected(self) -> bool:
         """Whether there is no connection to the monitor now."""
         return self._monitor is None or self._monitor.gone
 
@@ -134,25 +136,25 @@ class Qemu:
         """Run commands back to back; see `Monitor.batch`."""
         return await self._live().batch(commands, timeout=self.timeout)
 
-    async def network(self) -> NetworkInfo:
+    async def query_network(self) -> NetworkInfo:
         """Read which backends, hubs and NICs there are and who is plugged into whom."""
         return parse_info_network(await self._live().hmp("info network", timeout=self.timeout))
 
-    async def answering(self) -> None:
+    async def wait_responsive(self) -> None:
         """Wait, for as long as it takes, until QEMU answers, is dead, or we have let go of it."""
         while self.alive and not self._closed:
             await self._connected.wait()
             monitor = self._monitor
             try:
                 if monitor is not None:
-                    await monitor.answering()
+                    await monitor.wait_responsive()
                 return
             except MonitorGone:
-                # `_keep` may not have seen it yet: asking again at once would never let it.
+                # `_supervise` may not have seen it yet: asking again at once would never let it.
                 if monitor is self._monitor and not self._closed:
                     self._connected.clear()
 
-    def copy_fd(self, number: int) -> int | None:
+    def dup_fd(self, number: int) -> int | None:
         """A copy of an fd of the process (pidfd_getfd(2)); ``None`` when the kernel refuses.
 
         It needs the right to trace the process.
@@ -162,19 +164,19 @@ class Qemu:
         copy = ctypes.CDLL(None).syscall(_PIDFD_GETFD, self._pidfd, number, 0)
         return copy if copy >= 0 else None
 
-    async def has_died(self) -> bool:
+    async def confirm_exit(self) -> bool:
         """Whether QEMU has ended. A dying one may close its socket first, or end first.
 
         Waits until it is known if one of the two has happened, at most as long as for a command.
         """
-        if not self.gone and not self._process_ending():
+        if not self.disconnected and not self._process_ending():
             return False
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._dead_or_back(), self.timeout)
         return not self.alive
 
     async def _dead_or_back(self) -> None:
-        while self.alive and (self.gone or self._process_ending()):  # noqa: ASYNC110 - of several
+        while self.alive and (self.disconnected or self._process_ending()):  # noqa: ASYNC110 - of several
             await asyncio.sleep(RECONNECT_SECONDS / 10)
 
     def _process_ending(self) -> bool:
@@ -187,10 +189,10 @@ class Qemu:
     async def close(self) -> None:
         """Let go of the monitor and the process. The guest runs on. Repeats freely."""
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
         if self._monitor is not None:
             await self._monitor.close()
             self._monitor = None
@@ -217,15 +219,15 @@ class Qemu:
         found = self._monitor.file if self._monitor else None
         return found and (found.device, found.inode)
 
-    async def _dial(self) -> Monitor:
+    async def _connect_monitor(self) -> Monitor:
         return await self._dialer.dial(f"of {self.name}", self.timeout)
 
-    def _use(self, monitor: Monitor) -> Monitor:
+    def _adopt(self, monitor: Monitor) -> Monitor:
         self._monitor = monitor
         self._connected.set()
         return monitor
 
-    async def _keep(self, monitor: Monitor) -> None:
+    async def _supervise(self, monitor: Monitor) -> None:
         """Hand on events; connect again after each disconnect, until QEMU is dead."""
         loop, short = asyncio.get_running_loop(), 0
         while True:
@@ -234,7 +236,7 @@ class Qemu:
                 async for event in events:
                     if event.name == "DISCONNECTED":
                         self._connected.clear()
-                    self._tell(event)
+                    self._call_handler(event)
             try:
                 async with asyncio.timeout(self.timeout):
                     await monitor.close()
@@ -244,22 +246,22 @@ class Qemu:
             pause = min(LONGEST_PAUSE, RECONNECT_SECONDS * 2**short) if short > 1 else 0.0
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process_gone.wait(), pause)
-            again = await self._redial()
+            again = await self._reconnect()
             if again is None:
                 break
             monitor = again
-            self._tell(MonitorEvent("RECONNECTED", {}))
+            self._call_handler(MonitorEvent("RECONNECTED", {}))
         self._dead.set()
         self._connected.set()  # nobody needs to wait for a dead process
-        self._tell(MonitorEvent("DEAD", {}))
+        self._call_handler(MonitorEvent("DEAD", {}))
 
-    def _tell(self, event: MonitorEvent) -> None:
+    def _call_handler(self, event: MonitorEvent) -> None:
         try:
             self._handler(event)
         except Exception:
             log.exception("%s: the event %s was not handled", self.name, event.name)
 
-    async def _redial(self) -> Monitor | None:
+    async def _reconnect(self) -> Monitor | None:
         """Connect again; ``None`` once QEMU is dead.
 
         It is dead when its process has ended. For a socket that alone does not tell, for the
@@ -269,12 +271,12 @@ class Qemu:
         refusals = 0
         while not self._has_ended:
             try:
-                monitor = await self._dial_again()
+                monitor = await self._reconnect_once()
                 if monitor.pid == self._pid:
-                    return self._use(monitor)
+                    return self._adopt(monitor)
                 await monitor.close()
                 return None
-            except Exception as error:  # whatever it is: nobody else would dial again
+            except Exception as error:  # whatever it is: nobody else would connect again
                 if self._has_ended:
                     break
                 if not isinstance(error, MonitorError):
@@ -289,13 +291,13 @@ class Qemu:
                 await asyncio.sleep(RECONNECT_SECONDS / 10)
         return None
 
-    async def _dial_again(self) -> Monitor:
+    async def _reconnect_once(self) -> Monitor:
         try:
-            # A limit of our own: to dial twice is better than to lose the monitor for good.
-            async with asyncio.timeout(self.timeout + 1) as self._redialling:
-                return await self._dial()
+            # A timeout of our own: a second attempt is better than a monitor lost for good.
+            async with asyncio.timeout(self.timeout + 1) as self._reconnecting:
+                return await self._connect_monitor()
         finally:
-            self._redialling = None
+            self._reconnecting = None
 
     @property
     def _has_ended(self) -> bool:
@@ -321,9 +323,9 @@ class Qemu:
     def _process_ended(self) -> None:
         self._forget_process()
         self._process_gone.set()
-        dialling = self._redialling
-        if self._process_is_qemu and dialling is not None and not dialling.expired():
-            dialling.reschedule(0)  # nobody is there to be waited for
+        reconnecting = self._reconnecting
+        if self._process_is_qemu and reconnecting is not None and not reconnecting.expired():
+            reconnecting.reschedule(0)  # nobody is there to be waited for
 
     def _forget_process(self) -> None:
         if self._pidfd is not None:

@@ -42,7 +42,7 @@ from linkmgr.model import (
 )
 from linkmgr.qmp import Command
 from linkmgr.qmp.network import NetClient, parse_info_network
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
@@ -96,7 +96,7 @@ class HubWiring(Wiring):
     #: Only ``python -m bench --no-kept-fd`` switches it off, to show what it is good for.
     keep_fds: ClassVar[bool] = True
 
-    def __init__(self, qemu: Qemu, host: Host) -> None:
+    def __init__(self, qemu: QemuProcess, host: Host) -> None:
         self._qemu = qemu
         self._host = host
         self._cables: set[Cable] = set()  # that hold a device or an fd
@@ -142,7 +142,9 @@ class HubWiring(Wiring):
             cable.endpoint = DirectEndpoint(where, mode, link.mtu)
         else:
             cable.endpoint = BridgeEndpoint(where, link.mtu)
-        cable.fd = self._fd_again(ident, (await self._qemu.network()).netdevs[cable.netdev_id])
+        cable.fd = self._fd_again(
+            ident, (await self._qemu.query_network()).netdevs[cable.netdev_id]
+        )
         self._cables.add(cable)
 
     def new_cable(self, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
@@ -158,7 +160,7 @@ class HubWiring(Wiring):
 
     async def adopt(self, cable: Cable) -> None:
         """See `Wiring.adopt`."""
-        info = await self._qemu.network()
+        info = await self._qemu.query_network()
         cable.hub_number = find_hub(info, cable.nic).number
         backend = info.netdevs.get(cable.netdev_id)
         cable.netdev_added = backend is not None
@@ -173,7 +175,7 @@ class HubWiring(Wiring):
         for ident in set(begun) - set(known):
             with contextlib.suppress(CommandFailed):  # most often there is none
                 await self._qemu.execute("closefd", {"fdname": _BACKEND + ident})
-        info = await self._qemu.network()
+        info = await self._qemu.query_network()
         stay = {prefix + ident for ident in known for prefix in (_PORT, _BACKEND)}
         # An operator may call a backend lmt-uplink, and have it behind a NIC without a hub.
         stay |= {nic.peer for nic in info.nics.values() if nic.peer}
@@ -193,7 +195,7 @@ class HubWiring(Wiring):
         """A duplicate of a cable's fd, from its keeper or from QEMU, if that is allowed."""
         copy = self._host.keeper.take(ident)
         if copy is None and backend is not None and (number := tap_fd_number(backend)) is not None:
-            copy = self._qemu.copy_fd(number)
+            copy = self._qemu.dup_fd(number)
         return None if copy is None else Fd(copy)
 
     async def stage(self, cable: Cable, replacing: Cable | None) -> None:
@@ -232,7 +234,7 @@ class HubWiring(Wiring):
             raise
         cable.fd_named = False  # netdev_add has consumed the name
         # Look before you plug: a hub port for a backend that has a peer aborts QEMU.
-        info = await self._qemu.network()
+        info = await self._qemu.query_network()
         hub = find_hub(info, nic)
         backend = info.netdevs.get(cable.netdev_id)
         if backend is None or backend.peer is not None:
@@ -260,12 +262,12 @@ class HubWiring(Wiring):
         if new is not None and new.reused and old is not None:
             await self._reuse(new, old)
             await take_over(self._host, new)
-            hub = find_hub(await self._qemu.network(), nic)
+            hub = find_hub(await self._qemu.query_network(), nic)
             replies = []
             if not hub.backends:  # somebody has taken its port out
                 new.hub_number = hub.number
                 replies = await self._qemu.batch([_plug(new)])
-                hub = find_hub(await self._qemu.network(), nic)
+                hub = find_hub(await self._qemu.query_network(), nic)
             _refuse_others(hub, [new], replies)
             return
         if new is not None and new.prestaged and old is not None:
@@ -313,10 +315,10 @@ class HubWiring(Wiring):
             if new.device is not None:
                 await self._reuse(old, new)
             return
-        hub = find_hub(await self._qemu.network(), nic)
+        hub = find_hub(await self._qemu.query_network(), nic)
         if new is not None and new.hubport_id in {port.id for port in hub.backends}:
             await self._qemu.execute("netdev_del", {"id": new.hubport_id})
-            hub = find_hub(await self._qemu.network(), nic)
+            hub = find_hub(await self._qemu.query_network(), nic)
         if old is None:
             return
         if old.hubport_id in {port.id for port in hub.backends}:
@@ -343,7 +345,7 @@ class HubWiring(Wiring):
         """
         if isinstance(seen, CommandFailed):
             raise seen
-        info = await self._qemu.network() if seen is None else parse_info_network(seen)
+        info = await self._qemu.query_network() if seen is None else parse_info_network(seen)
         _refuse_others(find_hub(info, nic), cables, replies)
 
     async def release(self, cable: Cable) -> None:
@@ -378,7 +380,7 @@ class HubWiring(Wiring):
             with contextlib.suppress(CommandFailed):
                 await self._qemu.execute("closefd", {"fdname": cable.netdev_id})
             cable.fd_named = False
-        info = await self._qemu.network()
+        info = await self._qemu.query_network()
         for ident in (cable.hubport_id, cable.netdev_id):
             if ident in info.netdevs:
                 await self._qemu.execute("netdev_del", {"id": ident})
@@ -432,7 +434,7 @@ class HubWiring(Wiring):
 
         :raise UnusableNicId: it was given no id; the name that QEMU shows is of no use then.
         """
-        info = await self._qemu.network()
+        info = await self._qemu.query_network()
         if nic.alias not in self._known and info.hub_of(nic.alias) is not None:
             await self._mac(nic)
             self._known.add(nic.alias)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from linkmgr.errors import CommandFailed, HostError, LinkMissing, MonitorError
 from linkmgr.host import Host
 from linkmgr.model import DirectEndpoint, DirectMode, Endpoint, NicRef
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.untrusted import printable
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import find_device
@@ -33,7 +33,7 @@ class GuestFilter:
     more: tuple[str, ...] = ()  #: other addresses, of a macvlan or a VRRP in the guest, say
 
 
-async def guest_filter(qemu: Qemu, nic: NicRef) -> GuestFilter | None:
+async def guest_filter(qemu: QemuProcess, nic: NicRef) -> GuestFilter | None:
     """Read the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3).
 
     :raise MonitorError: when QEMU does not answer, or with something else.

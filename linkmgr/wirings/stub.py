@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from linkmgr.host import Fd
 from linkmgr.qmp.network import NetClient, NetworkInfo
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings.hub_view import tap_fd_number
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def loose(info: NetworkInfo, alias: str) -> NetClient | None:
     return backend if on_hub and all(nic.peer != backend.id for nic in info.nics.values()) else None
 
 
-async def place_stubs(qemu: Qemu, aliases: Iterable[str]) -> list[str]:
+async def place_stubs(qemu: QemuProcess, aliases: Iterable[str]) -> list[str]:
     """Put a stub in place of libvirt's backend of each of these NICs that is on a hub.
 
     Call it when the guest runs: libvirt opens and configures its taps while it starts a domain.
@@ -60,7 +60,7 @@ async def place_stubs(qemu: Qemu, aliases: Iterable[str]) -> list[str]:
     """
     placed = []
     for alias in aliases:
-        info = await qemu.network()
+        info = await qemu.query_network()
         ident = backend_of(alias)
         missing = ident not in info.netdevs and info.hub_of(alias) is not None
         if (backend := loose(info, alias)) is not None:
@@ -74,13 +74,13 @@ async def place_stubs(qemu: Qemu, aliases: Iterable[str]) -> list[str]:
     return placed
 
 
-async def _remove(qemu: Qemu, backend: NetClient) -> None:
+async def _remove(qemu: QemuProcess, backend: NetClient) -> None:
     """Remove a backend. The last close of its tap is ours: inside QEMU it would stall the guest.
 
     Without the right to have a duplicate of its fd the guest is held up for 20 ms, this once.
     """
     number = tap_fd_number(backend)
-    copy = None if number is None else qemu.copy_fd(number)
+    copy = None if number is None else qemu.dup_fd(number)
     fd = None if copy is None else Fd(copy)
     try:
         await qemu.execute("netdev_del", {"id": backend.id})

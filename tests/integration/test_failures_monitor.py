@@ -17,7 +17,7 @@ from linkmgr import LinkState, NicState
 from linkmgr.errors import MonitorError, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketDialer
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (
     NIC,
@@ -323,16 +323,18 @@ async def test_a_monitor_that_is_just_gone_is_waited_for_and_not_asked_again_and
     class Gone:
         asked = 0
 
-        async def answering(self) -> None:
+        async def wait_responsive(self) -> None:
             self.asked += 1
             if self.asked > 100:
                 raise AssertionError("it never lets go of the event loop")
             raise MonitorGone("gone")
 
-    qemu = Qemu(SocketDialer(wired.proxy.path), name="web1", timeout=1, handler=lambda _: None)
+    qemu = QemuProcess(
+        SocketDialer(wired.proxy.path), name="web1", timeout=1, handler=lambda _: None
+    )
     qemu._monitor = cast("Monitor", Gone())
     qemu._connected.set()
-    waiting = asyncio.create_task(qemu.answering())
+    waiting = asyncio.create_task(qemu.wait_responsive())
     await asyncio.sleep(0.05)
     assert not waiting.done()
     qemu._monitor = None

@@ -163,7 +163,7 @@ async def test_a_monitor_through_libvirt_is_one_like_any_other() -> None:
         assert late.value.sent
         assert (await libvirt.domain(uuid, timeout=5)).active, "it is stopped all the while"
         os.kill(pid, signal.SIGCONT)
-        await asyncio.wait_for(monitor.answering(), 5)
+        await asyncio.wait_for(monitor.wait_responsive(), 5)
 
         # libvirtd goes: nobody waits, the reason is told, and it is not taken for QEMU's end.
         os.kill(libvirtd.pid, signal.SIGSTOP)

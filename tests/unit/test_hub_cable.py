@@ -25,7 +25,7 @@ from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
 from linkmgr.qmp.dialer import SocketDialer
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
 from linkmgr.wirings.host_side import take_back, take_over
 from linkmgr.wirings.receive_filter import guest_filter
@@ -45,7 +45,7 @@ class FakeQemu:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    async def network(self) -> NetworkInfo:
+    async def query_network(self) -> NetworkInfo:
         return NetworkInfo(netdevs={BACKEND: NetClient(BACKEND, "tap")})
 
     async def execute(self, name: str, _arguments: object = None, **_: object) -> object:
@@ -103,7 +103,7 @@ class FakeHost:
 
 
 def made(qemu: FakeQemu, host: FakeHost) -> HubWiring:
-    return HubWiring(cast("Qemu", qemu), cast("Host", host))
+    return HubWiring(cast("QemuProcess", qemu), cast("Host", host))
 
 
 def cable(*, learning: bool = True) -> Cable:
@@ -143,7 +143,7 @@ async def test_a_receive_filter_that_is_none_is_a_fault_of_the_monitor(answer: o
             return answer
 
     with pytest.raises(MonitorError, match="web1/net0"):
-        await guest_filter(cast("Qemu", Liar()), NIC)
+        await guest_filter(cast("QemuProcess", Liar()), NIC)
 
 
 # --- the switch -----------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, FakeMonitor]]:
     """A wiring whose QEMU answers when the test says so."""
     async with connected() as (monitor, peer):
         dialer = SocketDialer("/run/web1.qmp")
-        qemu = Qemu(dialer, name="VM web1", timeout=5, handler=lambda _: None)
+        qemu = QemuProcess(dialer, name="VM web1", timeout=5, handler=lambda _: None)
         qemu._monitor = monitor
         host = FakeHost()
         yield HubWiring(qemu, cast("Host", host)), host, peer
@@ -289,7 +289,7 @@ class HubQemu(FakeQemu):
         self.idents = idents
         self.batches: list[list[str]] = []
 
-    async def network(self) -> NetworkInfo:
+    async def query_network(self) -> NetworkInfo:
         return parse_info_network(f"{hub_with(*self.idents)}lmt-{NEW}: index=0,type=tap,fd=12\n")
 
     async def batch(self, commands: list[Any]) -> list[object]:

@@ -15,7 +15,7 @@ from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketDialer, address_of, only_sockets, transport_of
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from tests.unit.qmp_peer import FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -67,11 +67,11 @@ class Guest:
         self.process = subprocess.Popen(["sleep", "60"])
         self.calls = Calls(self.process.pid)
         self.told: list[str] = []
-        self.qemu: Qemu
+        self.qemu: QemuProcess
 
     async def connect(self, timeout: float = 5.0) -> FakeMonitor:
         peer = await self.calls.come()
-        self.qemu = await Qemu.connect(
+        self.qemu = await QemuProcess.connect(
             self.calls, name="VM web1", timeout=timeout,
             handler=lambda event: self.told.append(event.name),
         )  # fmt: skip
@@ -143,7 +143,7 @@ async def test_one_that_ends_while_it_is_waited_for_is_dead_at_once(
     assert guest.calls.waits == 1
     guest.process.kill()
     await guest.tells("DISCONNECTED", "DEAD", within=0.5)
-    assert await guest.qemu.has_died()
+    assert await guest.qemu.confirm_exit()
     assert guest.calls.waits == 0
     assert "cannot connect" not in caplog.text
 

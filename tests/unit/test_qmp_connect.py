@@ -16,7 +16,7 @@ from linkmgr.file_threads import PER_USER, in_file_thread
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.connection import dial
 from linkmgr.qmp.dialer import SocketDialer
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from tests.unit.qmp_peer import GREETING, FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -42,14 +42,14 @@ async def test_the_monitor_of_a_vm_is_called_so(tmp_path: Path) -> None:
 
     dialer = SocketDialer(tmp_path / "qmp")
     with pytest.raises(MonitorUnreachable) as info:
-        await Qemu.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+        await QemuProcess.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
     path = tmp_path / "qmp"
     assert info.value.what == f"there is no monitor socket of VM web1 ({path})"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
         with pytest.raises(MonitorUnreachable) as info:
-            await Qemu.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+            await QemuProcess.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
     assert info.value.what == "the monitor of VM web1 sent no greeting within 0.1 s"
 
 

@@ -57,7 +57,7 @@ async def check_gone(monitor: Monitor, said: str) -> None:
         await fails(monitor.execute("late"), said, sent=False)
         await fails(monitor.batch([Command("late")]), said, sent=False)
         await fails(monitor.hmp("late"), said, sent=False)
-        await fails(monitor.answering(), said, sent=False)
+        await fails(monitor.wait_responsive(), said, sent=False)
         with opened() as null:
             await fails(monitor.execute("late", fds={"lm": null}), said, sent=False)
         await monitor.close()
@@ -92,7 +92,7 @@ async def test_while_calls_wait_for_the_connection(ending: bytes, said: str) -> 
                 asyncio.create_task(monitor.execute("plain")),
                 asyncio.create_task(monitor.execute("tap", fds={"lm": null})),
                 asyncio.create_task(monitor.batch([Command("a"), Command("b")])),
-                asyncio.create_task(monitor.answering()),
+                asyncio.create_task(monitor.wait_responsive()),
             ]
             await asyncio.sleep(0)
             end(peer, ending)

@@ -186,7 +186,7 @@ async def test_leaving_a_batch_lets_all_of_it_run(how: str) -> None:
 
 async def test_leaving_answering_leaves_nothing_in_the_way(how: str) -> None:
     async with connected() as (monitor, peer):
-        callers = [asyncio.create_task(monitor.answering()) for _ in range(3)]
+        callers = [asyncio.create_task(monitor.wait_responsive()) for _ in range(3)]
         status = await peer.next("query-status")
         for caller in callers:
             caller.cancel()

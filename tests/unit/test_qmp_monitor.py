@@ -311,7 +311,7 @@ async def test_answering_waits_until_everything_sent_is_answered() -> None:
     async with connected(timeout=0.02) as (monitor, peer):
         with pytest.raises(MonitorTimeout):
             await monitor.execute("slow")
-        waiting = asyncio.create_task(monitor.answering())
+        waiting = asyncio.create_task(monitor.wait_responsive())
         await asyncio.sleep(0.1)
         assert not waiting.done()
         peer.answer(await peer.next("slow"))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from linkmgr.qmp.network import parse_info_network
-from linkmgr.qmp.qemu import Qemu
+from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings.stub import place_stubs
 
 NIC = "index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01"
@@ -24,13 +24,13 @@ class FakeQemu:
         self.shown = list(shown)
         self.asked: list[tuple[str, Any]] = []
 
-    async def network(self) -> object:
+    async def query_network(self) -> object:
         return parse_info_network(self.shown.pop(0) if len(self.shown) > 1 else self.shown[0])
 
     async def execute(self, name: str, arguments: object) -> None:
         self.asked.append((name, arguments))
 
-    def copy_fd(self, number: int) -> None:
+    def dup_fd(self, number: int) -> None:
         raise AssertionError("there is no number")
 
 
@@ -62,7 +62,7 @@ async def test_only_a_backend_that_hangs_loose_is_replaced(
     shown: str, asked: list[tuple[str, Any]]
 ) -> None:
     peer = FakeQemu(shown)
-    placed = await place_stubs(cast("Qemu", peer), ["ua-net0"])
+    placed = await place_stubs(cast("QemuProcess", peer), ["ua-net0"])
     assert peer.asked == asked
     assert placed == (["ua-net0"] if asked else [])
 
@@ -72,5 +72,8 @@ async def test_each_stub_gets_a_hub_of_its_own() -> None:
     first = HUB + other
     second = HUB + other + "hub 1001\n \\ hostua-net0\n"
     peer = FakeQemu(first, second)
-    assert await place_stubs(cast("Qemu", peer), ["ua-net0", "ua-net1"]) == ["ua-net0", "ua-net1"]
+    assert await place_stubs(cast("QemuProcess", peer), ["ua-net0", "ua-net1"]) == [
+        "ua-net0",
+        "ua-net1",
+    ]
     assert [arguments["hubid"] for _, arguments in peer.asked] == [1001, 1002]
