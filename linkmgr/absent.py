@@ -13,7 +13,7 @@ from linkmgr.host import Host
 from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
 from linkmgr.model import Connection, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.networks import Networks
-from linkmgr.qmp.dialer import Dialers, transport_of
+from linkmgr.qmp.dialer import ConnectorFactory, transport_of
 from linkmgr.reconcile import Marked, claim_ports, free_ports, recover_vm, remove_devices
 from linkmgr.swap import Probe
 from linkmgr.vm import Vm
@@ -105,7 +105,7 @@ class Absentees:
     """All of them; brings each back as soon as its QEMU answers.
 
     :param connect: makes the `Vm` of a journal's record.
-    :param dialers: knows which errors say that nobody is there.
+    :param connectors: know which errors prove that nobody is there.
     :param back: takes a VM that is here again, or ``None`` for one that has ended.
     """
 
@@ -117,7 +117,7 @@ class Absentees:
         host: Host,
         board: Switchboard,
         connect: Connect,
-        dialers: Dialers,
+        connectors: ConnectorFactory,
         back: Callable[[Vm | None], None],
         probe: Probe,
     ) -> None:
@@ -126,7 +126,7 @@ class Absentees:
         self._host = host
         self._board = board
         self._connect = connect
-        self._dialers = dialers
+        self._connectors = connectors
         self._back = back
         self._probe = probe
         self.vms: dict[str, Absent] = {}
@@ -167,7 +167,7 @@ class Absentees:
             try:
                 vm = await self._reach(absent, marked)
             except LinkmgrError as error:
-                refusals = refusals + 1 if self._forsaken(absent, error) else 0
+                refusals = refusals + 1 if self._proves_absence(absent, error) else 0
                 # Without a pid to look at, one refusal says little.
                 enough = 1 if absent.record.pid is not None else REFUSALS
                 if refusals >= enough and not absent.record.process_lives():
@@ -197,9 +197,9 @@ class Absentees:
             raise
         return vm
 
-    def _forsaken(self, absent: Absent, error: LinkmgrError) -> bool:
+    def _proves_absence(self, absent: Absent, error: LinkmgrError) -> bool:
         try:
-            return self._dialers(absent.record.qmp).forsaken(error)
+            return self._connectors(absent.record.qmp).proves_absence(error)
         except LinkmgrError:  # it cannot be reached from here at all
             return False
 

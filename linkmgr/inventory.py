@@ -54,7 +54,7 @@ from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.qmp.admission import Admission, Listener, MayUse
-from linkmgr.qmp.dialer import Dialers, SocketDialer, only_sockets
+from linkmgr.qmp.dialer import ConnectorFactory, SocketConnector, socket_connector
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.reservations import Reservations
 from linkmgr.singleflight import SingleFlight
@@ -95,10 +95,10 @@ class Inventory(ABC):
         watch: bool | None = None,
         timeout: float = 5.0,
         probe: Probe = no_probe,
-        dialers: Dialers = only_sockets,
+        connectors: ConnectorFactory = socket_connector,
     ) -> None:
         self.timeout = timeout
-        self._dialers = dialers
+        self._connectors = connectors
         self._probe = probe
         self._stack = contextlib.AsyncExitStack()
         self._host = Host(keeper)
@@ -125,7 +125,7 @@ class Inventory(ABC):
             host=self._host,
             board=self._board,
             connect=self._connect,
-            dialers=dialers,
+            connectors=connectors,
             back=self._is_back,
             probe=probe,
         )
@@ -186,15 +186,15 @@ class Inventory(ABC):
         may_use: MayUse | None = None,
     ) -> Vm:
         record = journal.record
-        dialer = self._dialers(record.qmp)
-        if isinstance(dialer, SocketDialer):
+        connector = self._connectors(record.qmp)
+        if isinstance(connector, SocketConnector):
             is_new = record.pid is None and record.owner is None
             known = None if is_new else Listener(record.pid, record.owner)
-            dialer.uid = record.adder
-            dialer.admit = Admission(may_use=may_use, known=known)
+            connector.uid = record.adder
+            connector.admit = Admission(may_use=may_use, known=known)
         return await Vm.connect(
             record.vm,
-            dialer,
+            connector,
             self._host,
             timeout=self.timeout,
             handler=self._care.on_event,

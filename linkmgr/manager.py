@@ -75,7 +75,7 @@ class LinkManager(Beside):
     :param keeper: keeps duplicates of the cables' fds for the next run.
     :param timeout: seconds that QEMU may take for one command.
     :param probe: called before each step of a swap, for tests and for showing progress.
-    :param dialers: how monitors are reached; by default over sockets only.
+    :param connectors: how monitors are reached; by default over sockets only.
     """
 
     # ------------------------------------------------------------------ VMs
@@ -92,7 +92,7 @@ class LinkManager(Beside):
 
         Start QEMU with ``-S``, add the VM, then send ``cont``: the guest boots with no carrier.
 
-        :param qmp: path of its monitor socket, or what else `dialers` can reach.
+        :param qmp: path of its monitor socket, or what else `connectors` can reach.
         :param uid: of the caller; kept in the state directory.
         :param may_use: says of the uid of the process that listens on the socket whether the caller
             may use its monitor. By default everybody's.
@@ -178,8 +178,8 @@ class LinkManager(Beside):
             vm.name: (vm.qemu.pid, vm.qemu.transport) for vm in self._vms.values() if vm.qemu.alive
         }
         for other, (pid, transport) in others.items():
-            only_sockets = {transport, qemu.transport} == {Transport.SOCKET}
-            if other != name and pid is not None and pid == qemu.pid and not only_sockets:
+            both_sockets = {transport, qemu.transport} == {Transport.SOCKET}
+            if other != name and pid is not None and pid == qemu.pid and not both_sockets:
                 raise Conflict(
                     f"the QEMU of {qemu.address} is VM {other}, whose NICs linkmgr has already",
                     hint=f"use VM {other}",

@@ -25,7 +25,7 @@ from linkmgr.host import Host
 from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
-from linkmgr.qmp.dialer import Dialer
+from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import NICS
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.suggest import instead
@@ -62,7 +62,7 @@ class Vm:
     async def connect(
         cls,
         name: str,
-        dialer: Dialer,
+        connector: Connector,
         host: Host,
         *,
         timeout: float,
@@ -90,7 +90,7 @@ class Vm:
                 early.append(event)
 
         qemu = await QemuProcess.connect(
-            dialer, name=f"VM {name}", timeout=timeout, handler=hand_on
+            connector, name=f"VM {name}", timeout=timeout, handler=hand_on
         )
         try:
             vm = cls(name, qemu, host, journal)

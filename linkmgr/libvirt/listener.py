@@ -33,7 +33,7 @@ from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid, peer_uid
 from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.dialer import dials
+from linkmgr.qmp.dialer import inbound_address
 from linkmgr.unix_sockets import UnixSocket, connections
 
 __all__ = ["MonitorListener", "Dialled"]  # noqa: RUF022 - most important first
@@ -139,9 +139,9 @@ class MonitorListener:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def dialer(self, address: str) -> ListenerDialer:
-        """Make the `Dialer` of ``dials:UUID``."""
-        return ListenerDialer(self, address.partition(":")[2])
+    def connector(self, address: str) -> ListenerConnector:
+        """Make the `Connector` of ``dials:UUID``."""
+        return ListenerConnector(self, address.partition(":")[2])
 
     async def wait_for(self, domain: str, who: str, timeout: float) -> Monitor:
         """Take the connection that a QEMU has made, or the next one that it makes.
@@ -377,22 +377,22 @@ class MonitorListener:
             log.error("monitor listener: a fault", exc_info=error)
 
 
-class ListenerDialer:
-    """The `Dialer` of one QEMU that dials: it waits."""
+class ListenerConnector:
+    """The `Connector` of a QEMU that connects to us: it waits for that."""
 
     transport = Transport.DIALS
 
     def __init__(self, listener: MonitorListener, domain: str) -> None:
         self._listener = listener
         self._domain = domain
-        self.address = dials(domain)
+        self.address = inbound_address(domain)
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
-        """See `Dialer.dial`."""
+    async def connect(self, who: str, timeout: float) -> Monitor:
+        """See `Connector.connect`."""
         return await self._listener.wait_for(self._domain, who, timeout)
 
-    def forsaken(self, error: Exception) -> bool:
-        """See `Dialer.forsaken`."""
+    def proves_absence(self, error: Exception) -> bool:
+        """See `Connector.proves_absence`."""
         return isinstance(error, MonitorUnreachable) and isinstance(error.__cause__, TimeoutError)
 
 

@@ -55,7 +55,7 @@ _LIFECYCLE = 0
 _REGEX = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX
 
 
-class LibvirtDialer:
+class LibvirtConnector:
     """Reaches the QEMU of a domain through libvirt.
 
     :param libvirt: while it is not connected, nothing is tried.
@@ -69,8 +69,8 @@ class LibvirtDialer:
         self._libvirt = libvirt
         self._which = which
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
-        """See `linkmgr.qmp.dialer.Dialer.dial`.
+    async def connect(self, who: str, timeout: float) -> Monitor:
+        """See `linkmgr.qmp.dialer.Connector.connect`.
 
         :raise MonitorUnreachable: libvirt is not there, does not answer, or has no such domain
             that runs.
@@ -92,8 +92,8 @@ class LibvirtDialer:
         monitor.timeout = timeout
         return monitor
 
-    def forsaken(self, error: Exception) -> bool:
-        """See `linkmgr.qmp.dialer.Dialer.forsaken`: libvirt says that the domain does not run."""
+    def proves_absence(self, error: Exception) -> bool:
+        """See `Connector.proves_absence`: libvirt says that the domain does not run."""
         cause = error.__cause__
         return isinstance(cause, LibvirtRefused) and (
             cause.no_domain or cause.number == _NOT_RUNNING

@@ -47,7 +47,7 @@ from linkmgr.model import (
     parse_choice,
 )
 from linkmgr.naming import Named, NicName, find_nic
-from linkmgr.qmp.dialer import dials
+from linkmgr.qmp.dialer import inbound_address
 from linkmgr.suggest import instead
 from linkmgr.untrusted import shell_command
 
@@ -284,7 +284,7 @@ class DomainVerbs:
         """Whether the VM of its name is its QEMU, and not another one that was added under it."""
         vm = next((vm for vm in self._links.seen()[0] if vm.name == domain.name), None)
         if vm is None or domain.record is None:
-            return vm is not None and vm.qmp == dials(domain.uuid)
+            return vm is not None and vm.qmp == inbound_address(domain.uuid)
         known = self._links.process_of(vm.name)
         return known is not None and Process(*known) == domain.record.process
 

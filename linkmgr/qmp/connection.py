@@ -404,7 +404,7 @@ class MonitorFile(NamedTuple):
     inode: int
 
 
-async def dial(
+async def connect_socket(
     path: str | Path, who: str, timeout: float, *, uid: int | None = None
 ) -> tuple[socket.socket, MonitorFile | None]:
     """Connect to the unix socket of a monitor, in a thread: its file system may never answer.
@@ -423,7 +423,7 @@ async def dial(
         try:
             return await in_file_thread(
                 owner,
-                partial(_connected, path),
+                partial(_connect_once, path),
                 timeout=max(deadline - now(), RETRY_INTERVAL),
                 discard=lambda made: made[0].close(),
             )
@@ -431,15 +431,15 @@ async def dial(
             full = err
         except (OSError, ValueError) as err:  # TimeoutError is an OSError
             if full is None or not isinstance(err, TimeoutError):
-                raise _no_dial(err, path, who, timeout) from err
+                raise _connect_error(err, path, who, timeout) from err
         if now() >= deadline:
-            raise _no_dial(full, path, who, timeout) from full
+            raise _connect_error(full, path, who, timeout) from full
         # Not in the thread: its user has few, and other monitors that may be free.
         await asyncio.sleep(min(BACKLOG_INTERVAL, max(deadline - now(), 0)))
 
 
-def _connected(path: str | Path) -> tuple[socket.socket, MonitorFile | None]:
-    """Try once to connect as `dial`. Waits for the file system.
+def _connect_once(path: str | Path) -> tuple[socket.socket, MonitorFile | None]:
+    """Try once to connect as `connect_socket`. Waits for the file system.
 
     :raise BlockingIOError: the backlog is full.
     """
@@ -460,7 +460,7 @@ def _connected(path: str | Path) -> tuple[socket.socket, MonitorFile | None]:
         os.close(file)
 
 
-def no_file_in_time(err: TimeoutError, what: str, timeout: float) -> MonitorUnreachable:
+def file_timeout_error(err: TimeoutError, what: str, timeout: float) -> MonitorUnreachable:
     """Make the error for a monitor whose file could not be looked at in time."""
     if isinstance(err, NoFreeThread):
         return MonitorUnreachable(
@@ -474,14 +474,14 @@ def no_file_in_time(err: TimeoutError, what: str, timeout: float) -> MonitorUnre
     )
 
 
-def _no_dial(
+def _connect_error(
     err: OSError | ValueError, path: str | Path, who: str, timeout: float
 ) -> MonitorUnreachable:
     named = who if str(path) in who else f"{who} ({path})"
     start = "look whether the guest runs, and has -qmp unix:PATH,server=on,wait=off or the like"
     match err:
         case TimeoutError():
-            return no_file_in_time(err, f"the monitor {named}", timeout)
+            return file_timeout_error(err, f"the monitor {named}", timeout)
         case BlockingIOError():
             return MonitorUnreachable(
                 f"the monitor {named} took no connection within {timeout:g} s: others wait for it",

@@ -1,7 +1,7 @@
-"""How a monitor is reached: over its socket, by waiting until QEMU dials, or through libvirt.
+"""Connectors: a monitor is reached over its socket, when QEMU connects to ours, or through libvirt.
 
 An address is text that names both the way and the QEMU, and is what the journal keeps: a path,
-``dials:UUID`` or ``libvirt:UUID``. A `Dialer` is made from it, and dials as often as is needed.
+``dials:UUID`` or ``libvirt:UUID``. A `Connector` is made of it, and connects as often as needed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from linkmgr.qmp.admission import Admission
 from linkmgr.qmp.monitor import Monitor
 
 __all__ = [  # noqa: RUF022 - most important first
-    "Dialer",
-    "Dialers",
-    "SocketDialer",
+    "Connector",
+    "ConnectorFactory",
+    "SocketConnector",
     "transport_of",
     "address_of",
     "socket_file",
-    "dials",
-    "only_sockets",
+    "inbound_address",
+    "socket_connector",
 ]
 
 
-class Dialer(Protocol):
+class Connector(Protocol):
     """Makes connections to the monitor of one QEMU."""
 
     @property
@@ -42,7 +42,7 @@ class Dialer(Protocol):
     def transport(self) -> Transport:
         """How it reaches QEMU."""
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, who: str, timeout: float) -> Monitor:
         """Connect. Called again after each lost connection. Cancelling it leaves nothing open.
 
         :param who: which monitor, for errors: ``of VM web1``.
@@ -50,14 +50,14 @@ class Dialer(Protocol):
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
 
-    def forsaken(self, error: Exception) -> bool:
-        """Whether an error of `dial` says that nobody is there at all, who might be slow only."""
+    def proves_absence(self, error: Exception) -> bool:
+        """Whether a connect error proves that nobody listens, not just that the peer is slow."""
 
 
-Dialers = Callable[[str], Dialer]  #: makes a dialer from an address
+ConnectorFactory = Callable[[str], Connector]  #: makes the connector of an address
 
 
-class SocketDialer:
+class SocketConnector:
     """Connects to a socket on which QEMU listens (``-qmp unix:PATH,server=on,wait=off``).
 
     :param admit: decides at each connect whether the process there is the VM's.
@@ -73,8 +73,8 @@ class SocketDialer:
         self.admit = admit or Admission()
         self.uid = uid
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
-        """See `Dialer.dial`.
+    async def connect(self, who: str, timeout: float) -> Monitor:
+        """See `Connector.connect`.
 
         :raise Forbidden, MonitorReplaced: as `Admission`.
         """
@@ -82,8 +82,8 @@ class SocketDialer:
             self.address, name=who, timeout=timeout, admit=self.admit, uid=self.uid
         )
 
-    def forsaken(self, error: Exception) -> bool:
-        """See `Dialer.forsaken`."""
+    def proves_absence(self, error: Exception) -> bool:
+        """See `Connector.proves_absence`."""
         if isinstance(error, MonitorReplaced):
             return True  # the process that listens is not this VM
         return isinstance(error, MonitorUnreachable) and isinstance(
@@ -103,7 +103,7 @@ def address_of(qmp: str | Path) -> str:
     """The one spelling of an address.
 
     :param qmp: an address as a caller gives it; a path may be a `Path`.
-    :raise BadRequest: when what dials is not named by a uuid, or this is no address at all.
+    :raise BadRequest: when an inbound QEMU is not named by a uuid, or this is no address at all.
     """
     if not isinstance(qmp, str | Path) or not str(qmp):
         raise BadOption(
@@ -115,14 +115,14 @@ def address_of(qmp: str | Path) -> str:
         # A file's name may begin as another address does.
         return path if transport_of(path) is Transport.SOCKET else f"./{path}"
     if transport_of(qmp) is Transport.DIALS:
-        return dials(qmp.partition(":")[2])
+        return inbound_address(qmp.partition(":")[2])
     return qmp
 
 
 async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[int, int] | None:
     """Device and inode of the socket that an address leads to now, by whatever path.
 
-    ``None`` if it is no path, or nothing is there: dialling it says so, and also when the file
+    ``None`` if it is no path, or nothing is there: to connect says so, and also when the file
     system does not answer.
 
     :param uid: of the user who named it.
@@ -137,8 +137,8 @@ async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[in
     return found.st_dev, found.st_ino
 
 
-def dials(domain: str) -> str:
-    """The address of a QEMU that dials.
+def inbound_address(domain: str) -> str:
+    """The address of a QEMU that connects to us.
 
     :param domain: its uuid.
     :raise BadRequest: when it is none.
@@ -147,19 +147,20 @@ def dials(domain: str) -> str:
         return f"{Transport.DIALS}:{uuid.UUID(domain)}"
     except ValueError:
         raise BadRequest(
-            f"{ascii(domain)[:43]} is not a uuid", hint="a QEMU that dials is known by its uuid"
+            f"{ascii(domain)[:43]} is not a uuid",
+            hint="a QEMU that connects to the service is known by its uuid",
         ) from None
 
 
-def only_sockets(address: str) -> Dialer:
-    """Make the dialer of a path; the `Dialers` of a process that has no others.
+def socket_connector(address: str) -> Connector:
+    """Make the connector of a path: the `ConnectorFactory` of a process that has no others.
 
     :raise MonitorUnreachable: when the address is something else.
     """
     transport = transport_of(address)
     if transport is Transport.SOCKET:
-        return SocketDialer(address)
-    what = "no QEMU can dial" if transport is Transport.DIALS else "libvirt is not asked"
+        return SocketConnector(address)
+    what = "no QEMU can connect" if transport is Transport.DIALS else "libvirt is not asked"
     raise MonitorUnreachable(
         f"the monitor {address} cannot be reached: {what} here",
         hint="run the service with its listener and with libvirt, see docs/configuration.md",

@@ -32,7 +32,7 @@ from linkmgr.qmp.connection import (
     MonitorFile,
     QmpTransport,
     SendBusyError,
-    dial,
+    connect_socket,
 )
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventBroadcast, MonitorEvent, MonitorEvents
 from linkmgr.qmp.session import MakeSession, Session
@@ -101,12 +101,12 @@ class Monitor:
         :param name: which monitor, for errors: ``of VM web1``; by default the path.
         :param timeout: seconds, for connecting and then for every call that does not say.
         :param admit: raises if this is not a monitor to be used; nothing was sent to it then.
-        :param uid: of the user who named the path, see `dial`.
+        :param uid: of the user who named the path, see `connect_socket`.
         :raise MonitorUnreachable: there is no such socket, nobody listens, no permission, no
             greeting in time (``server=on`` serves one client at a time), or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        sock, file = await dial(path, name or str(path), timeout, uid=uid)
+        sock, file = await connect_socket(path, name or str(path), timeout, uid=uid)
         if admit is not None:
             try:
                 admit(str(path), listener_of(sock), file and file.owner)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
 from linkmgr.model import Transport
-from linkmgr.qmp.dialer import Dialer, SocketDialer
+from linkmgr.qmp.dialer import Connector, SocketConnector
 from linkmgr.qmp.features import Features, probe
 from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
@@ -27,7 +27,7 @@ RECONNECT_SECONDS = 0.2
 LASTING_SECONDS = 2.0
 LONGEST_PAUSE = 5.0
 _PIDFD_GETFD = 438  # the same number on all architectures
-#: Without a pid to watch, an address that is forsaken this often in a row is nobody's any more.
+#: Without a pid to watch: connects in a row that prove absence, after which QEMU is dead.
 REFUSALS = 5
 
 EventHandler = Callable[[MonitorEvent], None]
@@ -40,12 +40,14 @@ class QemuProcess:
     monitor is connected again. The handler gets QEMU's events and, in between, ``DISCONNECTED``,
     ``RECONNECTED`` and, once and last, ``DEAD``.
 
-    :param dialer: makes the connections.
+    :param connector: makes the connections.
     :param timeout: seconds that a command may take.
     """
 
-    def __init__(self, dialer: Dialer, *, name: str, timeout: float, handler: EventHandler) -> None:
-        self._dialer = dialer
+    def __init__(
+        self, connector: Connector, *, name: str, timeout: float, handler: EventHandler
+    ) -> None:
+        self._connector = connector
         self.name = name
         self.timeout = timeout
         self._handler = handler
@@ -62,13 +64,13 @@ class QemuProcess:
 
     @classmethod
     async def connect(
-        cls, dialer: Dialer, *, name: str, timeout: float, handler: EventHandler
+        cls, connector: Connector, *, name: str, timeout: float, handler: EventHandler
     ) -> Self:
         """Connect and begin to hand events to `handler`.
 
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
-        qemu = cls(dialer, name=name, timeout=timeout, handler=handler)
+        qemu = cls(connector, name=name, timeout=timeout, handler=handler)
         try:
             monitor = qemu._adopt(await qemu._connect_monitor())
             qemu._watch_process(monitor.pid)
@@ -82,12 +84,12 @@ class QemuProcess:
     @property
     def address(self) -> str:
         """Of the monitor; see `linkmgr.qmp.dialer`."""
-        return self._dialer.address
+        return self._connector.address
 
     @property
     def transport(self) -> Transport:
         """How the monitor is reached."""
-        return self._dialer.transport
+        return self._connector.transport
 
     @property
     def alive(self) -> bool:
@@ -102,7 +104,9 @@ class QemuProcess:
     @property
     def owner(self) -> int | None:
         """Uid of the process that listens on its socket; ``None`` if it is reached otherwise."""
-        listener = self._dialer.admit.listener if isinstance(self._dialer, SocketDialer) else None
+        listener = (
+            self._connector.admit.listener if isinstance(self._connector, SocketConnector) else None
+        )
         return listener.uid if listener else None
 
     @property
@@ -220,7 +224,7 @@ class QemuProcess:
         return found and (found.device, found.inode)
 
     async def _connect_monitor(self) -> Monitor:
-        return await self._dialer.dial(f"of {self.name}", self.timeout)
+        return await self._connector.connect(f"of {self.name}", self.timeout)
 
     def _adopt(self, monitor: Monitor) -> Monitor:
         self._monitor = monitor
@@ -281,7 +285,7 @@ class QemuProcess:
                     break
                 if not isinstance(error, MonitorError):
                     log.exception("%s: cannot connect to the monitor again", self.name)
-                if self._dialer.forsaken(error):
+                if self._connector.proves_absence(error):
                     refusals += 1
                     watched = self._pidfd is not None
                     if self._process_gone.is_set() or (not watched and refusals >= REFUSALS):
@@ -305,7 +309,7 @@ class QemuProcess:
 
     @property
     def _process_is_qemu(self) -> bool:
-        return self._dialer.transport is not Transport.SOCKET
+        return self._connector.transport is not Transport.SOCKET
 
     def _watch_process(self, pid: int | None) -> None:
         """Learn when the process ends. A pidfd cannot be fooled by a pid used again."""

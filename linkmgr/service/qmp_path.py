@@ -17,7 +17,7 @@ from pathlib import Path
 from linkmgr.errors import BadRequest, Forbidden
 from linkmgr.file_threads import in_file_thread
 from linkmgr.model import Transport
-from linkmgr.qmp.connection import no_file_in_time
+from linkmgr.qmp.connection import file_timeout_error
 from linkmgr.qmp.dialer import transport_of
 
 #: Seconds for the look at a path.
@@ -70,7 +70,7 @@ async def allowed_in_time(
     try:
         return await in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
     except TimeoutError as error:
-        raise no_file_in_time(error, ascii(str(asked))[1:-1][:200], LOOK_S) from None
+        raise file_timeout_error(error, ascii(str(asked))[1:-1][:200], LOOK_S) from None
 
 
 def absolute(text: str) -> Path:

@@ -23,10 +23,16 @@ from linkmgr.libvirt.care import DomainCare
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.identity import DomainFiles
 from linkmgr.libvirt.listener import Dialled, MonitorListener, OnNew
-from linkmgr.libvirt.passthrough import LibvirtDialer
+from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.manager import LinkManager
 from linkmgr.model import Transport, VmState
-from linkmgr.qmp.dialer import Dialer, Dialers, dials, only_sockets, transport_of
+from linkmgr.qmp.dialer import (
+    Connector,
+    ConnectorFactory,
+    inbound_address,
+    socket_connector,
+    transport_of,
+)
 from linkmgr.service import fdsock, guests
 from linkmgr.service.app import make_app
 from linkmgr.service.config import (
@@ -104,12 +110,12 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         qmp_path = socket.with_name(QMP_SOCKET)
         libvirt = await stack.enter_async_context(guests.connection(settings.libvirt))
         # Before the verbs: their recovery waits for the guests that dial.
-        dialers = await stack.enter_async_context(
+        connectors = await stack.enter_async_context(
             _monitors(passed, qmp_path, settings, libvirt, partial(_discovered, ready))
         )
         timeout = settings.limits.monitor_seconds
         links = await stack.enter_async_context(
-            LinkManager(state=state, keeper=keeper, timeout=timeout, dialers=dialers)
+            LinkManager(state=state, keeper=keeper, timeout=timeout, connectors=connectors)
         )
         core = Core(links, settings, links.documents)
         await core.configured.use(settings.networks)
@@ -279,7 +285,7 @@ async def _fd_socket(
 @contextlib.asynccontextmanager
 async def _monitors(
     passed: PassedFds, path: Path, settings: Config, libvirt: Libvirt | None, on_new: OnNew
-) -> AsyncIterator[Dialers]:
+) -> AsyncIterator[ConnectorFactory]:
     """The ways to reach a monitor; takes the calls of QEMUs, if the configuration says so."""
     async with contextlib.AsyncExitStack() as stack:
         listener = None
@@ -295,14 +301,14 @@ async def _monitors(
                 MonitorListener(sock, files.identify, on_new, timeout=timeout)
             )
 
-        def dialer(address: str) -> Dialer:
+        def connector(address: str) -> Connector:
             if listener is not None and transport_of(address) is Transport.DIALS:
-                return listener.dialer(address)
+                return listener.connector(address)
             if libvirt is not None and transport_of(address) is Transport.LIBVIRT:
-                return LibvirtDialer(libvirt, address.partition(":")[2])
-            return only_sockets(address)
+                return LibvirtConnector(libvirt, address.partition(":")[2])
+            return socket_connector(address)
 
-        yield dialer
+        yield connector
 
 
 async def _discovered(ready: Awaitable[DomainCare], guest: Dialled) -> None:
@@ -310,7 +316,7 @@ async def _discovered(ready: Awaitable[DomainCare], guest: Dialled) -> None:
 
     :param ready: who looks after it, once what was known before is recovered.
     """
-    care, address = await asyncio.shield(ready), dials(guest.uuid)
+    care, address = await asyncio.shield(ready), inbound_address(guest.uuid)
     for vm in care.links.seen()[0]:
         if (vm.name, vm.qmp) == (guest.name, address) and vm.state is not VmState.GONE:
             return  # it takes the connection itself, in a moment

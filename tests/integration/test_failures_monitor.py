@@ -16,7 +16,7 @@ import pytest_asyncio
 from linkmgr import LinkState, NicState
 from linkmgr.errors import MonitorError, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.dialer import SocketConnector
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (
@@ -330,7 +330,7 @@ async def test_a_monitor_that_is_just_gone_is_waited_for_and_not_asked_again_and
             raise MonitorGone("gone")
 
     qemu = QemuProcess(
-        SocketDialer(wired.proxy.path), name="web1", timeout=1, handler=lambda _: None
+        SocketConnector(wired.proxy.path), name="web1", timeout=1, handler=lambda _: None
     )
     qemu._monitor = cast("Monitor", Gone())
     qemu._connected.set()

@@ -18,7 +18,7 @@ from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, UnknownNetwork
 from linkmgr.libvirt.calls import DomainState
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
-from linkmgr.libvirt.passthrough import LibvirtDialer
+from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.libvirt.pool import HELD_AFTER
 from linkmgr.libvirt.side import Asking
 from linkmgr.libvirt.unknown import network_explained
@@ -362,7 +362,7 @@ async def test_a_session_of_an_ordinary_user_works_as_well() -> None:
                 (view,) = await libvirt.domains()
                 assert (view.active, view.persistent) == (True, False)
                 assert Path(f"/proc/{view.pid}").stat().st_uid == NOBODY
-                async with await LibvirtDialer(libvirt, view.uuid).dial("web1", 5) as monitor:
+                async with await LibvirtConnector(libvirt, view.uuid).connect("web1", 5) as monitor:
                     assert monitor.pid == view.pid
                     assert (await monitor.execute("query-status"))["running"]
             finally:  # it would outlive its libvirtd, and the test

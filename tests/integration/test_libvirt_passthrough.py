@@ -14,10 +14,10 @@ import pytest
 from linkmgr import LinkManager, LinkState, NicState
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.passthrough import LibvirtDialer
+from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.model import Transport, VmState
 from linkmgr.qmp import Command, Monitor
-from linkmgr.qmp.dialer import Dialer
+from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
 from linkmgr.wirings.args import hub_number
@@ -66,10 +66,10 @@ async def test_a_cable_is_plugged_swapped_and_pulled_through_libvirt_also_after_
         libvirtd = await stack.enter_async_context(private_libvirtd())
         libvirt = await stack.enter_async_context(connected(libvirtd))
 
-        def dialers(address: str) -> Dialer:
-            return LibvirtDialer(libvirt, address.partition(":")[2])
+        def connectors(address: str) -> Connector:
+            return LibvirtConnector(libvirt, address.partition(":")[2])
 
-        links = LinkManager(timeout=5.0, watch=False, dialers=dialers)
+        links = LinkManager(timeout=5.0, watch=False, connectors=connectors)
         lab = Lab(links, tmp_path, stack=stack)
         await stack.enter_async_context(links)
         for name in ("blue", "green"):
@@ -139,16 +139,16 @@ async def _killed(lab: Lab, libvirtd: Libvirtd, guest: DomainGuest) -> None:
 async def test_a_monitor_through_libvirt_is_one_like_any_other() -> None:
     async with private_libvirtd() as libvirtd, connected(libvirtd) as libvirt:
         await libvirtd.define(domain(libvirtd))
-        dialer = LibvirtDialer(libvirt, "web1")
+        connector = LibvirtConnector(libvirt, "web1")
         for which, said in (("web1", "does not run"), ("web9", "Domain not found")):
-            other = LibvirtDialer(libvirt, which)
+            other = LibvirtConnector(libvirt, which)
             with pytest.raises(MonitorUnreachable, match=said) as refused:
-                await other.dial(which, 3)
-            assert other.forsaken(refused.value)
+                await other.connect(which, 3)
+            assert other.proves_absence(refused.value)
         await libvirtd.virsh("start", "web1")
         uuid = await libvirtd.virsh("domuuid", "web1")
         pid = DomainGuest(libvirtd, "web1").pid
-        monitor = await dialer.dial("of VM web1", 5)
+        monitor = await connector.connect("of VM web1", 5)
         assert monitor.pid == pid
         events = monitor.events()
         await _asked(monitor, uuid)
@@ -178,16 +178,16 @@ async def test_a_monitor_through_libvirt_is_one_like_any_other() -> None:
         assert not unsent.value.sent
         assert (await anext(events)).name == "DISCONNECTED"
         with pytest.raises(MonitorUnreachable) as away:
-            await dialer.dial("of VM web1", 0.3)
-        assert not dialer.forsaken(away.value)
+            await connector.connect("of VM web1", 0.3)
+        assert not connector.proves_absence(away.value)
         await monitor.close()
 
         await libvirtd.start()
-        async with await dialer.dial("of VM web1", 10) as again:
+        async with await connector.connect("of VM web1", 10) as again:
             assert again.pid == pid
             assert (await again.execute("query-status"))["running"]
             os.kill(pid, signal.SIGSTOP)
-            stuck = await dialer.dial("of VM web1", 5)
+            stuck = await connector.connect("of VM web1", 5)
             call = asyncio.create_task(stuck.execute("query-status"))
             await asyncio.sleep(0.2)
             await asyncio.wait_for(stuck.close(), 2)  # QEMU is stopped all the while

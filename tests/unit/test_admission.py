@@ -13,8 +13,8 @@ import pytest
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.admission import Admission, Listener, listener_of
-from linkmgr.qmp.connection import dial
-from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.connection import connect_socket
+from linkmgr.qmp.dialer import SocketConnector
 
 ME = Listener(os.getpid(), os.geteuid())
 PATH = "/run/web1.qmp"
@@ -65,7 +65,7 @@ async def test_the_owner_is_that_of_the_file_and_not_of_a_link_to_it(
         os.chown(monitor, 1001, 1001)
         os.chown(link, 1002, 1002, follow_symlinks=False)
     for path in (monitor, link):
-        sock, file = await dial(path, "of VM web1", 5)
+        sock, file = await connect_socket(path, "of VM web1", 5)
         with sock:
             assert listener_of(sock) == ME
             assert file is not None
@@ -76,7 +76,7 @@ async def test_a_monitor_that_is_not_there_is_told_by_its_own_path(tmp_path: Pat
     (tmp_path / "file").touch()
     for name in ("none", "file"):
         with pytest.raises(MonitorUnreachable, match=str(tmp_path / name)):
-            await dial(tmp_path / name, "of VM web1", 5)
+            await connect_socket(tmp_path / name, "of VM web1", 5)
 
 
 @pytest.mark.parametrize(
@@ -119,18 +119,18 @@ async def test_nothing_is_sent_to_a_monitor_that_is_not_admitted(tmp_path: Path)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        dialer = SocketDialer(tmp_path / "qmp", Admission(may_use=lambda _: False))
+        connector = SocketConnector(tmp_path / "qmp", Admission(may_use=lambda _: False))
         with pytest.raises(Forbidden):
-            await dialer.dial("of VM web1", 5)
+            await connector.connect("of VM web1", 5)
         thread.join(5)
     assert got == [b""], "the connection ended without a word"
 
 
 async def test_a_replaced_monitor_is_told_as_one_where_the_vm_is_not(monitor: Path) -> None:
-    dialer = SocketDialer(monitor, Admission(known=Listener(1, 0 if os.geteuid() else 1)))
+    connector = SocketConnector(monitor, Admission(known=Listener(1, 0 if os.geteuid() else 1)))
     with pytest.raises(MonitorReplaced) as caught:
-        await dialer.dial("of VM web1", 5)
-    assert dialer.forsaken(caught.value)
+        await connector.connect("of VM web1", 5)
+    assert connector.proves_absence(caught.value)
     assert caught.value.hint
 
 

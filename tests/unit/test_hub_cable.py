@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.host import Fd, FdbEntry, Host
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
-from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.dialer import SocketConnector
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
@@ -171,8 +171,8 @@ def new_cable(endpoint: Endpoint | None = None) -> Cable:
 async def wired() -> AsyncIterator[tuple[HubWiring, FakeHost, FakeMonitor]]:
     """A wiring whose QEMU answers when the test says so."""
     async with connected() as (monitor, peer):
-        dialer = SocketDialer("/run/web1.qmp")
-        qemu = QemuProcess(dialer, name="VM web1", timeout=5, handler=lambda _: None)
+        connector = SocketConnector("/run/web1.qmp")
+        qemu = QemuProcess(connector, name="VM web1", timeout=5, handler=lambda _: None)
         qemu._monitor = monitor
         host = FakeHost()
         yield HubWiring(qemu, cast("Host", host)), host, peer

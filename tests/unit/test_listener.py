@@ -73,7 +73,9 @@ class Lab:
         return peer
 
     async def take(self, who: Dialled = WEB1, timeout: float = 2.0) -> Monitor:
-        return await self.listener.dialer(f"dials:{who.uuid}").dial(f"of VM {who.name}", timeout)
+        return await self.listener.connector(f"dials:{who.uuid}").connect(
+            f"of VM {who.name}", timeout
+        )
 
 
 def says(command: Received, who: Dialled) -> object:
@@ -135,9 +137,9 @@ async def test_a_guest_that_dials_is_offered_and_taken_with_all_its_commands(lab
     await monitor.close()
 
 
-async def test_the_dialer_says_what_it_is(lab: Lab) -> None:
-    dialer = lab.listener.dialer(f"dials:{WEB1.uuid}")
-    assert (dialer.address, dialer.transport) == (f"dials:{WEB1.uuid}", Transport.DIALS)
+async def test_the_connector_says_what_it_is(lab: Lab) -> None:
+    connector = lab.listener.connector(f"dials:{WEB1.uuid}")
+    assert (connector.address, connector.transport) == (f"dials:{WEB1.uuid}", Transport.DIALS)
 
 
 async def test_who_waits_for_a_guest_gets_its_call_and_nobody_is_asked(lab: Lab) -> None:
@@ -186,14 +188,14 @@ async def test_a_fault_of_who_is_asked_does_not_end_it(
 
 
 async def test_nobody_dials_in_time(lab: Lab) -> None:
-    dialer = lab.listener.dialer(f"dials:{WEB1.uuid}")
+    connector = lab.listener.connector(f"dials:{WEB1.uuid}")
     with pytest.raises(
         MonitorUnreachable, match=r"the QEMU of VM web1 has not dialled within 0\.05 s"
     ) as info:
-        await dialer.dial("of VM web1", 0.05)
+        await connector.connect("of VM web1", 0.05)
     assert "linkmgr prepare" in (info.value.hint or "")
-    assert dialer.forsaken(info.value)
-    assert not dialer.forsaken(MonitorUnreachable("something else"))
+    assert connector.proves_absence(info.value)
+    assert not connector.proves_absence(MonitorUnreachable("something else"))
 
 
 async def test_a_stranger_is_hung_up_on_unheard_and_told_of_once(

@@ -49,8 +49,8 @@ class FakeQemu:
         self.peers: list[FakeMonitor] = []
         self.links: list[tuple[str, bool]] = []
 
-    def dialer(self, address: str) -> FakeDialer:
-        return FakeDialer(self, address)
+    def connector(self, address: str) -> FakeConnector:
+        return FakeConnector(self, address)
 
     def answer(self, command: Received) -> object:
         given = command.arguments
@@ -69,7 +69,7 @@ class FakeQemu:
         return None
 
 
-class FakeDialer:
+class FakeConnector:
     """One way to that QEMU."""
 
     def __init__(self, qemu: FakeQemu, address: str) -> None:
@@ -77,14 +77,14 @@ class FakeDialer:
         self.transport = transport_of(address)
         self._qemu = qemu
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, who: str, timeout: float) -> Monitor:
         sock, peer = FakeMonitor.pair()
         self._qemu.peers.append(peer)
         peer.send({"QMP": {"version": {}, "capabilities": []}})
         peer.serve(self._qemu.answer)
         return await Monitor.over(sock, name=who, timeout=timeout)
 
-    def forsaken(self, error: Exception) -> bool:
+    def proves_absence(self, error: Exception) -> bool:
         return False
 
 
@@ -103,7 +103,7 @@ async def qemu(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeQemu]:
 
 @pytest.fixture
 async def links(qemu: FakeQemu) -> AsyncIterator[LinkManager]:
-    made = LinkManager(dialers=qemu.dialer)
+    made = LinkManager(connectors=qemu.connector)
     yield made
     await made.close()
 
@@ -243,7 +243,7 @@ async def test_a_close_waits_for_an_adding_that_still_cleans_up_after_the_stop(
 ) -> None:
     begun, cleaned_up = asyncio.Event(), asyncio.Event()
 
-    async def dial(self: FakeDialer, who: str, timeout: float) -> Monitor:
+    async def connect(self: FakeConnector, who: str, timeout: float) -> Monitor:
         try:
             begun.set()
             return await asyncio.Future[Monitor]()
@@ -251,7 +251,7 @@ async def test_a_close_waits_for_an_adding_that_still_cleans_up_after_the_stop(
             await asyncio.sleep(0.05)
             cleaned_up.set()
 
-    monkeypatch.setattr(FakeDialer, "dial", dial)
+    monkeypatch.setattr(FakeConnector, "connect", connect)
     adding = asyncio.create_task(links.add_vm("web1", "/run/web1.qmp"))
     await begun.wait()
     links.begin_close()

@@ -14,7 +14,7 @@ import pytest
 from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.dialer import SocketDialer, address_of, only_sockets, transport_of
+from linkmgr.qmp.dialer import SocketConnector, address_of, socket_connector, transport_of
 from linkmgr.qmp.qemu import QemuProcess
 from tests.unit.qmp_peer import FakeMonitor, nothing_left_behind
 
@@ -24,7 +24,7 @@ UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
 
 
 class Calls:
-    """A dialer whose calls come when the test says so."""
+    """A connector whose calls come when the test says so."""
 
     address, transport = f"dials:{UUID}", Transport.DIALS
 
@@ -34,7 +34,7 @@ class Calls:
         self._coming: asyncio.Queue[Monitor] = asyncio.Queue()
         self.peers: list[FakeMonitor] = []
 
-    async def dial(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, who: str, timeout: float) -> Monitor:
         self.waits += 1
         try:
             async with asyncio.timeout(timeout):
@@ -44,7 +44,7 @@ class Calls:
         finally:
             self.waits -= 1
 
-    def forsaken(self, error: Exception) -> bool:
+    def proves_absence(self, error: Exception) -> bool:
         return isinstance(error.__cause__, TimeoutError)
 
     async def come(self, pid: int | None = None) -> FakeMonitor:
@@ -218,7 +218,7 @@ def test_what_is_no_address_is_refused_in_a_sentence(nothing: Any) -> None:
 
 
 def test_without_a_listener_only_sockets_can_be_reached() -> None:
-    assert isinstance(only_sockets("/run/web1.qmp"), SocketDialer)
-    for address, said in ((f"dials:{UUID}", "no QEMU can dial"), ("libvirt:web1", "not asked")):
+    assert isinstance(socket_connector("/run/web1.qmp"), SocketConnector)
+    for address, said in ((f"dials:{UUID}", "no QEMU can connect"), ("libvirt:web1", "not asked")):
         with pytest.raises(MonitorUnreachable, match=said):
-            only_sockets(address)
+            socket_connector(address)

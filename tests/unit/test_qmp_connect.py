@@ -14,8 +14,8 @@ import pytest
 from linkmgr.errors import MonitorUnreachable
 from linkmgr.file_threads import PER_USER, in_file_thread
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.connection import dial
-from linkmgr.qmp.dialer import SocketDialer
+from linkmgr.qmp.connection import connect_socket
+from linkmgr.qmp.dialer import SocketConnector
 from linkmgr.qmp.qemu import QemuProcess
 from tests.unit.qmp_peer import GREETING, FakeMonitor, nothing_left_behind
 
@@ -40,16 +40,16 @@ async def test_the_monitor_of_a_vm_is_called_so(tmp_path: Path) -> None:
     def nothing(*_: object) -> None:
         """Nothing is heard of a QEMU that is not there."""
 
-    dialer = SocketDialer(tmp_path / "qmp")
+    connector = SocketConnector(tmp_path / "qmp")
     with pytest.raises(MonitorUnreachable) as info:
-        await QemuProcess.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+        await QemuProcess.connect(connector, name="VM web1", timeout=0.1, handler=nothing)
     path = tmp_path / "qmp"
     assert info.value.what == f"there is no monitor socket of VM web1 ({path})"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
         with pytest.raises(MonitorUnreachable) as info:
-            await QemuProcess.connect(dialer, name="VM web1", timeout=0.1, handler=nothing)
+            await QemuProcess.connect(connector, name="VM web1", timeout=0.1, handler=nothing)
     assert info.value.what == "the monitor of VM web1 sent no greeting within 0.1 s"
 
 
@@ -144,11 +144,11 @@ async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -
             if name != "free":
                 stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / name))
         busy = [
-            asyncio.create_task(dial(tmp_path / f"busy{number}", "of a VM", 1, uid=4711))
+            asyncio.create_task(connect_socket(tmp_path / f"busy{number}", "of a VM", 1, uid=4711))
             for number in range(PER_USER + 1)
         ]
         await asyncio.sleep(0.1)
-        sock, _ = await dial(tmp_path / "free", "of VM web6", 0.5, uid=4711)
+        sock, _ = await connect_socket(tmp_path / "free", "of VM web6", 0.5, uid=4711)
         sock.close()
         for error in await asyncio.gather(*busy, return_exceptions=True):
             assert isinstance(error, MonitorUnreachable)
@@ -161,7 +161,7 @@ async def test_a_user_without_a_free_thread_reads_so(tmp_path: Path) -> None:
     await asyncio.gather(*calls, return_exceptions=True)
     try:
         with pytest.raises(MonitorUnreachable, match=r"was not looked at within 0\.05 s: its user"):
-            await dial(tmp_path / "qmp", "of VM web1", 0.05, uid=4712)
+            await connect_socket(tmp_path / "qmp", "of VM web1", 0.05, uid=4712)
     finally:
         stuck.set()
 
