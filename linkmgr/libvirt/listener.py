@@ -89,7 +89,7 @@ class _Guest:
 
     @property
     def idle(self) -> bool:
-        return not (self.offer or self.waiting or (self.used and not self.used.gone))
+        return not (self.offer or self.waiting or (self.used and not self.used.closed))
 
 
 class MonitorListener:
@@ -152,7 +152,7 @@ class MonitorListener:
         """
         guest = self._guests.setdefault(domain, _Guest())
         try:
-            if (offer := guest.offer) is not None and not offer.monitor.gone:
+            if (offer := guest.offer) is not None and not offer.monitor.closed:
                 return self._take(guest, offer)
             call: asyncio.Future[Monitor] = asyncio.get_running_loop().create_future()
             guest.waiting.append(call)
@@ -321,7 +321,7 @@ class MonitorListener:
                 await before.monitor.close()
             await self._until_taken(guest, offer)
             if offer.taken.is_set():
-                await monitor.wait_gone()
+                await monitor.wait_closed()
         finally:
             if guest.used is monitor:
                 guest.used = None
@@ -332,12 +332,12 @@ class MonitorListener:
                 await monitor.close()
 
     async def _until_taken(self, guest: _Guest, offer: _Offer) -> None:
-        ends = asyncio.create_task(offer.monitor.wait_gone())
+        ends = asyncio.create_task(offer.monitor.wait_closed())
         taken = asyncio.create_task(offer.taken.wait())
         try:
             while not (taken.done() or ends.done() or guest.offer is not offer):
                 used = guest.used
-                if used is None or used.gone or used.pid != offer.who.pid:
+                if used is None or used.closed or used.pid != offer.who.pid:
                     await self._ask(offer.who)
                 await asyncio.wait(
                     {ends, taken}, timeout=RETRY, return_when=asyncio.FIRST_COMPLETED

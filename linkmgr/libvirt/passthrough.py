@@ -84,9 +84,11 @@ class LibvirtConnector:
         left = max(0.0, timeout - (asyncio.get_running_loop().time() - begun))
 
         def make(
-            on_event: Callable[[MonitorEvent], None], on_gone: Callable[[], None]
+            on_event: Callable[[MonitorEvent], None], on_closed: Callable[[], None]
         ) -> Passthrough:
-            return Passthrough(self._libvirt, self._which, who, on_event=on_event, on_gone=on_gone)
+            return Passthrough(
+                self._libvirt, self._which, who, on_event=on_event, on_closed=on_closed
+            )
 
         monitor = await Monitor.using(make, name=who, timeout=left)
         monitor.timeout = timeout
@@ -132,18 +134,18 @@ class Passthrough:
         who: str,
         *,
         on_event: Callable[[MonitorEvent], None],
-        on_gone: Callable[[], None],
+        on_closed: Callable[[], None],
     ) -> None:
         self.pid: int | None = None
         self.who = who
         self._uri, self._run_dir, self._which = libvirt.uri, libvirt.run_dir, which
         self._events = EventLimit(on_event)
         self._budget = Budget()
-        self._on_gone = on_gone
+        self._on_closed = on_closed
         self._handle: Handle
         self._domain: Any = None  # libvirt-python's; touched in the thread only
         self._ending = asyncio.Event()
-        self._gone = asyncio.Event()
+        self._closed = asyncio.Event()
         self._reason: str | None = None
         self._descriptor: _Descriptor | None = None
         self._asking: set[asyncio.Task[Any]] = set()
@@ -163,15 +165,15 @@ class Passthrough:
         self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.who}")
 
     @property
-    def gone(self) -> bool:
+    def closed(self) -> bool:
         """Whether the session has ended."""
-        return self._gone.is_set()
+        return self._closed.is_set()
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the session has ended."""
-        await self._gone.wait()
+        await self._closed.wait()
 
-    def gone_error(self, what: str, *, sent: bool) -> MonitorGone:
+    def closed_error(self, what: str, *, sent: bool) -> MonitorGone:
         """Make the error for a command that the ending cut off."""
         done = "got no answer" if sent else "was not sent"
         return MonitorGone(
@@ -181,21 +183,21 @@ class Passthrough:
             sent=sent,
         )
 
-    def check(self, what: str) -> None:
+    def ensure_open(self, what: str) -> None:
         """Raise unless a command sent now goes out.
 
         :raise MonitorGone: with `sent` false.
         """
         if self._ending.is_set() or not self._handle.alive:
-            raise self.gone_error(what, sent=False)
+            raise self.closed_error(what, sent=False)
 
-    async def ask(self, name: str, arguments: Mapping[str, object]) -> Any:
+    async def execute(self, name: str, arguments: Mapping[str, object]) -> Any:
         """Send one command and wait for its answer, without a time limit.
 
         :raise CommandFailed: QEMU's answer is an error, or libvirt did not hand the command on.
         :raise MonitorGone: the session ended first.
         """
-        self.check(name)
+        self.ensure_open(name)
         text = json.dumps({"execute": name, "arguments": dict(arguments)})
         descriptor, self._descriptor = self._descriptor, None
         task = asyncio.create_task(
@@ -217,7 +219,7 @@ class Passthrough:
 
         :raise MonitorGone: the session has ended.
         """
-        self.check(name)
+        self.ensure_open(name)
         self._descriptor = _Descriptor(fd)
 
     async def close(self) -> None:
@@ -282,8 +284,8 @@ class Passthrough:
             except LibvirtUnreachable as error:
                 sent = error.sent
                 self._end("libvirt is gone")
-        await self._gone.wait()
-        raise self.gone_error(name, sent=sent)
+        await self._closed.wait()
+        raise self.closed_error(name, sent=sent)
 
     def _on_qemu_event(
         self, _: Any, __: Any, name: str, ___: int, ____: int, details: str | None, _____: Any
@@ -327,8 +329,8 @@ class Passthrough:
                 self._handle.retire()  # it is closed when libvirt lets go of the thread
             else:
                 await self._handle.close()
-            self._gone.set()
-            self._on_gone()
+            self._closed.set()
+            self._on_closed()
 
 
 def _unreachable(who: str, error: LibvirtError) -> MonitorUnreachable:

@@ -217,7 +217,7 @@ class QmpTransport:
     :param sock: connected, owned from here on.
     :param who: which monitor, for errors: ``of VM web1``, or its path.
     :param on_event: called with each event, in order; must not raise or block.
-    :param on_gone: called once, when the session has ended.
+    :param on_closed: called once, when the session has ended.
     """
 
     def __init__(
@@ -225,14 +225,14 @@ class QmpTransport:
         sock: socket.socket,
         who: str,
         on_event: Callable[[MonitorEvent], None],
-        on_gone: Callable[[], None],
+        on_closed: Callable[[], None],
     ) -> None:
         self._sock = sock
         self.who = who
-        self._on_gone = on_gone
+        self._on_closed = on_closed
         self._events = EventLimit(on_event)
         self._client = _Client(self._events)
-        self._gone = asyncio.Event()
+        self._closed = asyncio.Event()
         self._reason: str | None = None
         self._closed_by_us = False
         self._watcher: asyncio.Task[None] | None = None
@@ -258,15 +258,15 @@ class QmpTransport:
         self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.who}")
 
     @property
-    def gone(self) -> bool:
+    def closed(self) -> bool:
         """Whether the session has ended."""
-        return self._gone.is_set()
+        return self._closed.is_set()
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the session has ended and everything of it is freed."""
-        await self._gone.wait()
+        await self._closed.wait()
 
-    def gone_error(self, what: str, *, sent: bool) -> MonitorGone:
+    def closed_error(self, what: str, *, sent: bool) -> MonitorGone:
         """Make the error for a command that the ending cut off."""
         done = "got no answer" if sent else "was not sent"
         return MonitorGone(
@@ -275,15 +275,15 @@ class QmpTransport:
             sent=sent,
         )
 
-    def check(self, what: str) -> None:
+    def ensure_open(self, what: str) -> None:
         """Raise unless a command written now goes out.
 
         :raise MonitorGone: with `sent` false.
         """
         if self._client.runstate is not Runstate.RUNNING:
-            raise self.gone_error(what, sent=False)
+            raise self.closed_error(what, sent=False)
 
-    async def ask(self, name: str, arguments: Mapping[str, object]) -> Any:
+    async def execute(self, name: str, arguments: Mapping[str, object]) -> Any:
         """Send one command and wait for its answer, without a time limit.
 
         Calls that are started one after another are written in that order, back to back.
@@ -305,8 +305,8 @@ class QmpTransport:
         except ExecInterruptedError:
             sent = True
         # The reason is known, and the descriptors are freed, when the watcher is through.
-        await self._gone.wait()
-        raise self.gone_error(name, sent=sent)
+        await self._closed.wait()
+        raise self.closed_error(name, sent=sent)
 
     def send_fd(self, name: str, fd: int) -> None:
         """Send a borrowed descriptor; only with nothing queued, for it overtakes what is.
@@ -318,17 +318,17 @@ class QmpTransport:
         try:
             self._client.send_fd_scm(fd)
         except StateError:
-            raise self.gone_error(name, sent=False) from None
+            raise self.closed_error(name, sent=False) from None
         except OSError as err:
             if err.errno in _PASSING:
                 raise SendBusyError from err
             self._reason = f"sending a descriptor failed: {err.strerror}"
             self._hang_up()
-            raise self.gone_error(name, sent=False) from err
+            raise self.closed_error(name, sent=False) from err
 
     async def close(self) -> None:
         """End the session. Idempotent, never raises, never waits for the peer."""
-        if not self.gone:
+        if not self.closed:
             self._closed_by_us = True
             self._hang_up()
         if self._watcher:
@@ -353,8 +353,8 @@ class QmpTransport:
                 self._reason = "linkmgr closed it"
             else:
                 self._reason = self._reason or _reason(error)
-            self._gone.set()
-            self._on_gone()
+            self._closed.set()
+            self._on_closed()
 
     async def _tear_down(self) -> Exception | None:
         """Free the library's tasks and the socket; return why the session ended."""

@@ -35,7 +35,7 @@ from linkmgr.qmp.connection import (
     connect_socket,
 )
 from linkmgr.qmp.events import DEFAULT_LIMIT, EventBroadcast, MonitorEvent, MonitorEvents
-from linkmgr.qmp.session import MakeSession, Session
+from linkmgr.qmp.session import Session, SessionFactory
 
 __all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most important first
 
@@ -132,7 +132,7 @@ class Monitor:
 
     @classmethod
     async def using(
-        cls, make: MakeSession, *, name: str, timeout: float = DEFAULT_TIMEOUT
+        cls, make: SessionFactory, *, name: str, timeout: float = DEFAULT_TIMEOUT
     ) -> Monitor:
         """Work over a session of another kind, such as libvirt's passthrough.
 
@@ -146,13 +146,17 @@ class Monitor:
     async def _over(
         cls, sock: socket.socket, name: str, timeout: float, deadline: float
     ) -> Monitor:
-        def make(on_event: Callable[[MonitorEvent], None], on_gone: Callable[[], None]) -> Session:
-            return QmpTransport(sock, name, on_event, on_gone)
+        def make(
+            on_event: Callable[[MonitorEvent], None], on_closed: Callable[[], None]
+        ) -> Session:
+            return QmpTransport(sock, name, on_event, on_closed)
 
         return await cls._open(make, name, timeout, deadline)
 
     @classmethod
-    async def _open(cls, make: MakeSession, name: str, timeout: float, deadline: float) -> Monitor:
+    async def _open(
+        cls, make: SessionFactory, name: str, timeout: float, deadline: float
+    ) -> Monitor:
         monitor = cls(name, timeout)
         session = make(monitor._broadcast.tell, monitor._broadcast.end)
         await session.open(timeout, deadline)
@@ -168,13 +172,13 @@ class Monitor:
         return self._session.pid
 
     @property
-    def gone(self) -> bool:
+    def closed(self) -> bool:
         """Whether the connection has ended, by whichever side."""
-        return self._session.gone
+        return self._session.closed
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
-        await self._session.wait_gone()
+        await self._session.wait_closed()
 
     def events(self, limit: int = DEFAULT_LIMIT) -> MonitorEvents:
         """Subscribe: an async iterator of `MonitorEvent`, to be used as a context if left early.
@@ -233,7 +237,7 @@ class Monitor:
         async def work(call: _Call) -> list[object | CommandFailed]:
             self._about_to_send(call)
             answers: list[Any] = await asyncio.gather(
-                *(self._session.ask(each.name, each.arguments) for each in checked),
+                *(self._session.execute(each.name, each.arguments) for each in checked),
                 return_exceptions=True,
             )
             gone = [each for each in answers if isinstance(each, MonitorGone)]
@@ -267,7 +271,7 @@ class Monitor:
         async def work(call: _Call) -> None:
             self._about_to_send(call)
             with contextlib.suppress(CommandFailed):  # a refusal is an answer, too
-                await self._session.ask("query-status", {})
+                await self._session.execute("query-status", {})
 
         await self._call(_Call("query-status"), work, math.inf)
 
@@ -308,17 +312,17 @@ class Monitor:
                 await self._lock.acquire()
         except TimeoutError:
             raise self._late(call, limit, "others wait for their answers") from None
-        if self.gone:
+        if self.closed:
             self._lock.release()
-            raise self._session.gone_error(call.what, sent=False)
+            raise self._session.closed_error(call.what, sent=False)
 
         async def to_the_end() -> T:
             try:
                 return await work(call)
             except MonitorGone as err:
-                await self.wait_gone()  # only then is the reason known and everything freed
+                await self.wait_closed()  # only then is the reason known and everything freed
                 sent = err.sent and call.sent
-                raise self._session.gone_error(call.what, sent=sent) from None
+                raise self._session.closed_error(call.what, sent=sent) from None
 
         task = loop.create_task(to_the_end(), name=f"monitor {self.name}: {call.what}")
         self._tasks.add(task)
@@ -349,16 +353,16 @@ class Monitor:
                 await self._send_fd(call, name, fd)
                 given.append(name)
                 # No check for the caller here: a descriptor without its getfd would stay in QEMU.
-                await self._session.ask("getfd", {"fdname": name})
+                await self._session.execute("getfd", {"fdname": name})
             self._about_to_send(call)
-            return await self._session.ask(command.name, command.arguments)
+            return await self._session.execute(command.name, command.arguments)
         except MonitorGone:
             raise
         except Exception:
             for name in given:
                 # Not found is usual: most commands take the descriptor also when they fail.
                 with contextlib.suppress(MonitorError):
-                    await self._session.ask("closefd", {"fdname": name})
+                    await self._session.execute("closefd", {"fdname": name})
             raise
 
     async def _send_fd(self, call: _Call, name: str, fd: int) -> None:
@@ -375,7 +379,7 @@ class Monitor:
         """Pass the point of no return; nothing may be awaited between it and the command."""
         if not call.wanted:
             raise _CallerLeftError
-        self._session.check(call.what)
+        self._session.ensure_open(call.what)
         call.sent = True
 
     def _late(self, call: _Call, limit: float, why: str) -> MonitorTimeout:

@@ -117,7 +117,7 @@ class QemuProcess:
     @property
     def disconnected(self) -> bool:
         """Whether there is no connection to the monitor now."""
-        return self._monitor is None or self._monitor.gone
+        return self._monitor is None or self._monitor.closed
 
     async def execute(
         self,
@@ -208,7 +208,7 @@ class QemuProcess:
 
         :raise MonitorGone: when there is none now; nothing was sent.
         """
-        if self._monitor is None or self._monitor.gone:
+        if self._monitor is None or self._monitor.closed:
             word = "has lost its monitor connection" if self.alive else "is gone"
             raise MonitorGone(
                 f"the QEMU of {self.name} {word}",

@@ -23,22 +23,22 @@ class Session(Protocol):
         """
 
     @property
-    def gone(self) -> bool:
+    def closed(self) -> bool:
         """Whether the session has ended."""
 
-    async def wait_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the session has ended and everything of it is freed."""
 
-    def gone_error(self, what: str, *, sent: bool) -> MonitorGone:
+    def closed_error(self, what: str, *, sent: bool) -> MonitorGone:
         """Make the error for a command that the ending cut off."""
 
-    def check(self, what: str) -> None:
+    def ensure_open(self, what: str) -> None:
         """Raise unless a command sent now goes out.
 
         :raise MonitorGone: with `sent` false.
         """
 
-    async def ask(self, name: str, arguments: Mapping[str, object]) -> Any:
+    async def execute(self, name: str, arguments: Mapping[str, object]) -> Any:
         """Send one command and wait for its answer, without a time limit.
 
         Calls that are started one after another are sent in that order.
@@ -58,5 +58,5 @@ class Session(Protocol):
         """End the session. Idempotent, never raises, never waits for QEMU."""
 
 
-#: Makes a session that is not open yet from who is told of events and who of its end.
-MakeSession = Callable[[Callable[[MonitorEvent], None], Callable[[], None]], Session]
+#: Makes a session that is not open yet; takes the callbacks for events and for its end.
+SessionFactory = Callable[[Callable[[MonitorEvent], None], Callable[[], None]], Session]

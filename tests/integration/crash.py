@@ -36,12 +36,12 @@ STAY = 0  #: how it ends when there was no such place
 def kill_after(answers: int, note: Path) -> None:
     """Kill this process after so many answers of QEMU."""
     left = answers
-    ask = QmpTransport.ask
+    execute = QmpTransport.execute
 
     async def counted(self: QmpTransport, name: str, arguments: Mapping[str, object]) -> Any:
         nonlocal left
         try:
-            return await ask(self, name, arguments)
+            return await execute(self, name, arguments)
         finally:
             left -= 1
             if left == 0:
@@ -59,7 +59,7 @@ def kill_after(answers: int, note: Path) -> None:
                 answers.append(error)
         return answers
 
-    QmpTransport.ask = counted  # type: ignore[method-assign]
+    QmpTransport.execute = counted  # type: ignore[method-assign]
     Monitor.batch = one_by_one  # type: ignore[method-assign]
 
 

@@ -426,7 +426,7 @@ async def test_a_second_monitor_of_a_guest_in_use_is_offered_to_nobody_until_the
     await asyncio.sleep(0.2)
     assert lab.offered == []
     await first.close()
-    await monitor.wait_gone()
+    await monitor.wait_closed()
     await (await lab.take()).close()
 
 
@@ -468,7 +468,7 @@ async def test_the_end_hangs_up_on_all_that_nobody_has_taken(
         await hung_up(peer)
     await monitor.execute("query-status")  # what was taken is not the listener's any more
     await taken.close()
-    await monitor.wait_gone()
+    await monitor.wait_closed()
     with pytest.raises(MonitorGone):
         await monitor.execute("query-status")
     for peer in lab.peers:

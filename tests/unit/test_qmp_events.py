@@ -56,7 +56,7 @@ async def test_each_subscriber_sees_each_event_and_the_end_once() -> None:
 async def test_who_subscribes_after_the_end_is_told_once() -> None:
     async with connected() as (monitor, peer):
         peer.hang_up()
-        await monitor.wait_gone()
+        await monitor.wait_closed()
         for _ in range(2):
             assert [event async for event in monitor.events()] == [DISCONNECTED]
         await monitor.close()
@@ -105,7 +105,7 @@ async def test_a_stream_that_is_left_gets_nothing_more() -> None:
         peer.event("RESUME")
         await settle(monitor)
         peer.hang_up()
-        await monitor.wait_gone()
+        await monitor.wait_closed()
         assert [event async for event in events] == []
 
 

@@ -52,8 +52,8 @@ async def fails(waiting: Awaitable[object], said: str, *, sent: bool) -> Monitor
 
 async def check_gone(monitor: Monitor, said: str) -> None:
     async with asyncio.timeout(2):
-        await monitor.wait_gone()
-        assert monitor.gone
+        await monitor.wait_closed()
+        assert monitor.closed
         await fails(monitor.execute("late"), said, sent=False)
         await fails(monitor.batch([Command("late")]), said, sent=False)
         await fails(monitor.hmp("late"), said, sent=False)
@@ -208,7 +208,7 @@ async def test_closing_is_finished_also_when_its_caller_leaves() -> None:
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
         async with asyncio.timeout(1):
-            await monitor.wait_gone()
+            await monitor.wait_closed()
 
 
 async def test_it_is_used_as_a_context() -> None:
@@ -216,7 +216,7 @@ async def test_it_is_used_as_a_context() -> None:
     shaking = asyncio.create_task(peer.handshake())
     async with await Monitor.over(sock) as monitor:
         await shaking
-    assert monitor.gone
+    assert monitor.closed
     await peer.close()
 
 
@@ -225,7 +225,7 @@ async def test_the_end_is_not_logged_beside_being_raised(
 ) -> None:
     async with connected() as (monitor, peer):
         end(peer, b"garbage\r\n")
-        await monitor.wait_gone()
+        await monitor.wait_closed()
     sock, peer = FakeMonitor.pair()
     peer.hang_up()
     with pytest.raises(MonitorUnreachable):
@@ -234,7 +234,7 @@ async def test_the_end_is_not_logged_beside_being_raised(
     caplog.set_level(logging.DEBUG, "qemu.qmp")
     async with connected() as (monitor, peer):
         peer.hang_up()
-        await monitor.wait_gone()
+        await monitor.wait_closed()
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 

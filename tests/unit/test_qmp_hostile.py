@@ -281,7 +281,7 @@ async def test_a_flood_that_does_not_end_is_hung_up_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(budget, "FLOOD_SECONDS", 0.3)
     async with flooded_with(b'{"event":"X"}\n', seconds=3) as monitor:
         async with asyncio.timeout(2):
-            await monitor.wait_gone()
+            await monitor.wait_closed()
         with pytest.raises(MonitorGone, match="it sent more than 1000 messages"):
             await monitor.execute("query-status")
 

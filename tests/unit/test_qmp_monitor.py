@@ -54,7 +54,7 @@ async def test_an_error_of_qemu_becomes_command_failed() -> None:
         with pytest.raises(CommandFailed, match="refused netdev_del: Device 'x' not found") as info:
             await asking
         assert (info.value.command, info.value.error_class) == ("netdev_del", "DeviceNotFound")
-        assert not monitor.gone
+        assert not monitor.closed
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}, "\ud800", b"bytes"])
@@ -304,7 +304,7 @@ async def test_closing_does_not_wait_for_a_peer_that_does_not_read() -> None:
         assert info.value.sent  # it is queued here and goes out when the peer reads
         async with asyncio.timeout(0.5):
             await monitor.close()
-        assert monitor.gone
+        assert monitor.closed
 
 
 async def test_answering_waits_until_everything_sent_is_answered() -> None:

@@ -14,42 +14,42 @@ from linkmgr.qmp import Command, Monitor, MonitorEvent
 class Cut:
     """Answers the first commands; the others are not sent, for it ends."""
 
-    def __init__(self, answers: int, on_gone: Callable[[], None]) -> None:
+    def __init__(self, answers: int, on_closed: Callable[[], None]) -> None:
         self.pid: int | None = 7
         self.answers = answers
-        self.gone = False
-        self._on_gone = on_gone
+        self.closed = False
+        self._on_closed = on_closed
 
     async def open(self, timeout: float, deadline: float) -> None:
         pass
 
-    async def wait_gone(self) -> None:
-        assert self.gone
+    async def wait_closed(self) -> None:
+        assert self.closed
 
-    def gone_error(self, what: str, *, sent: bool) -> MonitorGone:
+    def closed_error(self, what: str, *, sent: bool) -> MonitorGone:
         return MonitorGone(what, sent=sent)
 
-    def check(self, what: str) -> None:
+    def ensure_open(self, what: str) -> None:
         pass
 
-    async def ask(self, name: str, arguments: Mapping[str, object]) -> Any:
+    async def execute(self, name: str, arguments: Mapping[str, object]) -> Any:
         if self.answers:
             self.answers -= 1
             return name
-        self.gone = True
-        self._on_gone()
-        raise self.gone_error(name, sent=False)
+        self.closed = True
+        self._on_closed()
+        raise self.closed_error(name, sent=False)
 
     def send_fd(self, name: str, fd: int) -> None:
         raise AssertionError
 
     async def close(self) -> None:
-        self.gone = True
+        self.closed = True
 
 
 async def cut(answers: int) -> Monitor:
-    def make(_: Callable[[MonitorEvent], None], on_gone: Callable[[], None]) -> Cut:
-        return Cut(answers, on_gone)
+    def make(_: Callable[[MonitorEvent], None], on_closed: Callable[[], None]) -> Cut:
+        return Cut(answers, on_closed)
 
     return await Monitor.using(make, name="a guest")
 
