@@ -269,7 +269,9 @@ class MonitorListener:
             sock.close()
             raise
         try:
-            monitor = await Monitor.over(sock, name=f"of VM {who.name}", timeout=self._timeout)
+            monitor = await Monitor.from_socket(
+                sock, name=f"of VM {who.name}", timeout=self._timeout
+            )
         except MonitorError as error:
             about = f"domain {who.name}"
             self._refuse(process, about, f"{about}: {error}")

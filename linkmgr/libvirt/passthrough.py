@@ -90,7 +90,7 @@ class LibvirtConnector:
                 self._libvirt, self._which, who, on_event=on_event, on_closed=on_closed
             )
 
-        monitor = await Monitor.using(make, name=who, timeout=left)
+        monitor = await Monitor.from_session(make, name=who, timeout=left)
         monitor.timeout = timeout
         return monitor
 

@@ -74,7 +74,7 @@ class Monitor:
     command was, or may have been, handed to QEMU. Cancelling a call has the same meaning as its
     timing out.
 
-    Made by `connect` or `over`, not by hand.
+    Made by `connect`, `from_socket` or `from_session`, not by hand.
     """
 
     def __init__(self, name: str, timeout: float) -> None:
@@ -113,12 +113,12 @@ class Monitor:
             except BaseException:
                 sock.close()
                 raise
-        monitor = await cls._over(sock, name or str(path), timeout, deadline)
+        monitor = await cls._open_socket(sock, name or str(path), timeout, deadline)
         monitor.file = file
         return monitor
 
     @classmethod
-    async def over(
+    async def from_socket(
         cls, sock: socket.socket, *, name: str = "", timeout: float = DEFAULT_TIMEOUT
     ) -> Monitor:
         """Speak QMP over a connected unix socket: of a listener, or one half of a pair.
@@ -128,10 +128,12 @@ class Monitor:
         :raise MonitorUnreachable: no greeting in time, it hung up, or it does not speak QMP.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        return await cls._over(sock, name or f"on descriptor {sock.fileno()}", timeout, deadline)
+        return await cls._open_socket(
+            sock, name or f"on descriptor {sock.fileno()}", timeout, deadline
+        )
 
     @classmethod
-    async def using(
+    async def from_session(
         cls, make: SessionFactory, *, name: str, timeout: float = DEFAULT_TIMEOUT
     ) -> Monitor:
         """Work over a session of another kind, such as libvirt's passthrough.
@@ -140,10 +142,10 @@ class Monitor:
         :raise MonitorUnreachable: QEMU cannot be reached this way.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        return await cls._open(make, name, timeout, deadline)
+        return await cls._open_session(make, name, timeout, deadline)
 
     @classmethod
-    async def _over(
+    async def _open_socket(
         cls, sock: socket.socket, name: str, timeout: float, deadline: float
     ) -> Monitor:
         def make(
@@ -151,10 +153,10 @@ class Monitor:
         ) -> Session:
             return QmpTransport(sock, name, on_event, on_closed)
 
-        return await cls._open(make, name, timeout, deadline)
+        return await cls._open_session(make, name, timeout, deadline)
 
     @classmethod
-    async def _open(
+    async def _open_session(
         cls, make: SessionFactory, name: str, timeout: float, deadline: float
     ) -> Monitor:
         monitor = cls(name, timeout)
@@ -214,10 +216,10 @@ class Monitor:
         with contextlib.ExitStack() as stack:
             held = {key: _duplicate(key, fd, stack) for key, fd in (fds or {}).items()}
 
-            async def work(call: _Call) -> Any:
+            async def send(call: _Call) -> Any:
                 return await self._with_fds(call, command, held)
 
-            return await self._call(_Call(name), work, timeout, stack)
+            return await self._call(_Call(name), send, timeout, stack)
 
     async def batch(
         self, commands: Sequence[Command], *, timeout: float | None = None
@@ -234,7 +236,7 @@ class Monitor:
         if not checked:
             return []
 
-        async def work(call: _Call) -> list[object | CommandFailed]:
+        async def send_all(call: _Call) -> list[object | CommandFailed]:
             self._about_to_send(call)
             answers: list[Any] = await asyncio.gather(
                 *(self._session.execute(each.name, each.arguments) for each in checked),
@@ -248,7 +250,7 @@ class Monitor:
                     raise answer
             return answers
 
-        return await self._call(_Call(" + ".join(c.name for c in checked)), work, timeout)
+        return await self._call(_Call(" + ".join(c.name for c in checked)), send_all, timeout)
 
     async def hmp(self, line: str, *, timeout: float | None = None) -> str:
         """Run a line of the human monitor; QEMU reports its errors in the text.
@@ -268,12 +270,12 @@ class Monitor:
         :raise MonitorGone: the connection ended first.
         """
 
-        async def work(call: _Call) -> None:
+        async def query_status(call: _Call) -> None:
             self._about_to_send(call)
             with contextlib.suppress(CommandFailed):  # a refusal is an answer, too
                 await self._session.execute("query-status", {})
 
-        await self._call(_Call("query-status"), work, math.inf)
+        await self._call(_Call("query-status"), query_status, math.inf)
 
     async def close(self) -> None:
         """End the connection. Idempotent, does not wait for QEMU, leaves no task and no fd.
@@ -296,11 +298,11 @@ class Monitor:
     async def _call(
         self,
         call: _Call,
-        work: Callable[[_Call], Coroutine[Any, Any, T]],
+        send: Callable[[_Call], Coroutine[Any, Any, T]],
         timeout: float | None,
         resources: contextlib.ExitStack | None = None,
     ) -> T:
-        """Run `work` under the lock, in its own task, for a caller who may leave.
+        """Run `send` under the lock in its own task, which a cancelled caller does not cancel.
 
         :param resources: freed when the task has ended, not when the caller leaves.
         """
@@ -316,15 +318,15 @@ class Monitor:
             self._lock.release()
             raise self._session.closed_error(call.what, sent=False)
 
-        async def to_the_end() -> T:
+        async def run_send() -> T:
             try:
-                return await work(call)
+                return await send(call)
             except MonitorGone as err:
                 await self.wait_closed()  # only then is the reason known and everything freed
                 sent = err.sent and call.sent
                 raise self._session.closed_error(call.what, sent=sent) from None
 
-        task = loop.create_task(to_the_end(), name=f"monitor {self.name}: {call.what}")
+        task = loop.create_task(run_send(), name=f"monitor {self.name}: {call.what}")
         self._tasks.add(task)
         kept = resources.pop_all() if resources else contextlib.ExitStack()
 

@@ -192,7 +192,7 @@ async def connected(timeout: float = 5.0) -> AsyncIterator[tuple[Monitor, FakeMo
     """A monitor and the peer that it has negotiated with."""
     sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
-    monitor = await Monitor.over(sock, name="web1", timeout=timeout)
+    monitor = await Monitor.from_socket(sock, name="web1", timeout=timeout)
     await shaking
     try:
         yield monitor, peer

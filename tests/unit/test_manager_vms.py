@@ -82,7 +82,7 @@ class FakeConnector:
         self._qemu.peers.append(peer)
         peer.send({"QMP": {"version": {}, "capabilities": []}})
         peer.serve(self._qemu.answer)
-        return await Monitor.over(sock, name=who, timeout=timeout)
+        return await Monitor.from_socket(sock, name=who, timeout=timeout)
 
     def proves_absence(self, error: Exception) -> bool:
         return False

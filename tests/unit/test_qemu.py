@@ -52,7 +52,7 @@ class Calls:
         sock, peer = FakeMonitor.pair()
         self.peers.append(peer)
         shaking = asyncio.create_task(peer.handshake())
-        monitor = await Monitor.over(sock, name="web1")
+        monitor = await Monitor.from_socket(sock, name="web1")
         await shaking
         monitor._session.pid = self.pid if pid is None else pid
         peer.serve(lambda command: [] if command.name.startswith("query-qmp") else None)

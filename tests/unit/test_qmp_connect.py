@@ -170,14 +170,14 @@ async def test_no_answer_to_the_negotiation() -> None:
     sock, peer = FakeMonitor.pair()
     peer.send(GREETING)
     with pytest.raises(MonitorUnreachable, match="sent no answer to the negotiation"):
-        await Monitor.over(sock, timeout=0.05)
+        await Monitor.from_socket(sock, timeout=0.05)
     await peer.close()
 
 
 async def test_a_refused_negotiation() -> None:
     sock, peer = FakeMonitor.pair()
     peer.send(GREETING)
-    connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
+    connecting = asyncio.create_task(Monitor.from_socket(sock, name="web1"))
     peer.refuse(await peer.next("qmp_capabilities"))
     with pytest.raises(MonitorUnreachable):
         await connecting
@@ -190,7 +190,7 @@ async def test_something_that_is_no_control_monitor(greeting: bytes) -> None:
     peer.raw(greeting)
     said = "what answers as the monitor web1 does not speak QMP"
     with pytest.raises(MonitorUnreachable, match=said) as info:
-        await Monitor.over(sock, name="web1", timeout=1)
+        await Monitor.from_socket(sock, name="web1", timeout=1)
     assert "control mode" in (info.value.hint or "")
     await peer.close()
 
@@ -209,7 +209,7 @@ async def test_an_answer_to_the_client_before_us_is_not_taken_for_ours(
 ) -> None:
     """QEMU writes it to whoever is connected when it is through with the command."""
     sock, peer = FakeMonitor.pair()
-    connecting = asyncio.create_task(Monitor.over(sock, name="web1"))
+    connecting = asyncio.create_task(Monitor.from_socket(sock, name="web1"))
     if not greeted:
         peer.send(stale)
     peer.send(GREETING)
@@ -229,7 +229,7 @@ async def test_leaving_while_connecting_leaves_nothing(greeted: bool) -> None:
     sock, peer = FakeMonitor.pair()
     if greeted:
         peer.send(GREETING)
-    connecting = asyncio.create_task(Monitor.over(sock))
+    connecting = asyncio.create_task(Monitor.from_socket(sock))
     await asyncio.sleep(0.02)
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -242,7 +242,7 @@ async def test_leaving_at_any_moment_of_connecting_leaves_nothing() -> None:
     for turns in range(1, 40):  # at 0 it has not begun, and owns nothing
         sock, peer = FakeMonitor.pair()
         shaking = asyncio.create_task(peer.handshake())
-        connecting = asyncio.create_task(Monitor.over(sock))
+        connecting = asyncio.create_task(Monitor.from_socket(sock))
         for _ in range(turns):
             await asyncio.sleep(0)
         connecting.cancel()

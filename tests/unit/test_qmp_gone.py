@@ -214,7 +214,7 @@ async def test_closing_is_finished_also_when_its_caller_leaves() -> None:
 async def test_it_is_used_as_a_context() -> None:
     sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
-    async with await Monitor.over(sock) as monitor:
+    async with await Monitor.from_socket(sock) as monitor:
         await shaking
     assert monitor.closed
     await peer.close()
@@ -229,7 +229,7 @@ async def test_the_end_is_not_logged_beside_being_raised(
     sock, peer = FakeMonitor.pair()
     peer.hang_up()
     with pytest.raises(MonitorUnreachable):
-        await Monitor.over(sock)
+        await Monitor.from_socket(sock)
     assert not caplog.records
     caplog.set_level(logging.DEBUG, "qemu.qmp")
     async with connected() as (monitor, peer):
@@ -274,7 +274,7 @@ async def test_before_there_was_a_monitor(when: str) -> None:
     parts_of_the_greeting()[when](peer)
 
     async def use() -> None:
-        async with asyncio.timeout(2), await Monitor.over(sock, name="web1") as monitor:
+        async with asyncio.timeout(2), await Monitor.from_socket(sock, name="web1") as monitor:
             await monitor.execute("query-status")
 
     with pytest.raises((MonitorUnreachable, MonitorGone), match=r"hung up|not speak QMP|gone"):
@@ -301,6 +301,6 @@ async def test_by_garbage_before_there_was_a_monitor(greeted: bool, ending: byte
     with pytest.raises(
         MonitorUnreachable, match=r"web1 hung up|the monitor web1 does not speak QMP"
     ) as info:
-        await Monitor.over(sock, name="web1", timeout=2)
+        await Monitor.from_socket(sock, name="web1", timeout=2)
     assert info.value.hint
     await peer.close()

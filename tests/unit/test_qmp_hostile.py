@@ -51,7 +51,7 @@ async def flooded_with(said: bytes, seconds: float) -> AsyncIterator[Monitor]:
     """A monitor whose QEMU, another process, says the same without end once it was negotiated."""
     sock, peer = FakeMonitor.pair()
     shaking = asyncio.create_task(peer.handshake())
-    monitor = await Monitor.over(sock, name="web1")
+    monitor = await Monitor.from_socket(sock, name="web1")
     await shaking
     fd = peer.sock.fileno()
     command = [sys.executable, "-c", FLOOD, str(fd), said.hex(), str(seconds)]
@@ -128,7 +128,7 @@ async def test_a_greeting_that_is_too_much_is_refused_in_a_short_sentence(said: 
     writing = asyncio.create_task(write(peer.sock, said.replace(b"return", b"QMP")))
     began = time.thread_time()
     with pytest.raises(MonitorUnreachable) as info:
-        await Monitor.over(sock, name="web1", timeout=3)
+        await Monitor.from_socket(sock, name="web1", timeout=3)
     assert time.thread_time() - began < HELD_UP
     assert len(str(info.value)) < 500
     await asyncio.gather(writing, return_exceptions=True)
@@ -150,7 +150,7 @@ async def test_a_greeting_of_wrong_types_is_taken_or_refused(greeting: Any) -> N
     peer.send(greeting)
     peer.send({"return": {}})
     try:
-        monitor = await Monitor.over(sock, name="web1", timeout=3)
+        monitor = await Monitor.from_socket(sock, name="web1", timeout=3)
     except MonitorUnreachable:
         pass
     else:

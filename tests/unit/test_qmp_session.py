@@ -51,7 +51,7 @@ async def cut(answers: int) -> Monitor:
     def make(_: Callable[[MonitorEvent], None], on_closed: Callable[[], None]) -> Cut:
         return Cut(answers, on_closed)
 
-    return await Monitor.using(make, name="a guest")
+    return await Monitor.from_session(make, name="a guest")
 
 
 @pytest.mark.parametrize("answers", [0, 1])
