@@ -10,7 +10,7 @@ from linkmgr.model import BridgeEndpoint, Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
 from linkmgr.untrusted import ip_device, shell_word
 from linkmgr.wirings.attributes import faults_of
-from linkmgr.wirings.receive_filter import advice
+from linkmgr.wirings.receive_filter import hint_for
 
 
 async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
@@ -40,7 +40,7 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
         )
     if slot.plugged:
         endpoint = slot.plugged.cable.endpoint
-        found += [("refused", what, advice(what, endpoint)) for what in slot.refused]
+        found += [("refused", what, hint_for(what, endpoint)) for what in slot.refused]
         found += device_faults(slot, links)
         found += name_faults(slot)
     return [*(Finding(code, subject, what, hint) for code, what, hint in found), *noted(nic, slot)]

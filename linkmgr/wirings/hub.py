@@ -67,7 +67,7 @@ from linkmgr.wirings.host_side import (
 )
 from linkmgr.wirings.hub_view import NicHub, find_hub, hub_crowded_error, tap_fd_number
 from linkmgr.wirings.rarp import rarp
-from linkmgr.wirings.receive_filter import guest_filter, obey_filter
+from linkmgr.wirings.receive_filter import apply_rx_filter, query_rx_filter
 
 log = logging.getLogger(__name__)
 
@@ -424,10 +424,10 @@ class HubWiring(Wiring):
         """See `Wiring.follow`."""
         if not isinstance(cable.endpoint, DirectEndpoint) or cable.device is None:
             return []
-        asked = await guest_filter(self._qemu, cable.nic)
+        asked = await query_rx_filter(self._qemu, cable.nic)
         if asked is None:
             return []
-        return await obey_filter(self._host, cable, cable.endpoint, asked)
+        return await apply_rx_filter(self._host, cable, cable.endpoint, asked)
 
     async def _hub(self, nic: NicRef) -> NicHub:
         """Find the NIC's hub; for one that is on none, say with which arguments it would be.

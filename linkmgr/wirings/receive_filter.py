@@ -25,16 +25,16 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True)
-class GuestFilter:
-    """What the guest's driver wants to receive."""
+class RxFilter:
+    """The receive filter that the guest's driver has set."""
 
     main_mac: str
     promiscuous: bool
     more: tuple[str, ...] = ()  #: other addresses, of a macvlan or a VRRP in the guest, say
 
 
-async def guest_filter(qemu: QemuProcess, nic: NicRef) -> GuestFilter | None:
-    """Read the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3).
+async def query_rx_filter(qemu: QemuProcess, nic: NicRef) -> RxFilter | None:
+    """Query the guest's filter; ``None`` for a NIC model that cannot tell (e1000e, vmxnet3).
 
     :raise MonitorError: when QEMU does not answer, or with something else.
     """
@@ -49,7 +49,7 @@ async def guest_filter(qemu: QemuProcess, nic: NicRef) -> GuestFilter | None:
             promiscuous = True
         more = {str(each).lower() for each in said.get("unicast-table", ())} - {mac}
         if all(_MAC.fullmatch(each) for each in (mac, *more)):
-            return GuestFilter(mac, promiscuous, tuple(sorted(more)))
+            return RxFilter(mac, promiscuous, tuple(sorted(more)))
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise MonitorError(
@@ -58,15 +58,15 @@ async def guest_filter(qemu: QemuProcess, nic: NicRef) -> GuestFilter | None:
     )
 
 
-async def obey_filter(
-    host: Host, cable: Cable, endpoint: DirectEndpoint, asked: GuestFilter
+async def apply_rx_filter(
+    host: Host, cable: Cable, endpoint: DirectEndpoint, asked: RxFilter
 ) -> list[str]:
     """Give the guest what the port allows it, and nothing that an earlier port allowed it.
 
     ``trust_guest`` governs address and promiscuity. Multicast needs nothing, because the device
     takes all of it from the start.
 
-    :return: what it asked for and does not get, as sentences.
+    :return: sentences, of what the filter asks for and the guest does not get.
     """
     trusted, passthru = endpoint.trust_guest, endpoint.mode is DirectMode.PASSTHRU
     mac = asked.main_mac if trusted else cable.mac
@@ -106,8 +106,8 @@ async def obey_filter(
     return refused
 
 
-def advice(refused: str, endpoint: Endpoint | None) -> str:
-    """What to do about something that `obey_filter` said.
+def hint_for(refused: str, endpoint: Endpoint | None) -> str:
+    """The hint for a sentence of `apply_rx_filter`.
 
     :param endpoint: what the NIC is plugged into.
     """

@@ -10,7 +10,7 @@ import pytest
 from linkmgr.checks import check_nic, device_faults
 from linkmgr.model import DirectEndpoint, DirectMode, Drift, LinkState, Network, Nic, NicState, Port
 from linkmgr.wirings import Cable
-from linkmgr.wirings.receive_filter import advice
+from linkmgr.wirings.receive_filter import hint_for
 from tests.unit.swap_lab import NIC, Bench, bench, impatient
 
 __all__ = ["bench", "impatient"]  # fixtures
@@ -73,6 +73,6 @@ def test_what_the_port_does_not_give_the_guest_comes_with_what_would(
     refused: str, trusted: bool, mode: DirectMode, said: str
 ) -> None:
     endpoint = replace(DirectEndpoint("eth1"), mode=mode, trust_guest=trusted)
-    hint = advice(refused, endpoint)
+    hint = hint_for(refused, endpoint)
     assert hint.startswith(said)
     assert ("passthru" in hint) is ("passthru" in said)

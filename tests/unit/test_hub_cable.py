@@ -28,7 +28,7 @@ from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
 from linkmgr.wirings.host_side import take_back, take_over
-from linkmgr.wirings.receive_filter import guest_filter
+from linkmgr.wirings.receive_filter import query_rx_filter
 from tests.unit.qmp_peer import FakeMonitor, Received, connected
 
 NIC = NicRef("web1", "net0")
@@ -143,7 +143,7 @@ async def test_a_receive_filter_that_is_none_is_a_fault_of_the_monitor(answer: o
             return answer
 
     with pytest.raises(MonitorError, match="web1/net0"):
-        await guest_filter(cast("QemuProcess", Liar()), NIC)
+        await query_rx_filter(cast("QemuProcess", Liar()), NIC)
 
 
 # --- the switch -----------------------------------------------------------------------------------
