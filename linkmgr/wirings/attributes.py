@@ -520,8 +520,8 @@ def faults_of(cable: Cable, links: Mapping[str, Link]) -> list[Fault]:
     return found
 
 
-async def set_again(host: Host, faults: list[Fault]) -> bool:
-    """Set again what can be set on the device that there is.
+async def repair_in_place(host: Host, faults: list[Fault]) -> bool:
+    """Repair what can be set on the existing device.
 
     :return: whether that is all that is to be repaired: else the NIC has to be plugged again.
     :raise HostError: when the kernel refuses.
@@ -534,8 +534,8 @@ async def set_again(host: Host, faults: list[Fault]) -> bool:
     return True
 
 
-async def set_by_others(host: Host, cable: Cable, link: Link) -> list[str]:
-    """Say what somebody else has set on a cable's device, which a new device will not have."""
+async def foreign_settings(host: Host, cable: Cable, link: Link) -> list[str]:
+    """List settings of others on a cable's device, which a new device will not have."""
     found = []
     with contextlib.suppress(HostError):  # it goes just now
         if kinds := await host.traffic_control(link.index):

@@ -36,8 +36,8 @@ async def find_device(host: Host, cable: Cable) -> Link | None:
     return link
 
 
-async def first_name(host: Host, cable: Cable) -> str:
-    """What a cable's device is made as: the preferred name if that is free, else one of our own.
+async def initial_name(host: Host, cable: Cable) -> str:
+    """The initial name of a cable's device: the preferred one if that is free, else one of our own.
 
     Before Linux 6.2 no device that is up can be renamed: this is the only chance.
     """
@@ -75,7 +75,7 @@ async def delete_device(host: Host, cable: Cable) -> None:
     cable.device = None
 
 
-async def silence_device(host: Host, cable: Cable) -> None:
+async def set_device_down(host: Host, cable: Cable) -> None:
     """Take the cable's device down: to delete it would have a QEMU that holds it spin.
 
     :raise HostError: when the kernel refuses.

@@ -1,4 +1,4 @@
-"""The host's side of a cable on a hub: made, kept, opened, and what the network delivers to."""
+"""Host devices of a cable on a hub: made, reused, restored; and the addresses behind them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
 from linkmgr.untrusted import ip_device
-from linkmgr.wirings.attributes import faults_of, set_again, set_by_others
+from linkmgr.wirings.attributes import faults_of, foreign_settings, repair_in_place
 from linkmgr.wirings.base import Cable
-from linkmgr.wirings.device import find_device, first_name, mark_of
+from linkmgr.wirings.device import find_device, initial_name, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 FORWARDING_SECONDS = 35.0
 
 
-async def look_at_old(host: Host, cable: Cable, replacing: Cable) -> None:
-    """Find the device of the cable before by its mark, and what somebody has set on it."""
+async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
+    """Find the device of the replaced cable by its mark, and the settings of others on it."""
     if replacing.device is None or (link := await find_device(host, replacing)) is None:
         return
     replacing.device = link.name  # it may have been renamed, and another have its name
     if replacing.endpoint is not None:
-        cable.left_behind = await set_by_others(host, replacing, link)
+        cable.left_behind = await foreign_settings(host, replacing, link)
 
 
 async def make_tap(
@@ -38,8 +38,8 @@ async def make_tap(
     """
     # What no journal knows could not be told from the new one after a crash.
     if replacing is not None and replacing.device is not None and not replacing.rediscovered:
-        cable.prestaged = await _obey(host, cable, replacing)
-    device = await first_name(host, cable)
+        cable.prestaged = await _forwards_on_command(host, cable, replacing)
+    device = await initial_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
     cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
@@ -68,7 +68,7 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
 
     :raise HostError: when the kernel refuses.
     """
-    device = await first_name(host, cable)
+    device = await initial_name(host, cable)
     tap = await host.open_macvtap(
         device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
         mtu=endpoint.mtu,
@@ -76,13 +76,13 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
     cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
 
 
-async def can_keep(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
-    """Whether the NIC is on a macvtap of that parent, so that its cable can stay.
+async def can_reuse(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
+    """Whether the NIC is on a macvtap of that parent, which can be reused.
 
     The kernel allows no second device with the NIC's address there, and to move the address
     from one to another takes it 20 ms in which nobody has it.
 
-    :raise LinkBusy: when it should stay, but the kernel cannot change it that far.
+    :raise LinkBusy: when it is to be reused, but the kernel cannot change its mode.
     """
     before = replacing.endpoint
     if not isinstance(before, DirectEndpoint) or replacing.device is None:
@@ -100,8 +100,8 @@ async def can_keep(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bo
     return True
 
 
-async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
-    """Give the old cable's device, fd and backend to the new one, and the device its shape."""
+async def reuse_device(host: Host, new: Cable, old: Cable) -> None:
+    """Give the old cable's device, fd and netdev to the new one, and configure the device."""
     assert isinstance(new.endpoint, DirectEndpoint)
     assert isinstance(old.endpoint, DirectEndpoint)
     assert old.device is not None
@@ -117,7 +117,7 @@ async def put_to_new_use(host: Host, new: Cable, old: Cable) -> None:
     old.device, old.fd, old.netdev_added = None, None, False
 
 
-async def cross(host: Host, new: Cable, old: Cable) -> None:
+async def switch_bridge_ports(host: Host, new: Cable, old: Cable) -> None:
     """Switch in the kernel, where both cables are plugged in and one of them is down."""
     assert isinstance(new.endpoint, BridgeEndpoint)
     assert new.device is not None
@@ -128,8 +128,8 @@ async def cross(host: Host, new: Cable, old: Cable) -> None:
     )  # fmt: skip
 
 
-async def withdraw(host: Host, new: Cable, old: Cable) -> None:
-    """Have the bridge of both cables deliver to both, until `take_over` says where the NIC is."""
+async def withdraw_addresses(host: Host, new: Cable, old: Cable) -> None:
+    """Forget the addresses behind the old port: the bridge floods until `claim_addresses`."""
     if not isinstance(new.endpoint, BridgeEndpoint) or old.device is None:
         return
     with contextlib.suppress(HostError):  # it saves some frames, no more
@@ -137,10 +137,10 @@ async def withdraw(host: Host, new: Cable, old: Cable) -> None:
         await host.withdraw_entries(new.withdrawn, old.device)
 
 
-async def take_over(host: Host, cable: Cable) -> None:
-    """Make the network deliver to the cable at once, not when the guest next speaks.
+async def claim_addresses(host: Host, cable: Cable) -> None:
+    """Claim the NIC's addresses, so that the network delivers here before the guest next speaks.
 
-    A bridge has what `withdraw` took from the NIC's old port behind the new one.
+    A bridge has what `withdraw_addresses` took from the NIC's old port behind the new one.
 
     :raise LinkMissing: when its device is gone.
     :raise NotForwarding: when that is no port of its bridge, or one that does not forward.
@@ -178,22 +178,22 @@ async def _must_reach(host: Host, device: str, parent: str) -> None:
             )
 
 
-async def take_back(host: Host, cable: Cable, left: Cable | None = None) -> None:
-    """As `take_over`, for a cable whose port may be shut and whose network dead by now.
+async def restore_addresses(host: Host, cable: Cable, left: Cable | None = None) -> None:
+    """As `claim_addresses`, for a cable whose port may be disabled and whose network may be gone.
 
     :param left: the cable that the NIC should have got, and has left.
     """
     with contextlib.suppress(LinkMissing, NotForwarding, LinkBusy):
         if left is not None:
             withdrawn, left.withdrawn = left.withdrawn, []
-            await withdraw(host, cable, left)
+            await withdraw_addresses(host, cable, left)
             cable.withdrawn = [*withdrawn, *cable.withdrawn]
-        await _open(host, cable)
-        await take_over(host, cable)
+        await _enable_port(host, cable)
+        await claim_addresses(host, cable)
 
 
-async def look_after(host: Host, cable: Cable) -> None:
-    """Give the device of a cable of an earlier run the shape that its endpoint asks for."""
+async def restore_device(host: Host, cable: Cable) -> None:
+    """Configure the device of a cable of an earlier run as its endpoint asks for."""
     if cable.device is None:
         return
     # It may have been renamed and not written down: its mark says which it is.
@@ -208,8 +208,8 @@ async def look_after(host: Host, cable: Cable) -> None:
                 # A replug that kept the macvtap may have been cut off in the middle.
                 await reshape(host, cable, cable.device)
             case BridgeEndpoint():
-                await _open(host, cable)
-                await take_over(host, cable)
+                await _enable_port(host, cable)
+                await claim_addresses(host, cable)
     except HostError as error:  # `check` says what is wrong with it
         log.warning("%s: the cable that was there is not what it was: %s", cable.nic, error)
 
@@ -227,14 +227,14 @@ async def reshape(host: Host, cable: Cable, device: str) -> None:
         found = faults_of(replace(cable, device=device), links)
         # Not of the parent: that is checked when the endpoint is made, and seen in the switch.
         faults = [fault for fault in found if fault.code != "endpoint-down"]
-        if not faults or not await set_again(host, faults):
+        if not faults or not await repair_in_place(host, faults):
             return
         if any(fault.code == "endpoint-mtu" for fault in faults):
             await host.set_mtu(device, cable.endpoint.mtu)  # refused, with the kernel's reason
 
 
-async def _open(host: Host, cable: Cable) -> None:
-    """Open the cable's bridge port, if `_cross` has shut it."""
+async def _enable_port(host: Host, cable: Cable) -> None:
+    """Enable the cable's bridge port, if `switch_bridge_ports` has shut it."""
     if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
         return
     link = await host.link(cable.device)
@@ -242,8 +242,8 @@ async def _open(host: Host, cable: Cable) -> None:
         await host.open_port(cable.device)
 
 
-async def _obey(host: Host, *cables: Cable) -> bool:
-    """Whether all lead to bridges that forward when told, not when a spanning tree decides."""
+async def _forwards_on_command(host: Host, *cables: Cable) -> bool:
+    """Whether all bridges forward when a port is enabled, not when a spanning tree decides."""
     for cable in cables:
         if not isinstance(cable.endpoint, BridgeEndpoint):
             return False
@@ -253,8 +253,8 @@ async def _obey(host: Host, *cables: Cable) -> bool:
     return True
 
 
-async def lives_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool:
-    """Whether a bridge has the NIC's address behind another NIC now, so that it is not announced.
+async def address_is_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool:
+    """Whether a bridge has the NIC's address behind another NIC now: it is not announced then.
 
     Two NICs may share one (a bond): it belongs to the one that spoke last.
 

@@ -49,21 +49,21 @@ from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
     delete_device,
     name_device,
-    silence_device,
+    set_device_down,
 )
 from linkmgr.wirings.host_side import (
+    address_is_elsewhere,
     attach,
-    can_keep,
-    cross,
-    lives_elsewhere,
-    look_after,
-    look_at_old,
+    can_reuse,
+    claim_addresses,
+    inspect_replaced,
     make_macvtap,
     make_tap,
-    put_to_new_use,
-    take_back,
-    take_over,
-    withdraw,
+    restore_addresses,
+    restore_device,
+    reuse_device,
+    switch_bridge_ports,
+    withdraw_addresses,
 )
 from linkmgr.wirings.hub_view import NicHub, find_hub, hub_crowded_error, tap_fd_number
 from linkmgr.wirings.rarp import rarp
@@ -168,7 +168,7 @@ class HubWiring(Wiring):
         self._cables.add(cable)
         if cable.fd is None:
             cable.fd = self._fd_again(cable.id, backend)
-        await look_after(self._host, cable)
+        await restore_device(self._host, cable)
 
     async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
         """See `Wiring.sweep`."""
@@ -203,12 +203,12 @@ class HubWiring(Wiring):
         nic = cable.nic
         self._cables.add(cable)
         if replacing is not None:
-            await look_at_old(self._host, cable, replacing)
+            await inspect_replaced(self._host, cable, replacing)
         match cable.endpoint:
             case BridgeEndpoint():
                 await make_tap(self._host, cable, cable.endpoint, replacing)
             case DirectEndpoint():
-                if replacing is not None and await can_keep(self._host, cable.endpoint, replacing):
+                if replacing is not None and await can_reuse(self._host, cable.endpoint, replacing):
                     cable.left_behind = []
                     cable.reused, cable.id = True, replacing.id
                     cable.hub_number = replacing.hub_number
@@ -252,7 +252,7 @@ class HubWiring(Wiring):
             reply, look = await self._qemu.batch([_plug(cable), _LOOK])
             await self._must_carry(nic, (replacing, cable), [reply], look)
         else:
-            # Somebody has taken the old port out: there is nothing to cross from.
+            # Somebody has taken the old port out: there is no port to switch from.
             assert isinstance(cable.endpoint, BridgeEndpoint)
             cable.prestaged = False
             await attach(self._host, cable, cable.endpoint)
@@ -260,8 +260,8 @@ class HubWiring(Wiring):
     async def switch(self, nic: NicRef, new: Cable | None, old: Cable | None) -> None:
         """See `Wiring.switch`. The NIC is without a cable for about a millisecond."""
         if new is not None and new.reused and old is not None:
-            await self._reuse(new, old)
-            await take_over(self._host, new)
+            await self._reuse_device(new, old)
+            await claim_addresses(self._host, new)
             hub = find_hub(await self._qemu.query_network(), nic)
             replies = []
             if not hub.backends:  # somebody has taken its port out
@@ -271,7 +271,7 @@ class HubWiring(Wiring):
             _refuse_others(hub, [new], replies)
             return
         if new is not None and new.prestaged and old is not None:
-            await self._cross(nic, new, old)
+            await self._switch_bridge_ports(nic, new, old)
             return
         commands = []
         if old is not None:
@@ -285,25 +285,25 @@ class HubWiring(Wiring):
             commands.append(_plug(new))
 
         if new and old:
-            await withdraw(self._host, new, old)
+            await withdraw_addresses(self._host, new, old)
 
         # QEMU reads the rest while it answers the first one, so that nothing has to be waited for
         # between the commands that count. And what counts in the end is what is plugged then,
         # asked in the same breath.
         _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _LOOK])
         if new and not isinstance(replies[-1], CommandFailed):
-            await take_over(self._host, new)
+            await claim_addresses(self._host, new)
         await self._must_carry(nic, [new] if new else [], replies, seen)
 
-    async def _cross(self, nic: NicRef, new: Cable, old: Cable) -> None:
+    async def _switch_bridge_ports(self, nic: NicRef, new: Cable, old: Cable) -> None:
         """Switch in the kernel, where both cables are plugged in and one of them is shut."""
-        await cross(self._host, new, old)
+        await switch_bridge_ports(self._host, new, old)
         reply, seen = await self._qemu.batch([_unplug(old), _LOOK])
         await self._must_carry(nic, [new], [reply], seen)
         new.prestaged = False
 
-    async def _reuse(self, new: Cable, old: Cable) -> None:
-        await put_to_new_use(self._host, new, old)
+    async def _reuse_device(self, new: Cable, old: Cable) -> None:
+        await reuse_device(self._host, new, old)
         self._cables.discard(old)
         self._cables.add(new)
 
@@ -313,7 +313,7 @@ class HubWiring(Wiring):
             return
         if new is not None and new.reused and old is not None:
             if new.device is not None:
-                await self._reuse(old, new)
+                await self._reuse_device(old, new)
             return
         hub = find_hub(await self._qemu.query_network(), nic)
         if new is not None and new.hubport_id in {port.id for port in hub.backends}:
@@ -322,14 +322,14 @@ class HubWiring(Wiring):
         if old is None:
             return
         if old.hubport_id in {port.id for port in hub.backends}:
-            await take_back(self._host, old, new)
+            await restore_addresses(self._host, old, new)
             return
         if hub.backends:
             raise hub_crowded_error(nic, hub)
         old.hub_number = hub.number
         plug = _plug(old)
         await self._qemu.execute(plug.name, plug.arguments)
-        await take_back(self._host, old, new)
+        await restore_addresses(self._host, old, new)
 
     async def _must_carry(
         self,
@@ -363,7 +363,7 @@ class HubWiring(Wiring):
                 await self._take_out(cable)
             except MonitorError:
                 with contextlib.suppress(HostError):
-                    await silence_device(self._host, cable)
+                    await set_device_down(self._host, cable)
                 raise
         cable.netdev_added = False
         if ours:
@@ -403,7 +403,7 @@ class HubWiring(Wiring):
     async def announce(self, cable: Cable, *, moved: bool) -> None:
         """See `Wiring.announce`. Five rounds within half a second, QEMU's own default."""
         nic = cable.nic
-        if await lives_elsewhere(self._host, cable, moved=moved):
+        if await address_is_elsewhere(self._host, cable, moved=moved):
             return
         await self._qemu.execute(
             "announce-self",
@@ -415,7 +415,7 @@ class HubWiring(Wiring):
         """See `Wiring.teach_address`. Through our own descriptor, as if the guest had sent it."""
         if isinstance(cable.endpoint, FdEndpoint) and cable.endpoint.vnet_hdr is not False:
             return  # we do not know what its frames begin with
-        if cable.fd is None or await lives_elsewhere(self._host, cable, moved=True):
+        if cable.fd is None or await address_is_elsewhere(self._host, cable, moved=True):
             return
         with contextlib.suppress(OSError):  # down, or its queue is full: the guest will speak
             os.write(cable.fd.number, rarp(cable.mac))

@@ -27,7 +27,7 @@ from linkmgr.qmp.dialer import SocketConnector
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
-from linkmgr.wirings.host_side import take_back, take_over
+from linkmgr.wirings.host_side import claim_addresses, restore_addresses
 from linkmgr.wirings.receive_filter import query_rx_filter
 from tests.unit.qmp_peer import FakeMonitor, Received, connected
 
@@ -259,9 +259,9 @@ async def test_a_macvtap_that_reaches_nothing_is_not_taken_for_a_cable(
         host.by[each].up = False
     new = new_cable(DirectEndpoint("eth1"))
     with pytest.raises(kind, match=what):
-        await take_over(cast("Host", host), new)
+        await claim_addresses(cast("Host", host), new)
     # As the old cable, to go back to, it is better than none.
-    await take_back(cast("Host", host), new)
+    await restore_addresses(cast("Host", host), new)
 
 
 @pytest.mark.parametrize("parent", [None, 3], ids=["is-in-another-namespace", "was-renamed"])
@@ -270,7 +270,7 @@ async def test_a_macvtap_whose_parent_is_not_there_by_its_name_is_a_cable(
 ) -> None:
     host = MacvtapHost()
     host.by["lm2"].parent, host.by[3].name = parent, "eth9"
-    await take_over(cast("Host", host), new_cable(DirectEndpoint("eth1")))
+    await claim_addresses(cast("Host", host), new_cable(DirectEndpoint("eth1")))
 
 
 # --- an old cable that is not there any more ------------------------------------------------------
