@@ -6,7 +6,7 @@ from linkmgr import swap
 from linkmgr.host.names import check_ifname
 from linkmgr.inventory import Inventory
 from linkmgr.model import NicRef, Outcome
-from linkmgr.wirings.stub import place_stubs
+from linkmgr.wirings.stub import ensure_placeholders
 
 
 class Beside(Inventory):
@@ -44,7 +44,7 @@ class Beside(Inventory):
         return await self._verb(vm, slot, work)
 
     async def place_stub(self, nic: str | NicRef) -> Outcome:
-        """Put a stub in the place of the backend that libvirt made for a NIC on a hub.
+        """Put a placeholder in the place of the backend that libvirt made for a NIC on a hub.
 
         Call it for each NIC of a libvirt domain after every start, restore and revert, when the
         domain's processors run; see `linkmgr.wirings.stub`. Repeats freely.
@@ -56,7 +56,7 @@ class Beside(Inventory):
 
         async def work() -> Outcome:
             await vm.check_managed(slot)
-            placed = await place_stubs(vm.qemu, [slot.ref.alias])
+            placed = await ensure_placeholders(vm.qemu, [slot.ref.alias])
             if placed and slot.name is not None:
                 await swap.name_device(slot)
             return Outcome(vm.nic(slot), changed=bool(placed))

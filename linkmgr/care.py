@@ -215,7 +215,7 @@ class Caretaker:
             await asyncio.sleep(RETRY)
 
     async def _lose(self, vm: Vm, slot: Slot) -> None:
-        """Somebody hot-unplugged the NIC: its cable hangs loose. Its lock is held."""
+        """Somebody hot-unplugged the NIC: its cable is orphaned. Its lock is held."""
         if slot.lost:  # both the event and a look have found it, or QEMU has ended
             return
         try:

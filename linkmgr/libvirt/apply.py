@@ -54,10 +54,10 @@ class Applier:
                 self.trouble(domain, nic.alias, _off_hub(nic, seen))
 
     async def wire(self, domain: Domain, document: Document) -> None:
-        """Give each NIC that is on its hub the stub and the names that libvirt knows.
+        """Give each NIC that is on its hub the placeholder and the names that libvirt knows.
 
         Once for each process, when it runs, and after its cables: a guest that came from another
-        host waits for these, and the stub takes longer.
+        host waits for these, and the placeholder takes longer.
         """
         nics = self._prepared(domain, document)
         await asyncio.gather(*(self._wire(*each) for each in nics))

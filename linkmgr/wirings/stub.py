@@ -1,7 +1,7 @@
-"""The stub: what stands where libvirt's own backend of a NIC was, once the NIC is on a hub.
+"""Placeholders: hub ports in the place of the backends that libvirt made for NICs on hubs.
 
 libvirt makes a tap for each NIC and gives it to QEMU as the backend ``hostALIAS``. The NIC of a
-prepared domain is wired to its hub instead, so that this backend hangs loose: nothing goes through
+prepared domain is wired to its hub instead, so that this backend is orphaned: nothing goes through
 it, but its tap has the name in ``<target dev=>``, by which libvirt looks for the NIC on the host.
 A hub port under the same id, on a hub of its own, takes its place. The tap goes with the backend,
 its name is free for the cable's device, and when libvirt removes the NIC (``virsh detach-device``)
@@ -21,36 +21,36 @@ from linkmgr.wirings.hub_view import tap_fd_number
 
 log = logging.getLogger(__name__)
 
-FIRST_HUB = 1001  #: where the search for a hub that nobody has begins
+FIRST_HUB_NUMBER = 1001  #: where the search for a free hub number begins
 
 
-def backend_of(alias: str) -> str:
-    """What libvirt calls the backend of a NIC."""
+def libvirt_netdev_id(alias: str) -> str:
+    """The netdev id that libvirt gives the backend of a NIC."""
     return f"host{alias}"
 
 
-def free_hub(info: NetworkInfo) -> int:
+def free_hub_number(info: NetworkInfo) -> int:
     """The number of a hub that QEMU has not got."""
-    number = FIRST_HUB
+    number = FIRST_HUB_NUMBER
     while number in info.hubs:
         number += 1
     return number
 
 
-def loose(info: NetworkInfo, alias: str) -> NetClient | None:
-    """The backend that libvirt made for a NIC if it hangs loose, and is no stub; else ``None``.
+def orphaned_backend(info: NetworkInfo, alias: str) -> NetClient | None:
+    """The backend that libvirt made for a NIC if it is orphaned and no placeholder; else ``None``.
 
     A NIC's own backend is never taken away: it would be orphaned for good.
     """
-    backend = info.netdevs.get(backend_of(alias))
+    backend = info.netdevs.get(libvirt_netdev_id(alias))
     if backend is None or backend.type == "hubport" or backend.peer is not None:
         return None
     on_hub = info.hub_of(alias) is not None
     return backend if on_hub and all(nic.peer != backend.id for nic in info.nics.values()) else None
 
 
-async def place_stubs(qemu: QemuProcess, aliases: Iterable[str]) -> list[str]:
-    """Put a stub in place of libvirt's backend of each of these NICs that is on a hub.
+async def ensure_placeholders(qemu: QemuProcess, aliases: Iterable[str]) -> list[str]:
+    """Put a placeholder in place of libvirt's backend, for each of these NICs that is on a hub.
 
     Call it when the guest runs: libvirt opens and configures its taps while it starts a domain.
     Looks before each NIC, so it repeats freely, also after it was cut off in the middle.
@@ -61,15 +61,15 @@ async def place_stubs(qemu: QemuProcess, aliases: Iterable[str]) -> list[str]:
     placed = []
     for alias in aliases:
         info = await qemu.query_network()
-        ident = backend_of(alias)
+        ident = libvirt_netdev_id(alias)
         missing = ident not in info.netdevs and info.hub_of(alias) is not None
-        if (backend := loose(info, alias)) is not None:
+        if (backend := orphaned_backend(info, alias)) is not None:
             await _remove(qemu, backend)
         elif not missing:
             continue
-        stub = {"type": "hubport", "id": ident, "hubid": free_hub(info)}
-        await qemu.execute("netdev_add", stub)
-        log.info("%s: a stub stands for libvirt's backend %s", qemu.name, ident)
+        placeholder = {"type": "hubport", "id": ident, "hubid": free_hub_number(info)}
+        await qemu.execute("netdev_add", placeholder)
+        log.info("%s: a placeholder replaces libvirt's backend %s", qemu.name, ident)
         placed.append(alias)
     return placed
 

@@ -27,7 +27,7 @@ from linkmgr.libvirt.qemu_xml import add_arguments
 from linkmgr.model import Mark
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
-from linkmgr.wirings.stub import backend_of
+from linkmgr.wirings.stub import libvirt_netdev_id
 from tests.integration.lab import Lab
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
@@ -67,7 +67,7 @@ class Early:
 
 
 async def stub_late(links: LinkManager) -> Early:
-    """Name and plug a NIC, and only then put the stubs in."""
+    """Name and plug a NIC, and only then put the placeholders in."""
     alias = Path("/sys/class/net/web1tap0/ifalias").read_text().strip()
     await links.name_device(NIC, "web1tap0")
     nic = (await links.plug(NIC, "blue", notify="silent")).nic
@@ -181,8 +181,8 @@ async def test_the_stray_tap_goes_and_libvirt_knows_the_cable_by_its_name(beside
         assert not (await links.place_stub(f"web1/{alias}")).changed
     info = parse_info_network(await beside.libvirtd.hmp("web1", "info network"))
     for alias in ("ua-net0", "ua-net1"):
-        stub = info.netdevs[backend_of(alias)]
-        assert (stub.type, stub.peer) == ("hubport", None)
+        placeholder = info.netdevs[libvirt_netdev_id(alias)]
+        assert (placeholder.type, placeholder.peer) == ("hubport", None)
     assert not Path("/sys/class/net/web1tap1").exists()
     assert not stray.exists()
 
@@ -381,7 +381,7 @@ async def test_a_nic_that_virsh_detaches_frees_its_cable(beside: Beside) -> None
 
     await beside.become("the NIC and its device are gone", gone)
     info = parse_info_network(await beside.libvirtd.hmp("web1", "info network"))
-    assert backend_of("ua-net1") not in info.netdevs, "libvirt has removed the stub"
+    assert libvirt_netdev_id("ua-net1") not in info.netdevs, "libvirt has removed the placeholder"
     assert await links.check() == []
     assert MACS[1] not in await beside.virsh("domiflist", "web1")
 

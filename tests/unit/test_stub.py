@@ -8,7 +8,7 @@ import pytest
 
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.wirings.stub import place_stubs
+from linkmgr.wirings.stub import ensure_placeholders
 
 NIC = "index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01"
 HUB = f"hub 7\n \\ lm-sink\n \\ lm-hub: ua-net0: {NIC}\n"
@@ -40,13 +40,13 @@ ADD = {"type": "hubport", "id": "hostua-net0", "hubid": 1001}
 @pytest.mark.parametrize(
     ("shown", "asked"),
     [
-        # libvirt's tap hangs loose.
+        # libvirt's tap is orphaned.
         (HUB + TAP, [("netdev_del", {"id": "hostua-net0"}), ("netdev_add", ADD)]),
         # It was cut off in the middle.
         (HUB, [("netdev_add", ADD)]),
         # Hubs that are taken.
         (HUB + "hub 1001\n \\ x\nhub 1002\n \\ y\n", [("netdev_add", ADD | {"hubid": 1003})]),
-        # The stub is there.
+        # The placeholder is there.
         (HUB + "hub 1001\n \\ hostua-net0\n", []),
         # The override was not in force: the NIC is on libvirt's backend, and would be orphaned.
         (f"ua-net0: {NIC}\n \\ {TAP}", []),
@@ -62,7 +62,7 @@ async def test_only_a_backend_that_hangs_loose_is_replaced(
     shown: str, asked: list[tuple[str, Any]]
 ) -> None:
     peer = FakeQemu(shown)
-    placed = await place_stubs(cast("QemuProcess", peer), ["ua-net0"])
+    placed = await ensure_placeholders(cast("QemuProcess", peer), ["ua-net0"])
     assert peer.asked == asked
     assert placed == (["ua-net0"] if asked else [])
 
@@ -72,7 +72,7 @@ async def test_each_stub_gets_a_hub_of_its_own() -> None:
     first = HUB + other
     second = HUB + other + "hub 1001\n \\ hostua-net0\n"
     peer = FakeQemu(first, second)
-    assert await place_stubs(cast("QemuProcess", peer), ["ua-net0", "ua-net1"]) == [
+    assert await ensure_placeholders(cast("QemuProcess", peer), ["ua-net0", "ua-net1"]) == [
         "ua-net0",
         "ua-net1",
     ]
