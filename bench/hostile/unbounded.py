@@ -23,7 +23,7 @@ BOUNDS: dict[ModuleType, tuple[str, ...]] = {
     body: ("MOST",),
     domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
     budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
-             "FLOOD_SECONDS", "TURN"),
+             "FLOOD_TIMEOUT_S", "TURN"),
     connection: ("MESSAGE_BYTES", "ITEMS", "FREE_BYTES"),
     network: ("LINES", "NICS"),
 }  # fmt: skip

@@ -19,19 +19,19 @@ MESSAGES_PER_SECOND = 1000
 #: Bytes a second that it may send unasked for as long as it likes: 250 to each of those messages.
 BYTES_PER_SECOND = 256 << 10
 #: Seconds' worth of both that may come at once: a guest that starts, or is resumed.
-BURST_SECONDS = 0.5
+BURST_S = 0.5
 #: Seconds that nothing is read from a QEMU that said too much: rather seldom and long than often
 #: and short, for each pause is a timer.
-PAUSE = 0.1
+FLOOD_PAUSE_S = 0.1
 #: Seconds for which it may go on saying too much before it is disconnected. What it has not got rid
 #: of until then grows in its own memory.
-FLOOD_SECONDS = 10.0
+FLOOD_TIMEOUT_S = 10.0
 #: Events a second that are told on, for each is told to every listener; then they are left out.
 EVENTS_PER_SECOND = 10
 #: Events that may come at once: each NIC of a large guest has its receive filter set at the boot.
 EVENTS_BURST = 100
 #: Seconds until it is told how many were left out.
-OVERFLOW_SECONDS = 1.0
+OVERFLOW_DELAY_S = 1.0
 #: Messages after which the loop has its turn, whatever was said.
 TURN = 32
 
@@ -44,8 +44,8 @@ class Budget:
     """What one connection may say unasked."""
 
     def __init__(self) -> None:
-        self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_SECONDS)
-        self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_SECONDS)
+        self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_S)
+        self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_S)
         self._since: float | None = None  # when it began to say too much
 
     def spend(self, size: int) -> float:
@@ -62,12 +62,12 @@ class Budget:
             return 0.0
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if now - self._since > FLOOD_SECONDS:
+        if now - self._since > FLOOD_TIMEOUT_S:
             raise FloodError(
                 f"it sent more than {MESSAGES_PER_SECOND} messages or {BYTES_PER_SECOND >> 10} KiB "
-                f"a second unasked for {FLOOD_SECONDS:g} s"
+                f"a second unasked for {FLOOD_TIMEOUT_S:g} s"
             )
-        return max(PAUSE, owed)
+        return max(FLOOD_PAUSE_S, owed)
 
 
 class EventLimit:
@@ -90,7 +90,7 @@ class EventLimit:
         self._missed += 1
         if self._telling is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(OVERFLOW_SECONDS, self._tell_missed)
+            self._telling = loop.call_later(OVERFLOW_DELAY_S, self._tell_missed)
 
     def close(self) -> None:
         """Tell no more."""

@@ -45,12 +45,12 @@ from linkmgr.unix_sockets import UnixSocket
 from linkmgr.untrusted import printable
 
 #: Seconds between two attempts at something that the kernel cannot take right now.
-RETRY_INTERVAL = 0.01
+SEND_RETRY_INTERVAL_S = 0.01
 #: Seconds between two attempts to connect to a monitor whose backlog is full. Each takes a thread:
 #: 200 such monitors cost 2,000 threads a second, which take 0.2 s of CPU time.
-BACKLOG_INTERVAL = 0.1
+BACKLOG_RETRY_INTERVAL_S = 0.1
 #: Seconds that `QmpTransport.close` waits for its own tasks; local work only, so never reached.
-CLOSE_LIMIT = 2.0
+CLOSE_TIMEOUT_S = 2.0
 #: Bytes of a message that are worth a line in a debug log.
 _LOGGED = 500
 #: Characters of the class of an error, of which QEMU has five.
@@ -332,7 +332,7 @@ class QmpTransport:
             self._closed_by_us = True
             self._hang_up()
         if self._watcher:
-            await asyncio.wait({self._watcher}, timeout=CLOSE_LIMIT)
+            await asyncio.wait({self._watcher}, timeout=CLOSE_TIMEOUT_S)
 
     def _hang_up(self) -> None:
         # Shutting the socket down rather than asking the library to disconnect: that one first
@@ -424,7 +424,7 @@ async def connect_socket(
             return await in_file_thread(
                 owner,
                 partial(_connect_once, path),
-                timeout=max(deadline - now(), RETRY_INTERVAL),
+                timeout=max(deadline - now(), SEND_RETRY_INTERVAL_S),
                 discard=lambda made: made[0].close(),
             )
         except BlockingIOError as err:
@@ -435,7 +435,7 @@ async def connect_socket(
         if now() >= deadline:
             raise _connect_error(full, path, who, timeout) from full
         # Not in the thread: its user has few, and other monitors that may be free.
-        await asyncio.sleep(min(BACKLOG_INTERVAL, max(deadline - now(), 0)))
+        await asyncio.sleep(min(BACKLOG_RETRY_INTERVAL_S, max(deadline - now(), 0)))
 
 
 def _connect_once(path: str | Path) -> tuple[socket.socket, MonitorFile | None]:

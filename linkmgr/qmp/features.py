@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from linkmgr.qmp.monitor import Monitor
 
 #: Seconds for the schema; it took 65 ms per guest when 200 were asked at once.
-SCHEMA_TIMEOUT = 30.0
+SCHEMA_TIMEOUT_S = 30.0
 #: Seconds to wait for the answer that another guest of the same executable is to give: one that
 #: does not answer holds nobody up for longer.
-SHARE_TIMEOUT = 1.0
+SHARED_PROBE_TIMEOUT_S = 1.0
 #: Seconds that the kernel may take to say which file an executable is: it may be on a network.
-STAT_TIMEOUT = 1.0
+STAT_TIMEOUT_S = 1.0
 #: Executables whose features are kept; a host has one or two.
 KEPT = 16
 #: Types of ``netdev_add``, and members of one type, in a schema: QEMU 8.2 has 13 and 35, and each
@@ -169,7 +169,7 @@ async def probe(monitor: Monitor) -> Features:
     locks = _asking.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     lock = locks.setdefault(key, asyncio.Lock())
     try:
-        async with asyncio.timeout(SHARE_TIMEOUT):
+        async with asyncio.timeout(SHARED_PROBE_TIMEOUT_S):
             await lock.acquire()
     except TimeoutError:
         return _known.get(key) or await _ask(monitor, build)
@@ -188,7 +188,7 @@ async def probe(monitor: Monitor) -> Features:
 
 
 async def _ask(monitor: Monitor, build: str) -> Features:
-    return read_schema(build, await monitor.execute("query-qmp-schema", timeout=SCHEMA_TIMEOUT))
+    return read_schema(build, await monitor.execute("query-qmp-schema", timeout=SCHEMA_TIMEOUT_S))
 
 
 async def _executable(pid: int | None) -> _Executable | None:
@@ -198,7 +198,7 @@ async def _executable(pid: int | None) -> _Executable | None:
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid  # procfs itself never waits
         exe = partial(os.stat, f"/proc/{pid}/exe")  # a file of whoever runs it
-        status = await in_file_thread(uid, exe, timeout=STAT_TIMEOUT)
+        status = await in_file_thread(uid, exe, timeout=STAT_TIMEOUT_S)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -27,8 +27,8 @@ from typing import Any, Self, TypeVar
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorGone, MonitorTimeout
 from linkmgr.qmp.admission import Admission, listener_of
 from linkmgr.qmp.connection import (
-    CLOSE_LIMIT,
-    RETRY_INTERVAL,
+    CLOSE_TIMEOUT_S,
+    SEND_RETRY_INTERVAL_S,
     MonitorFile,
     QmpTransport,
     SendBusyError,
@@ -42,7 +42,7 @@ __all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most importan
 T = TypeVar("T")
 
 #: Seconds that a call waits when nobody says otherwise.
-DEFAULT_TIMEOUT = 5.0
+DEFAULT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Monitor:
         path: str | Path,
         *,
         name: str = "",
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = DEFAULT_TIMEOUT_S,
         admit: Admission | None = None,
         uid: int | None = None,
     ) -> Monitor:
@@ -119,7 +119,7 @@ class Monitor:
 
     @classmethod
     async def from_socket(
-        cls, sock: socket.socket, *, name: str = "", timeout: float = DEFAULT_TIMEOUT
+        cls, sock: socket.socket, *, name: str = "", timeout: float = DEFAULT_TIMEOUT_S
     ) -> Monitor:
         """Speak QMP over a connected unix socket: of a listener, or one half of a pair.
 
@@ -134,7 +134,7 @@ class Monitor:
 
     @classmethod
     async def from_session(
-        cls, make: SessionFactory, *, name: str, timeout: float = DEFAULT_TIMEOUT
+        cls, make: SessionFactory, *, name: str, timeout: float = DEFAULT_TIMEOUT_S
     ) -> Monitor:
         """Work over a session of another kind, such as libvirt's passthrough.
 
@@ -285,7 +285,7 @@ class Monitor:
         """
         await self._session.close()
         while self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
             if late:  # pragma: no cover - all of them wait for the connection only
                 break
 
@@ -375,7 +375,7 @@ class Monitor:
             try:
                 return self._session.send_fd(name, fd)
             except SendBusyError:
-                await asyncio.sleep(RETRY_INTERVAL)
+                await asyncio.sleep(SEND_RETRY_INTERVAL_S)
 
     def _about_to_send(self, call: _Call) -> None:
         """Pass the point of no return; nothing may be awaited between it and the command."""

@@ -20,12 +20,12 @@ from linkmgr.qmp.network import NetworkInfo, parse_info_network
 
 log = logging.getLogger(__name__)
 
-RECONNECT_SECONDS = 0.2
-#: Seconds that a connection has to last. The next one is made at once when one is lost that did,
-#: and after one that did not; more of them in a row double the pause before the next, up to the
-#: longest, for each is told to every listener.
-LASTING_SECONDS = 2.0
-LONGEST_PAUSE = 5.0
+RECONNECT_INTERVAL_S = 0.2
+#: Seconds after which a connection is stable. The next one is made at once when a stable one is
+#: lost, and after one that was not; more of these in a row double the interval, up to the longest,
+#: for every listener is told of each.
+STABLE_CONNECTION_S = 2.0
+MAX_RECONNECT_INTERVAL_S = 5.0
 _PIDFD_GETFD = 438  # the same number on all architectures
 #: Without a pid to watch: connects in a row that prove absence, after which QEMU is dead.
 REFUSALS = 5
@@ -181,7 +181,7 @@ class QemuProcess:
 
     async def _dead_or_back(self) -> None:
         while self.alive and (self.disconnected or self._process_ending()):  # noqa: ASYNC110 - of several
-            await asyncio.sleep(RECONNECT_SECONDS / 10)
+            await asyncio.sleep(RECONNECT_INTERVAL_S / 10)
 
     def _process_ending(self) -> bool:
         if self._pidfd is None:
@@ -246,8 +246,10 @@ class QemuProcess:
                     await monitor.close()
             except Exception:
                 log.exception("%s: the lost monitor connection was not closed", self.name)
-            short = min(short + 1, 10) if loop.time() - began < LASTING_SECONDS else 0
-            pause = min(LONGEST_PAUSE, RECONNECT_SECONDS * 2**short) if short > 1 else 0.0
+            short = min(short + 1, 10) if loop.time() - began < STABLE_CONNECTION_S else 0
+            pause = (
+                min(MAX_RECONNECT_INTERVAL_S, RECONNECT_INTERVAL_S * 2**short) if short > 1 else 0.0
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process_gone.wait(), pause)
             again = await self._reconnect()
@@ -291,8 +293,8 @@ class QemuProcess:
                     if self._process_gone.is_set() or (not watched and refusals >= REFUSALS):
                         return None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process_gone.wait(), RECONNECT_SECONDS)
-                await asyncio.sleep(RECONNECT_SECONDS / 10)
+                await asyncio.wait_for(self._process_gone.wait(), RECONNECT_INTERVAL_S)
+                await asyncio.sleep(RECONNECT_INTERVAL_S / 10)
         return None
 
     async def _reconnect_once(self) -> Monitor:

@@ -17,7 +17,7 @@ from linkmgr.wirings.device import find_device, initial_name, mark_of
 log = logging.getLogger(__name__)
 
 #: A spanning tree with the default forward delay listens and learns for 30 s.
-FORWARDING_SECONDS = 35.0
+FORWARDING_TIMEOUT_S = 35.0
 
 
 async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
@@ -59,7 +59,7 @@ async def attach(host: Host, cable: Cable, endpoint: BridgeEndpoint) -> None:
         hairpin=endpoint.hairpin,
         learning=endpoint.learning,
         up=not cable.prestaged,
-        timeout=FORWARDING_SECONDS,
+        timeout=FORWARDING_TIMEOUT_S,
     )
 
 

@@ -113,7 +113,7 @@ async def wired(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wired
         # What makes a guest see a flap, and a busy host live, would make these tests slow.
         for name in ("HOLD", "LOOK", "MARGIN"):
             patch.setattr(f"linkmgr.carrier.{name}", 0.0)
-        patch.setattr("linkmgr.qmp.qemu.RECONNECT_SECONDS", 0.02)
+        patch.setattr("linkmgr.qmp.qemu.RECONNECT_INTERVAL_S", 0.02)
         async with _wired(folder) as made:
             yield made
 

@@ -240,7 +240,7 @@ async def test_an_executable_that_cannot_be_told_is_asked_each_time(
 async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
     peers: list[tuple[Monitor, FakeMonitor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "SHARE_TIMEOUT", 0.05)
+    monkeypatch.setattr(features, "SHARED_PROBE_TIMEOUT_S", 0.05)
     peers[0][1].serve(script)
     silent = asyncio.create_task(probe(peers[1][0]))
     peers[1][1].answer(await peers[1][1].next("query-version"), VERSION)
