@@ -26,7 +26,7 @@ from linkmgr.journal import Facts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Connector
-from linkmgr.qmp.network import NICS
+from linkmgr.qmp.network import MAX_NICS
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.suggest import instead
 from linkmgr.swap import Slot
@@ -241,9 +241,9 @@ class Vm:
             for ident, client in nics.items()
             if (alias := alias_of(ident)) not in self.slots
         }
-        if len(found) + len(self.slots) > NICS:  # it may always have others
+        if len(found) + len(self.slots) > MAX_NICS:  # it may always have others
             raise MonitorError(
-                f"VM {self.name} has had more than {NICS} NICs",
+                f"VM {self.name} has had more than {MAX_NICS} NICs",
                 hint="look whether this is QEMU; its new NICs are left alone",
             )
         managed = set()

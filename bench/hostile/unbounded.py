@@ -23,9 +23,9 @@ BOUNDS: dict[ModuleType, tuple[str, ...]] = {
     body: ("MOST",),
     domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
     budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
-             "FLOOD_TIMEOUT_S", "TURN"),
-    connection: ("MESSAGE_BYTES", "ITEMS", "FREE_BYTES"),
-    network: ("LINES", "NICS"),
+             "FLOOD_TIMEOUT_S", "MESSAGES_PER_TURN"),
+    connection: ("MAX_MESSAGE_BYTES", "MAX_MESSAGE_ITEMS", "UNMETERED_ANSWER_BYTES"),
+    network: ("MAX_INFO_LINES", "MAX_NICS"),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from bench.served import Served
 from bench.soak.census import Census, take
 from linkmgr import Client, hub_args
 from linkmgr.testing import Guest, NetnsPeer
-from linkmgr.testing.guest import MEMORY_MB
+from linkmgr.testing.guest import MEMORY_MIB
 from linkmgr.testing.process import execute
 
 __all__ = ["PER_CYCLE", "Soak", "make_soak"]
@@ -146,9 +146,9 @@ def _guest(name: str, number: int, nics: int, workdir: Path) -> Guest:
         for arg in hub_args(f"net{nic}", mac=f"52:54:00:50:{number:02x}:{nic:02x}")
     ]
     # In shared memory the guest's RAM can be told from QEMU's own: that one only must not grow.
-    ram = f"memory-backend-memfd,id=ram,share=on,size={MEMORY_MB}M"
+    ram = f"memory-backend-memfd,id=ram,share=on,size={MEMORY_MIB}M"
     extra = ["-object", ram, "-machine", "memory-backend=ram"]
-    return Guest(name, nic_args=args, workdir=workdir, memory_mb=MEMORY_MB, extra_args=extra)
+    return Guest(name, nic_args=args, workdir=workdir, memory_mib=MEMORY_MIB, extra_args=extra)
 
 
 async def _ip(command: str) -> None:

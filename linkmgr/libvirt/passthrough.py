@@ -33,13 +33,13 @@ from linkmgr.libvirt.handle import Handle
 from linkmgr.libvirt.status import pid_of
 from linkmgr.model import Transport
 from linkmgr.qmp.budget import Budget, EventLimit, FloodError
-from linkmgr.qmp.connection import CLASS_LIMIT
-from linkmgr.qmp.events import EVENTS, MonitorEvent
+from linkmgr.qmp.connection import MAX_ERROR_CLASS_CHARS
+from linkmgr.qmp.events import HANDLED_EVENTS, MonitorEvent
 from linkmgr.qmp.inbound import (
-    ANSWER_BYTES,
-    ANSWER_ITEMS,
-    ITEMS,
-    MESSAGE_BYTES,
+    MAX_ANSWER_BYTES,
+    MAX_ANSWER_ITEMS,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_ITEMS,
     NotQmpError,
     check_shape,
     decode,
@@ -236,7 +236,7 @@ class Passthrough:
         handle.undo(lambda: connection.domainEventDeregisterAny(end))
         # The daemon keeps back what nobody needs.
         events = api.qemu.qemuMonitorEventRegister(
-            connection, domain, f"^({'|'.join(EVENTS)})$", self._on_qemu_event, None, _REGEX
+            connection, domain, f"^({'|'.join(HANDLED_EVENTS)})$", self._on_qemu_event, None, _REGEX
         )
         handle.undo(lambda: api.qemu.qemuMonitorEventDeregister(connection, events))
         if not domain.isActive():
@@ -295,7 +295,7 @@ class Passthrough:
         try:
             # The daemon cannot be asked to pause for this guest alone.
             self._budget.spend(len(details or ""))
-            data = decode(details or "{}", limit=MESSAGE_BYTES)
+            data = decode(details or "{}", limit=MAX_MESSAGE_BYTES)
             event = event_of({"event": name, "data": data})
         except (FloodError, NotQmpError) as error:
             self._end(f"QEMU went too far: {error}")
@@ -346,8 +346,8 @@ def _read(name: str, text: str) -> Any:
     :raise MonitorError: it is too long, or none.
     """
     try:
-        limit = ANSWER_BYTES.get(name, MESSAGE_BYTES)
-        answer = decode(text, items=ANSWER_ITEMS.get(name, ITEMS), limit=limit)
+        limit = MAX_ANSWER_BYTES.get(name, MAX_MESSAGE_BYTES)
+        answer = decode(text, items=MAX_ANSWER_ITEMS.get(name, MAX_MESSAGE_ITEMS), limit=limit)
         check_shape(answer)
     except NotQmpError as wrong:
         raise MonitorError(
@@ -359,6 +359,6 @@ def _read(name: str, text: str) -> Any:
         raise CommandFailed(
             f"QEMU refused {name}: {printable(error['desc'])}",
             command=name,
-            error_class=printable(error["class"], CLASS_LIMIT),
+            error_class=printable(error["class"], MAX_ERROR_CLASS_CHARS),
         )
     return answer["return"]

@@ -33,7 +33,7 @@ EVENTS_BURST = 100
 #: Seconds until it is told how many were left out.
 OVERFLOW_DELAY_S = 1.0
 #: Messages after which the loop has its turn, whatever was said.
-TURN = 32
+MESSAGES_PER_TURN = 32
 
 
 class FloodError(Exception):

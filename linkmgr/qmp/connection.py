@@ -27,14 +27,14 @@ from qemu.qmp.protocol import StateError
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.file_threads import NoFreeThread, in_file_thread
 from linkmgr.qmp.admission import listener_of
-from linkmgr.qmp.budget import TURN, Budget, EventLimit, FloodError
+from linkmgr.qmp.budget import MESSAGES_PER_TURN, Budget, EventLimit, FloodError
 from linkmgr.qmp.events import MonitorEvent
 from linkmgr.qmp.inbound import (
-    ANSWER_BYTES,
-    ANSWER_ITEMS,
-    FREE_BYTES,
-    ITEMS,
-    MESSAGE_BYTES,
+    MAX_ANSWER_BYTES,
+    MAX_ANSWER_ITEMS,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_ITEMS,
+    UNMETERED_ANSWER_BYTES,
     NotQmpError,
     check_shape,
     decode,
@@ -52,13 +52,13 @@ BACKLOG_RETRY_INTERVAL_S = 0.1
 #: Seconds that `QmpTransport.close` waits for its own tasks; local work only, so never reached.
 CLOSE_TIMEOUT_S = 2.0
 #: Bytes of a message that are worth a line in a debug log.
-_LOGGED = 500
+_MAX_LOGGED_BYTES = 500
 #: Characters of the class of an error, of which QEMU has five.
-CLASS_LIMIT = 40
+MAX_ERROR_CLASS_CHARS = 40
 #: Bytes that are taken from the socket at once.
-_CHUNK = 64 << 10
+_READ_BYTES = 64 << 10
 #: A send buffer that is full, or too many descriptors on their way for this user: both pass.
-_PASSING = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+_TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _GONE_HINT = "look whether QEMU still runs, and what the guest's NIC is on now"
 
 
@@ -84,7 +84,7 @@ class _Client(QMPClient):
 
     def __init__(self, on_event: Callable[[MonitorEvent], None]) -> None:
         # One name for all, for a logger lives as long as the process.
-        super().__init__("linkmgr", readbuflen=_CHUNK)
+        super().__init__("linkmgr", readbuflen=_READ_BYTES)
         if not any(isinstance(each, _Demote) for each in self.logger.filters):
             self.logger.addFilter(_Demote())
         self._unsent = b""
@@ -113,7 +113,10 @@ class _Client(QMPClient):
             if is_unwanted(line):
                 self._owed = self.budget.spend(len(line))
                 continue
-            said = decode(line, items=max([ITEMS, *(ANSWER_ITEMS.get(c, 0) for c in self._asked)]))
+            said = decode(
+                line,
+                items=max([MAX_MESSAGE_ITEMS, *(MAX_ANSWER_ITEMS.get(c, 0) for c in self._asked)]),
+            )
             if self._is_expected(said):
                 if len(line) > self._free_bytes():
                     self._owed = self.budget.spend(len(line))
@@ -125,7 +128,7 @@ class _Client(QMPClient):
     async def _rest(self) -> None:
         """Leave the loop to others: as long as the budget says, and every now and then anyway."""
         self._turn += 1
-        if self._owed or self._turn >= TURN:
+        if self._owed or self._turn >= MESSAGES_PER_TURN:
             self._turn, owed, self._owed = 0, self._owed, 0.0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(owed):
@@ -143,7 +146,7 @@ class _Client(QMPClient):
         while (end := self._begun.find(b"\n", self._looked)) < 0:
             self._looked = len(self._begun)
             self._check_length(self._looked)
-            data = await self._reader.read(_CHUNK)
+            data = await self._reader.read(_READ_BYTES)
             if not data:
                 if self._begun:
                     raise NotQmpError("a message that ends in the middle")
@@ -156,13 +159,17 @@ class _Client(QMPClient):
         return line
 
     def _check_length(self, length: int) -> None:
-        limit = max([MESSAGE_BYTES, *(ANSWER_BYTES.get(each, 0) for each in self._asked)])
+        limit = max([MAX_MESSAGE_BYTES, *(MAX_ANSWER_BYTES.get(each, 0) for each in self._asked)])
         if length > limit:
             raise NotQmpError(f"a message of more than {limit >> 10} KiB")
 
     def _free_bytes(self) -> int:
         """Bytes of an answer that cost nothing. The schema is asked for once."""
-        return ANSWER_BYTES["query-qmp-schema"] if "query-qmp-schema" in self._asked else FREE_BYTES
+        return (
+            MAX_ANSWER_BYTES["query-qmp-schema"]
+            if "query-qmp-schema" in self._asked
+            else UNMETERED_ANSWER_BYTES
+        )
 
     def _is_expected(self, said: Mapping[str, Any]) -> bool:
         """Whether the library waits for this message.
@@ -202,8 +209,8 @@ class _Client(QMPClient):
 
     def _logged(self, arrow: str, msg: Message) -> Message:
         if self.logger.isEnabledFor(logging.DEBUG):
-            shown = bytes(msg)[:_LOGGED].decode(errors="replace")
-            self.logger.debug("%s %s", arrow, printable(shown, _LOGGED))
+            shown = bytes(msg)[:_MAX_LOGGED_BYTES].decode(errors="replace")
+            self.logger.debug("%s %s", arrow, printable(shown, _MAX_LOGGED_BYTES))
         return msg
 
 
@@ -298,7 +305,7 @@ class QmpTransport:
             raise CommandFailed(
                 f"QEMU refused {name}: {printable(str(err))}",
                 command=name,
-                error_class=printable(err.error_class, CLASS_LIMIT),
+                error_class=printable(err.error_class, MAX_ERROR_CLASS_CHARS),
             ) from None  # which holds all that QEMU said
         except StateError:
             sent = False
@@ -320,7 +327,7 @@ class QmpTransport:
         except StateError:
             raise self.closed_error(name, sent=False) from None
         except OSError as err:
-            if err.errno in _PASSING:
+            if err.errno in _TRANSIENT_ERRNOS:
                 raise SendBusyError from err
             self._reason = f"sending a descriptor failed: {err.strerror}"
             self._hang_up()

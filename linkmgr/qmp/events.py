@@ -10,11 +10,11 @@ from typing import Self
 from linkmgr.streams import Listeners, Stream
 
 #: Events that a subscriber may be behind before the oldest are dropped.
-DEFAULT_LIMIT = 256
+DEFAULT_QUEUE_LENGTH = 256
 
 #: Events of QEMU that linkmgr does something about, and what of their data it needs. All others are
 #: dropped where they come in.
-EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+HANDLED_EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "STOP": (),
         "RESUME": (),
@@ -25,9 +25,9 @@ EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 #: Members of them that are ids of QEMU, and so are kept as they are.
-IDS = frozenset({"name", "device"})
+ID_MEMBERS = frozenset({"name", "device"})
 #: Characters of an id of QEMU, which has no bound of its own.
-ID_LIMIT = 1024
+MAX_ID_CHARS = 1024
 
 DISCONNECTED = "DISCONNECTED"
 OVERFLOW = "OVERFLOW"
@@ -35,7 +35,7 @@ OVERFLOW = "OVERFLOW"
 
 @dataclass(frozen=True)
 class MonitorEvent:
-    """An event of `EVENTS` as QEMU names it, or one of the two that linkmgr adds.
+    """An event of `HANDLED_EVENTS` as QEMU names it, or one of the two that linkmgr adds.
 
     ``DISCONNECTED`` (no data) is the last event of every stream. ``OVERFLOW`` (``lost``: how many)
     stands where events were dropped because the subscriber was too slow or QEMU sent too many.
@@ -57,7 +57,7 @@ class MonitorEvents(Stream[MonitorEvent]):
     :param limit: events kept for a subscriber that is behind.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_QUEUE_LENGTH) -> None:
         super().__init__(limit, lambda lost: MonitorEvent(OVERFLOW, {"lost": lost}))
 
     async def aclose(self) -> None:
@@ -78,7 +78,7 @@ class EventBroadcast(Listeners[MonitorEvent]):
         super().__init__()
         self._ended = False
 
-    def subscribe(self, limit: int = DEFAULT_LIMIT) -> MonitorEvents:
+    def subscribe(self, limit: int = DEFAULT_QUEUE_LENGTH) -> MonitorEvents:
         """Start a stream; after the end it yields only ``DISCONNECTED``."""
         stream = MonitorEvents(limit)
         if self._ended:

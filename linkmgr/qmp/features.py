@@ -36,10 +36,10 @@ SHARED_PROBE_TIMEOUT_S = 1.0
 #: Seconds that the kernel may take to say which file an executable is: it may be on a network.
 STAT_TIMEOUT_S = 1.0
 #: Executables whose features are kept; a host has one or two.
-KEPT = 16
+MAX_CACHED_EXECUTABLES = 16
 #: Types of ``netdev_add``, and members of one type, in a schema: QEMU 8.2 has 13 and 35, and each
 #: type has a set of all.
-MEMBERS = 200
+MAX_SCHEMA_MEMBERS = 200
 #: Commands whose arguments are kept.
 _ARGUMENTS_OF = frozenset(
     {"netdev_add", "netdev_del", "getfd", "closefd", "set_link", "announce-self", "query-rx-filter"}
@@ -179,7 +179,7 @@ async def probe(monitor: Monitor) -> Features:
             if found.missing:
                 return found
             _known[key] = found
-            while len(_known) > KEPT:
+            while len(_known) > MAX_CACHED_EXECUTABLES:
                 _known.popitem(last=False)
         _known.move_to_end(key)
         return _known[key]
@@ -248,6 +248,6 @@ def _members(kind: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _few(things: Any) -> Any:
-    if len(things) > MEMBERS:
-        raise KeyError(f"no more than {MEMBERS} members")
+    if len(things) > MAX_SCHEMA_MEMBERS:
+        raise KeyError(f"no more than {MAX_SCHEMA_MEMBERS} members")
     return things

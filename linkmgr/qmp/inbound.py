@@ -16,28 +16,28 @@ from typing import Any, NoReturn
 
 from qemu.qmp.error import ProtocolError
 
-from linkmgr.qmp.events import EVENTS, ID_LIMIT, IDS, MonitorEvent
+from linkmgr.qmp.events import HANDLED_EVENTS, ID_MEMBERS, MAX_ID_CHARS, MonitorEvent
 from linkmgr.untrusted import is_deeper, printable
 
 #: Bytes of a message: the longest that is usual is an error text.
-MESSAGE_BYTES = 64 << 10
+MAX_MESSAGE_BYTES = 64 << 10
 #: Bytes of an answer that have a reason to be more. The schema of QEMU 7.2 has 207 KB, that of 8.2
 #: 236 KB; `linkmgr.qmp.network` says why a network has less.
-ANSWER_BYTES: Mapping[str, int] = MappingProxyType(
+MAX_ANSWER_BYTES: Mapping[str, int] = MappingProxyType(
     {"query-qmp-schema": 2 << 20, "human-monitor-command": 256 << 10}
 )
 #: Objects, lists and members of a message, counted by brackets and commas: 2 ms to decode. A
 #: receive filter has the most, up to 4,096 VLANs.
-ITEMS = 8192
+MAX_MESSAGE_ITEMS = 8192
 #: The same of an answer that has a reason to have more: the schema of QEMU 8.2 has 18,200.
-ANSWER_ITEMS: Mapping[str, int] = MappingProxyType(
+MAX_ANSWER_ITEMS: Mapping[str, int] = MappingProxyType(
     {"query-qmp-schema": 1 << 16, "human-monitor-command": 1 << 15}
 )
 #: Levels of objects and lists in a message. The schema of QEMU 11.1 has 5, an answer about block
 #: devices one or two for each layer of an image.
-LEVELS = 64
+MAX_MESSAGE_DEPTH = 64
 #: Bytes of an answer that was asked for and that QEMU may send as often as it is asked.
-FREE_BYTES = 16 << 10
+UNMETERED_ANSWER_BYTES = 16 << 10
 #: How QEMU itself begins an event, so that one that nobody wants need not be decoded.
 _EVENT = re.compile(rb'\{"timestamp": \{[^{}]{0,80}\}, "event": "(?P<name>[A-Z0-9_]{1,64})"')
 
@@ -49,10 +49,12 @@ class NotQmpError(ProtocolError):
 def is_unwanted(line: bytes) -> bool:
     """Whether a message is an event that linkmgr does nothing about, told without decoding it."""
     match = _EVENT.match(line)
-    return match is not None and match["name"].decode() not in EVENTS
+    return match is not None and match["name"].decode() not in HANDLED_EVENTS
 
 
-def decode(data: bytes | str, *, items: int = ITEMS, limit: int | None = None) -> dict[str, Any]:
+def decode(
+    data: bytes | str, *, items: int = MAX_MESSAGE_ITEMS, limit: int | None = None
+) -> dict[str, Any]:
     """Decode one message, which is an object.
 
     :param items: how many objects, lists and members it may have.
@@ -79,7 +81,7 @@ def decode(data: bytes | str, *, items: int = ITEMS, limit: int | None = None) -
     if not isinstance(said, dict):
         raise NotQmpError(f"a message that is no object: {printable(said, 80)}")
     # Each level takes a bracket, so hardly a message has enough of them to be looked at.
-    if counted[0] + counted[1] > LEVELS and is_deeper(said, LEVELS):
+    if counted[0] + counted[1] > MAX_MESSAGE_DEPTH and is_deeper(said, MAX_MESSAGE_DEPTH):
         raise NotQmpError("a message that is nested too deeply")
     return said
 
@@ -108,7 +110,7 @@ def event_of(said: Mapping[str, Any]) -> MonitorEvent | None:
     name, data = said["event"], said.get("data", {})
     if not isinstance(name, str) or not isinstance(data, dict):
         raise NotQmpError(f"a malformed event: {printable(said, 80)}")
-    if (wanted := EVENTS.get(name)) is None:
+    if (wanted := HANDLED_EVENTS.get(name)) is None:
         return None
     kept = {key: _short(key, data[key]) for key in wanted if key in data}
     return MonitorEvent(name, MappingProxyType(kept))
@@ -118,7 +120,9 @@ def _short(key: str, value: object) -> object:
     """A member of an event: a bool, an id as it is, or a text on one line."""
     if value is None or isinstance(value, bool):
         return value
-    return value[:ID_LIMIT] if key in IDS and isinstance(value, str) else printable(value)
+    return (
+        value[:MAX_ID_CHARS] if key in ID_MEMBERS and isinstance(value, str) else printable(value)
+    )
 
 
 def _finite(digits: str) -> float:

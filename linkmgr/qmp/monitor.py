@@ -34,7 +34,7 @@ from linkmgr.qmp.connection import (
     SendBusyError,
     connect_socket,
 )
-from linkmgr.qmp.events import DEFAULT_LIMIT, EventBroadcast, MonitorEvent, MonitorEvents
+from linkmgr.qmp.events import DEFAULT_QUEUE_LENGTH, EventBroadcast, MonitorEvent, MonitorEvents
 from linkmgr.qmp.session import Session, SessionFactory
 
 __all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most important first
@@ -182,7 +182,7 @@ class Monitor:
         """Wait until the connection has ended."""
         await self._session.wait_closed()
 
-    def events(self, limit: int = DEFAULT_LIMIT) -> MonitorEvents:
+    def events(self, limit: int = DEFAULT_QUEUE_LENGTH) -> MonitorEvents:
         """Subscribe: an async iterator of `MonitorEvent`, to be used as a context if left early.
 
         The last event is ``DISCONNECTED``, also for who subscribes after the end.

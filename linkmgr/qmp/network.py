@@ -30,20 +30,20 @@ from functools import cached_property
 from types import MappingProxyType
 
 from linkmgr.errors import MonitorError
-from linkmgr.qmp.events import ID_LIMIT
+from linkmgr.qmp.events import MAX_ID_CHARS
 from linkmgr.untrusted import printable
 
 #: Lines of an answer, 30 ms of the event loop at the very most: four times those of a guest with 28
 #: NICs, as many as a PCI bus takes, and 16 queues each.
-LINES = 4096
+MAX_INFO_LINES = 4096
 #: NICs of a guest, each of which is asked about one by one when the guest is added.
-NICS = 256
+MAX_NICS = 256
 #: The highest number of a hub: QEMU keeps it in an ``int32``.
-MAX_HUB = 2**31 - 1
+MAX_HUB_NUMBER = 2**31 - 1
 
 _CLIENT = re.compile(
-    rf"(?P<id>[^\s:]{{1,{ID_LIMIT}}}): index=(?P<index>[0-9]{{1,5}}),type=(?P<type>[\w-]{{1,64}}),"
-    r"(?P<info>.*)"
+    rf"(?P<id>[^\s:]{{1,{MAX_ID_CHARS}}}): "
+    r"index=(?P<index>[0-9]{1,5}),type=(?P<type>[\w-]{1,64}),(?P<info>.*)"
 )
 _HUB = re.compile(r"hub (?P<number>-?[0-9]+)")
 _PORT = re.compile(r" \\ (?P<id>[^\s:]+)(?:: (?P<peer>.+))?")
@@ -180,7 +180,7 @@ class _Reader:
 
     def _begin_hub(self, digits: str) -> bool:
         self.hub = []
-        if len(digits) > len(str(MAX_HUB)) or not 0 <= int(digits) <= MAX_HUB:
+        if len(digits) > len(str(MAX_HUB_NUMBER)) or not 0 <= int(digits) <= MAX_HUB_NUMBER:
             return not self.behind_hubs  # what is on it is on no hub that anybody can name
         started = int(digits) in self.hubs or self.behind_hubs
         self.hubs[int(digits)] = self.hub
@@ -231,17 +231,17 @@ def parse_info_network(text: object) -> NetworkInfo:
             hint="look which program answers on its monitor",
         )
     reader = _Reader()
-    lines = text.replace("\r\n", "\n").split("\n", LINES)
-    for number, line in enumerate(lines[:LINES], 1):
+    lines = text.replace("\r\n", "\n").split("\n", MAX_INFO_LINES)
+    for number, line in enumerate(lines[:MAX_INFO_LINES], 1):
         if line and not reader.line(line):
             raise MonitorError(
                 f"line {number} of QEMU's 'info network' cannot be understood: "
                 f"{printable(line, 120)!r}",
                 hint="report it together with QEMU's version; nothing was changed",
             )
-    if len(lines) > LINES or len(reader.nics) > NICS:
+    if len(lines) > MAX_INFO_LINES or len(reader.nics) > MAX_NICS:
         raise MonitorError(
-            f"QEMU's 'info network' has more than {LINES} lines or {NICS} NICs",
+            f"QEMU's 'info network' has more than {MAX_INFO_LINES} lines or {MAX_NICS} NICs",
             hint="look whether this is QEMU; linkmgr leaves such a guest alone",
         )
     hubs = {number: Hub(number, tuple(ports)) for number, ports in reader.hubs.items()}

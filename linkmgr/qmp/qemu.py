@@ -28,7 +28,7 @@ STABLE_CONNECTION_S = 2.0
 MAX_RECONNECT_INTERVAL_S = 5.0
 _PIDFD_GETFD = 438  # the same number on all architectures
 #: Without a pid to watch: connects in a row that prove absence, after which QEMU is dead.
-REFUSALS = 5
+MAX_REFUSED_CONNECTS = 5
 
 EventHandler = Callable[[MonitorEvent], None]
 
@@ -290,7 +290,9 @@ class QemuProcess:
                 if self._connector.proves_absence(error):
                     refusals += 1
                     watched = self._pidfd is not None
-                    if self._process_gone.is_set() or (not watched and refusals >= REFUSALS):
+                    if self._process_gone.is_set() or (
+                        not watched and refusals >= MAX_REFUSED_CONNECTS
+                    ):
                         return None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process_gone.wait(), RECONNECT_INTERVAL_S)

@@ -24,12 +24,12 @@ __all__ = ["Guest", "GuestError", "GuestGone", "GuestMonitorError", "GuestTimeou
 CHANNELS = 2  # shells that callers use; one more ends what takes too long in these
 #: In MiB. Linux fills the queues of each virtio-serial port with pages, and QEMU 10.0.13 (Debian
 #: 13) gives them 1024 entries, 4 MB each: 96 MiB were enough for every other one.
-MEMORY_MB = 160
+MEMORY_MIB = 160
 SOCKET_PATH_MAX = 107  # sun_path of unix(7), without its final NUL
 
 # Sooner in /init, and the same every time: no address randomisation, no self-tests, no mitigations.
 # no_timer_check: Linux panics when a busy host delays the interrupts by which it tests its timer.
-KERNEL_WORDS = (
+KERNEL_CMDLINE = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable cryptomgr.notests"
     " apparmor=0 audit=0 no_timer_check"
 )
@@ -92,7 +92,7 @@ class Guest(Station):
         cmdline: str = "",
         paused: bool = True,
         qemu: str | None = None,
-        memory_mb: int = MEMORY_MB,
+        memory_mib: int = MEMORY_MIB,
         extra_args: Sequence[str] = (),
     ) -> None:
         self.name = name
@@ -105,10 +105,10 @@ class Guest(Station):
             if len(os.fsencode(path)) > SOCKET_PATH_MAX:
                 raise ValueError(f"longer than a unix socket can be called: {path}")
         self._arguments = (tuple(nic_args), tuple(extra_args))
-        self._cmdline = f"{KERNEL_WORDS} lm.hostname={name} {cmdline}".strip()
+        self._cmdline = f"{KERNEL_CMDLINE} lm.hostname={name} {cmdline}".strip()
         self._paused = paused
         self._qemu = shlex.split(qemu or os.environ.get("LINKMGR_QEMU") or "qemu-system-x86_64")
-        self._memory_mb = memory_mb
+        self._memory_mb = memory_mib
         self._jobs = itertools.count(1)
         self._child: Child | None = None
         self._log: IO[bytes] | None = None

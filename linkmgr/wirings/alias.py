@@ -9,7 +9,7 @@ from linkmgr.errors import BadName, UnusableNicId
 from linkmgr.model import check_name
 from linkmgr.untrusted import printable
 
-_KEPT = 54  # characters of the id in its alias, which has 63 at most
+_MAX_KEPT_CHARS = 54  # characters of the id in its alias, which has 63 at most
 
 
 def alias_of(ident: str) -> str:
@@ -20,7 +20,7 @@ def alias_of(ident: str) -> str:
     try:
         return check_name("NIC", ident)
     except BadName:
-        start = re.sub("[^A-Za-z0-9._-]", "_", ident[:_KEPT])
+        start = re.sub("[^A-Za-z0-9._-]", "_", ident[:_MAX_KEPT_CHARS])
         start = start if start[:1].isalnum() else f"x{start[1:]}"
         return f"{start}-{zlib.crc32(ident.encode(errors='surrogatepass')):08x}"
 

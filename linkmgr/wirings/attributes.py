@@ -19,7 +19,7 @@ from linkmgr.untrusted import ip_device, shell_word
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import PREFIX, mark_of
 
-AGAIN = "unplug it and plug it again"
+REPLUG_HINT = "unplug it and plug it again"
 _TAP, _MACVTAP, _BOTH = "tap", "macvtap", "tap, macvtap"
 
 
@@ -151,7 +151,7 @@ def _gone(view: View) -> str | None:
 def _make_again(view: View) -> str:
     if view.where and view.target is None:
         return f"make {view.where} again, then unplug the NIC and plug it again"
-    return AGAIN
+    return REPLUG_HINT
 
 
 def _unmarked(view: View) -> str | None:
@@ -322,7 +322,7 @@ def _bridge_attribute(
     return Attribute(
         f"{name}, of a bridge that linkmgr made", _TAP, "an operator", code, of_ours,
         lambda view: f"if that is not wanted, {hint(view, view.target.name)}"
-        if view.target else AGAIN, Repair.NONE,
+        if view.target else REPLUG_HINT, Repair.NONE,
     )  # fmt: skip
 
 
@@ -378,7 +378,7 @@ def _flood_hint(view: View) -> str:
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute("the device itself", _BOTH, "nobody", "device-gone", _gone, _make_again,
               Repair.REPLUG, only=True),
-    Attribute("interface alias", _BOTH, "nobody", "not-ours", _unmarked, lambda _: AGAIN,
+    Attribute("interface alias", _BOTH, "nobody", "not-ours", _unmarked, lambda _: REPLUG_HINT,
               put=_mark),
     Attribute("up", _BOTH, "nobody", "device-down", _down, lambda view: _set(view, "up"),
               put=lambda host, view: host.set_up(view.device.index)),

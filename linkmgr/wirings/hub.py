@@ -71,13 +71,13 @@ from linkmgr.wirings.receive_filter import apply_rx_filter, query_rx_filter
 
 log = logging.getLogger(__name__)
 
-_BACKEND = "lmt-"  # QEMU ids of a cable: its netdev ...
-_PORT = "lmp-"  # ... and its hub port
-_OURS = re.compile(r"lm[tp]-[0-9a-f]{8}")
+_NETDEV_PREFIX = "lmt-"  # QEMU ids of a cable: its netdev ...
+_HUBPORT_PREFIX = "lmp-"  # ... and its hub port
+_OUR_ID = re.compile(r"lm[tp]-[0-9a-f]{8}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MIN_MTU, MAX_MTU = 68, 65535  #: bytes; what ``host_mtu`` of virtio can be, 0 for none
 _HEAD_START = Command("query-status")
-_LOOK = Command("human-monitor-command", {"command-line": "info network"})
+_INFO_NETWORK = Command("human-monitor-command", {"command-line": "info network"})
 
 
 class HubWiring(Wiring):
@@ -119,7 +119,8 @@ class HubWiring(Wiring):
         hub = await self._hub(nic)
         return [
             Cable(
-                id=port.id.removeprefix(_PORT) if port.id.startswith(_PORT) else "",
+                id=port.id.removeprefix(_HUBPORT_PREFIX)
+                if port.id.startswith(_HUBPORT_PREFIX) else "",
                 nic=nic, endpoint=None, hubport_id=port.id, netdev_id=str(port.peer),
             )
             for port in hub.backends
@@ -127,10 +128,10 @@ class HubWiring(Wiring):
 
     async def recognise(self, cable: Cable) -> None:
         """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
-        ident = cable.netdev_id.removeprefix(_BACKEND)
+        ident = cable.netdev_id.removeprefix(_NETDEV_PREFIX)
         mark = Mark(str(cable.nic), ident)
         link = next((link for found, link in await self._host.marked() if found == mark), None)
-        if link is None or cable.hubport_id != _PORT + ident:
+        if link is None or cable.hubport_id != _HUBPORT_PREFIX + ident:
             return
         above = link.master or link.parent
         upper = None if above is None else await self._host.find_link(above)
@@ -154,8 +155,8 @@ class HubWiring(Wiring):
             nic=offer.nic,
             endpoint=endpoint,
             mac=offer.mac,
-            hubport_id=_PORT + ident,
-            netdev_id=_BACKEND + ident,
+            hubport_id=_HUBPORT_PREFIX + ident,
+            netdev_id=_NETDEV_PREFIX + ident,
         )
 
     async def adopt(self, cable: Cable) -> None:
@@ -174,17 +175,17 @@ class HubWiring(Wiring):
         """See `Wiring.sweep`."""
         for ident in set(begun) - set(known):
             with contextlib.suppress(CommandFailed):  # most often there is none
-                await self._qemu.execute("closefd", {"fdname": _BACKEND + ident})
+                await self._qemu.execute("closefd", {"fdname": _NETDEV_PREFIX + ident})
         info = await self._qemu.query_network()
-        stay = {prefix + ident for ident in known for prefix in (_PORT, _BACKEND)}
+        stay = {prefix + ident for ident in known for prefix in (_HUBPORT_PREFIX, _NETDEV_PREFIX)}
         # An operator may call a backend lmt-uplink, and have it behind a NIC without a hub.
         stay |= {nic.peer for nic in info.nics.values() if nic.peer}
-        left = [name for name in info.netdevs if _OURS.fullmatch(name)]
-        for name in sorted(set(left) - stay, key=lambda name: not name.startswith(_PORT)):
-            if name.startswith(_PORT):
+        left = [name for name in info.netdevs if _OUR_ID.fullmatch(name)]
+        for name in sorted(set(left) - stay, key=lambda name: not name.startswith(_HUBPORT_PREFIX)):
+            if name.startswith(_HUBPORT_PREFIX):
                 await self._qemu.execute("netdev_del", {"id": name})
                 continue
-            ident = name.removeprefix(_BACKEND)
+            ident = name.removeprefix(_NETDEV_PREFIX)
             fd = self._fd_again(ident, info.netdevs[name])
             await self._qemu.execute("netdev_del", {"id": name})
             self._host.keeper.drop(ident)
@@ -249,7 +250,7 @@ class HubWiring(Wiring):
         if not cable.prestaged or replacing is None:
             return
         if hub.backends:
-            reply, look = await self._qemu.batch([_plug(cable), _LOOK])
+            reply, look = await self._qemu.batch([_plug(cable), _INFO_NETWORK])
             await self._must_carry(nic, (replacing, cable), [reply], look)
         else:
             # Somebody has taken the old port out: there is no port to switch from.
@@ -290,7 +291,7 @@ class HubWiring(Wiring):
         # QEMU reads the rest while it answers the first one, so that nothing has to be waited for
         # between the commands that count. And what counts in the end is what is plugged then,
         # asked in the same breath.
-        _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _LOOK])
+        _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _INFO_NETWORK])
         if new and not isinstance(replies[-1], CommandFailed):
             await claim_addresses(self._host, new)
         await self._must_carry(nic, [new] if new else [], replies, seen)
@@ -298,7 +299,7 @@ class HubWiring(Wiring):
     async def _switch_bridge_ports(self, nic: NicRef, new: Cable, old: Cable) -> None:
         """Switch in the kernel, where both cables are plugged in and one of them is shut."""
         await switch_bridge_ports(self._host, new, old)
-        reply, seen = await self._qemu.batch([_unplug(old), _LOOK])
+        reply, seen = await self._qemu.batch([_unplug(old), _INFO_NETWORK])
         await self._must_carry(nic, [new], [reply], seen)
         new.prestaged = False
 
@@ -340,7 +341,7 @@ class HubWiring(Wiring):
     ) -> None:
         """Check what is plugged into the NIC, for QEMU's answers say little.
 
-        :param seen: the answer to `_LOOK`, if it was asked.
+        :param seen: the answer to `_INFO_NETWORK`, if it was asked.
         :raise SwitchFailed: when it is not exactly these cables.
         """
         if isinstance(seen, CommandFailed):

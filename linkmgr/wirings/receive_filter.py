@@ -19,8 +19,8 @@ from linkmgr.wirings.device import find_device
 
 _ALL_FRAMES = "the guest asks for all frames"
 _MORE_ADDRESSES = "the guest uses more addresses"
-SHOWN_ADDRESSES = 4  #: of those, in a sentence: a guest may have as many as its driver takes
-_FAILED = "the guest's receive filter cannot be followed"
+MAX_SHOWN_ADDRESSES = 4  #: of those, in a sentence: a guest may have as many as its driver takes
+_NOT_FOLLOWED = "the guest's receive filter cannot be followed"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -83,8 +83,8 @@ async def apply_rx_filter(
             f"this one is {'trusted' if trusted else 'not trusted'} in {endpoint.mode} mode"
         )
     elif asked.more and not promiscuous:
-        shown = ", ".join(asked.more[:SHOWN_ADDRESSES])
-        others = len(asked.more) - SHOWN_ADDRESSES
+        shown = ", ".join(asked.more[:MAX_SHOWN_ADDRESSES])
+        others = len(asked.more) - MAX_SHOWN_ADDRESSES
         refused.append(
             f"{_MORE_ADDRESSES} ({shown}{f' and {others} more' if others > 0 else ''}), for which "
             "nothing is delivered; only a trusted port in passthru mode gives them, and this one "
@@ -102,7 +102,7 @@ async def apply_rx_filter(
         if link.promisc != promiscuous and passthru:
             await host.set_promiscuity(link.index, promiscuous)
     except HostError as error:
-        refused.append(f"{_FAILED}: {error}")
+        refused.append(f"{_NOT_FOLLOWED}: {error}")
     return refused
 
 
@@ -111,7 +111,7 @@ def hint_for(refused: str, endpoint: Endpoint | None) -> str:
 
     :param endpoint: what the NIC is plugged into.
     """
-    if refused.startswith(_FAILED):
+    if refused.startswith(_NOT_FOLLOWED):
         return "mend that, then unplug the NIC and plug it again"
     by_mode = refused.startswith((_ALL_FRAMES, _MORE_ADDRESSES))
     if not by_mode or not isinstance(endpoint, DirectEndpoint):

@@ -28,8 +28,8 @@ from linkmgr.libvirt.monitor_xml import in_order
 from linkmgr.testing import Guest, in_sandbox
 from linkmgr.testing.guest import (
     CHANNELS,
-    KERNEL_WORDS,
-    MEMORY_MB,
+    KERNEL_CMDLINE,
+    MEMORY_MIB,
     GuestGone,
     GuestTimeout,
     _Stream,
@@ -195,12 +195,12 @@ def tiny_domain(
         f"<target type='virtio' name='shell{number}'/></channel>"
         for number in range(CHANNELS + 1)
     )
-    words = quoteattr(f"{KERNEL_WORDS} lm.hostname={name} {cmdline}".strip())[1:-1]
+    words = quoteattr(f"{KERNEL_CMDLINE} lm.hostname={name} {cmdline}".strip())[1:-1]
     return f"""\
 <domain type='qemu'>
   <name>{name}</name>
   <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, str(lab.root / name))}</uuid>
-  <memory unit='MiB'>{MEMORY_MB}</memory>
+  <memory unit='MiB'>{MEMORY_MIB}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.testing.guest import KERNEL_WORDS, MEMORY_MB, images
+from linkmgr.testing.guest import KERNEL_CMDLINE, MEMORY_MIB, images
 from tests.integration.machine import CHECKOUT, Machine, boot
 from tests.integration.machine import suite as suite_here
 from tests.integration.readme import blocks_of
@@ -122,9 +122,9 @@ linkmgr network create green bridge bridge=br1
 """
 _GUEST = f"""
 mkfifo /run/web1.in /run/web1.out
-qemu-system-x86_64 -S -daemonize -display none -nodefaults -accel tcg -m {MEMORY_MB} \
+qemu-system-x86_64 -S -daemonize -display none -nodefaults -accel tcg -m {MEMORY_MIB} \
     -kernel /shared/vmlinuz -initrd /shared/initramfs.gz \
-    -append "{KERNEL_WORDS} lm.ip.eth0=10.0.0.2/24" -monitor pipe:/run/web1 \
+    -append "{KERNEL_CMDLINE} lm.ip.eth0=10.0.0.2/24" -monitor pipe:/run/web1 \
     -qmp unix:/run/web1.qmp,server=on,wait=off $(linkmgr args web1/net0)
 linkmgr vm add web1 /run/web1.qmp
 echo cont >/run/web1.in
@@ -185,13 +185,13 @@ async def test_the_readmes_part_about_libvirt_works_as_it_is_typed_in(
 _DOMAIN = f"""\
 <domain type='qemu'>
   <name>web1</name>
-  <memory unit='MiB'>{MEMORY_MB}</memory>
+  <memory unit='MiB'>{MEMORY_MIB}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>/shared/vmlinuz</kernel>
     <initrd>/shared/initramfs.gz</initrd>
-    <cmdline>{KERNEL_WORDS} lm.ip.eth0=192.168.122.2/24</cmdline>
+    <cmdline>{KERNEL_CMDLINE} lm.ip.eth0=192.168.122.2/24</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>

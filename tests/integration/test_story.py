@@ -14,7 +14,7 @@ NIC = "web1/net0"
 PORT = (
     4  #: the first queue of virtio-serial that is a later port's: what its guest fills with pages
 )
-MOST_ENTRIES = 1024  #: for which the test guest's memory suffices (linkmgr.testing.guest.MEMORY_MB)
+MOST_ENTRIES = 1024  #: the test guest's memory suffices for them (linkmgr.testing.guest.MEMORY_MIB)
 
 
 async def reaches(guest: Guest, network: int) -> tuple[bool, bool]:

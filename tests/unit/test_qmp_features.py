@@ -255,7 +255,7 @@ async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
 async def test_no_more_executables_are_kept_than_a_host_has(
     peers: list[tuple[Monitor, FakeMonitor]],
 ) -> None:
-    packages = iter(range(features.KEPT * 2))
+    packages = iter(range(features.MAX_CACHED_EXECUTABLES * 2))
 
     def claims(command: Received) -> object:
         if command.name == "query-version":
@@ -263,9 +263,9 @@ async def test_no_more_executables_are_kept_than_a_host_has(
         return script(command)
 
     peers[0][1].serve(claims)
-    for _ in range(features.KEPT * 2):
+    for _ in range(features.MAX_CACHED_EXECUTABLES * 2):
         await probe(peers[0][0])
-    assert len(features._known) == features.KEPT
+    assert len(features._known) == features.MAX_CACHED_EXECUTABLES
 
 
 def test_a_schema_of_many_types_and_members_costs_no_time_and_no_memory() -> None:

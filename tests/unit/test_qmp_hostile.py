@@ -17,8 +17,8 @@ import pytest
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone, MonitorUnreachable
 from linkmgr.qmp import Monitor, budget, parse_info_network
 from linkmgr.qmp.budget import EVENTS_BURST, FLOOD_TIMEOUT_S, MESSAGES_PER_SECOND
-from linkmgr.qmp.inbound import MESSAGE_BYTES
-from linkmgr.qmp.network import LINES, NICS
+from linkmgr.qmp.inbound import MAX_MESSAGE_BYTES
+from linkmgr.qmp.network import MAX_INFO_LINES, MAX_NICS
 from tests.own_time import own_time
 from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind
 
@@ -195,12 +195,12 @@ async def test_a_network_that_is_no_text_is_a_monitor_error(answer: Any) -> None
 
 NETWORKS: dict[str, str] = {
     "45,000 hubs": "".join(f"hub {n}\n \\ p{n}\n" for n in range(45_000)),
-    "as many hubs as fit": "".join(f"hub {n}\n \\ p{n}\n" for n in range(LINES // 2 - 1)),
+    "as many hubs as fit": "".join(f"hub {n}\n \\ p{n}\n" for n in range(MAX_INFO_LINES // 2 - 1)),
     "a hub of 45,000 ports": "hub 1\n" + "".join(f" \\ p{n}\n" for n in range(45_000)),
     "a megabyte of backends": "".join(f"t{n}: index=0,type=tap,\n" for n in range(45_000)),
-    "as many NICs as fit": "".join(f"n{n}: index=0,type=nic,\n" for n in range(LINES - 1)),
+    "as many NICs as fit": "".join(f"n{n}: index=0,type=nic,\n" for n in range(MAX_INFO_LINES - 1)),
     "NICs on one hub": "hub 1\n"
-    + "".join(f" \\ p{n}: n{n}: index=0,type=nic,\n" for n in range(NICS)),
+    + "".join(f" \\ p{n}: n{n}: index=0,type=nic,\n" for n in range(MAX_NICS)),
     "a megabyte without a line": "x" * (1 << 20),
     "a megabyte of line ends": "\n" * (1 << 20),
     "a hub of 5,000 digits": f"hub {'9' * 5000}\n \\ p0\n",
@@ -301,7 +301,7 @@ async def test_what_an_event_has_beside_what_is_needed_is_not_kept() -> None:
 
 async def test_a_schema_may_be_long_and_other_answers_may_not() -> None:
     answer = ["x" * 1000] * 200
-    assert len(json.dumps(answer)) > MESSAGE_BYTES
+    assert len(json.dumps(answer)) > MAX_MESSAGE_BYTES
     async with connected() as (monitor, peer):
         asking = asyncio.create_task(monitor.execute("query-qmp-schema"))
         ident = (await peer.next()).id
@@ -317,4 +317,4 @@ async def test_a_schema_may_be_long_and_other_answers_may_not() -> None:
 
 
 async def test_a_greeting_of_a_real_qemu_is_no_flood() -> None:
-    assert len(json.dumps(GREETING)) < MESSAGE_BYTES
+    assert len(json.dumps(GREETING)) < MAX_MESSAGE_BYTES
