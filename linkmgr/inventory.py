@@ -53,7 +53,7 @@ from linkmgr.model import (
 from linkmgr.naming import Named, NicName, find_nic
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
-from linkmgr.qmp.admission import Admission, Listener, MayUse
+from linkmgr.qmp.admission import Admission, MayUse, PeerCredentials
 from linkmgr.qmp.dialer import ConnectorFactory, SocketConnector, socket_connector
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.reservations import Reservations
@@ -189,7 +189,7 @@ class Inventory(ABC):
         connector = self._connectors(record.qmp)
         if isinstance(connector, SocketConnector):
             is_new = record.pid is None and record.owner is None
-            known = None if is_new else Listener(record.pid, record.owner)
+            known = None if is_new else PeerCredentials(record.pid, record.owner)
             connector.uid = record.adder
             connector.admit = Admission(may_use=may_use, known=known)
         return await Vm.connect(

@@ -21,8 +21,8 @@ MayUse = Callable[[int], bool]
 
 
 @dataclass(frozen=True)
-class Listener:
-    """The process that made a monitor socket listen. That need not be QEMU.
+class PeerCredentials:
+    """Who made a monitor socket listen (SO_PEERCRED). That need not be QEMU.
 
     :param pid: ``None`` for one of another pid namespace.
     :param uid: ``None`` if an older linkmgr met it, which did not keep that.
@@ -36,53 +36,55 @@ class Listener:
         return ", ".join(uid if self.pid is None else [*uid, f"pid {self.pid}"])
 
 
-def listener_of(sock: socket.socket) -> Listener | None:
-    """Ask the kernel who is at the other end of a connected socket; ``None`` if it cannot say."""
+def peer_credentials(sock: socket.socket) -> PeerCredentials | None:
+    """Ask the kernel for the credentials of the peer of a connected socket; ``None`` if unknown."""
     try:
         pid, uid, _ = _UCRED.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
     except OSError:
         return None
-    return Listener(pid or None, uid)
+    return PeerCredentials(pid or None, uid)
 
 
 class Admission:
     """Decides at each connect, before a byte is sent, whether the monitor is the VM's.
 
-    The first listener must be of a user that `may_use` accepts, or the socket's file must belong to
+    The first peer must be of a user that `may_use` accepts, or the socket's file must belong to
     one: root may have made the monitor and given it away. Each later one must be the first.
 
-    :param known: the first listener, when an earlier run has met it.
+    :param known: the first peer, when an earlier run has met it.
     """
 
-    def __init__(self, *, may_use: MayUse | None = None, known: Listener | None = None) -> None:
+    def __init__(
+        self, *, may_use: MayUse | None = None, known: PeerCredentials | None = None
+    ) -> None:
         self._may_use = may_use
-        self.listener = known
+        self.peer = known
 
-    def __call__(self, path: str, listener: Listener | None, owner: int | None = None) -> None:
+    def __call__(self, path: str, peer: PeerCredentials | None, owner: int | None = None) -> None:
         """Let a connection pass.
 
         :param owner: uid of the owner of the file that was connected to; ``None``: not known.
 
-        :raise Forbidden: the first listener is of a user whose monitors may not be used.
-        :raise MonitorReplaced: it is another listener than the first.
+        :raise Forbidden: the first peer is of a user whose monitors may not be used.
+        :raise MonitorReplaced: it is another peer than the first.
         """
-        if self.listener is not None:
-            if listener is None or not _same(self.listener, listener):
+        if self.peer is not None:
+            if peer is None or not _same(self.peer, peer):
                 raise MonitorReplaced(
-                    f"another process listens at {path} now ({listener or 'which is not known'}), "
-                    f"not the one of this VM ({self.listener})",
+                    f"another process listens at {path} now ({peer or 'which is not known'}), "
+                    f"not the one of this VM ({self.peer})",
                     hint="if the guest was started anew, remove the VM and add it again; else see "
                     f"who has changed {path}",
                 )
-        elif not self._is_usable(listener.uid if listener else None, owner):
+        elif not self._is_usable(peer.uid if peer else None, owner):
             raise Forbidden(
-                f"the monitor {path} belongs to {listener or 'nobody that is known'}, whose VMs "
+                f"the monitor {path} belongs to {peer or 'nobody that is known'}, whose VMs "
                 "the caller may not add",
                 hint="add it as root or as its owner",
             )
-        self.listener = listener
+        self.peer = peer
 
     def _is_usable(self, *uids: int | None) -> bool:
         if self._may_use is None:
@@ -90,7 +92,7 @@ class Admission:
         return any(uid is not None and self._may_use(uid) for uid in uids)
 
 
-def _same(known: Listener, found: Listener) -> bool:
+def _same(known: PeerCredentials, found: PeerCredentials) -> bool:
     # What is not known tells nothing apart.
     return all(
         one is None or other is None or one == other

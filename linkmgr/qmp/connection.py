@@ -26,7 +26,7 @@ from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.file_threads import NoFreeThread, in_file_thread
-from linkmgr.qmp.admission import listener_of
+from linkmgr.qmp.admission import peer_credentials
 from linkmgr.qmp.budget import MESSAGES_PER_TURN, Budget, EventLimit, FloodError
 from linkmgr.qmp.events import MonitorEvent
 from linkmgr.qmp.inbound import (
@@ -243,8 +243,8 @@ class QmpTransport:
         self._reason: str | None = None
         self._closed_by_us = False
         self._watcher: asyncio.Task[None] | None = None
-        listener = listener_of(sock)
-        self.pid = listener.pid if listener else None
+        peer = peer_credentials(sock)
+        self.pid = peer.pid if peer else None
 
     async def open(self, timeout: float, deadline: float) -> None:
         """Greet and negotiate; everything is freed when this fails.

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorGone, MonitorTimeout
-from linkmgr.qmp.admission import Admission, listener_of
+from linkmgr.qmp.admission import Admission, peer_credentials
 from linkmgr.qmp.connection import (
     CLOSE_TIMEOUT_S,
     SEND_RETRY_INTERVAL_S,
@@ -109,7 +109,7 @@ class Monitor:
         sock, file = await connect_socket(path, name or str(path), timeout, uid=uid)
         if admit is not None:
             try:
-                admit(str(path), listener_of(sock), file and file.owner)
+                admit(str(path), peer_credentials(sock), file and file.owner)
             except BaseException:
                 sock.close()
                 raise

@@ -104,10 +104,8 @@ class QemuProcess:
     @property
     def owner(self) -> int | None:
         """Uid of the process that listens on its socket; ``None`` if it is reached otherwise."""
-        listener = (
-            self._connector.admit.listener if isinstance(self._connector, SocketConnector) else None
-        )
-        return listener.uid if listener else None
+        peer = self._connector.admit.peer if isinstance(self._connector, SocketConnector) else None
+        return peer.uid if peer else None
 
     @property
     def closed(self) -> bool:

@@ -12,11 +12,11 @@ import pytest
 
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
 from linkmgr.qmp import Monitor
-from linkmgr.qmp.admission import Admission, Listener, listener_of
+from linkmgr.qmp.admission import Admission, PeerCredentials, peer_credentials
 from linkmgr.qmp.connection import connect_socket
 from linkmgr.qmp.dialer import SocketConnector
 
-ME = Listener(os.getpid(), os.geteuid())
+ME = PeerCredentials(os.getpid(), os.geteuid())
 PATH = "/run/web1.qmp"
 
 
@@ -32,28 +32,28 @@ def monitor(tmp_path: Path) -> Iterator[Path]:
 def test_the_kernel_says_who_listens(monitor: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(monitor))
-        assert listener_of(sock) == ME
+        assert peer_credentials(sock) == ME
     with socket.socket(socket.AF_INET) as sock:
-        assert listener_of(sock) in (None, Listener(None, 0xFFFFFFFF))
+        assert peer_credentials(sock) in (None, PeerCredentials(None, 0xFFFFFFFF))
 
 
 def test_the_first_listener_must_be_of_a_user_whose_monitors_may_be_used() -> None:
     admit = Admission(may_use=lambda uid: uid == 1001)
-    for other in (Listener(1, 0), Listener(1, None), None):
+    for other in (PeerCredentials(1, 0), PeerCredentials(1, None), None):
         with pytest.raises(Forbidden, match="the caller may not add"):
             admit(PATH, other)
-    assert admit.listener is None
-    admit(PATH, Listener(7, 1001))
-    assert admit.listener == Listener(7, 1001)
+    assert admit.peer is None
+    admit(PATH, PeerCredentials(7, 1001))
+    assert admit.peer == PeerCredentials(7, 1001)
 
 
 def test_the_owner_of_the_file_that_was_connected_to_may_add_what_root_made_and_gave_away() -> None:
     admit = Admission(may_use=lambda uid: uid == 1001)
     with pytest.raises(Forbidden):
-        admit(PATH, Listener(7, 0), owner=0)
-    admit(PATH, Listener(7, 0), owner=1001)
+        admit(PATH, PeerCredentials(7, 0), owner=0)
+    admit(PATH, PeerCredentials(7, 0), owner=1001)
     with pytest.raises(MonitorReplaced):
-        admit(PATH, Listener(8, 1001), owner=1001)
+        admit(PATH, PeerCredentials(8, 1001), owner=1001)
 
 
 async def test_the_owner_is_that_of_the_file_and_not_of_a_link_to_it(
@@ -67,7 +67,7 @@ async def test_the_owner_is_that_of_the_file_and_not_of_a_link_to_it(
     for path in (monitor, link):
         sock, file = await connect_socket(path, "of VM web1", 5)
         with sock:
-            assert listener_of(sock) == ME
+            assert peer_credentials(sock) == ME
             assert file is not None
             assert file.owner == monitor.stat().st_uid
 
@@ -82,28 +82,28 @@ async def test_a_monitor_that_is_not_there_is_told_by_its_own_path(tmp_path: Pat
 @pytest.mark.parametrize(
     ("known", "found", "same"),
     [
-        (Listener(7, 1001), Listener(7, 1001), True),
-        (Listener(7, 1001), Listener(7, 0), False),
-        (Listener(7, 1001), Listener(8, 1001), False),
-        (Listener(None, 1001), Listener(None, 1001), True),
-        (Listener(None, 1001), Listener(None, 0), False),
-        (Listener(7, None), Listener(7, 0), True),
-        (Listener(7, None), Listener(8, 0), False),
-        (Listener(7, 1001), None, False),
+        (PeerCredentials(7, 1001), PeerCredentials(7, 1001), True),
+        (PeerCredentials(7, 1001), PeerCredentials(7, 0), False),
+        (PeerCredentials(7, 1001), PeerCredentials(8, 1001), False),
+        (PeerCredentials(None, 1001), PeerCredentials(None, 1001), True),
+        (PeerCredentials(None, 1001), PeerCredentials(None, 0), False),
+        (PeerCredentials(7, None), PeerCredentials(7, 0), True),
+        (PeerCredentials(7, None), PeerCredentials(8, 0), False),
+        (PeerCredentials(7, 1001), None, False),
     ],
 )
 def test_each_later_listener_must_be_the_first_one(
-    known: Listener, found: Listener | None, same: bool
+    known: PeerCredentials, found: PeerCredentials | None, same: bool
 ) -> None:
     """Also where any user's monitor could be added."""
     admit = Admission(may_use=lambda _: True, known=known)
     if same:
         admit(PATH, found)
-        assert admit.listener == found
+        assert admit.peer == found
     else:
         with pytest.raises(MonitorReplaced, match="another process listens at"):
             admit(PATH, found)
-        assert admit.listener == known
+        assert admit.peer == known
 
 
 async def test_nothing_is_sent_to_a_monitor_that_is_not_admitted(tmp_path: Path) -> None:
@@ -127,7 +127,9 @@ async def test_nothing_is_sent_to_a_monitor_that_is_not_admitted(tmp_path: Path)
 
 
 async def test_a_replaced_monitor_is_told_as_one_where_the_vm_is_not(monitor: Path) -> None:
-    connector = SocketConnector(monitor, Admission(known=Listener(1, 0 if os.geteuid() else 1)))
+    connector = SocketConnector(
+        monitor, Admission(known=PeerCredentials(1, 0 if os.geteuid() else 1))
+    )
     with pytest.raises(MonitorReplaced) as caught:
         await connector.connect("of VM web1", 5)
     assert connector.proves_absence(caught.value)
