@@ -32,7 +32,7 @@ from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
 from linkmgr.libvirt.handle import Handle
 from linkmgr.libvirt.status import pid_of
 from linkmgr.model import Transport
-from linkmgr.qmp.budget import Budget, EventLimit, FloodError
+from linkmgr.qmp.budget import EventRateLimit, FloodError, MessageRateLimit
 from linkmgr.qmp.connection import MAX_ERROR_CLASS_CHARS
 from linkmgr.qmp.events import HANDLED_EVENTS, MonitorEvent
 from linkmgr.qmp.inbound import (
@@ -139,8 +139,8 @@ class Passthrough:
         self.pid: int | None = None
         self.who = who
         self._uri, self._run_dir, self._which = libvirt.uri, libvirt.run_dir, which
-        self._events = EventLimit(on_event)
-        self._budget = Budget()
+        self._events = EventRateLimit(on_event)
+        self._rate_limit = MessageRateLimit()
         self._on_closed = on_closed
         self._handle: Handle
         self._domain: Any = None  # libvirt-python's; touched in the thread only
@@ -294,7 +294,7 @@ class Passthrough:
             return
         try:
             # The daemon cannot be asked to pause for this guest alone.
-            self._budget.spend(len(details or ""))
+            self._rate_limit.take(len(details or ""))
             data = decode(details or "{}", limit=MAX_MESSAGE_BYTES)
             event = event_of({"event": name, "data": data})
         except (FloodError, NotQmpError) as error:

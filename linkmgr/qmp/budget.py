@@ -1,4 +1,4 @@
-"""How much one QEMU may say unasked, so that what it says costs the other guests nothing.
+"""Rate limits on what one QEMU sends unasked, so that it costs the other guests nothing.
 
 All guests share one event loop. Each message costs it some ten microseconds, and the library goes
 on to the next without a pause for as long as there is one.
@@ -40,16 +40,16 @@ class FloodError(Exception):
     """It has said too much for too long."""
 
 
-class Budget:
-    """What one connection may say unasked."""
+class MessageRateLimit:
+    """The rate limit of the messages that one connection sends unasked."""
 
     def __init__(self) -> None:
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_S)
         self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_S)
         self._since: float | None = None  # when it began to say too much
 
-    def spend(self, size: int) -> float:
-        """Pay for one message that nobody asked for.
+    def take(self, size: int) -> float:
+        """Take one message that nobody asked for into account.
 
         :param size: bytes.
         :return: seconds in which nothing more is to be read.
@@ -70,8 +70,8 @@ class Budget:
         return max(FLOOD_PAUSE_S, owed)
 
 
-class EventLimit:
-    """Tells events on, and of those that are too many how many they were.
+class EventRateLimit:
+    """Hands on events up to a rate; of those above it, only how many they were.
 
     :param on_event: called with each event; must not raise or block.
     """
@@ -80,7 +80,7 @@ class EventLimit:
         self._on_event = on_event
         self._bucket = Bucket(EVENTS_PER_SECOND, EVENTS_BURST)
         self._missed = 0
-        self._telling: asyncio.TimerHandle | None = None
+        self._overflow_timer: asyncio.TimerHandle | None = None
 
     def __call__(self, event: MonitorEvent) -> None:
         """Take an event of QEMU."""
@@ -88,15 +88,15 @@ class EventLimit:
             self._on_event(event)
             return
         self._missed += 1
-        if self._telling is None:
+        if self._overflow_timer is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(OVERFLOW_DELAY_S, self._tell_missed)
+            self._overflow_timer = loop.call_later(OVERFLOW_DELAY_S, self._report_missed)
 
     def close(self) -> None:
         """Tell no more."""
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._overflow_timer is not None:
+            self._overflow_timer.cancel()
 
-    def _tell_missed(self) -> None:
-        missed, self._missed, self._telling = self._missed, 0, None
+    def _report_missed(self) -> None:
+        missed, self._missed, self._overflow_timer = self._missed, 0, None
         self._on_event(MonitorEvent(OVERFLOW, {"lost": missed}))

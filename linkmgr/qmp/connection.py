@@ -27,7 +27,7 @@ from qemu.qmp.protocol import StateError
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
 from linkmgr.file_threads import NoFreeThread, in_file_thread
 from linkmgr.qmp.admission import peer_credentials
-from linkmgr.qmp.budget import MESSAGES_PER_TURN, Budget, EventLimit, FloodError
+from linkmgr.qmp.budget import MESSAGES_PER_TURN, EventRateLimit, FloodError, MessageRateLimit
 from linkmgr.qmp.events import MonitorEvent
 from linkmgr.qmp.inbound import (
     MAX_ANSWER_BYTES,
@@ -89,7 +89,7 @@ class _Client(QMPClient):
             self.logger.addFilter(_Demote())
         self._unsent = b""
         self._on_event = on_event
-        self.budget = Budget()
+        self.rate_limit = MessageRateLimit()
         self._owed = 0.0  # seconds in which nothing is read
         self.hung_up = asyncio.Event()  #: nothing more is to be read
         self._begun = bytearray()  # messages that have come, the last one in part
@@ -111,7 +111,7 @@ class _Client(QMPClient):
             await self._rest()
             line = await self._line()
             if is_unwanted(line):
-                self._owed = self.budget.spend(len(line))
+                self._owed = self.rate_limit.take(len(line))
                 continue
             said = decode(
                 line,
@@ -119,14 +119,14 @@ class _Client(QMPClient):
             )
             if self._is_expected(said):
                 if len(line) > self._free_bytes():
-                    self._owed = self.budget.spend(len(line))
+                    self._owed = self.rate_limit.take(len(line))
                 return Message(said, eager=False)
-            self._owed = self.budget.spend(len(line))
+            self._owed = self.rate_limit.take(len(line))
             if "event" in said and (event := event_of(said)) is not None:
                 self._on_event(event)
 
     async def _rest(self) -> None:
-        """Leave the loop to others: as long as the budget says, and every now and then anyway."""
+        """Leave the loop to others: as long as the limit says, and every now and then anyway."""
         self._turn += 1
         if self._owed or self._turn >= MESSAGES_PER_TURN:
             self._turn, owed, self._owed = 0, self._owed, 0.0
@@ -237,7 +237,7 @@ class QmpTransport:
         self._sock = sock
         self.who = who
         self._on_closed = on_closed
-        self._events = EventLimit(on_event)
+        self._events = EventRateLimit(on_event)
         self._client = _Client(self._events)
         self._closed = asyncio.Event()
         self._reason: str | None = None
