@@ -146,17 +146,17 @@ class Features:
 _Executable = tuple[int, int, int, int]  # device, inode, size, and when it was written in ns
 _Key = tuple[_Executable, str]  # and what it says of its version, which can only tell them apart
 
-_known: OrderedDict[_Key, Features] = OrderedDict()
-_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, asyncio.Lock]] = (
-    WeakKeyDictionary()
-)
+_cached: OrderedDict[_Key, Features] = OrderedDict()
+_probe_locks: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, WeakValueDictionary[_Key, asyncio.Lock]
+] = WeakKeyDictionary()
 
 
-async def probe(monitor: Monitor) -> Features:
-    """Tell what the QEMU at this monitor can do, asking once per executable.
+async def probe_features(monitor: Monitor) -> Features:
+    """Probe the features of the QEMU at this monitor, once per executable.
 
     Probes of one executable that run at the same time share one query; when its monitor fails or
-    is slow, the next in line asks its own.
+    is slow, the next in line queries its own.
 
     :raise CommandFailed, MonitorGone, MonitorTimeout: as `Monitor.execute`.
     :raise MonitorError: the answer is no schema.
@@ -164,30 +164,30 @@ async def probe(monitor: Monitor) -> Features:
     build = await _build(monitor)
     executable = await _executable(monitor.pid)
     if executable is None:
-        return await _ask(monitor, build)
+        return await _query_schema(monitor, build)
     key = (executable, build)
-    locks = _asking.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    locks = _probe_locks.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     lock = locks.setdefault(key, asyncio.Lock())
     try:
         async with asyncio.timeout(SHARED_PROBE_TIMEOUT_S):
             await lock.acquire()
     except TimeoutError:
-        return _known.get(key) or await _ask(monitor, build)
+        return _cached.get(key) or await _query_schema(monitor, build)
     try:
-        if key not in _known:
-            found = await _ask(monitor, build)
+        if key not in _cached:
+            found = await _query_schema(monitor, build)
             if found.missing:
                 return found
-            _known[key] = found
-            while len(_known) > MAX_CACHED_EXECUTABLES:
-                _known.popitem(last=False)
-        _known.move_to_end(key)
-        return _known[key]
+            _cached[key] = found
+            while len(_cached) > MAX_CACHED_EXECUTABLES:
+                _cached.popitem(last=False)
+        _cached.move_to_end(key)
+        return _cached[key]
     finally:
         lock.release()
 
 
-async def _ask(monitor: Monitor, build: str) -> Features:
+async def _query_schema(monitor: Monitor, build: str) -> Features:
     return read_schema(build, await monitor.execute("query-qmp-schema", timeout=SCHEMA_TIMEOUT_S))
 
 
@@ -231,8 +231,8 @@ def read_schema(build: str, schema: Iterable[Mapping[str, Any]]) -> Features:
             if name == "netdev_add":  # a union: what else it takes depends on `type`
                 # Types without options of their own may be missing among the variants.
                 tag = next(m["type"] for m in kind["members"] if m["name"] == kind["tag"])
-                netdevs = dict.fromkeys(_few(entities[tag]["values"]), arguments[name])
-                for variant in _few(kind["variants"]):
+                netdevs = dict.fromkeys(_bounded(entities[tag]["values"]), arguments[name])
+                for variant in _bounded(kind["variants"]):
                     netdevs[variant["case"]] = arguments[name] | _members(entities[variant["type"]])
     except (TypeError, KeyError, StopIteration) as err:
         raise MonitorError(
@@ -244,10 +244,10 @@ def read_schema(build: str, schema: Iterable[Mapping[str, Any]]) -> Features:
 
 
 def _members(kind: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(member["name"] for member in _few(kind.get("members", ())))
+    return frozenset(member["name"] for member in _bounded(kind.get("members", ())))
 
 
-def _few(things: Any) -> Any:
+def _bounded(things: Any) -> Any:
     if len(things) > MAX_SCHEMA_MEMBERS:
         raise KeyError(f"no more than {MAX_SCHEMA_MEMBERS} members")
     return things

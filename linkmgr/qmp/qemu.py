@@ -14,7 +14,7 @@ from typing import Any, Self
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
 from linkmgr.model import Transport
 from linkmgr.qmp.dialer import Connector, SocketConnector
-from linkmgr.qmp.features import Features, probe
+from linkmgr.qmp.features import Features, probe_features
 from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
 
@@ -74,7 +74,7 @@ class QemuProcess:
         try:
             monitor = qemu._adopt(await qemu._connect_monitor())
             qemu._watch_process(monitor.pid)
-            qemu.features = await probe(monitor)
+            qemu.features = await probe_features(monitor)
         except BaseException:
             await qemu.close()
             raise

@@ -90,10 +90,10 @@ class FakeConnector:
 
 @pytest.fixture
 async def qemu(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeQemu]:
-    async def probe(_: Monitor) -> Features:
+    async def probe_features(_: Monitor) -> Features:
         return Features("7.2.22", frozenset())
 
-    monkeypatch.setattr("linkmgr.qmp.qemu.probe", probe)
+    monkeypatch.setattr("linkmgr.qmp.qemu.probe_features", probe_features)
     monkeypatch.setattr("linkmgr.vm._require", lambda _: None)
     made = FakeQemu()
     yield made

@@ -97,7 +97,7 @@ async def guest(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
     async def probed(_: Monitor) -> None:
         return None
 
-    monkeypatch.setattr("linkmgr.qmp.qemu.probe", probed)
+    monkeypatch.setattr("linkmgr.qmp.qemu.probe_features", probed)
     made = Guest()
     yield made
     await made.end()

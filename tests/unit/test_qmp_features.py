@@ -17,7 +17,7 @@ import pytest
 
 from linkmgr.errors import MonitorError, MonitorGone
 from linkmgr.qmp import Monitor, features
-from linkmgr.qmp.features import Features, probe, read_schema
+from linkmgr.qmp.features import Features, probe_features, read_schema
 from tests.unit.qmp_peer import FakeMonitor, Received, connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -63,7 +63,7 @@ VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian 1:7
 
 @pytest.fixture(autouse=True)
 def unknown_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_known", OrderedDict())
+    monkeypatch.setattr(features, "_cached", OrderedDict())
 
 
 def script(command: Received) -> object:
@@ -128,11 +128,11 @@ async def test_probes_of_one_executable_share_one_query(
 ) -> None:
     for _, peer in peers:
         peer.serve(script)
-    found = await asyncio.gather(*(probe(monitor) for monitor, _ in peers))
+    found = await asyncio.gather(*(probe_features(monitor) for monitor, _ in peers))
     assert all(each is found[0] for each in found)
     assert found[0].build == "7.2.22 (Debian 1:7.2) x86_64"
     assert schemas_asked(peers) == 1
-    await probe(peers[0][0])
+    await probe_features(peers[0][0])
     assert schemas_asked(peers) == 1
 
 
@@ -144,7 +144,7 @@ async def test_another_build_is_asked_for_itself(peers: list[tuple[Monitor, Fake
 
     for monitor, peer in peers[:2]:
         peer.serve(by_target)
-        await probe(monitor)
+        await probe_features(monitor)
     assert schemas_asked(peers) == 2
 
 
@@ -159,11 +159,11 @@ async def test_when_the_asked_monitor_fails_the_next_one_is_asked(
         return script(command)
 
     first_peer.serve(dies)
-    failing = asyncio.create_task(probe(first))
+    failing = asyncio.create_task(probe_features(first))
     second_peer.serve(script)
     with pytest.raises(MonitorGone):
         await failing
-    assert (await probe(second)).hubport
+    assert (await probe_features(second)).hubport
 
 
 async def test_a_probe_that_is_cancelled_does_not_stop_the_others(
@@ -171,11 +171,11 @@ async def test_a_probe_that_is_cancelled_does_not_stop_the_others(
 ) -> None:
     for _, peer in peers[1:3]:
         peer.serve(script)
-    stuck = asyncio.create_task(probe(peers[0][0]))
+    stuck = asyncio.create_task(probe_features(peers[0][0]))
     peers[0][1].answer(await peers[0][1].next("query-version"), VERSION)
     peers[0][1].answer(await peers[0][1].next("query-target"), {"arch": "x86_64"})
     await peers[0][1].next("query-qmp-schema")
-    others = [asyncio.create_task(probe(monitor)) for monitor, _ in peers[1:3]]
+    others = [asyncio.create_task(probe_features(monitor)) for monitor, _ in peers[1:3]]
     await asyncio.sleep(0.02)
     stuck.cancel()
     found = await asyncio.gather(*others)
@@ -188,7 +188,7 @@ async def test_a_version_that_is_none_is_a_monitor_error(
 ) -> None:
     peers[0][1].serve()
     with pytest.raises(MonitorError, match="does not tell QEMU's version"):
-        await probe(peers[0][0])
+        await probe_features(peers[0][0])
 
 
 POOR = [entity for entity in SCHEMA if entity["name"] != "announce-self"]
@@ -205,8 +205,8 @@ async def test_what_one_guest_says_that_it_lacks_no_other_lacks(
     hostile_peer.serve(poor)
     honest_peer.serve(script)
     for _ in range(2):
-        assert (await probe(hostile)).missing == ("announce-self with interfaces",)
-    assert not (await probe(honest)).missing
+        assert (await probe_features(hostile)).missing == ("announce-self with interfaces",)
+    assert not (await probe_features(honest)).missing
 
 
 async def test_what_holds_for_one_executable_does_not_hold_for_another(
@@ -218,9 +218,9 @@ async def test_what_holds_for_one_executable_does_not_hold_for_another(
     try:
         for _, peer in peers[:2]:
             peer.serve(script)
-        await probe(peers[0][0])
+        await probe_features(peers[0][0])
         monkeypatch.setattr(peers[1][0]._session, "pid", child.pid)
-        await probe(peers[1][0])
+        await probe_features(peers[1][0])
         assert schemas_asked(peers) == 2, "both claim the same version"
     finally:
         child.kill()
@@ -233,7 +233,7 @@ async def test_an_executable_that_cannot_be_told_is_asked_each_time(
     for monitor, peer in peers[:2]:
         peer.serve(script)
         monkeypatch.setattr(monitor._session, "pid", None)
-        await probe(monitor)
+        await probe_features(monitor)
     assert schemas_asked(peers) == 2
 
 
@@ -242,12 +242,12 @@ async def test_a_guest_that_does_not_answer_holds_no_other_of_its_executable_up(
 ) -> None:
     monkeypatch.setattr(features, "SHARED_PROBE_TIMEOUT_S", 0.05)
     peers[0][1].serve(script)
-    silent = asyncio.create_task(probe(peers[1][0]))
+    silent = asyncio.create_task(probe_features(peers[1][0]))
     peers[1][1].answer(await peers[1][1].next("query-version"), VERSION)
     peers[1][1].answer(await peers[1][1].next("query-target"), {"arch": "x86_64"})
     await peers[1][1].next("query-qmp-schema")
     async with asyncio.timeout(1):
-        assert not (await probe(peers[0][0])).missing
+        assert not (await probe_features(peers[0][0])).missing
     silent.cancel()
     await asyncio.gather(silent, return_exceptions=True)
 
@@ -264,8 +264,8 @@ async def test_no_more_executables_are_kept_than_a_host_has(
 
     peers[0][1].serve(claims)
     for _ in range(features.MAX_CACHED_EXECUTABLES * 2):
-        await probe(peers[0][0])
-    assert len(features._known) == features.MAX_CACHED_EXECUTABLES
+        await probe_features(peers[0][0])
+    assert len(features._cached) == features.MAX_CACHED_EXECUTABLES
 
 
 def test_a_schema_of_many_types_and_members_costs_no_time_and_no_memory() -> None:
@@ -293,7 +293,7 @@ async def test_a_version_is_refused_or_one_short_line(
 ) -> None:
     peers[0][1].serve(lambda c: version if c.name == "query-version" else script(c))
     try:
-        said = (await probe(peers[0][0])).build
+        said = (await probe_features(peers[0][0])).build
     except MonitorError as error:
         said = str(error)
     assert said.isprintable()
