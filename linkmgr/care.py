@@ -242,7 +242,7 @@ class Caretaker:
         if slot.plugged is None:
             return
         try:
-            refused = await slot.wiring.follow(slot.plugged.cable)
+            refused = await slot.wiring.follow_rx_filter(slot.plugged.cable)
         except LinkmgrError:
             self.lost(vm)
             return

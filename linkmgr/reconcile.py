@@ -183,7 +183,7 @@ class _Nic:
         elif old is not None and here.id == old.id:
             slot.plugged, slot.foreign = await self._adopted(old), False
             await slot.apply_link(seen=False)
-            slot.refused = await slot.wiring.follow(slot.plugged.cable)
+            slot.refused = await slot.wiring.follow_rx_filter(slot.plugged.cable)
         elif intent is not None and intent.port is not None and here.id == intent.attachment:
             await self._finish(intent, intent.port, here, old)
         else:
@@ -228,7 +228,7 @@ class _Nic:
         await slot.wiring.switch_back(slot.ref, None, plugged.cable)
         slot.plugged, slot.foreign = plugged, False
         await slot.apply_link(seen=False)
-        slot.refused = await slot.wiring.follow(plugged.cable)
+        slot.refused = await slot.wiring.follow_rx_filter(plugged.cable)
         log.info("%s: back on its cable to %s", slot.ref, old.port)
 
     async def _put_back_foreign(self, hubport_id: str, netdev_id: str) -> None:

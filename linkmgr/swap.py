@@ -417,7 +417,7 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
     """
     if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
         return  # put off, and by now about a cable of the past
-    nic.refused = await nic.wiring.follow(cable)
+    nic.refused = await nic.wiring.follow_rx_filter(cable)
     teach = notify is Notify.AUTO and changed
     if notify is Notify.AUTO:
         notify = Notify.FLAP if changed else Notify.ANNOUNCE

@@ -332,7 +332,7 @@ class Vm:
         await self.qemu.close()
         if self.pinging is not None:  # not cancelled: somebody else's look waits for it
             await asyncio.gather(self.pinging, return_exceptions=True)
-        self.wiring.let_go()
+        self.wiring.close()
 
 
 def _require(qemu: QemuProcess) -> None:

@@ -137,8 +137,8 @@ class Wiring(ABC):
         """
 
     @abstractmethod
-    def let_go(self) -> None:
-        """Close our side of every cable, at the end of linkmgr.
+    def close(self) -> None:
+        """Close our fd of every cable, when linkmgr ends.
 
         NICs stay plugged: QEMU has fds of its own.
         """
@@ -174,8 +174,8 @@ class Wiring(ABC):
         """
 
     @abstractmethod
-    async def follow(self, cable: Cable) -> list[str]:
+    async def follow_rx_filter(self, cable: Cable) -> list[str]:
         """Bring the host's device in line with the guest's receive filter.
 
-        :return: what the guest asked for and does not get, as sentences.
+        :return: sentences, of what the filter asks for and the guest does not get.
         """

@@ -390,8 +390,8 @@ class HubWiring(Wiring):
         """See `Wiring.name_device`."""
         await name_device(self._host, cable, name)
 
-    def let_go(self) -> None:
-        """See `Wiring.let_go`."""
+    def close(self) -> None:
+        """See `Wiring.close`."""
         for cable in self._cables:
             if cable.fd is not None:
                 cable.fd.close()
@@ -421,8 +421,8 @@ class HubWiring(Wiring):
         with contextlib.suppress(OSError):  # down, or its queue is full: the guest will speak
             os.write(cable.fd.number, rarp(cable.mac))
 
-    async def follow(self, cable: Cable) -> list[str]:
-        """See `Wiring.follow`."""
+    async def follow_rx_filter(self, cable: Cable) -> list[str]:
+        """See `Wiring.follow_rx_filter`."""
         if not isinstance(cable.endpoint, DirectEndpoint) or cable.device is None:
             return []
         asked = await query_rx_filter(self._qemu, cable.nic)

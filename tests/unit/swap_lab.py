@@ -90,7 +90,7 @@ class FakeWiring(Wiring):
         self.log.note(f"name {cable.id} {name}")
         cable.device = name or f"lm{cable.id}"
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         raise AssertionError("nobody closes in these tests")
 
     async def set_link(self, nic: NicRef, *, up: bool) -> None:
@@ -105,7 +105,7 @@ class FakeWiring(Wiring):
     async def inspect(self, nic: NicRef) -> list[Cable]:
         return self.foreign
 
-    async def follow(self, cable: Cable) -> list[str]:
+    async def follow_rx_filter(self, cable: Cable) -> list[str]:
         return []
 
 
