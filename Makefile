@@ -217,6 +217,10 @@ $(BUILD)/graph.stamp: scripts/graph-requirements.lock | $(VENV)/stamp
 graph: setup $(BUILD)/graph.stamp ## Draw the imports between rooms; count rooms, arrows and lines
 	@$(PY) -m scripts.graph --svg $(BUILD)/graph.svg
 
+.PHONY: way
+way: setup ## Count files, tasks and locks between the route of a plug and its swap
+	@$(ROOT_PY) -m scripts.way_of_a_plug
+
 .PHONY: bench
 bench: setup images ## Measure; exits 1 when a budget is missed
 	@$(ROOT_PY) -m bench
