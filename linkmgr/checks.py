@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from linkmgr.errors import CannotAttach, MonitorError, NameTaken
-from linkmgr.host import Link
+from linkmgr.host import NetDevice
 from linkmgr.model import BridgeEndpoint, Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
 from linkmgr.untrusted import ip_device, shell_word
@@ -13,10 +13,10 @@ from linkmgr.wirings.attributes import faults_of
 from linkmgr.wirings.receive_filter import hint_for
 
 
-async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Finding]:
+async def check_nic(nic: Nic, slot: Slot, devices: Mapping[str, NetDevice]) -> list[Finding]:
     """Compare one NIC. If a verb has it meanwhile, what is found may be of the verb's middle.
 
-    :param links: the devices of this host as they are now, by name.
+    :param devices: the devices of this host as they are now, by name.
     """
     subject = str(nic.ref)
     if nic.state in (NicState.UNKNOWN, NicState.GONE, NicState.UNMANAGED):
@@ -41,7 +41,7 @@ async def check_nic(nic: Nic, slot: Slot, links: Mapping[str, Link]) -> list[Fin
     if slot.plugged:
         endpoint = slot.plugged.cable.endpoint
         found += [("refused", what, hint_for(what, endpoint)) for what in slot.refused]
-        found += device_faults(slot, links)
+        found += device_faults(slot, devices)
         found += name_faults(slot)
     return [*(Finding(code, subject, what, hint) for code, what, hint in found), *noted(nic, slot)]
 
@@ -85,15 +85,15 @@ def name_faults(slot: Slot) -> list[tuple[str, str, str]]:
     return []
 
 
-def device_faults(slot: Slot, links: Mapping[str, Link]) -> list[tuple[str, str, str]]:
+def device_faults(slot: Slot, devices: Mapping[str, NetDevice]) -> list[tuple[str, str, str]]:
     """What is wrong with the host's side of a plugged NIC's cable: code, what, hint.
 
-    :param links: the devices of this host as they are now, by name.
+    :param devices: the devices of this host as they are now, by name.
     """
     assert slot.plugged is not None
     by_itself = slot.plugged.attachment.port.network.drift is Drift.REPAIR
     watched = "; where linkmgr watches it is repaired by itself then" if by_itself else ""
     return [
         (fault.code, fault.what, fault.hint + watched * fault.hint.startswith("make "))
-        for fault in faults_of(slot.plugged.cable, links)
+        for fault in faults_of(slot.plugged.cable, devices)
     ]

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from linkmgr.checks import device_faults
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind, Switchboard
-from linkmgr.host import Host, Link
-from linkmgr.host.watch import LinkChanges
+from linkmgr.host import Host, NetDevice
+from linkmgr.host.watch import NetDeviceChanges
 from linkmgr.model import BridgeEndpoint, Drift, Finding
 from linkmgr.swap import Slot
 from linkmgr.wirings.attributes import Repair, faults_of, read_devices
@@ -25,14 +25,14 @@ BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
 PATIENCE = (0.5, 8.0)
 
 
-def may_repair(slot: Slot, links: Mapping[str, Link]) -> bool:
+def may_repair(slot: Slot, devices: Mapping[str, NetDevice]) -> bool:
     """Whether something of a NIC's cable can be repaired, and its network wants that.
 
-    :param links: the devices of this host as they are now, by name.
+    :param devices: the devices of this host as they are now, by name.
     """
     if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
         return False
-    faults = faults_of(slot.plugged.cable, links)
+    faults = faults_of(slot.plugged.cable, devices)
     return any(fault.attribute.repair is not Repair.NONE for fault in faults)
 
 
@@ -46,16 +46,16 @@ async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
     if slot.plugged is None:
         return ()
     try:
-        links = await read_devices(host, [slot.plugged.cable])
+        devices = await read_devices(host, [slot.plugged.cable])
     except LinkmgrError as error:
         return (f"its device cannot be looked at: {error}",)
     network = slot.plugged.attachment.port.network
-    faults = device_faults(slot, links)
+    faults = device_faults(slot, devices)
     if network.drift is Drift.REPORT:
         then = f"network {network} says to report that only"
     elif not watched:
         then = "nobody watches cables to repair that"
-    elif may_repair(slot, links):
+    elif may_repair(slot, devices):
         then = "that is not repaired yet"
     else:
         then = "linkmgr does not repair that by itself"
@@ -122,7 +122,7 @@ class DriftWatch:
         try:
             while True:
                 try:
-                    async with LinkChanges() as changes:
+                    async with NetDeviceChanges() as changes:
                         await self._watch(changes)
                 except OSError:  # no fd was left for the socket, say
                     log.exception("changes of the host's devices cannot be heard; trying again")
@@ -132,7 +132,7 @@ class DriftWatch:
                 task.cancel()
             await asyncio.gather(*self._mending.values(), return_exceptions=True)
 
-    async def _watch(self, changes: LinkChanges) -> None:
+    async def _watch(self, changes: NetDeviceChanges) -> None:
         pause: float | None = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -152,7 +152,7 @@ class DriftWatch:
         for ref in self.repairs.keys() - {str(slot.ref) for slot, _, _ in before}:
             del self.repairs[ref]
         cables = [plugged.cable for _, plugged, _ in before if plugged]
-        links = await read_devices(self._host, cables)
+        devices = await read_devices(self._host, cables)
         await self._keep_addresses(slot for slot, _, _ in before)
         later: list[float] = []
         broken: list[Slot] = []
@@ -165,7 +165,7 @@ class DriftWatch:
             if slot.lock.locked() or slot.plugged is not plugged or _device(slot) != device:
                 later.append(BUSY)
                 continue
-            faults = device_faults(slot, links)
+            faults = device_faults(slot, devices)
             codes = [code for code, _, _ in faults]
             if not codes:
                 self._told.pop(ref, None)
@@ -177,7 +177,7 @@ class DriftWatch:
                 what = "; ".join(what for _, what, _ in faults)
                 log.warning("%s: %s", ref, what)
                 self._board.tell(EventKind.DRIFT, ref, codes=codes, what=what)
-            if may_repair(slot, links):
+            if may_repair(slot, devices):
                 told = "; ".join(what for _, what, _ in faults)
                 now = RepairState(codes[0], told, datetime.now(UTC))
                 known = self.repairs.get(ref, now)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from linkmgr.checks import check_nic, noted
 from linkmgr.drift import RepairState
 from linkmgr.errors import LinkmgrError
-from linkmgr.host import Host, Link
+from linkmgr.host import Host, NetDevice
 from linkmgr.model import Finding
 from linkmgr.swap import Slot
 from linkmgr.vm import Vm
@@ -73,19 +73,23 @@ class Inspection:
         slots = list(vm.slots.values())
         turns = {id(slot): slot.lock.turns for slot in slots}
         cables = [slot.plugged.cable for slot in slots if slot.plugged]
-        links = await read_devices(self._host, cables)
-        return [each for slot in slots for each in await self._of(vm, slot, links, turns[id(slot)])]
+        devices = await read_devices(self._host, cables)
+        return [
+            each for slot in slots for each in await self._of(vm, slot, devices, turns[id(slot)])
+        ]
 
-    async def _of(self, vm: Vm, slot: Slot, links: Mapping[str, Link], turns: int) -> list[Finding]:
+    async def _of(
+        self, vm: Vm, slot: Slot, devices: Mapping[str, NetDevice], turns: int
+    ) -> list[Finding]:
         """Compare a NIC, again if a verb had it meanwhile; as it is noted if one keeps it.
 
         :param turns: of its lock, before the links were read.
         """
-        while (found := await _compared_alone(vm, slot, links, turns)) is None:
+        while (found := await _compared_alone(vm, slot, devices, turns)) is None:
             if not await self._is_free(slot):
                 return noted(vm.nic(slot), slot) if slot.ref.alias in vm.facts else []
             turns = slot.lock.turns
-            links = await read_devices(self._host, [slot.plugged.cable] if slot.plugged else [])
+            devices = await read_devices(self._host, [slot.plugged.cable] if slot.plugged else [])
         return found
 
     async def _is_free(self, slot: Slot) -> bool:
@@ -118,7 +122,7 @@ class Inspection:
 
 
 async def _compared_alone(
-    vm: Vm, slot: Slot, links: Mapping[str, Link], turns: int
+    vm: Vm, slot: Slot, devices: Mapping[str, NetDevice], turns: int
 ) -> list[Finding] | None:
     """What is wrong with a NIC; ``None`` when it cannot be known, for a verb has it or had it."""
     if slot.lock.locked() or slot.lock.turns != turns:
@@ -126,7 +130,7 @@ async def _compared_alone(
     if slot.ref.alias not in vm.facts:
         return []
     names = names_of(slot.plugged.cable) if slot.plugged else []
-    found = await check_nic(vm.nic(slot), slot, links)
+    found = await check_nic(vm.nic(slot), slot, devices)
     now = names_of(slot.plugged.cable) if slot.plugged else []
     return None if slot.lock.locked() or slot.lock.turns != turns or now != names else found
 

@@ -477,10 +477,10 @@ class LinkManager(Beside):
         async def work() -> Outcome:
             # A verb may have had the NIC since it was looked at.
             old = slot.plugged
-            links = await read_devices(self._host, [old.cable] if old else [])
-            if old is None or not may_repair(slot, links):
+            devices = await read_devices(self._host, [old.cable] if old else [])
+            if old is None or not may_repair(slot, devices):
                 return Outcome(vm.nic(slot), changed=False)
-            if await repair_in_place(self._host, faults_of(old.cable, links)):
+            if await repair_in_place(self._host, faults_of(old.cable, devices)):
                 return Outcome(vm.nic(slot), changed=True)
 
             async def keep_port() -> None:

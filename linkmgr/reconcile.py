@@ -20,7 +20,7 @@ from linkmgr.errors import (
     MonitorTimeout,
     UnknownNic,
 )
-from linkmgr.host import Host, Link, held_by
+from linkmgr.host import Host, NetDevice, held_by
 from linkmgr.host.holders import UNSEEN
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
@@ -31,7 +31,7 @@ from linkmgr.wirings import Cable
 
 log = logging.getLogger(__name__)
 
-Marked = list[tuple[Mark, Link]]
+Marked = list[tuple[Mark, NetDevice]]
 
 
 def claim_ports(record: VmRecord, networks: Networks) -> None:
@@ -120,7 +120,7 @@ async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
                 return
     await vm.wiring.sweep(stay, begun)
     kept = {cable.device for cable in cables} | {
-        link.name for mark, link in marked if mark.id in stay
+        device.name for mark, device in marked if mark.id in stay
     }
     await remove_devices(vm.name, host, marked, but={name for name in kept if name})
 
@@ -134,18 +134,18 @@ async def remove_devices(
     :param unless_held: leave alone what a process has open: a guest may run behind it.
     """
     kept = set(but)
-    for mark, link in marked:
-        if mark.vm != vm or link.name in kept:
+    for mark, device in marked:
+        if mark.vm != vm or device.name in kept:
             continue
-        now = await host.find_link(link.index)
+        now = await host.find_device(device.index)
         if now is None or now.mark != mark:
             continue
         if unless_held and (holders := await held_by(now)) not in ([], [UNSEEN]):
-            log.warning("%s: %s stays, in use by %s", mark.owner, link.name, ", ".join(holders))
+            log.warning("%s: %s stays, in use by %s", mark.owner, device.name, ", ".join(holders))
             continue
         try:
-            await host.delete_link(link.index)
-            log.info("%s: removed %s, which an earlier run left", mark.owner, link.name)
+            await host.delete_device(device.index)
+            log.info("%s: removed %s, which an earlier run left", mark.owner, device.name)
         except LinkmgrError as error:
             log.warning("%s: what an earlier run left stays: %s", mark.owner, error)
 

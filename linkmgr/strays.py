@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from linkmgr.errors import LinkmgrError
-from linkmgr.host import Host, Link, held_by
+from linkmgr.host import Host, NetDevice, held_by
 from linkmgr.host.holders import UNSEEN
 from linkmgr.host.macvtap import clear_nodes
 from linkmgr.host.unmarked import unmarked
@@ -70,13 +70,13 @@ class Strays:
         :param older_than: seconds that it must have been seen for.
         """
         found = []
-        for stray, link in await self._look_twice(*recorded()):
+        for stray, device in await self._look_twice(*recorded()):
             removed, error = False, None
-            holders = await held_by(link)
+            holders = await held_by(device)
             if stray.mark == _UNMARKED and holders == [UNSEEN]:
                 holders = []  # it was never given to a guest
             known, busy = recorded()
-            if stray.mark in known or stray.owner in busy or not await self._is_as_seen(link):
+            if stray.mark in known or stray.owner in busy or not await self._is_as_seen(device):
                 continue  # a verb has begun meanwhile
             if stray.seen < older_than:
                 error = f"first seen {stray.seen:.0f} s ago, and {older_than:g} s are asked for"
@@ -84,7 +84,7 @@ class Strays:
                 error = f"in use by {', '.join(holders)}"
             elif not dry_run:
                 try:
-                    removed = await self._host.delete_link(link.index)
+                    removed = await self._host.delete_device(device.index)
                 except LinkmgrError as refused:
                     error = str(refused)
             found.append(replace(stray, removed=removed, error=error))
@@ -92,23 +92,25 @@ class Strays:
 
     async def remove_unmarked(self) -> None:
         """Remove what a linkmgr that was killed had made and not marked yet."""
-        for stray, link in await self._look_twice((), ()):
-            if stray.mark == _UNMARKED and await self._is_as_seen(link):
+        for stray, device in await self._look_twice((), ()):
+            if stray.mark == _UNMARKED and await self._is_as_seen(device):
                 try:
-                    await self._host.delete_link(link.index)
-                    log.info("removed %s, which was made and never marked", link.name)
+                    await self._host.delete_device(device.index)
+                    log.info("removed %s, which was made and never marked", device.name)
                 except LinkmgrError as error:
-                    log.warning("%s, which was made and never marked, stays: %s", link.name, error)
+                    log.warning(
+                        "%s, which was made and never marked, stays: %s", device.name, error
+                    )
         for folder in await asyncio.to_thread(clear_nodes):
             log.info("removed %s, where a device node was left", folder)
 
-    async def _is_as_seen(self, link: Link) -> bool:
-        now = await self._host.find_link(link.index)
-        return now is not None and now.alias == link.alias and (link.up or not now.up)
+    async def _is_as_seen(self, device: NetDevice) -> bool:
+        now = await self._host.find_device(device.index)
+        return now is not None and now.alias == device.alias and (device.up or not now.up)
 
     async def _look_twice(
         self, known: Collection[Mark], busy: Collection[str]
-    ) -> list[tuple[Stray, Link]]:
+    ) -> list[tuple[Stray, NetDevice]]:
         """As `_look`; once more after a while if there is a device without a mark."""
         found = await self._look(known, busy, whole=True)
         if any(each.mark == _UNMARKED and each.seen < UNMARKED_SECONDS for each, _ in found):
@@ -118,21 +120,21 @@ class Strays:
 
     async def _look(
         self, known: Collection[Mark], busy: Collection[str], *, whole: bool
-    ) -> list[tuple[Stray, Link]]:
+    ) -> list[tuple[Stray, NetDevice]]:
         now = self._clock()
-        links = await self._host.links(whole=whole)
-        users = {each for link in links for each in (link.master, link.parent) if each}
+        devices = await self._host.list_devices(whole=whole)
+        users = {each for device in devices for each in (device.master, device.parent) if each}
         seen: dict[tuple[int, Mark], float] = {}
         found = []
-        bare = {link.index for link in unmarked(links, self._bridges())}
-        for link in links:
-            mark = _UNMARKED if link.index in bare else link.mark
-            if mark is None or mark in known or mark.owner in busy or link.index in users:
+        bare = {device.index for device in unmarked(devices, self._bridges())}
+        for device in devices:
+            mark = _UNMARKED if device.index in bare else device.mark
+            if mark is None or mark in known or mark.owner in busy or device.index in users:
                 continue
-            key = (link.index, mark)
+            key = (device.index, mark)
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
-            found.append((Stray(link.name, mark.owner, mark.id, age, removed=False), link))
+            found.append((Stray(device.name, mark.owner, mark.id, age, removed=False), device))
         # A list that is not whole may lack one that is as old as ever.
         self._seen = seen if whole else {**self._seen, **seen}
         return found

@@ -10,7 +10,7 @@ from linkmgr.drivers.base import Attachment, NetworkDriver
 from linkmgr.drivers.mtu import check_mtu
 from linkmgr.drivers.options import MTU, Option
 from linkmgr.errors import LinkBusy, LinkMissing
-from linkmgr.host import Host, Link, new_id
+from linkmgr.host import Host, NetDevice, new_id
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import check_any_name, check_ifname
 from linkmgr.host.unmarked import unmarked
@@ -95,14 +95,14 @@ class BridgeDriver(NetworkDriver):
     async def missing(self, network: Network) -> str | None:
         """See `NetworkDriver.missing`."""
         name = str(network.options["bridge"])
-        link = await self.host.find_link(name)
-        if link is None and not network.options.get("create"):
+        device = await self.host.find_device(name)
+        if device is None and not network.options.get("create"):
             return (
                 f"there is no bridge {name} yet: 'ip link add {ip_device(name)} type bridge' "
                 "makes it, or "
                 "create the network with create=true"
             )
-        if link is not None and link.kind != "bridge":
+        if device is not None and device.kind != "bridge":
             return f"{name} is no bridge: name another device, or use the driver direct"
         return None
 
@@ -130,7 +130,7 @@ class BridgeDriver(NetworkDriver):
         """Remove a bridge that we made and that outlived its last attachment."""
         await self._remove_if_idle(str(network.options["bridge"]))
 
-    async def ensure_bridge(self, network: Network) -> Link:
+    async def ensure_bridge(self, network: Network) -> NetDevice:
         """Return the network's bridge, up; make it if it is missing and the network says so.
 
         :raise LinkMissing: when it is missing and nobody asked us to make it.
@@ -138,11 +138,11 @@ class BridgeDriver(NetworkDriver):
         """
         name = str(network.options["bridge"])
         async with self._lock:
-            link = await self.host.find_link(name)
-            if link and await self._is_unmarked(link):  # a linkmgr was killed while it made it
-                await self.host.delete_link(link.index)
-                link = None
-            if link is None:
+            device = await self.host.find_device(name)
+            if device and await self._is_unmarked(device):  # a linkmgr was killed while it made it
+                await self.host.delete_device(device.index)
+                device = None
+            if device is None:
                 if not network.options.get("create"):
                     raise LinkMissing(
                         f"network {network} has no bridge: there is no device {name}",
@@ -154,22 +154,24 @@ class BridgeDriver(NetworkDriver):
                 assert isinstance(mtu, int)
                 mark = Mark.of_network(network.name, new_id())
                 return await self.host.create_bridge(name, mark, mtu=mtu)
-            if link.kind != "bridge":
+            if device.kind != "bridge":
                 raise LinkBusy(
-                    f"network {network} has no bridge: {name} is a {link.kind or 'plain'} device",
+                    f"network {network} has no bridge: {name} is a {device.kind or 'plain'} device",
                     hint="name another device, or use the driver 'direct'",
                 )
-            if not link.up:
-                if link.mark and link.mark.network:  # killed before it was silent
-                    await self.host.silence(link)
-                await self.host.set_up(link.index)
-                link = await self.host.link(link.index)
-            return link
+            if not device.up:
+                if device.mark and device.mark.network:  # killed before it was silent
+                    await self.host.silence(device)
+                await self.host.set_up(device.index)
+                device = await self.host.device(device.index)
+            return device
 
-    async def _is_unmarked(self, link: Link) -> bool:
-        if link.alias or link.group != DEVICE_GROUP:  # most often: the list costs more
+    async def _is_unmarked(self, device: NetDevice) -> bool:
+        if device.alias or device.group != DEVICE_GROUP:  # most often: the list costs more
             return False
-        return link.index in {each.index for each in unmarked(await self.host.links(), {link.name})}
+        return device.index in {
+            each.index for each in unmarked(await self.host.list_devices(), {device.name})
+        }
 
     async def _remove_if_idle(self, bridge: str) -> None:
         """Remove the bridge if it carries our mark, has no attachment and no port of others."""
@@ -177,12 +179,12 @@ class BridgeDriver(NetworkDriver):
             if self._users.get(bridge):
                 return
             self._users.pop(bridge, None)
-            link = await self.host.find_link(bridge)
-            if link is None or link.kind != "bridge":
+            device = await self.host.find_device(bridge)
+            if device is None or device.kind != "bridge":
                 return
-            if link.mark is None or link.mark.network is None:
+            if device.mark is None or device.mark.network is None:
                 return
-            links = await self.host.links()
+            devices = await self.host.list_devices()
             # Somebody may have given our bridge an uplink; pulling it would cut others off.
-            if not any(link.index in (other.master, other.parent) for other in links):
-                await self.host.delete_link(link.index)
+            if not any(device.index in (other.master, other.parent) for other in devices):
+                await self.host.delete_device(device.index)

@@ -77,7 +77,7 @@ class DirectDriver(NetworkDriver):
     async def missing(self, network: Network) -> str | None:
         """See `NetworkDriver.missing`."""
         name = str(network.options["parent"])
-        if await self.host.find_link(name) is None:
+        if await self.host.find_device(name) is None:
             return f"there is no device {name} yet: see 'ip link', and name one that is there"
         return None
 

@@ -1,4 +1,4 @@
-"""The kernel of this host: links, taps, macvtaps, bridge ports, and who owns which descriptor.
+"""The kernel of this host: devices, taps, macvtaps, bridge ports, and who owns which descriptor.
 
 Read in this order: `host` (what drivers and wirings call), `tap` and `macvtap` (how a device comes
 to be), `bridge` (how it gets onto a network), `rtnl` and `trouble` (how the kernel is asked, and
@@ -10,7 +10,7 @@ from __future__ import annotations
 from linkmgr.host.fds import Fd
 from linkmgr.host.holders import held_by
 from linkmgr.host.host import Host
-from linkmgr.host.links import FdbEntry, Link, PortState
+from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
 from linkmgr.host.tap import Tap
 
@@ -18,7 +18,7 @@ __all__ = [
     "Fd",
     "FdbEntry",
     "Host",
-    "Link",
+    "NetDevice",
     "PortState",
     "Tap",
     "check_ifname",

@@ -10,7 +10,7 @@ from typing import Any, Self
 from linkmgr.errors import HostError, LinkBusy
 from linkmgr.host import rtnl_read
 from linkmgr.host.keeper import FdKeeper, NoKeeper
-from linkmgr.host.links import Link
+from linkmgr.host.links import NetDevice
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
 from linkmgr.host.reader import Reader
@@ -49,38 +49,38 @@ class Devices:
         (_, rtnl), self._open = self._opened, None
         rtnl.close()
 
-    async def link(self, name: Device) -> Link:
+    async def device(self, name: Device) -> NetDevice:
         """Return a device, by its name or index. Takes about 0.2 ms, in a thread.
 
         :raise LinkMissing: when there is none.
         """
-        return await self._reader.link(name)
+        return await self._reader.device(name)
 
-    async def find_link(self, name: Device) -> Link | None:
+    async def find_device(self, name: Device) -> NetDevice | None:
         """Return a device, by its name or index, or ``None``."""
-        return await self._reader.find_link(name)
+        return await self._reader.find_device(name)
 
-    async def find_links(self, names: Collection[str]) -> dict[str, Link]:
+    async def find_devices(self, names: Collection[str]) -> dict[str, NetDevice]:
         """Return some devices, by what was asked for, without those that are not there.
 
         Each takes some 25 us, however many others this host has and however they change.
         """
-        return await self._reader.find_links(names)
+        return await self._reader.find_devices(names)
 
-    async def links(self, *, whole: bool = True) -> list[Link]:
+    async def list_devices(self, *, whole: bool = True) -> list[NetDevice]:
         """Return all devices. Takes some 20 us for each, in a thread.
 
         :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
             something is deleted because it is not in the list.
         """
-        return await self._reader.links(whole=whole)
+        return await self._reader.list_devices(whole=whole)
 
-    async def marked(self) -> list[tuple[Mark, Link]]:
+    async def marked(self) -> list[tuple[Mark, NetDevice]]:
         """Return the devices that carry our mark."""
-        found = [(link.mark, link) for link in await self._reader.links()]
-        return [(mark, link) for mark, link in found if mark is not None]
+        found = [(device.mark, device) for device in await self._reader.list_devices()]
+        return [(mark, device) for mark, device in found if mark is not None]
 
-    async def delete_link(self, name_or_index: Device) -> bool:
+    async def delete_device(self, name_or_index: Device) -> bool:
         """Remove a device, whosever it is; return ``False`` when it is already gone.
 
         Takes 10 to 40 ms.
@@ -103,13 +103,13 @@ class Devices:
         """
         await self._set(name_or_index, "bring {} up", on=IFF_UP)
 
-    async def silence(self, link: Link) -> None:
+    async def silence(self, device: NetDevice) -> None:
         """Switch IPv6 off on a device; see `linkmgr.host.silence`.
 
         :raise HostError: when it cannot be done.
         """
-        with speaking(link.name):
-            await to_the_end(_silence, link.name)
+        with speaking(device.name):
+            await to_the_end(_silence, device.name)
 
     async def set_down(self, name_or_index: Device) -> None:
         """Take a device down; about 10 ms for a macvtap.
@@ -147,15 +147,15 @@ class Devices:
         """
         await self._set(name_or_index, "mark {}", ifalias=str(alias))
 
-    async def rename(self, link: Link, name: str) -> None:
+    async def rename(self, device: NetDevice, name: str) -> None:
         """Give a device another name, also while it is up and in use. Takes some 20 ms.
 
         :raise LinkMissing: when it is gone.
         :raise NameTaken: when there is another device of that name.
         :raise LinkBusy: when it is up and the kernel renames no such device: before Linux 6.2.
         """
-        doing = f"rename {link.name} to {check_ifname(name)}"
-        await self._change_in_thread(name, set_link(doing, link.index, ifname=name))
+        doing = f"rename {device.name} to {check_ifname(name)}"
+        await self._change_in_thread(name, set_link(doing, device.index, ifname=name))
 
     async def set_promiscuity(self, name_or_index: Device, on: bool) -> None:
         """Set whether a device receives everything. On a macvtap only passthru makes it true.
@@ -195,10 +195,14 @@ class Devices:
         return self._opened[0]
 
     async def _who_has(self, mac: str, device: Device, error: LinkBusy) -> LinkBusy:
-        link = await self.find_link(device)
-        if link is None or link.parent is None or link.kind not in {"macvtap", "macvlan"}:
+        net_device = await self.find_device(device)
+        if (
+            net_device is None
+            or net_device.parent is None
+            or net_device.kind not in {"macvtap", "macvlan"}
+        ):
             return error
-        return await address_taken(self._reader, link.name, link.parent, mac)
+        return await address_taken(self._reader, net_device.name, net_device.parent, mac)
 
     async def _set(self, device: Device, doing: str, **attrs: Any) -> None:
         change = set_link(doing.format(device), checked(device), **attrs)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from linkmgr.errors import NotForwarding
 from linkmgr.host import rtnl_read
 from linkmgr.host.devices import Devices, speaking
-from linkmgr.host.links import FdbEntry, Link, PortState
+from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import Change, forget, forward, index_of
 from linkmgr.host.trouble import Refused, as_error, missing
@@ -94,14 +94,14 @@ class Forwarding(Devices):
         if not learning:
             await self._claim(own, device, bridge)
 
-    async def ports_with(self, mac: str, bridge: str) -> list[Link]:
+    async def ports_with(self, mac: str, bridge: str) -> list[NetDevice]:
         """Return the ports, or the bridge itself, to which a bridge forwards an address now."""
-        over = await self.find_link(bridge)
+        over = await self.find_device(bridge)
         if over is None:
             return []
         found = {each.port for each in await self._reader.entries(over, mac)}
-        links = [await self.find_link(index) for index in found]
-        return [link for link in links if link is not None]
+        devices = [await self.find_device(index) for index in found]
+        return [device for device in devices if device is not None]
 
     async def _claim(self, mac: str, device: str, bridge: str) -> None:
         """Make the entry of a port that does not learn a static one.
@@ -109,17 +109,17 @@ class Forwarding(Devices):
         What was learned elsewhere gives way, for the NIC cannot have it back by speaking; what
         somebody has set does not.
         """
-        over, link = await self.find_link(bridge), await self.find_link(device)
-        if not mac or over is None or link is None:
+        over, net_device = await self.find_device(bridge), await self.find_device(device)
+        if not mac or over is None or net_device is None:
             return
         for entry in await self._reader.entries(over, mac):
-            if entry.port == link.index and entry.static:
+            if entry.port == net_device.index and entry.static:
                 continue
             if entry.static:
                 log.warning("bridge %s: %s stays where somebody has set it", bridge, mac)
                 continue
             with speaking(device):
-                change = forward(mac, link.index, static=True, vlan=entry.vlan, replace=True)
+                change = forward(mac, net_device.index, static=True, vlan=entry.vlan, replace=True)
                 self._opened[1].attempt([change])
 
     async def _carried(self, answers: Sequence[Refused | None], device: str, bridge: str) -> None:
@@ -130,31 +130,31 @@ class Forwarding(Devices):
         """
         # At once, in the event loop: what is seen holds for the moment of the switch.
         with speaking(device):
-            link = rtnl_read.find_link(device)
-        if link is None:
+            net_device = rtnl_read.find_device(device)
+        if net_device is None:
             raise missing(device)
-        if link.port_state is not PortState.FORWARDING:
-            raise await self._not_forwarding(link, bridge, "so it cannot have addresses")
+        if net_device.port_state is not PortState.FORWARDING:
+            raise await self._not_forwarding(net_device, bridge, "so it cannot have addresses")
         for refused in answers:
             # EEXIST: it leads elsewhere by now. EINVAL: the new port is not in that VLAN.
             if refused is not None and refused.code not in {errno.EEXIST, errno.EINVAL}:
                 raise as_error(refused, device) from refused
 
-    async def _not_forwarding(self, link: Link, bridge: str, then: str) -> NotForwarding:
+    async def _not_forwarding(self, device: NetDevice, bridge: str, then: str) -> NotForwarding:
         """Make the error. The device may be removed by the time that somebody reads it."""
-        if await self.find_link(bridge) is None:
+        if await self.find_device(bridge) is None:
             return NotForwarding(
-                f"bridge {bridge} does not exist any more, so it forwards nothing to {link.name}",
+                f"bridge {bridge} does not exist any more, so it forwards nothing to {device.name}",
                 hint=f"make it again: 'ip link add {ip_device(bridge)} type bridge', then try "
                 "again",
             )
-        if link.port_state is None:
+        if device.port_state is None:
             return NotForwarding(
-                f"{link.name} is no port of {bridge} any more, {then}",
+                f"{device.name} is no port of {bridge} any more, {then}",
                 hint=f"look which program takes ports off {bridge}, and try again",
             )
         return NotForwarding(
-            f"{link.name} is a port of {bridge} in the state {link.port_state.name.lower()}, "
+            f"{device.name} is a port of {bridge} in the state {device.port_state.name.lower()}, "
             f"{then}",
             hint="a spanning tree takes twice its forward delay, see 'ip -d link show "
             f"{ip_device(bridge)}'",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from linkmgr.host.links import Link
+from linkmgr.host.links import NetDevice
 from linkmgr.host.macvtap import device_number
 from linkmgr.host.statx import device_of_node
 from linkmgr.host.threads import to_the_end
@@ -17,22 +17,22 @@ UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PT
 _TUN = os.makedev(10, 200)  # MISC_MAJOR and TUN_MINOR of Linux: the node of all taps
 
 
-async def held_by(link: Link) -> list[str]:
+async def held_by(device: NetDevice) -> list[str]:
     """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``."""
-    return await to_the_end(_held_by, link)
+    return await to_the_end(_held_by, device)
 
 
-def _held_by(link: Link) -> list[str]:
+def _held_by(device: NetDevice) -> list[str]:
     """As `held_by`. Asks no file system that may not answer, only /proc and the kernel's memory.
 
     Takes some ms. This process does not count. Without the right to look at all others, and
     with nobody found, `UNSEEN` stands for them. A node is known by its number: its path may be any.
     All taps have one number; /proc/PID/fdinfo tells which is behind a descriptor.
     """
-    if link.kind not in {"tun", "macvtap"}:
+    if device.kind not in {"tun", "macvtap"}:
         return []
     try:
-        number = _TUN if link.kind == "tun" else device_number(link.name, link.index)
+        number = _TUN if device.kind == "tun" else device_number(device.name, device.index)
     except Refused:  # gone meanwhile
         return []
     holders, unseen = [], False
@@ -40,7 +40,7 @@ def _held_by(link: Link) -> list[str]:
         if not process.name.isdigit() or process.name == str(os.getpid()):
             continue
         try:
-            if any(_is_of(process, fd.name, link, number) for fd in (process / "fd").iterdir()):
+            if any(_is_of(process, fd.name, device, number) for fd in (process / "fd").iterdir()):
                 holders.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
         except PermissionError:
             unseen = True
@@ -49,12 +49,12 @@ def _held_by(link: Link) -> list[str]:
     return sorted(holders) or [UNSEEN] * unseen
 
 
-def _is_of(process: Path, fd: str, link: Link, number: int) -> bool:
+def _is_of(process: Path, fd: str, device: NetDevice, number: int) -> bool:
     try:
         if device_of_node(process / "fd" / fd) != number:
             return False
         if number != _TUN:
             return True
-        return f"iff:\t{link.name}\n" in (process / "fdinfo" / fd).read_text()
+        return f"iff:\t{device.name}\n" in (process / "fdinfo" / fd).read_text()
     except OSError:
         return False

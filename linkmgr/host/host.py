@@ -9,7 +9,7 @@ from linkmgr.host import names
 from linkmgr.host.bridge import make_bridge
 from linkmgr.host.devices import Device, checked, speaking
 from linkmgr.host.fds import Fd
-from linkmgr.host.links import Link
+from linkmgr.host.links import NetDevice
 from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import (
@@ -63,7 +63,7 @@ class Host(Ports):
         with speaking(name):
             fd = await made_in_thread(make, Fd.close)
         try:
-            return Tap(await self.link(name), fd)
+            return Tap(await self.device(name), fd)
         except BaseException:
             await fd.close_in_thread()
             raise
@@ -108,14 +108,14 @@ class Host(Ports):
                 self._reader, refused, name, parent, mode=mode, mac=mac, mtu=mtu
             ) from refused
         try:
-            return Tap(await self.link(name), fd)
+            return Tap(await self.device(name), fd)
         except BaseException:
             await to_the_end(_discard_macvtap, name, fd)
             raise
 
     async def parent_usable(
         self, parent: str, mode: DirectMode, *, owner: str | None = None
-    ) -> Link:
+    ) -> NetDevice:
         """Check that a macvtap of this mode can be put on `parent`; bring that up if it is down.
 
         :param owner: of marks, a NIC. A macvtap that it has there already is in nobody's way.
@@ -128,7 +128,7 @@ class Host(Ports):
         await check_siblings(self._reader, below, mode, owner)
         if not below.up:
             await self.set_up(below.index)
-            below = await self.link(below.index)
+            below = await self.device(below.index)
         return below
 
     async def set_macvtap_mode(self, name_or_index: Device, mode: DirectMode) -> None:
@@ -145,7 +145,7 @@ class Host(Ports):
 
     # --- bridges ---
 
-    async def create_bridge(self, name: str, mark: Mark, *, mtu: int) -> Link:
+    async def create_bridge(self, name: str, mark: Mark, *, mtu: int) -> NetDevice:
         """Make a bridge that is up and silent: no IPv6, no spanning tree, no snooping.
 
         :param mtu: bytes; it does not follow the ports.
@@ -155,7 +155,7 @@ class Host(Ports):
         with speaking(name):
             await made_in_thread(partial(make_bridge, name, mark, mtu=mtu), lambda _: _remove(name))
         try:
-            return await self.link(name)
+            return await self.device(name)
         except BaseException:
             await to_the_end(_remove, name)
             raise

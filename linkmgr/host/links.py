@@ -22,7 +22,7 @@ class PortState(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class NetDevice:
     """A network device as it was when asked; see ip-link(8).
 
     :param kind: ``bridge``, ``veth``, ``macvtap``, ``tun``, ...; ``None`` for hardware.

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 from linkmgr.errors import HostError, LinkBusy, Unsupported
-from linkmgr.host.links import Link
+from linkmgr.host.links import NetDevice
 from linkmgr.host.reader import Reader
 from linkmgr.host.trouble import Refused, as_error
 from linkmgr.model import DirectMode
@@ -15,7 +15,7 @@ from linkmgr.untrusted import ip_device
 _KINDS = {"macvtap", "macvlan"}
 
 
-async def parent_of_macvtap(reader: Reader, name: str) -> Link:
+async def parent_of_macvtap(reader: Reader, name: str) -> NetDevice:
     """Return the device on which macvtaps of this parent sit, if it is free to carry them.
 
     :param name: also an altname. A macvtap on a macvlan sits on that one's parent, beside it.
@@ -23,27 +23,27 @@ async def parent_of_macvtap(reader: Reader, name: str) -> Link:
     :raise LinkBusy: when it is a port of something else.
     :raise Unsupported: when it is a macvlan whose parent is in another network namespace.
     """
-    link = await reader.link(name, "the parent of a macvtap")
-    if link.kind in _KINDS:
-        below = None if link.parent is None else await reader.find_link(link.parent)
+    device = await reader.device(name, "the parent of a macvtap")
+    if device.kind in _KINDS:
+        below = None if device.parent is None else await reader.find_device(device.parent)
         if below is None:
             raise Unsupported(
-                f"{name} is a {link.kind} whose parent is in another network namespace",
+                f"{name} is a {device.kind} whose parent is in another network namespace",
                 hint="name an Ethernet device of this network namespace",
             )
-        link, name = below, below.name
-    if link.master is not None:
-        master = await reader.name_of(link.master)
+        device, name = below, below.name
+    if device.master is not None:
+        master = await reader.name_of(device.master)
         raise LinkBusy(
             f"{name} is a port of {master}, which takes all that it receives",
             hint=f"use {master} as the network, or free {name}: 'ip link set "
             f"{ip_device(name)} nomaster'",
         )
-    return link
+    return device
 
 
 async def check_siblings(
-    reader: Reader, parent: Link, mode: DirectMode, owner: str | None = None
+    reader: Reader, parent: NetDevice, mode: DirectMode, owner: str | None = None
 ) -> None:
     """Check that what sits on `parent` already allows one more, of this mode.
 
@@ -51,18 +51,18 @@ async def check_siblings(
     :raise LinkBusy: when something is in passthru mode, or would have to be alone.
     """
     siblings = [
-        link
-        for link in await _siblings(reader, parent.index)
-        if link.mark is None or link.mark.owner != owner
+        device
+        for device in await _siblings(reader, parent.index)
+        if device.mark is None or device.mark.owner != owner
     ]
-    for link in siblings:
-        if link.mode == DirectMode.PASSTHRU:
+    for device in siblings:
+        if device.mode == DirectMode.PASSTHRU:
             raise LinkBusy(
-                f"{parent.name} belongs to {_shown(link)} alone, which is in passthru mode",
-                hint=f"unplug what uses {link.name}, or name another parent",
+                f"{parent.name} belongs to {_shown(device)} alone, which is in passthru mode",
+                hint=f"unplug what uses {device.name}, or name another parent",
             )
     if siblings and mode is DirectMode.PASSTHRU:
-        others = ", ".join(_shown(link) for link in siblings)
+        others = ", ".join(_shown(device) for device in siblings)
         raise LinkBusy(
             f"{parent.name} cannot be passed through: there are others on it ({others})",
             hint="unplug these first, or use another mode or parent",
@@ -72,9 +72,9 @@ async def check_siblings(
 async def address_taken(reader: Reader, name: str, parent: int, mac: str) -> LinkBusy:
     """Return the error for an address that `name` cannot have; it says who has it."""
     holders = [
-        link
-        for link in await _siblings(reader, parent)
-        if link.mac == mac.lower() and link.name != name
+        device
+        for device in await _siblings(reader, parent)
+        if device.mac == mac.lower() and device.name != name
     ]
     where = await reader.name_of(parent)
     who = _shown(holders[0]) if holders else "the parent itself or something that cannot be seen"
@@ -125,7 +125,7 @@ async def why_no_macvtap(
     return as_error(refused, name)
 
 
-def refused_address(below: Link, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
+def refused_address(below: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
     """Return the error for a parent whose driver does not take the NIC's address.
 
     That of a virtual function (SR-IOV) does not, once its physical function has set one.
@@ -158,9 +158,13 @@ def _physical_function(device: str, sysfs: str) -> tuple[str, int] | None:
     return None
 
 
-async def _siblings(reader: Reader, parent: int) -> list[Link]:
-    return [link for link in await reader.links() if link.parent == parent and link.kind in _KINDS]
+async def _siblings(reader: Reader, parent: int) -> list[NetDevice]:
+    return [
+        device
+        for device in await reader.list_devices()
+        if device.parent == parent and device.kind in _KINDS
+    ]
 
 
-def _shown(link: Link) -> str:
-    return f"{link.name} (of {link.mark.owner})" if link.mark else link.name
+def _shown(device: NetDevice) -> str:
+    return f"{device.name} (of {device.mark.owner})" if device.mark else device.name

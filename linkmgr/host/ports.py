@@ -12,7 +12,7 @@ from linkmgr.errors import LinkBusy, NotForwarding
 from linkmgr.host.bridge import join, keep_address, leave, take_off
 from linkmgr.host.devices import speaking
 from linkmgr.host.forwarding import Forwarding, additions
-from linkmgr.host.links import Link, PortState
+from linkmgr.host.links import NetDevice, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import (
     IFF_UP,
@@ -63,7 +63,7 @@ class Ports(Forwarding):
         :raise NotForwarding: when the bridge is down or the time is over; the device is off the
             bridge then, if it was before.
         """
-        port, over = await self.link(name), await self._bridge(bridge)
+        port, over = await self.device(name), await self._bridge(bridge)
         if port.master not in {None, over.index}:
             raise LinkBusy(
                 f"{name} is a port of {await self._reader.name_of(port.master)} already",
@@ -186,24 +186,24 @@ class Ports(Forwarding):
         """Whether there is such a device, and it is up. Takes a few microseconds."""
         return is_up(check_ifname(device))
 
-    async def _bridge(self, name: str) -> Link:
-        link = await self._reader.link(name, "a bridge")
-        if link.kind != "bridge":
+    async def _bridge(self, name: str) -> NetDevice:
+        device = await self._reader.device(name, "a bridge")
+        if device.kind != "bridge":
             raise LinkBusy(
-                f"{name} is not a bridge but a {link.kind or 'plain'} device",
+                f"{name} is not a bridge but a {device.kind or 'plain'} device",
                 hint="name a bridge; 'ip link show type bridge' lists them",
             )
-        return link
+        return device
 
     async def _wait_until_forwarding(self, name: str, bridge: str, timeout: float) -> None:
         end = asyncio.get_running_loop().time() + timeout
         pause = 0.001
         while True:
-            link = await self.link(name)
-            if link.port_state is PortState.FORWARDING:
+            device = await self.device(name)
+            if device.port_state is PortState.FORWARDING:
                 return
             left = end - asyncio.get_running_loop().time()
-            if link.port_state is None or left <= 0:
-                raise await self._not_forwarding(link, bridge, f"after {timeout - left:.1f} s")
+            if device.port_state is None or left <= 0:
+                raise await self._not_forwarding(device, bridge, f"after {timeout - left:.1f} s")
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, 0.1)  # nothing to wait for without a spanning tree, 30 s with

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from linkmgr.errors import HostError
 from linkmgr.host import rtnl_read
-from linkmgr.host.links import FdbEntry, Link
+from linkmgr.host.links import FdbEntry, NetDevice
 from linkmgr.host.names import check_any_name
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error, missing
@@ -23,44 +23,44 @@ T = TypeVar("T")
 class Reader:
     """Reads, in threads, from the network namespace of this process."""
 
-    async def find_link(self, name: int | str) -> Link | None:
+    async def find_device(self, name: int | str) -> NetDevice | None:
         """Return a device, by its name or index, or ``None``."""
         who = name if isinstance(name, int) else check_any_name(name)
         try:
-            return await to_the_end(rtnl_read.find_link, who)
+            return await to_the_end(rtnl_read.find_device, who)
         except Refused as refused:
             raise as_error(refused, "this host") from refused
 
-    async def find_links(self, names: Collection[str]) -> dict[str, Link]:
+    async def find_devices(self, names: Collection[str]) -> dict[str, NetDevice]:
         """Return the devices of these names, by what was asked for, without those that are not."""
         who = [check_any_name(name) for name in names]
-        return await _asked(partial(rtnl_read.find_links, who))
+        return await _asked(partial(rtnl_read.find_devices, who))
 
-    async def link(self, name: int | str, what_for: str | None = None) -> Link:
+    async def device(self, name: int | str, what_for: str | None = None) -> NetDevice:
         """Return a device, by its name or index.
 
         :raise LinkMissing: when there is none; it says what it is needed for.
         """
-        if (link := await self.find_link(name)) is None:
+        if (device := await self.find_device(name)) is None:
             raise missing(name, what_for)
-        return link
+        return device
 
-    async def links(self, *, whole: bool = True) -> list[Link]:
+    async def list_devices(self, *, whole: bool = True) -> list[NetDevice]:
         """Return all devices.
 
         :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
             something is deleted because it is not in the list.
         """
         if not whole:
-            return (await _asked(rtnl_read.list_links))[0]
-        return await _whole(_whole_links, "list the network devices")
+            return (await _asked(rtnl_read.list_devices))[0]
+        return await _whole(_complete_list, "list the network devices")
 
     async def name_of(self, index: int | None) -> str:
         """Return the name of a device for a sentence, whether or not it is still there."""
-        link = None if index is None else await self.find_link(index)
-        return link.name if link else f"the device with index {index}"
+        device = None if index is None else await self.find_device(index)
+        return device.name if device else f"the device with index {index}"
 
-    async def entries(self, bridge: Link, mac: str) -> list[FdbEntry]:
+    async def entries(self, bridge: NetDevice, mac: str) -> list[FdbEntry]:
         """Return a bridge's forwarding entries for an address, in whichever VLAN it looks."""
         try:
             if not bridge.vlan_filtering:
@@ -72,8 +72,8 @@ class Reader:
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
 
-def _whole_links() -> list[Link] | None:
-    found, complete = rtnl_read.list_links()
+def _complete_list() -> list[NetDevice] | None:
+    found, complete = rtnl_read.list_devices()
     return found if complete else None
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from linkmgr.host.links import FdbEntry, Link, PortState
+from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import IFNAME_MAX
 from linkmgr.host.nlattr import Attrs, attr, attrs_of, each_attr
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
@@ -70,15 +70,15 @@ D = TypeVar("D", str, int, str | int)
 _Message = tuple[int, int, memoryview]  # type, flags, what follows the header
 
 
-def find_link(name_or_index: str | int) -> Link | None:
+def find_device(name_or_index: str | int) -> NetDevice | None:
     """Read one device; ``None`` when there is none.
 
     :raise Refused: when the kernel does not answer.
     """
-    return find_links([name_or_index]).get(name_or_index)
+    return find_devices([name_or_index]).get(name_or_index)
 
 
-def find_links(names_or_indices: Iterable[D]) -> dict[D, Link]:
+def find_devices(names_or_indices: Iterable[D]) -> dict[D, NetDevice]:
     """Read some devices, without those that are not there. Takes some 25 us for each.
 
     Each is read whole, however many others come and go.
@@ -99,14 +99,14 @@ def find_links(names_or_indices: Iterable[D]) -> dict[D, Link]:
                     sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {who}"
                 ):
                     if kind == _RTM_NEWLINK:
-                        found[who] = read_link(message)
+                        found[who] = parse_device(message)
             except Refused as refused:
                 if refused.code not in {errno.ENODEV, errno.ENXIO}:
                     raise
     return found
 
 
-def list_links() -> tuple[list[Link], bool]:
+def list_devices() -> tuple[list[NetDevice], bool]:
     """Read all devices, and whether none came or went meanwhile: else one may be missing.
 
     :raise Refused: when the kernel does not answer.
@@ -116,7 +116,7 @@ def list_links() -> tuple[list[Link], bool]:
     for kind, flags, message in _answer(_RTM_GETLINK, _DUMP, body, "list the network devices"):
         complete = complete and not flags & _INTERRUPTED
         if kind == _RTM_NEWLINK:
-            found.append(read_link(message))
+            found.append(parse_device(message))
     return found, complete
 
 
@@ -193,7 +193,7 @@ def _read_entry(message: memoryview) -> FdbEntry | None:
     )
 
 
-def read_link(message: memoryview) -> Link:
+def parse_device(message: memoryview) -> NetDevice:
     """Read what follows the header of a message about a device."""
     _, _, index, flags, _ = _ABOUT.unpack_from(message)
     attrs = attrs_of(message[_ABOUT.size :])
@@ -212,7 +212,7 @@ def read_link(message: memoryview) -> Link:
     bridging = attrs_of(info.get(_INFO_DATA)) if kind == "bridge" else {}
     operstate = _number(attrs.get(_OPERSTATE))
     elsewhere = _LINK_NETNSID in attrs
-    return Link(
+    return NetDevice(
         index=index,
         name=_text(attrs.get(_IFNAME)),
         kind=kind,

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from linkmgr.host.fds import Fd
-from linkmgr.host.links import DEVICE_GROUP, Link
+from linkmgr.host.links import DEVICE_GROUP, NetDevice
 from linkmgr.host.names import tap_mac
 from linkmgr.host.rtnl import IFF_UP, Rtnl, set_link
 from linkmgr.host.silence import silence
@@ -29,12 +29,12 @@ _IFREQ = struct.Struct("=16sH22x")
 class Tap:
     """A tap or macvtap that was just made.
 
-    :param link: the device as it was then.
+    :param device: as it was then.
     :param fd: owned by whoever holds this object. A tap goes when its last descriptor is closed; a
-        macvtap stays until its link is deleted.
+        macvtap stays until it is deleted.
     """
 
-    link: Link
+    device: NetDevice
     fd: Fd
 
 

@@ -11,28 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from linkmgr.host.links import DEVICE_GROUP, Link
+from linkmgr.host.links import DEVICE_GROUP, NetDevice
 from linkmgr.host.names import CABLE_NAME
 
 
-def unmarked(links: Iterable[Link], bridges: Collection[str]) -> list[Link]:
+def unmarked(devices: Iterable[NetDevice], bridges: Collection[str]) -> list[NetDevice]:
     """Find the devices that linkmgr made and did not mark.
 
-    :param links: all devices of this host.
+    :param devices: all devices of this host.
     :param bridges: names of the bridges that linkmgr may have been about to make.
     """
-    links = list(links)
-    used = {index for link in links for index in (link.master, link.parent) if index}
-    return [link for link in links if _is_unmarked(link, bridges) and link.index not in used]
+    devices = list(devices)
+    used = {index for device in devices for index in (device.master, device.parent) if index}
+    return [
+        device for device in devices if _is_unmarked(device, bridges) and device.index not in used
+    ]
 
 
-def _is_unmarked(link: Link, bridges: Collection[str]) -> bool:
-    if link.group != DEVICE_GROUP or link.alias or link.up or link.master:
+def _is_unmarked(device: NetDevice, bridges: Collection[str]) -> bool:
+    if device.group != DEVICE_GROUP or device.alias or device.up or device.master:
         return False
-    match link.kind:
+    match device.kind:
         case "macvtap":
-            return CABLE_NAME.fullmatch(link.name) is not None
+            return CABLE_NAME.fullmatch(device.name) is not None
         case "bridge":
-            return link.name in bridges and not link.snooping
+            return device.name in bridges and not device.snooping
         case _:
             return False

@@ -14,7 +14,7 @@ _RTM_NEWLINK, _AF_BRIDGE = 16, 7
 _START = struct.Struct("=IHHIIB")  # struct nlmsghdr, and the family of struct ifinfomsg
 
 
-class LinkChanges:
+class NetDeviceChanges:
     """Wakes up after changes of network devices, all changes of a while at once.
 
     What has changed is not told: whoever wakes looks at what is now, so a message that the kernel

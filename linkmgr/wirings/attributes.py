@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from linkmgr.errors import HostError
-from linkmgr.host import Host, Link, PortState, device_name, tap_mac
+from linkmgr.host import Host, NetDevice, PortState, device_name, tap_mac
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, FdEndpoint
 from linkmgr.untrusted import ip_device, shell_word
@@ -35,21 +35,21 @@ class Repair(StrEnum):
 class View:
     """A cable, and its devices as they are at this moment.
 
-    :param link: the tap or macvtap; ``None`` when it is gone.
+    :param maybe_device: the tap or macvtap; ``None`` when it is gone.
     :param target: the bridge or the parent; ``None`` when it is gone, or the cable has none.
     :param renamed: whether nothing goes by the name that `target` had.
     """
 
     cable: Cable
-    link: Link | None
-    target: Link | None
+    maybe_device: NetDevice | None
+    target: NetDevice | None
     renamed: bool = False
 
     @property
-    def device(self) -> Link:
+    def device(self) -> NetDevice:
         """The tap or macvtap, for attributes that are looked at only when there is one."""
-        assert self.link is not None
-        return self.link
+        assert self.maybe_device is not None
+        return self.maybe_device
 
     @property
     def where(self) -> str:
@@ -120,9 +120,9 @@ class Fault:
         return self.attribute.hint(self.view)
 
 
-def _upper(cable: Cable, link: Link) -> int | None:
+def _upper(cable: Cable, device: NetDevice) -> int | None:
     """Index of the device that a cable's device is on."""
-    return link.master if isinstance(cable.endpoint, BridgeEndpoint) else link.parent
+    return device.master if isinstance(cable.endpoint, BridgeEndpoint) else device.parent
 
 
 def _set(view: View, words: str) -> str:
@@ -143,7 +143,7 @@ def _on(wanted: bool) -> str:
 
 
 def _gone(view: View) -> str | None:
-    if view.link is None:
+    if view.maybe_device is None:
         return f"its device {view.cable.device} does not exist any more"
     return None
 
@@ -207,9 +207,9 @@ def _no_carrier(view: View) -> str | None:
 
 
 def _shut(view: View) -> str | None:
-    link = view.device
-    if link.up and link.carrier and link.port_state is PortState.DISABLED:
-        return f"device {link.name} is a port of {view.where} that is shut"
+    device = view.device
+    if device.up and device.carrier and device.port_state is PortState.DISABLED:
+        return f"device {device.name} is a port of {view.where} that is shut"
     return None
 
 
@@ -304,7 +304,7 @@ def _group(view: View) -> str | None:
 def _bridge_attribute(
     name: str,
     code: str,
-    found: Callable[[View, Link], str | None],
+    found: Callable[[View, NetDevice], str | None],
     hint: Callable[[View, str], str],
 ) -> Attribute:
     """An attribute of a bridge that linkmgr made. It is an operator's to change, and so stays.
@@ -326,7 +326,7 @@ def _bridge_attribute(
     )  # fmt: skip
 
 
-def _bridge_mtu(view: View, bridge: Link) -> str | None:
+def _bridge_mtu(view: View, bridge: NetDevice) -> str | None:
     carries = f"carries {bridge.mtu} bytes, its network {view.mtu}"
     return None if bridge.mtu == view.mtu else carries
 
@@ -460,24 +460,24 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 )  # fmt: skip
 
 
-async def read_devices(host: Host, cables: Iterable[Cable]) -> dict[str, Link]:
+async def read_devices(host: Host, cables: Iterable[Cable]) -> dict[str, NetDevice]:
     """Read the devices of cables, by the names that the cables have for them.
 
     A cable's device that was renamed is found by its mark, and the cable takes the name it has now.
     """
     looked = [(each, each.device) for each in cables if names_of(each)]
-    found = await host.find_links({name for each, _ in looked for name in names_of(each)})
+    found = await host.find_devices({name for each, _ in looked for name in names_of(each)})
     lost = {mark_of(each): (each, name) for each, name in looked if not _is_marked(each, found)}
     if lost:  # seldom: this reads all devices of the host
-        for link in await host.links(whole=False):
-            cable, name = lost.get(link.mark, (None, None)) if link.mark else (None, None)
+        for device in await host.list_devices(whole=False):
+            cable, name = lost.get(device.mark, (None, None)) if device.mark else (None, None)
             if cable is not None and cable.device == name:  # no verb has it otherwise meanwhile
-                cable.device = link.name
-                found[link.name] = link
+                cable.device = device.name
+                found[device.name] = device
     for each, _ in looked:
         own, where = found.get(each.device or ""), View(each, None, None).where
         upper = _upper(each, own) if own and where and where not in found else None
-        if upper is not None and (target := await host.find_link(upper)) is not None:
+        if upper is not None and (target := await host.find_device(upper)) is not None:
             found[target.name] = target
     return found
 
@@ -489,25 +489,25 @@ def names_of(cable: Cable) -> list[str]:
     return [name for name in (cable.device, View(cable, None, None).where) if name]
 
 
-def _is_marked(cable: Cable, found: Mapping[str, Link]) -> bool:
-    link = found.get(cable.device or "")
-    return link is not None and link.mark == mark_of(cable)
+def _is_marked(cable: Cable, found: Mapping[str, NetDevice]) -> bool:
+    device = found.get(cable.device or "")
+    return device is not None and device.mark == mark_of(cable)
 
 
-def faults_of(cable: Cable, links: Mapping[str, Link]) -> list[Fault]:
+def faults_of(cable: Cable, devices: Mapping[str, NetDevice]) -> list[Fault]:
     """Compare a cable's devices with what they should be.
 
-    :param links: as `read_devices` returns them.
+    :param devices: as `read_devices` returns them.
     """
     if isinstance(cable.endpoint, FdEndpoint):
         return []  # its device is its owner's, and may be in another network namespace
-    view = View(cable, links.get(cable.device or ""), None)
-    target, renamed = links.get(view.where), False
-    if view.where and target is None and view.link is not None:
-        upper = _upper(cable, view.link)
-        target = next((link for link in links.values() if link.index == upper), None)
+    view = View(cable, devices.get(cable.device or ""), None)
+    target, renamed = devices.get(view.where), False
+    if view.where and target is None and view.maybe_device is not None:
+        upper = _upper(cable, view.maybe_device)
+        target = next((device for device in devices.values() if device.index == upper), None)
         renamed = target is not None
-    view = View(cable, view.link, target, renamed)
+    view = View(cable, view.maybe_device, target, renamed)
     macvtap = isinstance(cable.endpoint, DirectEndpoint)
     found = []
     for attribute in ATTRIBUTES:
@@ -534,7 +534,7 @@ async def repair_in_place(host: Host, faults: list[Fault]) -> bool:
     return True
 
 
-async def foreign_settings(host: Host, cable: Cable, link: Link) -> list[str]:
+async def foreign_settings(host: Host, cable: Cable, link: NetDevice) -> list[str]:
     """List settings of others on a cable's device, which a new device will not have."""
     found = []
     with contextlib.suppress(HostError):  # it goes just now

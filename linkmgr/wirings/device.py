@@ -10,7 +10,7 @@ what it receives is what the guest receives, where libvirt expects a tap, whose 
 
 from __future__ import annotations
 
-from linkmgr.host import Host, Link, device_name
+from linkmgr.host import Host, NetDevice, device_name
 from linkmgr.host.names import CABLE_PREFIX
 from linkmgr.model import BridgeEndpoint, Mark
 from linkmgr.wirings.base import Cable
@@ -23,17 +23,17 @@ def mark_of(cable: Cable) -> Mark:
     return Mark(str(cable.nic), cable.id)
 
 
-async def find_device(host: Host, cable: Cable) -> Link | None:
+async def find_cable_device(host: Host, cable: Cable) -> NetDevice | None:
     """The cable's device, whatever it is called now; ``None`` when it is gone, or not ours."""
     mark, own = mark_of(cable), device_name(PREFIX, cable.id)
-    link = None if cable.device is None else await host.find_link(cable.device)
-    if link is None or not (link.mark == mark or link.name == own):
+    device = None if cable.device is None else await host.find_device(cable.device)
+    if device is None or not (device.mark == mark or device.name == own):
         if cable.index is not None:
-            link = await host.find_link(cable.index)
-            return link if link is not None and link.mark == mark else None
-        link = next((link for link in await host.links() if link.mark == mark), None)
-    cable.index = link.index if link else None
-    return link
+            device = await host.find_device(cable.index)
+            return device if device is not None and device.mark == mark else None
+        device = next((device for device in await host.list_devices() if device.mark == mark), None)
+    cable.index = device.index if device else None
+    return device
 
 
 async def initial_name(host: Host, cable: Cable) -> str:
@@ -42,7 +42,7 @@ async def initial_name(host: Host, cable: Cable) -> str:
     Before Linux 6.2 no device that is up can be renamed: this is the only chance.
     """
     name = cable.preferred_ifname
-    free = name is not None and await host.find_link(name) is None
+    free = name is not None and await host.find_device(name) is None
     if name is not None and free and isinstance(cable.endpoint, BridgeEndpoint):
         return name
     return device_name(PREFIX, cable.id)
@@ -52,16 +52,16 @@ async def name_device(host: Host, cable: Cable, name: str | None) -> None:
     """See `Wiring.name_device`."""
     if cable.device is None or not isinstance(cable.endpoint, BridgeEndpoint):
         return
-    link = await find_device(host, cable)
-    if link is None:
+    device = await find_cable_device(host, cable)
+    if device is None:
         return
     wanted = device_name(PREFIX, cable.id) if name is None else name
-    if link.name != wanted:
-        await host.rename(link, wanted)
+    if device.name != wanted:
+        await host.rename(device, wanted)
     cable.device = wanted
 
 
-async def delete_device(host: Host, cable: Cable) -> None:
+async def delete_cable_device(host: Host, cable: Cable) -> None:
     """Remove the cable's device, and never another one that has its name by now. Repeats freely.
 
     A guest that starts again may have a tap of libvirt under the same name before ours is gone.
@@ -70,8 +70,8 @@ async def delete_device(host: Host, cable: Cable) -> None:
     """
     if cable.device is None:
         return
-    if (link := await find_device(host, cable)) is not None:
-        await host.delete_link(link.index)
+    if (device := await find_cable_device(host, cable)) is not None:
+        await host.delete_device(device.index)
     cable.device = None
 
 
@@ -80,5 +80,5 @@ async def set_device_down(host: Host, cable: Cable) -> None:
 
     :raise HostError: when the kernel refuses.
     """
-    if cable.device is not None and (link := await find_device(host, cable)) is not None:
+    if cable.device is not None and (link := await find_cable_device(host, cable)) is not None:
         await host.set_down(link.index)

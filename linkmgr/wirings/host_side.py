@@ -12,7 +12,7 @@ from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
 from linkmgr.untrusted import ip_device
 from linkmgr.wirings.attributes import faults_of, foreign_settings, repair_in_place
 from linkmgr.wirings.base import Cable
-from linkmgr.wirings.device import find_device, initial_name, mark_of
+from linkmgr.wirings.device import find_cable_device, initial_name, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ FORWARDING_TIMEOUT_S = 35.0
 
 async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
     """Find the device of the replaced cable by its mark, and the settings of others on it."""
-    if replacing.device is None or (link := await find_device(host, replacing)) is None:
+    if replacing.device is None or (link := await find_cable_device(host, replacing)) is None:
         return
     replacing.device = link.name  # it may have been renamed, and another have its name
     if replacing.endpoint is not None:
@@ -42,7 +42,7 @@ async def make_tap(
     device = await initial_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
-    cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
+    cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
     await attach(host, cable, endpoint)
 
 
@@ -73,7 +73,7 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
         device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
         mtu=endpoint.mtu,
     )  # fmt: skip
-    cable.device, cable.index, cable.fd = device, tap.link.index, tap.fd
+    cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
 
 
 async def can_reuse(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
@@ -87,7 +87,7 @@ async def can_reuse(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> b
     before = replacing.endpoint
     if not isinstance(before, DirectEndpoint) or replacing.device is None:
         return False
-    link, parent = await find_device(host, replacing), await host.find_link(endpoint.parent)
+    link, parent = await find_cable_device(host, replacing), await host.find_device(endpoint.parent)
     # By index: either may have been renamed since.
     if link is None or parent is None or link.parent != parent.index:
         return False
@@ -161,16 +161,16 @@ async def claim_addresses(host: Host, cable: Cable) -> None:
 async def _must_reach(host: Host, device: str, parent: str) -> None:
     if host.is_up(device) and host.is_up(parent):
         return  # most often; what follows takes about 0.5 ms
-    link = await host.find_link(device)
+    net_device = await host.find_device(device)
     # By its index, for it may have been renamed. None: it is in another network namespace.
-    below = await host.find_link(link.parent) if link and link.parent else None
-    if link is None or (link.parent and below is None):
+    below = await host.find_device(net_device.parent) if net_device and net_device.parent else None
+    if net_device is None or (net_device.parent and below is None):
         raise LinkMissing(
             f"{device} is gone: somebody has deleted it, or its parent {parent}",
             hint=f"see that {parent} stays ('ip link show {ip_device(parent)}'), and plug the "
             "NIC again",
         )
-    for each in (link, below):
+    for each in (net_device, below):
         if each is not None and not each.up:
             raise LinkBusy(
                 f"{each.name} is down, so nothing can be reached through it",
@@ -197,7 +197,7 @@ async def restore_device(host: Host, cable: Cable) -> None:
     if cable.device is None:
         return
     # It may have been renamed and not written down: its mark says which it is.
-    if (link := await find_device(host, cable)) is not None:
+    if (link := await find_cable_device(host, cable)) is not None:
         cable.device = link.name
     try:
         mark = mark_of(cable)
@@ -221,10 +221,10 @@ async def reshape(host: Host, cable: Cable, device: str) -> None:
     """
     assert isinstance(cable.endpoint, DirectEndpoint)
     for _ in range(2):  # what can be seen of a device is more when it has its mark again
-        links = {device: await host.link(device)}
-        if (parent := await host.find_link(cable.endpoint.parent)) is not None:
-            links[cable.endpoint.parent] = parent
-        found = faults_of(replace(cable, device=device), links)
+        devices = {device: await host.device(device)}
+        if (parent := await host.find_device(cable.endpoint.parent)) is not None:
+            devices[cable.endpoint.parent] = parent
+        found = faults_of(replace(cable, device=device), devices)
         # Not of the parent: that is checked when the endpoint is made, and seen in the switch.
         faults = [fault for fault in found if fault.code != "endpoint-down"]
         if not faults or not await repair_in_place(host, faults):
@@ -237,7 +237,7 @@ async def _enable_port(host: Host, cable: Cable) -> None:
     """Enable the cable's bridge port, if `switch_bridge_ports` has shut it."""
     if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
         return
-    link = await host.link(cable.device)
+    link = await host.device(cable.device)
     if link.up and link.port_state is PortState.DISABLED:
         await host.open_port(cable.device)
 
@@ -247,7 +247,7 @@ async def _forwards_on_command(host: Host, *cables: Cable) -> bool:
     for cable in cables:
         if not isinstance(cable.endpoint, BridgeEndpoint):
             return False
-        bridge = await host.find_link(cable.endpoint.bridge)
+        bridge = await host.find_device(cable.endpoint.bridge)
         if bridge is None or bridge.spanning_tree:
             return False
     return True

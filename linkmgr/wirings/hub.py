@@ -47,7 +47,7 @@ from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 from linkmgr.wirings.base import Cable, Wiring
 from linkmgr.wirings.device import (
-    delete_device,
+    delete_cable_device,
     name_device,
     set_device_down,
 )
@@ -130,19 +130,21 @@ class HubWiring(Wiring):
         """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
         ident = cable.netdev_id.removeprefix(_NETDEV_PREFIX)
         mark = Mark(str(cable.nic), ident)
-        link = next((link for found, link in await self._host.marked() if found == mark), None)
-        if link is None or cable.hubport_id != _HUBPORT_PREFIX + ident:
+        device = next(
+            (device for found, device in await self._host.marked() if found == mark), None
+        )
+        if device is None or cable.hubport_id != _HUBPORT_PREFIX + ident:
             return
-        above = link.master or link.parent
-        upper = None if above is None else await self._host.find_link(above)
+        above = device.master or device.parent
+        upper = None if above is None else await self._host.find_device(above)
         where = upper.name if upper else "?"
-        cable.id, cable.device, cable.mac, cable.netdev_added = ident, link.name, link.mac, True
+        cable.id, cable.device, cable.mac, cable.netdev_added = ident, device.name, device.mac, True
         cable.rediscovered = True
-        if link.kind == "macvtap":
-            mode = DirectMode(link.mode or DirectMode.BRIDGE)
-            cable.endpoint = DirectEndpoint(where, mode, link.mtu)
+        if device.kind == "macvtap":
+            mode = DirectMode(device.mode or DirectMode.BRIDGE)
+            cable.endpoint = DirectEndpoint(where, mode, device.mtu)
         else:
-            cable.endpoint = BridgeEndpoint(where, link.mtu)
+            cable.endpoint = BridgeEndpoint(where, device.mtu)
         cable.fd = self._fd_again(
             ident, (await self._qemu.query_network()).netdevs[cable.netdev_id]
         )
@@ -372,7 +374,7 @@ class HubWiring(Wiring):
         if cable.fd is not None:
             await cable.fd.close_in_thread()
             cable.fd = None
-        await delete_device(self._host, cable)
+        await delete_cable_device(self._host, cable)
         self._cables.discard(cable)
 
     async def _take_out(self, cable: Cable) -> None:

@@ -15,7 +15,7 @@ from linkmgr.model import DirectEndpoint, DirectMode, Endpoint, NicRef
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.untrusted import printable
 from linkmgr.wirings.base import Cable
-from linkmgr.wirings.device import find_device
+from linkmgr.wirings.device import find_cable_device
 
 _ALL_FRAMES = "the guest asks for all frames"
 _MORE_ADDRESSES = "the guest uses more addresses"
@@ -92,7 +92,7 @@ async def apply_rx_filter(
         )
     cable.allowed_mac, cable.allowed_promisc = mac, promiscuous
     try:
-        link = await find_device(host, cable)  # it may have been renamed
+        link = await find_cable_device(host, cable)  # it may have been renamed
         if link is None:
             raise LinkMissing(
                 f"its device {cable.device} is gone", hint="see why: 'linkmgr check' tells more"

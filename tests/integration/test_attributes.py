@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr import EventKind, LinkManager
-from linkmgr.host import Host, Link
+from linkmgr.host import Host, NetDevice
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab
 
@@ -72,7 +72,7 @@ async def test_each_attribute_that_somebody_changes_is_told_and_set_again_in_pla
     await links.plug(NIC, network)
     assert (await guest.ping(f"10.{number}.0.1")).received
     async with Host() as host:
-        before = await host.link(name := await device(links))
+        before = await host.device(name := await device(links))
         for harm, code in harms.items():
             events = links.events()
             await watched.sh(harm.format(name))
@@ -84,8 +84,8 @@ async def test_each_attribute_that_somebody_changes_is_told_and_set_again_in_pla
                         break
             events.close()
 
-            async def as_before(wanted: Link = before) -> bool:
-                now = await host.find_link(name)
+            async def as_before(wanted: NetDevice = before) -> bool:
+                now = await host.find_device(name)
                 if now:
                     wanted = replace(wanted, operstate=now.operstate)
                 if now and network == "blue" and now.mac.startswith("fe:"):

@@ -112,22 +112,22 @@ async def test_without_a_common_kind_it_says_what_was_wanted_and_what_there_is(
 async def test_a_claim_touches_nothing_on_the_host(
     bench: Bench, driver: NetworkDriver, host: Host
 ) -> None:
-    before = await host.links()
+    before = await host.list_devices()
     attachment = await driver.init_attachment(OFFER, port_of(bench))
-    assert await host.links() == before
+    assert await host.list_devices() == before
     await driver.terminate_attachment(attachment)
 
 
 async def test_a_missing_device_is_named_and_the_claim_can_be_ended(
     bench: Bench, driver: NetworkDriver, host: Host
 ) -> None:
-    before = await host.links()
+    before = await host.list_devices()
     attachment = await driver.init_attachment(OFFER, port_of(bench))
     with pytest.raises(HostError, match=bench.device) as caught:
         await attachment.realise()
     assert caught.value.hint
     await driver.terminate_attachment(attachment)
-    assert await host.links() == before
+    assert await host.list_devices() == before
 
 
 async def test_ending_a_claim_twice_or_after_the_device_is_gone_succeeds(
@@ -148,11 +148,11 @@ async def test_what_it_brings_up_is_up_and_what_it_found_stays(
     two = await driver.init_attachment(OFFER, port_of(built, "p2"))
     await one.realise()
     await two.realise()
-    assert (await host.link(built.device)).up
+    assert (await host.device(built.device)).up
     await driver.terminate_attachment(one)
     await driver.terminate_attachment(two)
     await driver.forget_network(built.network)
-    assert await host.find_link(built.device)
+    assert await host.find_device(built.device)
 
 
 async def test_a_network_with_larger_frames_than_the_nic_takes_is_refused(
@@ -196,12 +196,12 @@ async def test_a_bridge_that_is_asked_for_is_made_and_removed_with_its_last_atta
         attachment = await driver.init_attachment(OFFER, Port(network, name))
         await attachment.realise()
         attachments.append(attachment)
-    made = await host.link("br-made")
+    made = await host.device("br-made")
     assert (made.kind, made.up, made.mtu) == ("bridge", True, 1400)
     await driver.terminate_attachment(attachments[0])
-    assert await host.find_link("br-made")
+    assert await host.find_device("br-made")
     await driver.terminate_attachment(attachments[1])
-    assert await host.find_link("br-made") is None
+    assert await host.find_device("br-made") is None
 
 
 async def test_a_bridge_that_we_made_stays_while_somebody_elses_port_is_on_it(host: Host) -> None:
@@ -213,10 +213,10 @@ async def test_a_bridge_that_we_made_stays_while_somebody_elses_port_is_on_it(ho
         ["sh", "-c", "ip link add up0 type veth peer name up1; ip link set up0 master br-made"]
     )
     await driver.terminate_attachment(attachment)
-    assert await host.find_link("br-made")
+    assert await host.find_device("br-made")
     await execute(["ip", "link", "del", "up0"])
     await driver.forget_network(network)
-    assert await host.find_link("br-made") is None
+    assert await host.find_device("br-made") is None
 
 
 VETH = "ip link add x0 type veth peer name x1; "
@@ -236,7 +236,7 @@ async def test_a_device_that_is_taken_is_refused_before_anything_is_made(
 ) -> None:
     await execute(["sh", "-c", commands])
     try:
-        before = await host.links()
+        before = await host.list_devices()
         driver = find_driver(driver_name)(host)
         where = {"bridge": "bridge", "direct": "parent"}[driver_name]
         network = Network("n", driver_name, {where: "x0", **options})
@@ -245,6 +245,8 @@ async def test_a_device_that_is_taken_is_refused_before_anything_is_made(
             await attachment.realise()
         assert caught.value.hint
         await driver.terminate_attachment(attachment)
-        assert [link.name for link in await host.links()] == [link.name for link in before]
+        assert [device.name for device in await host.list_devices()] == [
+            device.name for device in before
+        ]
     finally:
         await execute(["sh", "-c", "ip link del x0; ip link del x2"], check=False)

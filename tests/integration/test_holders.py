@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.host import Link, held_by
+from linkmgr.host import NetDevice, held_by
 from tests.integration.silent_fuse import silent_fuse
 
 ZERO = os.makedev(1, 5)  #: stands for the number of a macvtap: few have it open
@@ -21,8 +21,8 @@ TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x2, 0x1000
 
 
-def made_up(kind: str) -> Link:
-    return Link(
+def made_up(kind: str) -> NetDevice:
+    return NetDevice(
         index=7, name="lm0", kind=kind, mac="52:54:00:00:00:01", mtu=1500, up=True, operstate="up",
         carrier=True, master=None, parent=None, alias=None, mode=None, promisc=False,
         allmulti=False,
@@ -52,7 +52,7 @@ async def test_a_holder_is_found_by_any_node_and_a_silent_file_system_is_not_ask
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linkmgr.host.holders.device_number", lambda *_: ZERO)
-    link = made_up("macvtap")
+    device = made_up("macvtap")
     os.mknod(tmp_path / "node", 0o600 | stat.S_IFCHR, ZERO)
     mount = tmp_path / "mount"
     mount.mkdir()
@@ -63,6 +63,6 @@ async def test_a_holder_is_found_by_any_node_and_a_silent_file_system_is_not_ask
                 os.close(silent)
                 os.close(node)
                 async with asyncio.timeout(3):
-                    assert f"sleep ({holder.pid})" in await held_by(link)
+                    assert f"sleep ({holder.pid})" in await held_by(device)
             finally:
                 holder.kill()

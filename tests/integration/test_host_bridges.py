@@ -61,20 +61,25 @@ def port_options(name: str) -> dict[str, bool]:
 
 async def test_a_bridge_is_up_marked_and_keeps_its_mtu(host: Host) -> None:
     async with discarding(host, "lmbr0"):
-        link = await host.create_bridge("lmbr0", MARK, mtu=1400)
-        assert (link.kind, link.up, link.mtu, link.alias) == ("bridge", True, 1400, str(MARK))
+        device = await host.create_bridge("lmbr0", MARK, mtu=1400)
+        assert (device.kind, device.up, device.mtu, device.alias) == (
+            "bridge",
+            True,
+            1400,
+            str(MARK),
+        )
         with veth() as (one, _):
             ip(f"link set {one} mtu 1300 master lmbr0")
-            found = await host.link("lmbr0")
-            assert (found.mtu, found.mac) == (1400, link.mac)
+            found = await host.device("lmbr0")
+            assert (found.mtu, found.mac) == (1400, device.mac)
 
 
 async def test_a_taken_name_is_refused_and_its_owner_untouched(host: Host) -> None:
     with bridge() as name:
-        before = await host.link(name)
+        before = await host.device(name)
         with pytest.raises(NameTaken, match=name):
             await host.create_bridge(name, MARK, mtu=1500)
-        assert await host.link(name) == before
+        assert await host.device(name) == before
 
 
 async def test_a_bridge_that_cannot_be_finished_is_not_left(
@@ -82,7 +87,7 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
 ) -> None:
     with pytest.raises(HostError, match="lmbr0"):
         await host.create_bridge("lmbr0", MARK, mtu=1000000)
-    assert await host.find_link("lmbr0") is None
+    assert await host.find_device("lmbr0") is None
 
     def refuse(*_: object) -> None:
         raise Refused(1, "silence it")
@@ -90,7 +95,7 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
     monkeypatch.setattr(bridge_module, "silence", refuse)
     with pytest.raises(HostError, match="silence it"):
         await host.create_bridge("lmbr0", MARK, mtu=1500)
-    assert await host.find_link("lmbr0") is None
+    assert await host.find_device("lmbr0") is None
 
 
 async def test_a_caller_that_leaves_at_any_moment_leaves_no_bridge(host: Host) -> None:
@@ -102,7 +107,7 @@ async def test_a_caller_that_leaves_at_any_moment_leaves_no_bridge(host: Host) -
             try:
                 await task
             except asyncio.CancelledError:
-                assert await host.find_link("lmbr0") is None
+                assert await host.find_device("lmbr0") is None
 
 
 @pytest.mark.parametrize("option", ["isolated", "hairpin", "learning", None])
@@ -114,32 +119,32 @@ async def test_a_port_forwards_and_has_its_options(
     with bridge() as over:
         tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=up)
         with tap.fd:
-            await host.attach_to_bridge(tap.link.name, over, **options)
-            assert port_options(tap.link.name) == options
-            link = await host.link(tap.link.name)
-            assert link.master == (await host.link(over)).index
-            assert (link.up, link.port_state) == (True, PortState.FORWARDING)
+            await host.attach_to_bridge(tap.device.name, over, **options)
+            assert port_options(tap.device.name) == options
+            device = await host.device(tap.device.name)
+            assert device.master == (await host.device(over)).index
+            assert (device.up, device.port_state) == (True, PortState.FORWARDING)
 
 
 async def test_attaching_again_changes_the_options(host: Host, tap: Tap) -> None:
     with bridge() as over:
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN)
         other = {"isolated": True, "hairpin": True, "learning": False}
-        await host.attach_to_bridge(tap.link.name, over, **other)
-        assert port_options(tap.link.name) == other
+        await host.attach_to_bridge(tap.device.name, over, **other)
+        assert port_options(tap.device.name) == other
 
 
 async def test_a_port_is_taken_off_once_or_twice(host: Host, tap: Tap) -> None:
     with bridge() as over:
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN)
         for _ in range(2):
-            await host.detach_from_bridge(tap.link.name)
-            assert (await host.link(tap.link.name)).master is None
+            await host.detach_from_bridge(tap.device.name)
+            assert (await host.device(tap.device.name)).master is None
 
 
 async def test_frames_pass_both_ways(host: Host, tap: Tap, cable: tuple[str, str]) -> None:
     with bridge(cable[0]) as over, Wire(cable[1]) as wire:
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN)
         wire.send(frame(NIC, PEER, "in"))
         assert await read_within(tap.fd) == ["in"]
         os.write(tap.fd.number, frame(PEER, NIC, "out"))
@@ -148,7 +153,7 @@ async def test_frames_pass_both_ways(host: Host, tap: Tap, cable: tuple[str, str
 
 async def test_what_is_missing_is_named(host: Host, tap: Tap) -> None:
     with pytest.raises(LinkMissing, match="no device nobridge, needed as a bridge"):
-        await host.attach_to_bridge(tap.link.name, "nobridge", **PLAIN)
+        await host.attach_to_bridge(tap.device.name, "nobridge", **PLAIN)
     with bridge() as over, pytest.raises(LinkMissing, match="no device notap"):
         await host.attach_to_bridge("notap", over, **PLAIN)
 
@@ -157,16 +162,16 @@ async def test_what_is_no_bridge_is_not_taken_for_one(
     host: Host, tap: Tap, cable: tuple[str, str]
 ) -> None:
     with pytest.raises(LinkBusy, match=f"{cable[0]} is not a bridge but a veth"):
-        await host.attach_to_bridge(tap.link.name, cable[0], **PLAIN)
-    assert (await host.link(tap.link.name)).master is None
+        await host.attach_to_bridge(tap.device.name, cable[0], **PLAIN)
+    assert (await host.device(tap.device.name)).master is None
 
 
 async def test_a_port_of_another_bridge_is_not_stolen(host: Host, tap: Tap) -> None:
     with bridge() as one, bridge() as other:
-        await host.attach_to_bridge(tap.link.name, one, **PLAIN)
-        with pytest.raises(LinkBusy, match=f"{tap.link.name} is a port of {one}"):
-            await host.attach_to_bridge(tap.link.name, other, **PLAIN)
-        assert (await host.link(tap.link.name)).master == (await host.link(one)).index
+        await host.attach_to_bridge(tap.device.name, one, **PLAIN)
+        with pytest.raises(LinkBusy, match=f"{tap.device.name} is a port of {one}"):
+            await host.attach_to_bridge(tap.device.name, other, **PLAIN)
+        assert (await host.device(tap.device.name)).master == (await host.device(one)).index
 
 
 async def test_a_device_that_no_bridge_takes_is_refused(host: Host) -> None:
@@ -180,23 +185,25 @@ async def test_a_bridge_that_is_down_forwards_nothing(host: Host, tap: Tap) -> N
     with bridge() as over:
         await host.set_down(over)
         with pytest.raises(NotForwarding, match=f"bridge {over} is down"):
-            await host.attach_to_bridge(tap.link.name, over, **PLAIN)
-        assert (await host.link(tap.link.name)).master is None
+            await host.attach_to_bridge(tap.device.name, over, **PLAIN)
+        assert (await host.device(tap.device.name)).master is None
 
 
 async def test_with_a_spanning_tree_it_waits_until_the_port_forwards(host: Host, tap: Tap) -> None:
     with bridge(options=STP) as over:
         start = time.monotonic()
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN, timeout=10)
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN, timeout=10)
         assert time.monotonic() - start > 3
-        assert (await host.link(tap.link.name)).port_state is PortState.FORWARDING
+        assert (await host.device(tap.device.name)).port_state is PortState.FORWARDING
 
 
 async def test_when_the_time_is_over_the_port_is_off_the_bridge_again(host: Host, tap: Tap) -> None:
     with bridge(options=STP) as over:
-        with pytest.raises(NotForwarding, match=f"{tap.link.name} is a port of {over} .*listening"):
-            await host.attach_to_bridge(tap.link.name, over, **PLAIN, timeout=0.2)
-        assert (await host.link(tap.link.name)).master is None
+        with pytest.raises(
+            NotForwarding, match=f"{tap.device.name} is a port of {over} .*listening"
+        ):
+            await host.attach_to_bridge(tap.device.name, over, **PLAIN, timeout=0.2)
+        assert (await host.device(tap.device.name)).master is None
 
 
 def set_by_somebody(name: str) -> bool:
@@ -210,7 +217,7 @@ async def test_a_bridge_keeps_its_address_while_our_taps_come_and_go(
     caplog.set_level(logging.INFO, "linkmgr")
     with bridge() as over:
         ip(f"addr add 10.9.0.1/24 dev {over}")
-        had = (await host.link(over)).mac
+        had = (await host.device(over)).mac
         seen = []
         taps: list[Tap] = []
         with contextlib.ExitStack() as at_the_end:
@@ -219,10 +226,10 @@ async def test_a_bridge_keeps_its_address_while_our_taps_come_and_go(
                     made = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
                     at_the_end.enter_context(made.fd)
                     taps.append(made)
-                    await host.attach_to_bridge(made.link.name, over, **PLAIN)
+                    await host.attach_to_bridge(made.device.name, over, **PLAIN)
                 else:
                     await taps.pop(0).fd.close_in_thread()
-                seen.append((await host.link(over)).mac)
+                seen.append((await host.device(over)).mac)
         assert seen == [had] * len(seen)
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
         assert told == [f"bridge {over} keeps its address {had}, whichever taps come and go"]
@@ -234,18 +241,18 @@ async def test_a_bridge_that_has_lost_its_address_is_given_one(host: Host, tap: 
         over = at_the_end.enter_context(bridge())
         with veth() as (one, _):
             ip(f"link set {one} master {over}")
-        assert (await host.link(over)).mac == "00:00:00:00:00:00"
+        assert (await host.device(over)).mac == "00:00:00:00:00:00"
         others = [await host.open_tap(f"lmother{n}", MARK, mtu=1500) for n in range(4)]
         for other in others:
             at_the_end.enter_context(other.fd)
-        names = [tap.link.name, *(other.link.name for other in others)]
+        names = [tap.device.name, *(other.device.name for other in others)]
         await asyncio.gather(*(host.attach_to_bridge(name, over, **PLAIN) for name in names))
-        had = (await host.link(over)).mac
+        had = (await host.device(over)).mac
         assert had[1] in "26ae"
-        assert had not in {(await host.link(name)).mac for name in names}
+        assert had not in {(await host.device(name)).mac for name in names}
         for other in others:
             await other.fd.close_in_thread()
-        assert (await host.link(over)).mac == had
+        assert (await host.device(over)).mac == had
 
 
 async def test_a_bridge_follows_the_address_of_its_uplink(
@@ -253,11 +260,11 @@ async def test_a_bridge_follows_the_address_of_its_uplink(
 ) -> None:
     ip(f"link set {cable[0]} address 02:00:00:00:00:01")
     with bridge(cable[0]) as over:
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
-        assert (await host.link(over)).mac == "02:00:00:00:00:01"
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN)
+        assert (await host.device(over)).mac == "02:00:00:00:00:01"
         assert not set_by_somebody(over)
         ip(f"link set {cable[0]} address 02:00:00:00:00:02")
-        assert (await host.link(over)).mac == "02:00:00:00:00:02"
+        assert (await host.device(over)).mac == "02:00:00:00:00:02"
 
 
 async def test_an_address_that_was_set_is_left_alone(
@@ -266,27 +273,27 @@ async def test_an_address_that_was_set_is_left_alone(
     caplog.set_level(logging.INFO, "linkmgr")
     with bridge() as over:
         ip(f"link set {over} address 02:00:00:00:00:09")
-        await host.attach_to_bridge(tap.link.name, over, **PLAIN)
-        assert (await host.link(over)).mac == "02:00:00:00:00:09"
+        await host.attach_to_bridge(tap.device.name, over, **PLAIN)
+        assert (await host.device(over)).mac == "02:00:00:00:00:09"
         assert caplog.records == []
 
 
 async def test_a_caller_that_leaves_takes_the_port_along(host: Host, tap: Tap) -> None:
     with bridge(options=STP) as over:
         for moment in (0, 0.001, 0.002, 0.004, 0.1):
-            task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+            task = asyncio.create_task(host.attach_to_bridge(tap.device.name, over, **PLAIN))
             await asyncio.sleep(moment)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert (await host.link(tap.link.name)).master is None
+            assert (await host.device(tap.device.name)).master is None
 
 
 async def test_a_bridge_that_goes_while_it_waits_is_noticed(host: Host, tap: Tap) -> None:
     with bridge(options=STP) as over:
-        task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+        task = asyncio.create_task(host.attach_to_bridge(tap.device.name, over, **PLAIN))
         await asyncio.sleep(0.2)
-        await host.delete_link(over)
+        await host.delete_device(over)
         with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more"):
             await task
 
@@ -294,10 +301,10 @@ async def test_a_bridge_that_goes_while_it_waits_is_noticed(host: Host, tap: Tap
 async def test_a_device_that_goes_while_it_waits_is_noticed(host: Host) -> None:
     tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
     with bridge(options=STP) as over:
-        task = asyncio.create_task(host.attach_to_bridge(tap.link.name, over, **PLAIN))
+        task = asyncio.create_task(host.attach_to_bridge(tap.device.name, over, **PLAIN))
         await asyncio.sleep(0.2)
         await tap.fd.close_in_thread()
-        with pytest.raises(LinkMissing, match=tap.link.name):
+        with pytest.raises(LinkMissing, match=tap.device.name):
             await task
 
 
@@ -312,5 +319,5 @@ async def test_options_that_are_refused_leave_the_device_off_the_bridge(
     )
     with bridge() as over:
         with pytest.raises(HostError, match="port flags"):
-            await host.attach_to_bridge(tap.link.name, over, **PLAIN)
-        assert (await host.link(tap.link.name)).master is None
+            await host.attach_to_bridge(tap.device.name, over, **PLAIN)
+        assert (await host.device(tap.device.name)).master is None

@@ -135,4 +135,4 @@ async def discarding(host: Host, *names: str) -> AsyncIterator[None]:
         yield
     finally:
         for name in names:
-            await host.delete_link(name)
+            await host.delete_device(name)

@@ -25,44 +25,44 @@ async def host() -> AsyncIterator[Host]:
 async def test_a_device_is_read(host: Host) -> None:
     with veth() as (one, other):
         ip(f"link set {one} mtu 1400 address 52:54:00:AA:bb:0c alias hello")
-        link = await host.link(one)
-        assert (link.name, link.kind, link.mtu, link.up) == (one, "veth", 1400, True)
-        assert (link.mac, link.alias, link.operstate) == ("52:54:00:aa:bb:0c", "hello", "up")
-        assert link.carrier
-        assert link.parent == (await host.link(other)).index
-        assert (link.master, link.mode, link.port_state) == (None, None, None)
-        assert await host.link(link.index) == link
+        device = await host.device(one)
+        assert (device.name, device.kind, device.mtu, device.up) == (one, "veth", 1400, True)
+        assert (device.mac, device.alias, device.operstate) == ("52:54:00:aa:bb:0c", "hello", "up")
+        assert device.carrier
+        assert device.parent == (await host.device(other)).index
+        assert (device.master, device.mode, device.port_state) == (None, None, None)
+        assert await host.device(device.index) == device
 
 
 async def test_a_device_that_is_down_says_so(host: Host) -> None:
     with veth() as (one, other):
         ip(f"link set {one} down")
-        assert not (await host.link(one)).up
-        link = await host.link(other)
-        assert (link.up, link.carrier, link.operstate) == (True, False, "lowerlayerdown")
+        assert not (await host.device(one)).up
+        device = await host.device(other)
+        assert (device.up, device.carrier, device.operstate) == (True, False, "lowerlayerdown")
 
 
 async def test_a_missing_device_is_missing(host: Host) -> None:
-    assert await host.find_link("nothere") is None
-    assert await host.find_link(99999) is None
+    assert await host.find_device("nothere") is None
+    assert await host.find_device(99999) is None
     with pytest.raises(LinkMissing, match="no device nothere"):
-        await host.link("nothere")
+        await host.device("nothere")
     with pytest.raises(LinkMissing, match="index 99999"):
-        await host.link(99999)
+        await host.device(99999)
 
 
 async def test_all_devices_are_listed(host: Host) -> None:
     with veth() as (one, other):
-        links = {link.name: link for link in await host.links()}
-        assert {one, other, "lo"} <= set(links)
-        assert links[one] == await host.link(one)
+        devices = {device.name: device for device in await host.list_devices()}
+        assert {one, other, "lo"} <= set(devices)
+        assert devices[one] == await host.device(one)
 
 
 async def test_lists_can_be_asked_for_at_once(host: Host) -> None:
     with bridge() as name, veth() as (one, _):
         ip(f"link set {one} master {name}")
-        lists = await asyncio.gather(*(host.links() for _ in range(60)))
-        assert all(len(links) == len(lists[0]) for links in lists)
+        lists = await asyncio.gather(*(host.list_devices() for _ in range(60)))
+        assert all(len(devices) == len(lists[0]) for devices in lists)
         await asyncio.gather(*(host.ports_with("52:54:00:00:00:01", name) for _ in range(60)))
 
 
@@ -71,7 +71,7 @@ async def test_a_list_of_very_many_devices_is_complete(host: Host) -> None:
     async with discarding(host, *names):
         for name in names:
             ip(f"link add {name} type veth peer name {name}p")
-        found = {link.name for link in await host.links()}
+        found = {device.name for device in await host.list_devices()}
         assert {*names, *(f"{name}p" for name in names)} <= found
 
 
@@ -81,29 +81,33 @@ async def test_only_what_carries_our_mark_is_ours(host: Host) -> None:
         await host.set_alias(one, MARK)
         ip(f"link set {other} alias linkmgr")
         found = [pair for pair in await host.marked() if pair not in before]
-        assert found == [(MARK, await host.link(one))]
+        assert found == [(MARK, await host.device(one))]
         assert found[0][0] == Mark("web1/net0", "0123abcd")
 
 
 async def test_single_things_are_changed_by_name_and_by_index(host: Host) -> None:
     with veth() as (one, _):
-        index = (await host.link(one)).index
+        index = (await host.device(one)).index
         for device in (one, index):
             await host.set_down(device)
-            assert not (await host.link(one)).up
+            assert not (await host.device(one)).up
             await host.set_up(device)
-            assert (await host.link(one)).up
+            assert (await host.device(one)).up
         await host.set_mtu(one, 1300)
         await host.set_mac(index, "52:54:00:00:00:42")
         await host.set_alias(one, "text")
         await host.set_promiscuity(index, True)
-        link = await host.link(one)
-        assert (link.mtu, link.mac, link.alias) == (1300, "52:54:00:00:00:42", "text")
-        assert link.promisc
+        net_device = await host.device(one)
+        assert (net_device.mtu, net_device.mac, net_device.alias) == (
+            1300,
+            "52:54:00:00:00:42",
+            "text",
+        )
+        assert net_device.promisc
         await host.set_promiscuity(one, False)
-        link = await host.link(one)
-        assert not link.promisc
-        assert link.up
+        net_device = await host.device(one)
+        assert not net_device.promisc
+        assert net_device.up
 
 
 @pytest.mark.parametrize(
@@ -135,24 +139,24 @@ async def test_a_value_that_the_kernel_refuses_is_an_error_that_names_the_device
 
 @pytest.mark.parametrize("name", ["", "a/b", "x\n", "x" * 128])
 async def test_a_name_that_no_device_can_have_is_refused(host: Host, name: str) -> None:
-    for call in (host.link, host.find_link, host.delete_link, host.set_up):
+    for call in (host.device, host.find_device, host.delete_device, host.set_up):
         with pytest.raises(BadName):
             await call(name)
 
 
 async def test_a_device_is_deleted_by_name_or_index_and_only_once(host: Host) -> None:
     with veth() as (one, _):
-        assert await host.delete_link(one) is True
-        assert await host.delete_link(one) is False
+        assert await host.delete_device(one) is True
+        assert await host.delete_device(one) is False
     with bridge() as name:
-        index = (await host.link(name)).index
-        assert await host.delete_link(index) is True
-        assert await host.delete_link(index) is False
+        index = (await host.device(name)).index
+        assert await host.delete_device(index) is True
+        assert await host.delete_device(index) is False
 
 
 async def test_what_cannot_be_deleted_says_so(host: Host) -> None:
     with pytest.raises(Unsupported, match="remove lo"):
-        await host.delete_link("lo")
+        await host.delete_device("lo")
 
 
 async def test_without_privilege_every_change_says_what_is_missing() -> None:
@@ -174,7 +178,7 @@ async def main():
             host.open_macvtap("lmdenied", "lo", mark, mode=DirectMode.BRIDGE,
                               mac="52:54:00:00:00:01", mtu=1500),
             host.set_up("lo"),
-            host.delete_link("lo"),
+            host.delete_device("lo"),
             host.withdraw_entries(
                 [FdbEntry("52:54:00:00:00:01", 1, None, static=False, local=False)], "lo"
             ),
@@ -183,8 +187,8 @@ async def main():
                 await call
             except HostError as error:
                 found.append([error.code, error.hint])
-        assert await host.find_link("lmdenied") is None
-        assert (await host.link("lo")).up
+        assert await host.find_device("lmdenied") is None
+        assert (await host.device("lo")).up
     print(json.dumps(found))
 asyncio.run(main())
 """
@@ -201,10 +205,10 @@ asyncio.run(main())
 async def test_outside_its_block_a_host_says_so() -> None:
     host = Host()
     with pytest.raises(RuntimeError, match="async with"):
-        await host.find_link("lo")
+        await host.find_device("lo")
     async with host:
-        await host.link("lo")
+        await host.device("lo")
     with pytest.raises(RuntimeError, match="async with"):
-        await host.links()
+        await host.list_devices()
     async with host:  # it can be opened again
-        await host.link("lo")
+        await host.device("lo")

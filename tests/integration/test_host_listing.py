@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr.host import Host
-from linkmgr.host.links import Link, PortState
-from linkmgr.host.rtnl_read import read_link
+from linkmgr.host.links import NetDevice, PortState
+from linkmgr.host.rtnl_read import parse_device
 from linkmgr.testing.process import execute
 
 DEVICES = """
@@ -44,19 +44,19 @@ async def devices() -> AsyncIterator[None]:
 
 async def test_every_device_is_what_iproute2_says_it_is(devices: None) -> None:
     async with Host() as host:
-        listed = await host.links()
-        alone = [await host.find_link(link.name) for link in listed]
-        assert [await host.find_link(link.index) for link in listed] == listed
+        listed = await host.list_devices()
+        alone = [await host.find_device(device.name) for device in listed]
+        assert [await host.find_device(device.index) for device in listed] == listed
     assert listed == alone
     said = json.loads((await execute(["ip", "-json", "-details", "link", "show"])).output)
     index = {each["ifname"]: each["ifindex"] for each in said}
     assert {"lo", "br0", "br1", "v0", "v1", "v2", "t0", "m0", "m1", "vx"} <= index.keys()
-    assert {link.name: link.index for link in listed} == index
-    for link, other in zip(listed, said, strict=True):
+    assert {device.name: device.index for device in listed} == index
+    for device, other in zip(listed, said, strict=True):
         info = other.get("linkinfo", {})
         port = info.get("info_slave_data", {}).get("state")
         data = info.get("info_data", {})
-        assert link == Link(
+        assert device == NetDevice(
             index=other["ifindex"],
             name=other["ifname"],
             kind=info.get("info_kind"),
@@ -64,7 +64,7 @@ async def test_every_device_is_what_iproute2_says_it_is(devices: None) -> None:
             mtu=other["mtu"],
             up="UP" in other["flags"],
             operstate=other["operstate"].lower(),
-            carrier=link.carrier,  # it says so only in words that it leaves out
+            carrier=device.carrier,  # it says so only in words that it leaves out
             master=index.get(other.get("master")),
             parent=index.get(other.get("link")),
             alias=other.get("ifalias"),
@@ -75,23 +75,23 @@ async def test_every_device_is_what_iproute2_says_it_is(devices: None) -> None:
             snooping=bool(data.get("mcast_snooping")),
             group=0 if other["group"] == "default" else int(other["group"]),
         )
-    carriers = {link.name for link in listed if link.carrier}
+    carriers = {device.name for device in listed if device.carrier}
     assert {"v0", "v1", "m0"} & carriers == {"v0", "v1", "m0"}
     assert "t0" not in carriers  # nobody has it open
 
 
 async def test_a_device_that_is_not_there_is_none(devices: None) -> None:
     async with Host() as host:
-        assert await host.find_link("nothing") is None
-        assert await host.find_link(2**31 - 1) is None
+        assert await host.find_device("nothing") is None
+        assert await host.find_device(2**31 - 1) is None
 
 
 async def test_what_was_asked_leaves_nothing_open(devices: None) -> None:
     async with Host() as host:
-        await asyncio.gather(*(host.find_link("v0") for _ in range(50)), host.links())
+        await asyncio.gather(*(host.find_device("v0") for _ in range(50)), host.list_devices())
         before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(50):
-            task = asyncio.create_task(host.links())
+            task = asyncio.create_task(host.list_devices())
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -105,14 +105,14 @@ async def test_many_devices_are_listed_whole_by_many_who_ask_at_once() -> None:
                    " ".join(names)])  # fmt: skip
     try:
         async with Host() as host:
-            answers = await asyncio.gather(*(host.links() for _ in range(8)))
+            answers = await asyncio.gather(*(host.list_devices() for _ in range(8)))
     finally:
         await execute(["sh", "-c", "for n in $0; do ip link del $n; done", " ".join(names)])
-    for links in answers:
-        assert {link.name for link in links} >= set(names)
+    for devices in answers:
+        assert {device.name for device in devices} >= set(names)
 
 
 def test_a_message_that_is_cut_short_is_no_endless_loop() -> None:
     start = bytes(16)
-    assert read_link(memoryview(start + b"\0\0\3\0")).name == ""
-    assert read_link(memoryview(start + b"\xff\xff\3\0ab")).name == "ab"
+    assert parse_device(memoryview(start + b"\0\0\3\0")).name == ""
+    assert parse_device(memoryview(start + b"\xff\xff\3\0ab")).name == "ab"

@@ -61,11 +61,16 @@ async def test_a_macvtap_is_up_marked_and_of_its_mode(
     async with discarding(host, name):
         tap = await make(host, name, cable[0], mode=mode, mtu=1400)
         with tap.fd:
-            link = tap.link
-            assert link == await host.link(name)
-            assert (link.kind, link.mode, link.mac, link.mtu) == ("macvtap", mode, NIC, 1400)
-            assert (link.up, link.allmulti, link.alias) == (True, True, str(MARK))
-            assert link.parent == (await host.link(cable[0])).index
+            device = tap.device
+            assert device == await host.device(name)
+            assert (device.kind, device.mode, device.mac, device.mtu) == (
+                "macvtap",
+                mode,
+                NIC,
+                1400,
+            )
+            assert (device.up, device.allmulti, device.alias) == (True, True, str(MARK))
+            assert device.parent == (await host.device(cable[0])).index
 
 
 @pytest.mark.parametrize("mode", list(DirectMode))
@@ -111,12 +116,12 @@ async def test_frames_for_others_arrive_only_in_passthru_mode(
 async def test_passthru_gives_the_parent_its_address_back(
     host: Host, cable: tuple[str, str], name: str
 ) -> None:
-    before = await host.link(cable[0])
+    before = await host.device(cable[0])
     async with discarding(host, name):
         tap = await make(host, name, cable[0], mode=DirectMode.PASSTHRU)
-        assert (await host.link(cable[0])).mac == NIC
+        assert (await host.device(cable[0])).mac == NIC
         tap.fd.close()
-    assert (await host.link(cable[0])).mac == before.mac
+    assert (await host.device(cable[0])).mac == before.mac
 
 
 async def test_the_link_outlives_its_descriptor(
@@ -124,8 +129,8 @@ async def test_the_link_outlives_its_descriptor(
 ) -> None:
     tap = await make(host, name, cable[0])
     await tap.fd.close_in_thread()
-    assert await host.find_link(name) is not None
-    assert await host.delete_link(name)
+    assert await host.find_device(name) is not None
+    assert await host.delete_device(name)
 
 
 # --- parents ---
@@ -143,10 +148,10 @@ async def test_a_parent_that_is_down_is_refused_but_can_be_made_usable(
     await host.set_down(cable[0])
     with pytest.raises(LinkBusy, match=f"{cable[0]} is down"):
         await make(host, name, cable[0])
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
     parent = await host.parent_usable(cable[0], DirectMode.BRIDGE)
     assert parent.up
-    assert parent == await host.link(cable[0])
+    assert parent == await host.device(cable[0])
 
 
 async def test_a_parent_that_is_a_bridge_port_names_the_bridge(
@@ -159,7 +164,7 @@ async def test_a_parent_that_is_a_bridge_port_names_the_bridge(
         ):
             with pytest.raises(LinkBusy, match=f"{cable[0]} is a port of {over}"):
                 await call
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_a_bridge_itself_can_be_a_parent(host: Host, name: str) -> None:
@@ -182,7 +187,7 @@ async def test_a_parent_in_passthru_names_who_has_it(
             ):
                 with pytest.raises(LinkBusy, match=rf"{first} \(of web1/net0\).*passthru"):
                     await call
-        assert await host.find_link(name) is None
+        assert await host.find_device(name) is None
 
 
 async def test_passthru_beside_others_names_them(
@@ -197,7 +202,7 @@ async def test_passthru_beside_others_names_them(
         ):
             with pytest.raises(LinkBusy, match=rf"others on it \({first} \(of web1/net0\)\)"):
                 await call
-        assert await host.find_link(name) is None
+        assert await host.find_device(name) is None
 
 
 async def test_two_modes_share_a_parent(host: Host, cable: tuple[str, str], name: str) -> None:
@@ -217,7 +222,7 @@ async def test_an_address_that_is_taken_names_who_has_it(
             LinkBusy, match=rf"{name} .*{NIC} .*belongs to {first} \(of web1/net0\)"
         ):
             await make(host, name, cable[0])
-        assert await host.find_link(name) is None
+        assert await host.find_device(name) is None
         (await make(host, name, cable[0], mac=private_mac())).fd.close()
         with pytest.raises(LinkBusy, match=rf"{name} .*{NIC} .*belongs to {first}"):
             await host.set_mac(name, NIC)
@@ -231,7 +236,7 @@ async def test_a_macvtap_that_stays_down_may_have_an_address_that_is_taken(
         (await make(host, first, cable[0])).fd.close()
         tap = await make(host, name, cable[0], up=False)
         tap.fd.close()
-        assert (tap.link.up, tap.link.mac) == (False, NIC)
+        assert (tap.device.up, tap.device.mac) == (False, NIC)
 
 
 async def test_an_mtu_above_the_parents_says_so(
@@ -239,7 +244,7 @@ async def test_an_mtu_above_the_parents_says_so(
 ) -> None:
     with pytest.raises(HostError, match=f"cannot carry 9000 bytes: its parent {cable[0]} .* 1500"):
         await make(host, name, cable[0], mtu=9000)
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_what_is_no_ethernet_device_cannot_be_a_parent(host: Host, name: str) -> None:
@@ -250,10 +255,10 @@ async def test_what_is_no_ethernet_device_cannot_be_a_parent(host: Host, name: s
 async def test_a_taken_name_is_refused_and_its_owner_untouched(
     host: Host, cable: tuple[str, str]
 ) -> None:
-    before = await host.link(cable[1])
+    before = await host.device(cable[1])
     with pytest.raises(NameTaken, match=cable[1]):
         await make(host, cable[1], cable[0])
-    assert await host.link(cable[1]) == before
+    assert await host.device(cable[1]) == before
 
 
 # --- nodes ---
@@ -275,9 +280,9 @@ async def test_a_wrong_node_in_dev_is_not_opened(
     async with discarding(host, name):
         tap = await make(host, name, cable[0])
         tap.fd.close()
-        os.mknod(tmp_path / f"tap{tap.link.index}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.mknod(tmp_path / f"tap{tap.device.index}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
         monkeypatch.setattr(macvtap_module, "_DEV", tmp_path)
-        with macvtap_module.open_queue(name, tap.link.index) as queue:
+        with macvtap_module.open_queue(name, tap.device.index) as queue:
             assert os.fstat(queue.number).st_rdev != os.makedev(1, 3)
 
 
@@ -295,14 +300,14 @@ async def test_where_no_node_can_be_made_the_one_in_dev_is_used(
         monkeypatch.setattr(macvtap_module, "_DEV", tmp_path)
         monkeypatch.setattr(macvtap_module, "_open_private_node", no_private_node)
         with pytest.raises(Refused):
-            macvtap_module.open_queue(name, tap.link.index)
-        node = tmp_path / f"tap{tap.link.index}"
+            macvtap_module.open_queue(name, tap.device.index)
+        node = tmp_path / f"tap{tap.device.index}"
         os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 3))
         with pytest.raises(Refused):
-            macvtap_module.open_queue(name, tap.link.index)
+            macvtap_module.open_queue(name, tap.device.index)
         node.unlink()
         os.mknod(node, stat.S_IFCHR | 0o600, number)
-        with macvtap_module.open_queue(name, tap.link.index) as queue:
+        with macvtap_module.open_queue(name, tap.device.index) as queue:
             assert os.fstat(queue.number).st_rdev == number
 
 
@@ -312,7 +317,7 @@ async def test_the_sysfs_of_another_namespace_is_noticed(
     monkeypatch.setattr(macvtap_module, "_SYSFS", tmp_path)
     with pytest.raises(Unsupported, match="must be that of this network namespace"):
         await make(host, name, cable[0])
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 # --- failures ---
@@ -328,7 +333,7 @@ async def test_a_refusal_at_any_step_leaves_nothing(
     monkeypatch.setattr(macvtap_module, step, refuse)
     with pytest.raises(Denied, match=f"do {step}"):
         await make(host, name, cable[0])
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(
@@ -342,10 +347,10 @@ async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(
         try:
             tap = await task
         except asyncio.CancelledError:
-            assert await host.find_link(name) is None
+            assert await host.find_device(name) is None
         else:
             tap.fd.close()
-            await host.delete_link(name)
+            await host.delete_device(name)
 
 
 # --- changes ---
@@ -361,7 +366,7 @@ async def test_its_address_changes_while_it_is_up_and_takes_effect(
             wire.send(frame(NIC, PEER, "to the old address"))
             wire.send(frame("52:54:00:00:00:55", PEER, "to the new address"))
             assert await read_within(tap.fd) == ["to the new address"]
-            assert (await host.link(name)).up
+            assert (await host.device(name)).up
 
 
 async def test_its_mode_changes_but_not_into_passthru(
@@ -370,10 +375,10 @@ async def test_its_mode_changes_but_not_into_passthru(
     async with discarding(host, name):
         with (await make(host, name, cable[0])).fd:
             await host.set_macvtap_mode(name, DirectMode.PRIVATE)
-            assert (await host.link(name)).mode == "private"
+            assert (await host.device(name)).mode == "private"
             with pytest.raises(HostError, match=f"set {name} to mode passthru"):
                 await host.set_macvtap_mode(name, DirectMode.PASSTHRU)
-            assert (await host.link(name)).mode == "private"
+            assert (await host.device(name)).mode == "private"
 
 
 @pytest.mark.parametrize("free", [0, 1, 2, 3])
@@ -386,7 +391,7 @@ async def test_a_macvtap_is_opened_or_not_with_few_descriptors_but_nothing_is_lo
     async with discarding(host, name):
         tap = await make(host, name, cable[0])
         tap.fd.close()
-        index = (await host.link(name)).index
+        index = (await host.device(name)).index
         monkeypatch.setattr(Path, "lstat", no_device)  # as without the kernel's own node
         folders = set(Path("/dev").glob("linkmgr-*"))
         before = resource.getrlimit(resource.RLIMIT_NOFILE)

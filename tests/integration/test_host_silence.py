@@ -123,7 +123,7 @@ async def test_a_small_mtu_needs_no_silencing(host: Host) -> None:
     # Below 1280 bytes a device has no IPv6 at all, so there is nothing to switch off.
     tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1000)
     with tap.fd:
-        assert not Path(IPV6, tap.link.name).exists()
+        assert not Path(IPV6, tap.device.name).exists()
 
 
 @pytest.mark.parametrize("off", [True, False], ids=["off-by-default", "on"])
@@ -147,7 +147,7 @@ async def main():
         except HostError as error:
             print(error.hint)
         else:
-            print("made", (await host.link("lmro")).ipv6_silent)
+            print("made", (await host.device("lmro")).ipv6_silent)
             tap.fd.close()
 asyncio.run(main())
 """

@@ -51,7 +51,7 @@ async def two_taps(host: Host, cable: tuple[str, str]) -> AsyncIterator[tuple[st
         for _ in range(2):
             tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
             stack.push_async_callback(tap.fd.close_in_thread)
-            await host.attach_to_bridge(tap.link.name, over, **OPTIONS)
+            await host.attach_to_bridge(tap.device.name, over, **OPTIONS)
             taps.append(tap)
         yield over, taps[0], taps[1]
 
@@ -69,14 +69,14 @@ def set_entry(port: str, kind: str) -> None:
 
 
 def behind(host: Host, over: str, tap: Tap) -> set[str]:
-    return {entry.mac for entry in host.entries_behind(tap.link.name, over)}
+    return {entry.mac for entry in host.entries_behind(tap.device.name, over)}
 
 
 async def move(host: Host, over: str, old: Tap, new: Tap) -> None:
     """As a switch does it between two ports of a bridge that has a spanning tree."""
-    entries = host.entries_behind(old.link.name, over)
-    await host.withdraw_entries(entries, old.link.name)
-    await host.put_entries(entries, new.link.name, bridge=over)
+    entries = host.entries_behind(old.device.name, over)
+    await host.withdraw_entries(entries, old.device.name)
+    await host.put_entries(entries, new.device.name, bridge=over)
 
 
 # --- a bridge's forwarding entry ---
@@ -112,7 +112,7 @@ async def test_many_addresses_move_together(host: Host, two_taps: tuple[str, Tap
 
 async def test_nothing_to_move_is_fine(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, _, new = two_taps
-    await host.put_entries([], new.link.name, bridge=over)
+    await host.put_entries([], new.device.name, bridge=over)
     assert behind(host, over, new) == set()
 
 
@@ -122,7 +122,7 @@ async def test_a_moved_entry_is_like_one_that_was_learned(
     over, old, new = two_taps
     os.write(old.fd.number, frame(PEER, NIC, "learn"))
     await move(host, over, old, new)
-    assert entries(new.link.name)[NIC] == ""
+    assert entries(new.device.name)[NIC] == ""
     os.write(old.fd.number, frame(PEER, NIC, "the NIC speaks elsewhere"))
     assert behind(host, over, new) == set()
     assert behind(host, over, old) == {NIC}
@@ -132,8 +132,8 @@ async def test_an_entry_of_a_port_that_does_not_learn_stays(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, _, new = two_taps
-    await host.put_entries([], new.link.name, bridge=over, learning=False, own=NIC)
-    assert entries(new.link.name)[NIC] == "static"
+    await host.put_entries([], new.device.name, bridge=over, learning=False, own=NIC)
+    assert entries(new.device.name)[NIC] == "static"
     assert behind(host, over, new) == {NIC}
 
 
@@ -149,7 +149,7 @@ async def waiting(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
     stack = AsyncExitStack()
     tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=False)
     stack.push_async_callback(tap.fd.close_in_thread)
-    await host.attach_to_bridge(tap.link.name, over, **OPTIONS, up=False)
+    await host.attach_to_bridge(tap.device.name, over, **OPTIONS, up=False)
     return stack, tap
 
 
@@ -173,16 +173,16 @@ async def test_what_waits_carries_nothing_until_the_crossing_and_then_all(
                 assert texts(read_all(old.fd)) == ["to the NIC"] * old_
                 assert texts(read_all(new.fd)) == ["to the NIC"] * new_
                 if old_:
-                    await host.cross(old.link.name, new.link.name, bridge=over)
+                    await host.cross(old.device.name, new.device.name, bridge=over)
             # What happens to other ports does not open it, nor what happens to the device itself.
-            ip(f"link set {old.link.name} mtu 1400")
+            ip(f"link set {old.device.name} mtu 1400")
             with veth() as (other, _):
                 ip(f"link set {other} master {over}")
                 await asyncio.sleep(1.1)  # the kernel looks at carriers once a second
-            link = await host.link(old.link.name)
-            assert link.port_state is PortState.DISABLED
-            await host.open_port(old.link.name)
-            assert (await host.link(old.link.name)).port_state is PortState.FORWARDING
+            device = await host.device(old.device.name)
+            assert device.port_state is PortState.DISABLED
+            await host.open_port(old.device.name)
+            assert (await host.device(old.device.name)).port_state is PortState.FORWARDING
 
 
 async def test_an_old_port_that_is_gone_hinders_no_crossing(
@@ -192,9 +192,9 @@ async def test_an_old_port_that_is_gone_hinders_no_crossing(
     for spoil in ("link set {} nomaster", "link set {} down", "link del {}"):
         stack, new = await waiting(host, over)
         async with stack:
-            ip(spoil.format(old.link.name))
-            await host.cross(old.link.name, new.link.name, bridge=over)
-            assert (await host.link(new.link.name)).port_state is PortState.FORWARDING
+            ip(spoil.format(old.device.name))
+            await host.cross(old.device.name, new.device.name, bridge=over)
+            assert (await host.device(new.device.name)).port_state is PortState.FORWARDING
 
 
 async def test_in_every_vlan_of_the_port_the_entry_moves(
@@ -217,18 +217,18 @@ async def test_what_is_no_port_cannot_have_addresses(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, _, new = two_taps
-    await host.detach_from_bridge(new.link.name)
-    with pytest.raises(NotForwarding, match=f"{new.link.name} is no port of {over}"):
-        await host.put_entries([], new.link.name, bridge=over)
+    await host.detach_from_bridge(new.device.name)
+    with pytest.raises(NotForwarding, match=f"{new.device.name} is no port of {over}"):
+        await host.put_entries([], new.device.name, bridge=over)
 
 
 async def test_a_bridge_that_is_gone_is_said_to_be_gone(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, _, new = two_taps
-    await host.delete_link(over)
+    await host.delete_device(over)
     with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more") as caught:
-        await host.put_entries([], new.link.name, bridge=over)
+        await host.put_entries([], new.device.name, bridge=over)
     assert caught.value.hint == f"make it again: 'ip link add {over} type bridge', then try again"
 
 
@@ -236,9 +236,9 @@ async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
     with bridge(options="stp_state 1") as over:
         tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
         with tap.fd:
-            ip(f"link set {tap.link.name} master {over}")
+            ip(f"link set {tap.device.name} master {over}")
             with pytest.raises(NotForwarding, match="state listening"):
-                await host.put_entries([], tap.link.name, bridge=over)
+                await host.put_entries([], tap.device.name, bridge=over)
 
 
 async def test_missing_devices_are_named(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
@@ -246,7 +246,7 @@ async def test_missing_devices_are_named(host: Host, two_taps: tuple[str, Tap, T
     with pytest.raises(LinkMissing, match="notap"):
         await host.put_entries([], "notap", bridge=over)
     assert host.entries_behind("notap", over) == []
-    assert host.entries_behind(old.link.name, "nobridge") == []
+    assert host.entries_behind(old.device.name, "nobridge") == []
 
 
 async def test_while_a_bridge_floods_both_ports_hear_an_address(
@@ -255,14 +255,14 @@ async def test_while_a_bridge_floods_both_ports_hear_an_address(
     over, old, new = two_taps
     os.write(old.fd.number, frame(PEER, NIC, "learn"))
     assert await read_within(new.fd) == ["learn"]
-    taken = host.entries_behind(old.link.name, over)
+    taken = host.entries_behind(old.device.name, over)
     with Wire(cable[1]) as wire:
         for _ in range(2):  # what is forgotten already is no error
-            await host.withdraw_entries(taken, old.link.name)
+            await host.withdraw_entries(taken, old.device.name)
         wire.send(frame(NIC, PEER, "both"))
         assert await read_within(old.fd) == ["both"]
         assert await read_within(new.fd) == ["both"]
-        await host.put_entries(taken, new.link.name, bridge=over)
+        await host.put_entries(taken, new.device.name, bridge=over)
         wire.send(frame(NIC, PEER, "new"))
         assert await read_within(new.fd) == ["new"]
         assert texts(read_all(old.fd)) == []
@@ -271,7 +271,7 @@ async def test_while_a_bridge_floods_both_ports_hear_an_address(
 async def third(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
     """One more tap on the bridge, that forwards."""
     stack, tap = await waiting(host, over)
-    await host.set_up(tap.link.name)
+    await host.set_up(tap.device.name)
     return stack, tap
 
 
@@ -286,12 +286,12 @@ async def test_an_address_that_has_spoken_elsewhere_meanwhile_stays_there(
         os.write(old.fd.number, frame(PEER, "52:54:00:00:00:77", "and one that stays"))
         if crossing:
             os.write(other.fd.number, frame(PEER, NIC, "and now there"))
-            await host.cross(old.link.name, new.link.name, bridge=over)
+            await host.cross(old.device.name, new.device.name, bridge=over)
         else:
-            entries = host.entries_behind(old.link.name, over)
-            await host.withdraw_entries(entries, old.link.name)
+            entries = host.entries_behind(old.device.name, over)
+            await host.withdraw_entries(entries, old.device.name)
             os.write(other.fd.number, frame(PEER, NIC, "and now there"))
-            await host.put_entries(entries, new.link.name, bridge=over)
+            await host.put_entries(entries, new.device.name, bridge=over)
         assert behind(host, over, other) == {NIC}
         assert behind(host, over, new) == {"52:54:00:00:00:77"}
 
@@ -300,9 +300,9 @@ async def test_an_entry_that_somebody_set_for_good_moves_as_it_is(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, old, new = two_taps
-    set_entry(old.link.name, "static")
+    set_entry(old.device.name, "static")
     await move(host, over, old, new)
-    assert entries(new.link.name)[NIC] == "static"
+    assert entries(new.device.name)[NIC] == "static"
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -311,11 +311,11 @@ async def test_a_port_that_does_not_learn_gets_its_address_back_from_one_that_ha
 ) -> None:
     over, old, new = two_taps
     kind = "dynamic" if learned else "static"
-    set_entry(old.link.name, kind)
-    await host.put_entries([], new.link.name, bridge=over, learning=False, own=NIC)
+    set_entry(old.device.name, kind)
+    await host.put_entries([], new.device.name, bridge=over, learning=False, own=NIC)
     owner = new if learned else old
     assert behind(host, over, owner) == {NIC}
-    assert entries(owner.link.name)[NIC] == "static"
+    assert entries(owner.device.name)[NIC] == "static"
 
 
 async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_beside_it(
@@ -323,8 +323,8 @@ async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_b
 ) -> None:
     """Both are plugged into one hub, so they would join two networks."""
     over, old, new = two_taps
-    await host.set_down(new.link.name)
+    await host.set_down(new.device.name)
     ip(f"link set {over} type bridge stp_state 1")  # since `new` was staged
     with pytest.raises(HostError):
-        await host.cross(old.link.name, new.link.name, bridge=over)
-    assert not (await host.link(new.link.name)).up
+        await host.cross(old.device.name, new.device.name, bridge=over)
+    assert not (await host.device(new.device.name)).up

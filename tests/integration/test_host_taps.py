@@ -40,9 +40,9 @@ def flags(fd: int) -> int:
 async def test_a_tap_is_up_marked_and_of_the_right_sort(host: Host, name: str) -> None:
     tap = await host.open_tap(name, MARK, mtu=1400)
     with tap.fd:
-        assert tap.link == await host.link(name)
-        assert (tap.link.up, tap.link.mtu, tap.link.alias) == (True, 1400, str(MARK))
-        assert tap.link.mac.startswith("fe:")
+        assert tap.device == await host.device(name)
+        assert (tap.device.up, tap.device.mtu, tap.device.alias) == (True, 1400, str(MARK))
+        assert tap.device.mac.startswith("fe:")
         found = flags(tap.fd.number)
         assert found & IFF_TAP
         assert found & IFF_NO_PI
@@ -53,9 +53,9 @@ async def test_a_tap_goes_with_its_last_descriptor(host: Host, name: str) -> Non
     tap = await host.open_tap(name, MARK, mtu=1500)
     copy = tap.fd.dup()
     tap.fd.close()
-    assert await host.find_link(name) is not None
+    assert await host.find_device(name) is not None
     await copy.close_in_thread()
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_a_tap_has_a_virtio_net_header_only_if_asked(host: Host, name: str) -> None:
@@ -67,15 +67,15 @@ async def test_a_tap_has_a_virtio_net_header_only_if_asked(host: Host, name: str
 async def test_a_tap_stays_down_if_asked(host: Host, name: str) -> None:
     tap = await host.open_tap(name, MARK, mtu=1500, up=False)
     with tap.fd:
-        assert not tap.link.up
+        assert not tap.device.up
 
 
 async def test_a_taken_name_is_refused_and_its_owner_untouched(host: Host) -> None:
     with veth() as (one, _):
-        before = await host.link(one)
+        before = await host.device(one)
         with pytest.raises(NameTaken, match=one):
             await host.open_tap(one, MARK, mtu=1500)
-        assert await host.link(one) == before
+        assert await host.device(one) == before
 
 
 async def test_a_persistent_tap_of_somebody_else_is_not_taken_over(host: Host, name: str) -> None:
@@ -83,7 +83,7 @@ async def test_a_persistent_tap_of_somebody_else_is_not_taken_over(host: Host, n
     try:
         with pytest.raises(NameTaken, match=name):
             await host.open_tap(name, MARK, mtu=1500)
-        assert (await host.link(name)).alias is None
+        assert (await host.device(name)).alias is None
     finally:
         ip(f"link del {name}")
 
@@ -96,7 +96,7 @@ async def test_a_bad_name_is_refused(host: Host) -> None:
 async def test_an_mtu_that_cannot_be_leaves_nothing(host: Host, name: str) -> None:
     with pytest.raises(HostError, match=name):
         await host.open_tap(name, MARK, mtu=1000000)
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_without_dev_net_tun_the_error_says_so(
@@ -117,7 +117,7 @@ async def test_a_refusal_at_any_step_leaves_nothing(
     monkeypatch.setattr(tap_module, step, refuse)
     with pytest.raises(HostError, match=f"do {step}"):
         await host.open_tap(name, MARK, mtu=1500)
-    assert await host.find_link(name) is None
+    assert await host.find_device(name) is None
 
 
 async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(host: Host) -> None:
@@ -129,7 +129,7 @@ async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(host: Host) -> 
         try:
             tap = await task
         except asyncio.CancelledError:
-            assert await host.find_link(name) is None
+            assert await host.find_device(name) is None
         else:
             tap.fd.close()
 
@@ -138,7 +138,7 @@ async def test_many_taps_at_once_have_different_names_and_addresses(host: Host) 
     names = [device_name("lm", new_id()) for _ in range(30)]
     taps = await asyncio.gather(*(host.open_tap(name, MARK, mtu=1500) for name in names))
     try:
-        assert [tap.link.name for tap in taps] == names
-        assert len({tap.link.mac for tap in taps}) == 30
+        assert [tap.device.name for tap in taps] == names
+        assert len({tap.device.mac for tap in taps}) == 30
     finally:
         await asyncio.gather(*(tap.fd.close_in_thread() for tap in taps))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from linkmgr.host.watch import LinkChanges
+from linkmgr.host.watch import NetDeviceChanges
 from linkmgr.testing.process import execute
 
 QUIET = 0.5  # seconds: more than the watch gathers changes for
@@ -19,16 +19,16 @@ async def sh(command: str) -> None:
 
 
 @pytest.fixture
-async def changes() -> AsyncIterator[LinkChanges]:
+async def changes() -> AsyncIterator[NetDeviceChanges]:
     await sh("ip link add br0 type bridge && ip link set br0 up && ip tuntap add t0 mode tap")
     try:
-        async with LinkChanges(pause=0.05) as changes:
+        async with NetDeviceChanges(pause=0.05) as changes:
             yield changes
     finally:
         await sh("ip link del t0; ip link del br0")
 
 
-async def wakes(changes: LinkChanges, within: float = QUIET) -> bool:
+async def wakes(changes: NetDeviceChanges, within: float = QUIET) -> bool:
     try:
         await asyncio.wait_for(changes.wait(), within)
     except TimeoutError:
@@ -36,7 +36,7 @@ async def wakes(changes: LinkChanges, within: float = QUIET) -> bool:
     return True
 
 
-async def settled(changes: LinkChanges) -> None:
+async def settled(changes: NetDeviceChanges) -> None:
     while await wakes(changes, SETTLES):
         pass
 
@@ -54,7 +54,7 @@ async def settled(changes: LinkChanges) -> None:
     ],
 )
 async def test_what_matters_to_a_cable_wakes(
-    changes: LinkChanges, before: str, change: str
+    changes: NetDeviceChanges, before: str, change: str
 ) -> None:
     await sh(before)
     await settled(changes)
@@ -62,7 +62,7 @@ async def test_what_matters_to_a_cable_wakes(
     assert await wakes(changes)
 
 
-async def test_what_a_bridge_says_of_its_port_does_not_wake(changes: LinkChanges) -> None:
+async def test_what_a_bridge_says_of_its_port_does_not_wake(changes: NetDeviceChanges) -> None:
     await sh("ip link set t0 master br0 up")
     await settled(changes)
     await sh("bridge link set dev t0 cost 7 && bridge link set dev t0 learning off")

@@ -198,7 +198,7 @@ async def test_a_guests_new_address_is_followed_after_the_monitor_was_away(
         assert proxy
 
         async def followed() -> bool:
-            return (await host.link(connection.device)).mac == mac
+            return (await host.device(connection.device)).mac == mac
 
         await until(followed, timeout=10, what="the macvtap has the guest's address")
         await lab.links.unplug(NIC)

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.errors import BadName, LinkBusy, MacInUse
-from linkmgr.host import Fd, Link
+from linkmgr.host import Fd, NetDevice
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, TUN, set_interface
 from linkmgr.model import Mark
 from linkmgr.testing.process import until
@@ -145,8 +145,8 @@ async def test_a_kernel_that_renames_nothing_that_is_up_gives_the_name_when_it_c
 ) -> None:
     """As before Linux 6.2: a device that is made while nothing has the name has it."""
 
-    async def refuse(_host: object, link: Link, name: str) -> None:
-        raise LinkBusy(f"cannot rename {link.name} to {name}: Device or resource busy")
+    async def refuse(_host: object, net_device: NetDevice, name: str) -> None:
+        raise LinkBusy(f"cannot rename {net_device.name} to {name}: Device or resource busy")
 
     monkeypatch.setattr("linkmgr.host.Host.rename", refuse)
     async with bed.links() as links:

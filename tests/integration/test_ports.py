@@ -79,7 +79,7 @@ async def test_a_replug_within_a_network_keeps_the_address_and_the_carrier(
     (connection,) = await lab.links.connections()
     async with Host() as host:
         if network == "green":
-            assert (await host.link(connection.device)).mac == mac_of(1, 0)
+            assert (await host.device(connection.device)).mac == mac_of(1, 0)
 
 
 async def test_plugging_where_it_is_does_nothing(lab: Lab) -> None:
@@ -125,8 +125,8 @@ async def test_two_networks_on_one_parent_differ_in_mode_and_mtu(lab: Lab) -> No
         outcome = await lab.links.plug(NIC, target)
         assert outcome.nic.connection
         async with Host() as host:
-            link = await host.link(outcome.nic.connection.device)
-        assert (link.mode, link.mtu) == (mode, mtu)
+            device = await host.device(outcome.nic.connection.device)
+        assert (device.mode, device.mtu) == (mode, mtu)
         assert (await guest.ping("10.2.0.1")).received
         assert await lab.links.check() == []
 

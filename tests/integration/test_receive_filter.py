@@ -45,7 +45,7 @@ async def test_a_trusted_port_takes_the_guests_new_address(lab: Lab) -> None:
             await take_address(guest, mac)
 
             async def followed(mac: str = mac) -> bool:
-                return (await host.link(device)).mac == mac
+                return (await host.device(device)).mac == mac
 
             await until(followed, timeout=5, what=f"the macvtap takes {mac}")
             assert (await guest.ping("10.2.0.1")).received
@@ -70,7 +70,7 @@ async def test_an_untrusted_port_keeps_the_nics_address_and_says_so(lab: Lab) ->
     refused = await heard(events, EventKind.REFUSED)
     assert OTHER in str(refused)
     async with Host() as host:
-        assert (await host.link(outcome.nic.connection.device)).mac == mac_of(1, 0)
+        assert (await host.device(outcome.nic.connection.device)).mac == mac_of(1, 0)
     assert [finding.code for finding in await lab.links.check()] == ["refused"]
     await take_address(guest, mac_of(1, 0))
     await asyncio.sleep(0.2)
@@ -148,7 +148,7 @@ async def test_a_second_address_of_the_guest_is_delivered_or_told(lab: Lab, trus
             device = (await lab.links.connections())[0].device
 
             async def followed() -> bool:
-                return (await host.link(device)).promisc
+                return (await host.device(device)).promisc
 
             await until(followed, timeout=5, what="the macvtap takes more addresses")
         await green.run(f"ip neigh replace 10.2.0.7 lladdr {VIRTUAL} dev eth0", check=True)

@@ -33,7 +33,7 @@ class Deaf:
 async def test_a_watch_that_could_not_begin_begins_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(drift, "LinkChanges", Deaf)
+    monkeypatch.setattr(drift, "NetDeviceChanges", Deaf)
     monkeypatch.setattr(drift, "PATIENCE", (0.01, 0.01))
     looked = asyncio.Event()
     fakes: list[Any] = [None, Switchboard(), list, None]

@@ -61,7 +61,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.link = SimpleNamespace(
+        self.device = SimpleNamespace(
             name="lm1",
             index=7,
             mark=Mark(str(NIC), ID),
@@ -71,14 +71,14 @@ class FakeHost:
         )
         self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
-    async def find_link(self, _: object) -> object:
-        return self.link
+    async def find_device(self, _: object) -> object:
+        return self.device
 
-    async def links(self) -> list[Any]:
-        return [self.link]
+    async def list_devices(self) -> list[Any]:
+        return [self.device]
 
     async def open_tap(self, *_: object, **__: object) -> object:
-        return SimpleNamespace(fd=None, link=self.link)
+        return SimpleNamespace(fd=None, device=self.device)
 
     async def attach_to_bridge(self, *_: object, up: bool, **__: object) -> None:
         self.done.append(f"attach {'up' if up else 'down'}")
@@ -98,7 +98,7 @@ class FakeHost:
     async def set_down(self, device: object) -> None:
         self.done.append(f"down {device}")
 
-    async def delete_link(self, device: object) -> None:
+    async def delete_device(self, device: object) -> None:
         self.done.append(f"delete {device}")
 
 
@@ -233,9 +233,9 @@ class MacvtapHost:
         }
 
     def is_up(self, device: str) -> bool:
-        return any(link.name == device and link.up for link in self.by.values())
+        return any(each.name == device and each.up for each in self.by.values())
 
-    async def find_link(self, device: str | int) -> object:
+    async def find_device(self, device: str | int) -> object:
         return self.by.get(device)
 
 
@@ -278,7 +278,7 @@ class StagingHost(FakeHost):
     """Makes taps with an fd of nobody."""
 
     async def open_tap(self, *_: object, **__: object) -> object:
-        return SimpleNamespace(fd=SimpleNamespace(number=99), link=self.link)
+        return SimpleNamespace(fd=SimpleNamespace(number=99), device=self.device)
 
 
 class HubQemu(FakeQemu):

@@ -166,7 +166,7 @@ async def test_a_bridge_that_is_missing_is_told_with_words_that_the_command_line
     async def none(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(Host, "find_link", none)
+    monkeypatch.setattr(Host, "find_device", none)
     driver = BridgeDriver(Host())
     with pytest.raises(LinkMissing, match=r"create=true \(in Python create=True\)"):
         await driver.ensure_bridge(Network("blue", "bridge", {"bridge": "br0"}))

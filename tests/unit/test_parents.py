@@ -7,24 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from linkmgr.host.links import Link
+from linkmgr.host.links import NetDevice
 from linkmgr.host.parents import refused_address, why_no_macvtap
 from linkmgr.host.reader import Reader
 from linkmgr.host.trouble import Refused
 from linkmgr.model import DirectMode
 
 MAC = "52:54:00:00:00:01"
-VF = Link(7, "enp3s0v1", None, "52:54:00:00:00:99", 1500, True, "up", True, None, None, None, None,
-          False, False)  # fmt: skip
+VF = NetDevice(
+    7, "enp3s0v1", None, "52:54:00:00:00:99", 1500, True, "up", True, None, None, None, None,
+    False, False,
+)  # fmt: skip
 
 
 class OneDevice:
     """Shows the virtual function, and nothing on it."""
 
-    async def link(self, *_: object) -> Link:
+    async def device(self, *_: object) -> NetDevice:
         return VF
 
-    async def links(self) -> list[Link]:
+    async def list_devices(self) -> list[NetDevice]:
         return [VF]
 
 
