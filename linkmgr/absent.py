@@ -14,7 +14,7 @@ from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
 from linkmgr.model import Connection, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.networks import Networks
 from linkmgr.qmp.dialer import ConnectorFactory, transport_of
-from linkmgr.reconcile import Marked, claim_ports, free_ports, recover_vm, remove_devices
+from linkmgr.reconcile import TaggedDevices, claim_ports, free_ports, recover_vm, remove_devices
 from linkmgr.swap import Probe
 from linkmgr.vm import Vm
 
@@ -138,10 +138,10 @@ class Absentees:
         """
         for record in records:
             claim_ports(record, self._networks)
-        marked = await self._host.marked()
+        tagged = await self._host.tagged_devices()
         for record in records:
             absent = self.vms[record.vm] = Absent(record)
-            self._look_for(absent, marked)
+            self._look_for(absent, tagged)
         if records:
             await asyncio.wait([absent.task for absent in self.vms.values()], timeout=patience)
 
@@ -152,26 +152,26 @@ class Absentees:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _look_for(self, absent: Absent, marked: Marked) -> None:
-        work = self._await(absent, marked)
+    def _look_for(self, absent: Absent, tagged: TaggedDevices) -> None:
+        work = self._await(absent, tagged)
         absent.task = asyncio.create_task(work, name=f"look for VM {absent.record.vm}")
 
-    async def _await(self, absent: Absent, marked: Marked) -> None:
+    async def _await(self, absent: Absent, tagged: TaggedDevices) -> None:
         name = absent.record.vm
         told = False
         refusals = 0
         while True:
             if absent.has_ended():
-                await self._forget(absent, marked)
+                await self._forget(absent, tagged)
                 return
             try:
-                vm = await self._reach(absent, marked)
+                vm = await self._reach(absent, tagged)
             except LinkmgrError as error:
                 refusals = refusals + 1 if self._proves_absence(absent, error) else 0
                 # Without a pid to look at, one refusal says little.
                 enough = 1 if absent.record.pid is not None else REFUSALS
                 if refusals >= enough and not absent.record.process_lives():
-                    await self._forget(absent, marked)
+                    await self._forget(absent, tagged)
                     return
                 absent.tell(error)
             except Exception as error:
@@ -186,12 +186,12 @@ class Absentees:
                 self._board.tell(EventKind.VM_UNKNOWN, name)
                 told = True
             await asyncio.sleep(PAUSE)
-            marked = await self._host.marked()
+            tagged = await self._host.tagged_devices()
 
-    async def _reach(self, absent: Absent, marked: Marked) -> Vm:
+    async def _reach(self, absent: Absent, tagged: TaggedDevices) -> Vm:
         vm = await self._connect(VmJournal(self._journal, absent.record))
         try:
-            await recover_vm(vm, self._host, self._networks, marked, self._probe)
+            await recover_vm(vm, self._host, self._networks, tagged, self._probe)
         except BaseException:
             await vm.close()
             raise
@@ -203,11 +203,11 @@ class Absentees:
         except LinkmgrError:  # it cannot be reached from here at all
             return False
 
-    async def _forget(self, absent: Absent, marked: Marked) -> None:
+    async def _forget(self, absent: Absent, tagged: TaggedDevices) -> None:
         """Its QEMU has ended while nobody looked: free what its NICs held."""
         name = absent.record.vm
         log.warning("the QEMU of VM %s (%s) has ended", name, absent.record.qmp)
-        await remove_devices(name, self._host, marked, unless_held=True)
+        await remove_devices(name, self._host, tagged, unless_held=True)
         free_ports(absent.record, self._networks)
         try:
             await self._journal.drop_vm(name)
@@ -231,7 +231,7 @@ class Absentees:
         try:
             await self._journal.drop_vm(name)
         except LinkmgrError:
-            self._look_for(absent, await self._host.marked())
+            self._look_for(absent, await self._host.tagged_devices())
             raise
         free_ports(absent.record, self._networks)
         del self.vms[name]

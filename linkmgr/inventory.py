@@ -40,12 +40,12 @@ from linkmgr.model import (
     BridgeEndpoint,
     Connection,
     Finding,
-    Mark,
     Network,
     NetworkInfo,
     Nic,
     NicRef,
     Outcome,
+    OwnerTag,
     Port,
     Stray,
     VmInfo,
@@ -171,7 +171,7 @@ class Inventory(ABC):
         intents = [nic.intent for vm in vms for nic in vm.nics.values()]
         self._under_way = [each.port.network for each in intents if each and each.port]
         if self.documents.folder is not None:
-            await self._strays.remove_unmarked()
+            await self._strays.remove_untagged()
         await self._absent.expect(vms, PATIENCE)
         await self._tidy()
         self._started = True
@@ -413,15 +413,15 @@ class Inventory(ABC):
             Finding(
                 "stray-device",
                 stray.owner,
-                f"device {stray.device} carries its mark, but belongs to no cable of it",
+                f"device {stray.device} carries its tag, but belongs to no cable of it",
                 "run 'linkmgr gc'",
             )
             for stray in strays
-            if stray.owner in ours and stray.mark not in known
+            if stray.owner in ours and stray.owner_tag not in known
         ]
 
     async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
-        """Remove devices that carry our mark and that nothing recorded. Goes on past errors.
+        """Remove devices that carry our tag and that nothing recorded. Goes on past errors.
 
         :param older_than: seconds since a device was first seen to be one.
         :param dry_run: only tell.
@@ -439,19 +439,19 @@ class Inventory(ABC):
                     found.setdefault(slot.plugged.cable.endpoint.bridge, set()).add(network)
         return found
 
-    def _recorded(self) -> tuple[set[Mark], set[str]]:
-        """The marks of what is recorded, and the owners of what may be in the making."""
-        known: set[Mark] = set()
+    def _recorded(self) -> tuple[set[OwnerTag], set[str]]:
+        """The tags of what is recorded, and the owners of what may be in the making."""
+        known: set[OwnerTag] = set()
         busy: set[str] = set()
         for vm in self._vms.values():
             for slot in vm.slots.values():
                 if slot.plugged:
-                    known.add(Mark(str(slot.ref), slot.plugged.cable.id))
+                    known.add(OwnerTag(str(slot.ref), slot.plugged.cable.id))
                 if slot.leftovers or slot.foreign or slot.lock.locked():
                     busy.add(str(slot.ref))
         for absent in self._absent.vms.values():
             busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
-        busy |= {Mark.of_network(name, "").owner for name in self._networks.in_use()}
+        busy |= {OwnerTag.of_network(name, "").owner for name in self._networks.in_use()}
         return known, busy
 
     def _cables(self) -> tuple[set[str], set[str]]:

@@ -280,7 +280,7 @@ Endpoint = BridgeEndpoint | DirectEndpoint | FdEndpoint
 class Connection:
     """A NIC, the port it is plugged into, and the host device between them.
 
-    :param attachment: the attachment's id, also in the host device's mark.
+    :param attachment: the attachment's id, also in the host device's tag.
     :param device: name of the tap or macvtap on this host.
     """
 
@@ -456,10 +456,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Stray:
-    """A device with our mark that nothing recorded.
+    """A device with our tag that nothing recorded.
 
-    :param owner: from its mark: a NIC, or ``network:NAME``.
-    :param id: from its mark.
+    :param owner: from its tag: a NIC, or ``network:NAME``.
+    :param id: from its tag.
     :param seen: seconds since it was first seen to be a stray.
     :param removed: whether this run removed it.
     :param error: why it was left alone; ``None`` for one that a dry run would have removed.
@@ -473,9 +473,9 @@ class Stray:
     error: str | None = None
 
     @property
-    def mark(self) -> Mark:
-        """The mark of the device."""
-        return Mark(self.owner, self.id)
+    def owner_tag(self) -> OwnerTag:
+        """The tag of the device."""
+        return OwnerTag(self.owner, self.id)
 
 
 _NETWORK_PREFIX = "network:"  # of owners; no name has a colon
@@ -483,7 +483,7 @@ _ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
-class Mark:
+class OwnerTag:
     """The interface alias of a device that linkmgr made: ``linkmgr:KIND:NAME:ID``.
 
     KIND is ``nic`` for a cable, whose NAME is ``VM/ALIAS``, and ``network`` for what a driver made.
@@ -501,7 +501,7 @@ class Mark:
 
     @classmethod
     def of_network(cls, name: str, ident: str) -> Self:
-        """The mark of a device that a driver made for a network."""
+        """The tag of a device that a driver made for a network."""
         return cls(_NETWORK_PREFIX + name, ident)
 
     @property

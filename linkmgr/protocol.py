@@ -100,7 +100,7 @@ class Links(Protocol):
         """Compare what should be with QEMU and the kernel."""
 
     async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
-        """Remove devices that carry our mark and that nothing recorded."""
+        """Remove devices that carry our tag and that nothing recorded."""
 
     def events(self) -> EventStream:
         """Listen from now on."""

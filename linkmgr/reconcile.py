@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.host import Host, NetDevice, held_by
 from linkmgr.host.holders import UNSEEN
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
-from linkmgr.model import EndpointKind, Mark, NicRef, Offer, Port
+from linkmgr.model import EndpointKind, NicRef, Offer, OwnerTag, Port
 from linkmgr.networks import Networks
 from linkmgr.swap import Plugged, Probe, Slot, Step, no_probe
 from linkmgr.vm import Vm
@@ -31,7 +31,7 @@ from linkmgr.wirings import Cable
 
 log = logging.getLogger(__name__)
 
-Marked = list[tuple[Mark, NetDevice]]
+TaggedDevices = list[tuple[OwnerTag, NetDevice]]
 
 
 def claim_ports(record: VmRecord, networks: Networks) -> None:
@@ -50,14 +50,14 @@ def free_ports(record: VmRecord, networks: Networks) -> None:
 
 
 async def recover_vm(
-    vm: Vm, host: Host, networks: Networks, marked: Marked, probe: Probe = no_probe
+    vm: Vm, host: Host, networks: Networks, tagged: TaggedDevices, probe: Probe = no_probe
 ) -> None:
     """Bring the NICs of a VM that an earlier run knew back under our hands.
 
     What cannot be brought back stays as it is, foreign, and `check` says why: nothing that a NIC is
     on is ever removed.
 
-    :param marked: devices with our mark, from before anything new was made.
+    :param tagged: devices with our tag, from before anything new was made.
     :raise MonitorError: when QEMU does not answer any more; call it again when it does.
     """
     record = vm.journal.record
@@ -76,7 +76,7 @@ async def recover_vm(
     for slot in vm.slots.values():
         if slot.plugged:
             networks.claim(slot.plugged.attachment.port, slot.ref)
-    await _sweep(vm, host, marked, begun)
+    await _sweep(vm, host, tagged, begun)
     for slot in vm.slots.values():
         async with slot.lock:
             managed = vm.facts[slot.ref.alias].managed  # else its link is its owner's
@@ -105,7 +105,7 @@ async def _recover_nic(slot: Slot, known: NicRecord, networks: Networks) -> None
         slot.foreign = slot.plugged is None
 
 
-async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
+async def _sweep(vm: Vm, host: Host, tagged: TaggedDevices, begun: set[str]) -> None:
     """Remove what belongs to no cable, and never what a NIC is on, whoever knows of it."""
     cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
     stay = {cable.id for cable in cables}
@@ -120,34 +120,39 @@ async def _sweep(vm: Vm, host: Host, marked: Marked, begun: set[str]) -> None:
                 return
     await vm.wiring.sweep(stay, begun)
     kept = {cable.device for cable in cables} | {
-        device.name for mark, device in marked if mark.id in stay
+        device.name for tag, device in tagged if tag.id in stay
     }
-    await remove_devices(vm.name, host, marked, but={name for name in kept if name})
+    await remove_devices(vm.name, host, tagged, but={name for name in kept if name})
 
 
 async def remove_devices(
-    vm: str, host: Host, marked: Marked, *, but: Iterable[str] = (), unless_held: bool = False
+    vm: str,
+    host: Host,
+    tagged: TaggedDevices,
+    *,
+    but: Iterable[str] = (),
+    unless_held: bool = False,
 ) -> None:
-    """Remove the devices that carry the mark of a VM's NIC and belong to no cable of it.
+    """Remove the devices that carry the tag of a VM's NIC and belong to no cable of it.
 
     :param but: names of devices that stay.
     :param unless_held: leave alone what a process has open: a guest may run behind it.
     """
     kept = set(but)
-    for mark, device in marked:
-        if mark.vm != vm or device.name in kept:
+    for tag, device in tagged:
+        if tag.vm != vm or device.name in kept:
             continue
         now = await host.find_device(device.index)
-        if now is None or now.mark != mark:
+        if now is None or now.owner_tag != tag:
             continue
         if unless_held and (holders := await held_by(now)) not in ([], [UNSEEN]):
-            log.warning("%s: %s stays, in use by %s", mark.owner, device.name, ", ".join(holders))
+            log.warning("%s: %s stays, in use by %s", tag.owner, device.name, ", ".join(holders))
             continue
         try:
             await host.delete_device(device.index)
-            log.info("%s: removed %s, which an earlier run left", mark.owner, device.name)
+            log.info("%s: removed %s, which an earlier run left", tag.owner, device.name)
         except LinkmgrError as error:
-            log.warning("%s: what an earlier run left stays: %s", mark.owner, error)
+            log.warning("%s: what an earlier run left stays: %s", tag.owner, error)
 
 
 class _Nic:

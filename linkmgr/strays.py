@@ -1,6 +1,6 @@
 """Devices of ours that nothing recorded: found, watched for a while, removed.
 
-Most carry our mark; see `linkmgr.host.unmarked` for the others.
+Most carry our tag; see `linkmgr.host.unmarked` for the others.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.host import Host, NetDevice, held_by
 from linkmgr.host.holders import UNSEEN
 from linkmgr.host.macvtap import clear_nodes
-from linkmgr.host.unmarked import unmarked
-from linkmgr.model import Mark, Stray
+from linkmgr.host.unmarked import untagged
+from linkmgr.model import OwnerTag, Stray
 
 log = logging.getLogger(__name__)
 
 
-#: Seconds that a device without a mark must have been seen for: a linkmgr that runs may be about to
-#: mark it, which takes it milliseconds, or as long as the machine does not let it run.
-UNMARKED_SECONDS = 0.5
-_UNMARKED = Mark("unknown", "unmarked")  # what a device without a mark counts as
+#: Seconds that a device without a tag must have been seen for: a linkmgr that runs may be about to
+#: tag it, which takes it milliseconds, or as long as the machine does not let it run.
+UNTAGGED_MIN_AGE_S = 0.5
+_UNTAGGED = OwnerTag("unknown", "unmarked")  # what a device without a tag counts as
 
 
 class Strays:
@@ -45,19 +45,19 @@ class Strays:
         self._host = host
         self._bridges = bridges
         self._clock = clock
-        self._seen: dict[tuple[int, Mark], float] = {}
+        self._seen: dict[tuple[int, OwnerTag], float] = {}
 
-    async def look(self, known: Collection[Mark], busy: Collection[str]) -> list[Stray]:
+    async def look(self, known: Collection[OwnerTag], busy: Collection[str]) -> list[Stray]:
         """Find strays, but perhaps none of those that come or go meanwhile.
 
-        :param known: marks of what is recorded.
+        :param known: tags of what is recorded.
         :param busy: owners (NICs, ``network:NAME``) at whose devices nobody may look now.
         """
         return [stray for stray, _ in await self._look(known, busy, whole=False)]
 
     async def remove(
         self,
-        recorded: Callable[[], tuple[Collection[Mark], Collection[str]]],
+        recorded: Callable[[], tuple[Collection[OwnerTag], Collection[str]]],
         *,
         older_than: float,
         dry_run: bool,
@@ -73,10 +73,14 @@ class Strays:
         for stray, device in await self._look_twice(*recorded()):
             removed, error = False, None
             holders = await held_by(device)
-            if stray.mark == _UNMARKED and holders == [UNSEEN]:
+            if stray.owner_tag == _UNTAGGED and holders == [UNSEEN]:
                 holders = []  # it was never given to a guest
             known, busy = recorded()
-            if stray.mark in known or stray.owner in busy or not await self._is_as_seen(device):
+            if (
+                stray.owner_tag in known
+                or stray.owner in busy
+                or not await self._is_as_seen(device)
+            ):
                 continue  # a verb has begun meanwhile
             if stray.seen < older_than:
                 error = f"first seen {stray.seen:.0f} s ago, and {older_than:g} s are asked for"
@@ -90,16 +94,16 @@ class Strays:
             found.append(replace(stray, removed=removed, error=error))
         return found
 
-    async def remove_unmarked(self) -> None:
-        """Remove what a linkmgr that was killed had made and not marked yet."""
+    async def remove_untagged(self) -> None:
+        """Remove what a linkmgr that was killed had made and not tagged yet."""
         for stray, device in await self._look_twice((), ()):
-            if stray.mark == _UNMARKED and await self._is_as_seen(device):
+            if stray.owner_tag == _UNTAGGED and await self._is_as_seen(device):
                 try:
                     await self._host.delete_device(device.index)
-                    log.info("removed %s, which was made and never marked", device.name)
+                    log.info("removed %s, which was made and never tagged", device.name)
                 except LinkmgrError as error:
                     log.warning(
-                        "%s, which was made and never marked, stays: %s", device.name, error
+                        "%s, which was made and never tagged, stays: %s", device.name, error
                     )
         for folder in await asyncio.to_thread(clear_nodes):
             log.info("removed %s, where a device node was left", folder)
@@ -109,32 +113,32 @@ class Strays:
         return now is not None and now.alias == device.alias and (device.up or not now.up)
 
     async def _look_twice(
-        self, known: Collection[Mark], busy: Collection[str]
+        self, known: Collection[OwnerTag], busy: Collection[str]
     ) -> list[tuple[Stray, NetDevice]]:
-        """As `_look`; once more after a while if there is a device without a mark."""
+        """As `_look`; once more after a while if there is a device without a tag."""
         found = await self._look(known, busy, whole=True)
-        if any(each.mark == _UNMARKED and each.seen < UNMARKED_SECONDS for each, _ in found):
-            await asyncio.sleep(UNMARKED_SECONDS)
+        if any(each.owner_tag == _UNTAGGED and each.seen < UNTAGGED_MIN_AGE_S for each, _ in found):
+            await asyncio.sleep(UNTAGGED_MIN_AGE_S)
             found = await self._look(known, busy, whole=True)
         return found
 
     async def _look(
-        self, known: Collection[Mark], busy: Collection[str], *, whole: bool
+        self, known: Collection[OwnerTag], busy: Collection[str], *, whole: bool
     ) -> list[tuple[Stray, NetDevice]]:
         now = self._clock()
         devices = await self._host.list_devices(whole=whole)
         users = {each for device in devices for each in (device.master, device.parent) if each}
-        seen: dict[tuple[int, Mark], float] = {}
+        seen: dict[tuple[int, OwnerTag], float] = {}
         found = []
-        bare = {device.index for device in unmarked(devices, self._bridges())}
+        bare = {device.index for device in untagged(devices, self._bridges())}
         for device in devices:
-            mark = _UNMARKED if device.index in bare else device.mark
-            if mark is None or mark in known or mark.owner in busy or device.index in users:
+            tag = _UNTAGGED if device.index in bare else device.owner_tag
+            if tag is None or tag in known or tag.owner in busy or device.index in users:
                 continue
-            key = (device.index, mark)
+            key = (device.index, tag)
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
-            found.append((Stray(device.name, mark.owner, mark.id, age, removed=False), device))
+            found.append((Stray(device.name, tag.owner, tag.id, age, removed=False), device))
         # A list that is not whole may lack one that is as old as ever.
         self._seen = seen if whole else {**self._seen, **seen}
         return found

@@ -46,7 +46,7 @@ def check(ctx: click.Context) -> None:
 def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
     """Remove stray devices.
 
-    Those are devices that carry linkmgr's mark and that nothing recorded. Exits with 1 when one
+    Those are devices that carry linkmgr's tag and that nothing recorded. Exits with 1 when one
     that is old enough is still there.
     """
     from linkmgr.protocol import STRAY_SECONDS

@@ -216,7 +216,7 @@ class Client:
         return await self._transport.get("/v1/check", lambda f: f.items("findings", read_finding))
 
     async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
-        """Remove devices that carry our mark and that nothing recorded; see `LinkManager.gc`."""
+        """Remove devices that carry our tag and that nothing recorded; see `LinkManager.gc`."""
         body = {"older_than": older_than, "dry_run": dry_run}
         return await self._change("POST", "/v1/gc", body, lambda f: f.items("strays", read_stray))
 

@@ -13,15 +13,15 @@ from linkmgr.errors import LinkBusy, LinkMissing
 from linkmgr.host import Host, NetDevice, new_id
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import check_any_name, check_ifname
-from linkmgr.host.unmarked import unmarked
+from linkmgr.host.unmarked import untagged
 from linkmgr.model import (
     DEFAULT_MTU,
     BridgeEndpoint,
     EndpointKind,
-    Mark,
     Network,
     Offer,
     Options,
+    OwnerTag,
     Port,
 )
 from linkmgr.untrusted import ip_device
@@ -139,7 +139,7 @@ class BridgeDriver(NetworkDriver):
         name = str(network.options["bridge"])
         async with self._lock:
             device = await self.host.find_device(name)
-            if device and await self._is_unmarked(device):  # a linkmgr was killed while it made it
+            if device and await self._is_untagged(device):  # a linkmgr was killed while it made it
                 await self.host.delete_device(device.index)
                 device = None
             if device is None:
@@ -152,29 +152,29 @@ class BridgeDriver(NetworkDriver):
                     )
                 mtu = network.options.get("mtu") or DEFAULT_MTU
                 assert isinstance(mtu, int)
-                mark = Mark.of_network(network.name, new_id())
-                return await self.host.create_bridge(name, mark, mtu=mtu)
+                tag = OwnerTag.of_network(network.name, new_id())
+                return await self.host.create_bridge(name, tag, mtu=mtu)
             if device.kind != "bridge":
                 raise LinkBusy(
                     f"network {network} has no bridge: {name} is a {device.kind or 'plain'} device",
                     hint="name another device, or use the driver 'direct'",
                 )
             if not device.up:
-                if device.mark and device.mark.network:  # killed before it was silent
+                if device.owner_tag and device.owner_tag.network:  # killed before it was silent
                     await self.host.silence(device)
                 await self.host.set_up(device.index)
                 device = await self.host.device(device.index)
             return device
 
-    async def _is_unmarked(self, device: NetDevice) -> bool:
+    async def _is_untagged(self, device: NetDevice) -> bool:
         if device.alias or device.group != DEVICE_GROUP:  # most often: the list costs more
             return False
         return device.index in {
-            each.index for each in unmarked(await self.host.list_devices(), {device.name})
+            each.index for each in untagged(await self.host.list_devices(), {device.name})
         }
 
     async def _remove_if_idle(self, bridge: str) -> None:
-        """Remove the bridge if it carries our mark, has no attachment and no port of others."""
+        """Remove the bridge if it carries our tag, has no attachment and no port of others."""
         async with self._lock:
             if self._users.get(bridge):
                 return
@@ -182,7 +182,7 @@ class BridgeDriver(NetworkDriver):
             device = await self.host.find_device(bridge)
             if device is None or device.kind != "bridge":
                 return
-            if device.mark is None or device.mark.network is None:
+            if device.owner_tag is None or device.owner_tag.network is None:
                 return
             devices = await self.host.list_devices()
             # Somebody may have given our bridge an uplink; pulling it would cut others off.

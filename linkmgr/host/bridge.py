@@ -18,7 +18,7 @@ from linkmgr.host.rtnl import (
     set_link,
 )
 from linkmgr.host.silence import silence
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 
 _SYSFS = "/sys/class/net"
 _SET = "3"  # NET_ADDR_SET of linux/netdevice.h
@@ -26,8 +26,8 @@ _NO_ADDRESS = "00:00:00:00:00:00"
 _addressing = threading.Lock()  # between seeing that a bridge has no address set, and setting one
 
 
-def make_bridge(name: str, mark: Mark, *, mtu: int) -> None:
-    """Make a bridge that is marked, silent and up. Blocks for about 3 ms.
+def make_bridge(name: str, tag: OwnerTag, *, mtu: int) -> None:
+    """Make a bridge that is tagged, silent and up. Blocks for about 3 ms.
 
     :raise Refused: when the kernel does; nothing is left then.
     """
@@ -42,7 +42,7 @@ def make_bridge(name: str, mark: Mark, *, mtu: int) -> None:
         rtnl.change(new_link(name, "bridge", data, address=private_mac()))
         undo.callback(rtnl.attempt, [del_link(name)])
         # The MTU in a second request: only then does it not follow the ports' MTU.
-        rtnl.change(set_link(f"set up {name}", name, mtu=mtu, ifalias=str(mark)))
+        rtnl.change(set_link(f"set up {name}", name, mtu=mtu, ifalias=str(tag)))
         silence(rtnl, name)
         rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))
         undo.pop_all()
@@ -82,7 +82,7 @@ def keep_address(bridge: int, name: str) -> str | None:
 
 def _is_ours(port: str) -> bool:
     try:
-        return Mark.parse(sysfiles.read(f"{_SYSFS}/{port}/ifalias").strip()) is not None
+        return OwnerTag.parse(sysfiles.read(f"{_SYSFS}/{port}/ifalias").strip()) is not None
     except FileNotFoundError:  # it went meanwhile
         return True
     except ValueError:  # an alias that is not ASCII

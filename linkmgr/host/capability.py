@@ -26,12 +26,12 @@ from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.rtnl import Rtnl, index_of, new_link
 from linkmgr.host.tap import make_tap
 from linkmgr.host.trouble import Refused
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 
 _NEWNS, _NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 _PRIVATE = 0x40000 | 0x4000  # MS_PRIVATE | MS_REC
 _ETH_P_ALL = 3
-_MARK = Mark("doctor/net0", "00000000")
+_TAG = OwnerTag("doctor/net0", "00000000")
 _MAC = "52:54:00:00:00:01"
 _NETLINK_NETFILTER, _NFT_GETGEN = 12, (10 << 8) | 16  # linux/netfilter/nfnetlink.h, nf_tables.h
 _NETLINK_GENERIC, _CTRL, _GETFAMILY, _FAMILY_NAME = 16, 16, 3, 2  # linux/genetlink.h
@@ -126,13 +126,13 @@ def _link(kind: str, data: dict[str, Any] | None = None, **attrs: object) -> Non
 
 
 def _tap() -> None:
-    make_tap("doctortap", _MARK, mtu=1500, vnet_hdr=False, up=True).close()
+    make_tap("doctortap", _TAG, mtu=1500, vnet_hdr=False, up=True).close()
 
 
 def _macvtap() -> None:
     parent = index_of("doctor0")
     make_macvtap(
-        "doctormv", parent, _MARK, mode=DirectMode.BRIDGE, mac=_MAC, mtu=1500, up=False
+        "doctormv", parent, _TAG, mode=DirectMode.BRIDGE, mac=_MAC, mtu=1500, up=False
     ).close()
 
 

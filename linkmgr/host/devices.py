@@ -27,7 +27,7 @@ from linkmgr.host.shelf import FdShelf
 from linkmgr.host.silence import silence
 from linkmgr.host.threads import to_the_end
 from linkmgr.host.trouble import Refused, as_error
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 
 Device = int | str  #: index or name
 
@@ -75,10 +75,10 @@ class Devices:
         """
         return await self._reader.list_devices(whole=whole)
 
-    async def marked(self) -> list[tuple[Mark, NetDevice]]:
-        """Return the devices that carry our mark."""
-        found = [(device.mark, device) for device in await self._reader.list_devices()]
-        return [(mark, device) for mark, device in found if mark is not None]
+    async def tagged_devices(self) -> list[tuple[OwnerTag, NetDevice]]:
+        """Return the devices that carry our tag."""
+        found = [(device.owner_tag, device) for device in await self._reader.list_devices()]
+        return [(tag, device) for tag, device in found if tag is not None]
 
     async def delete_device(self, name_or_index: Device) -> bool:
         """Remove a device, whosever it is; return ``False`` when it is already gone.
@@ -140,12 +140,12 @@ class Devices:
         except LinkBusy as error:
             raise await self._who_has(mac, name_or_index, error) from error
 
-    async def set_alias(self, name_or_index: Device, alias: Mark | str) -> None:
-        """Set the interface alias, where our mark is.
+    async def set_alias(self, name_or_index: Device, alias: OwnerTag | str) -> None:
+        """Set the interface alias, where our tag is.
 
         :raise LinkMissing: when there is none.
         """
-        await self._set(name_or_index, "mark {}", ifalias=str(alias))
+        await self._set(name_or_index, "tag {}", ifalias=str(alias))
 
     async def rename(self, device: NetDevice, name: str) -> None:
         """Give a device another name, also while it is up and in use. Takes some 20 ms.

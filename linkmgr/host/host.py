@@ -26,7 +26,7 @@ from linkmgr.host.rtnl import (
 from linkmgr.host.tap import Tap, make_tap
 from linkmgr.host.threads import made_in_thread, to_the_end
 from linkmgr.host.trouble import Refused
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.untrusted import ip_device
 
 
@@ -47,7 +47,7 @@ class Host(Ports):
     # --- taps ---
 
     async def open_tap(
-        self, name: str, mark: Mark, *, mtu: int, vnet_hdr: bool = False, up: bool = True
+        self, name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool = False, up: bool = True
     ) -> Tap:
         """Make a tap: one queue, not persistent, silent, with an address that begins with fe:.
 
@@ -59,7 +59,7 @@ class Host(Ports):
         :raise Unsupported: when this host has no /dev/net/tun.
         """
         check_ifname(name)
-        make = partial(make_tap, name, mark, mtu=mtu, vnet_hdr=vnet_hdr, up=up)
+        make = partial(make_tap, name, tag, mtu=mtu, vnet_hdr=vnet_hdr, up=up)
         with speaking(name):
             fd = await made_in_thread(make, Fd.close)
         try:
@@ -72,7 +72,7 @@ class Host(Ports):
         self,
         name: str,
         parent: str,
-        mark: Mark,
+        tag: OwnerTag,
         *,
         mode: DirectMode,
         mac: str,
@@ -100,7 +100,7 @@ class Host(Ports):
                 f"{parent} is down, so nothing can be reached through it",
                 hint=f"bring it up: 'ip link set {ip_device(parent)} up'",
             )
-        make = partial(make_macvtap, name, below.index, mark, mode=mode, mac=mac, mtu=mtu, up=up)
+        make = partial(make_macvtap, name, below.index, tag, mode=mode, mac=mac, mtu=mtu, up=up)
         try:
             fd = await made_in_thread(make, partial(_discard_macvtap, name))
         except Refused as refused:
@@ -118,7 +118,7 @@ class Host(Ports):
     ) -> NetDevice:
         """Check that a macvtap of this mode can be put on `parent`; bring that up if it is down.
 
-        :param owner: of marks, a NIC. A macvtap that it has there already is in nobody's way.
+        :param owner: of tags, a NIC. A macvtap that it has there already is in nobody's way.
         :raise LinkMissing: when there is no such device.
         :raise LinkBusy: when it is a port of something else, or there are macvtaps on it that
             exclude this one.
@@ -145,7 +145,7 @@ class Host(Ports):
 
     # --- bridges ---
 
-    async def create_bridge(self, name: str, mark: Mark, *, mtu: int) -> NetDevice:
+    async def create_bridge(self, name: str, tag: OwnerTag, *, mtu: int) -> NetDevice:
         """Make a bridge that is up and silent: no IPv6, no spanning tree, no snooping.
 
         :param mtu: bytes; it does not follow the ports.
@@ -153,7 +153,7 @@ class Host(Ports):
         """
         check_ifname(name)
         with speaking(name):
-            await made_in_thread(partial(make_bridge, name, mark, mtu=mtu), lambda _: _remove(name))
+            await made_in_thread(partial(make_bridge, name, tag, mtu=mtu), lambda _: _remove(name))
         try:
             return await self.device(name)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 
 DEVICE_GROUP = 0x6C6D  #: of all devices that linkmgr makes by rtnetlink; "lm" in ASCII
 CABLE_KINDS = frozenset({"tun", "macvtap"})  #: the kinds of device that a cable can have
@@ -34,7 +34,7 @@ class NetDevice:
     :param master: index of the bridge (or bond, team, ...) that it is a port of.
     :param parent: index of the device below a macvtap, the peer of a veth (IFLA_LINK); ``None``
         also when that one is in another network namespace.
-    :param alias: free text; see `mark`.
+    :param alias: free text; see `owner_tag`.
     :param mode: macvtap and macvlan only.
     :param promisc: whether somebody asked for promiscuity (not: whether a bridge did).
     :param port_state: ports of a bridge only.
@@ -44,9 +44,9 @@ class NetDevice:
         forwards.
     :param vlan_filtering: whether it is a bridge that forwards by VLAN.
     :param port_options: the options of a bridge port that are on, of `PORT_OPTIONS`; ``None`` for a
-        device that is none, or that carries no mark of ours.
+        device that is none, or that carries no tag of ours.
     :param altnames: other names by which the kernel finds it.
-    :param ipv6_silent: whether it says nothing of its own with IPv6; only of those with our mark.
+    :param ipv6_silent: whether it says nothing of its own with IPv6; only of those with our tag.
     """
 
     index: int
@@ -73,9 +73,9 @@ class NetDevice:
     altnames: tuple[str, ...] = ()
 
     @property
-    def mark(self) -> Mark | None:
-        """The mark in the alias; ``None`` on a device that linkmgr did not make."""
-        return Mark.parse(self.alias, of_cable=self.kind in CABLE_KINDS)
+    def owner_tag(self) -> OwnerTag | None:
+        """The tag in the alias; ``None`` on a device that linkmgr did not make."""
+        return OwnerTag.parse(self.alias, of_cable=self.kind in CABLE_KINDS)
 
 
 @dataclass(frozen=True, slots=True)

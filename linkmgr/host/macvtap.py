@@ -30,7 +30,7 @@ from linkmgr.host.rtnl import (
 from linkmgr.host.silence import silence
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, set_interface
 from linkmgr.host.trouble import Refused
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 
 # linux/if_tun.h
 
@@ -43,7 +43,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def make_macvtap(
-    name: str, parent: int, mark: Mark, *, mode: DirectMode, mac: str, mtu: int, up: bool
+    name: str, parent: int, tag: OwnerTag, *, mode: DirectMode, mac: str, mtu: int, up: bool
 ) -> Fd:
     """Make a macvtap on the device with index `parent`. Blocks for about 2 ms.
 
@@ -57,7 +57,7 @@ def make_macvtap(
         # A passthru macvtap is born with its parent's address. Setting ours sets the parent's too
         # (a virtual function receives nothing else); the kernel puts that back at the end.
         rtnl.change(
-            set_link(f"set up {name}", index, on=IFF_ALLMULTI, address=mac, ifalias=str(mark))
+            set_link(f"set up {name}", index, on=IFF_ALLMULTI, address=mac, ifalias=str(tag))
         )
         silence(rtnl, name)
         fd = undo.enter_context(open_queue(name, index))

@@ -47,13 +47,13 @@ async def check_siblings(
 ) -> None:
     """Check that what sits on `parent` already allows one more, of this mode.
 
-    :param owner: of marks. Its own device does not count: it can be kept for the new use.
+    :param owner: of tags. Its own device does not count: it can be kept for the new use.
     :raise LinkBusy: when something is in passthru mode, or would have to be alone.
     """
     siblings = [
         device
         for device in await _siblings(reader, parent.index)
-        if device.mark is None or device.mark.owner != owner
+        if device.owner_tag is None or device.owner_tag.owner != owner
     ]
     for device in siblings:
         if device.mode == DirectMode.PASSTHRU:
@@ -167,4 +167,4 @@ async def _siblings(reader: Reader, parent: int) -> list[NetDevice]:
 
 
 def _shown(device: NetDevice) -> str:
-    return f"{device.name} (of {device.mark.owner})" if device.mark else device.name
+    return f"{device.name} (of {device.owner_tag.owner})" if device.owner_tag else device.name

@@ -15,7 +15,7 @@ from linkmgr.host.names import tap_mac
 from linkmgr.host.rtnl import IFF_UP, Rtnl, set_link
 from linkmgr.host.silence import silence
 from linkmgr.host.trouble import Refused
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 
 TUN = "/dev/net/tun"
 
@@ -49,8 +49,8 @@ def set_interface(fd: int, name: str, flags: int, doing: str) -> None:
         raise Refused(error.errno or 0, doing, error.strerror) from error
 
 
-def make_tap(name: str, mark: Mark, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd:
-    """Make a tap that is silent, marked and not persistent. Blocks for about 1 ms.
+def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd:
+    """Make a tap that is silent, tagged and not persistent. Blocks for about 1 ms.
 
     Without vnet_hdr it also suits a QEMU hub, which carries no virtio-net header.
 
@@ -74,7 +74,7 @@ def make_tap(name: str, mark: Mark, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd
                     name,
                     address=tap_mac(),
                     mtu=mtu,
-                    ifalias=str(mark),
+                    ifalias=str(tag),
                     group=DEVICE_GROUP,
                 )
             )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Devices that a crash of linkmgr left between their creation and their mark.
+"""Devices that a crash of linkmgr left between their creation and their tag.
 
-The kernel takes no interface alias in the message that makes a device. So the mark comes one
+The kernel takes no interface alias in the message that makes a device. So the tag comes one
 message later, and a kill -9 may come between the two. The group (ip-link(8)) is taken in the first.
 Being in it proves nothing by itself, for an operator may use any number: a device that is removed
 also has the shape in which linkmgr makes it, and is down and unused. Taps need none of this: they
@@ -15,8 +15,8 @@ from linkmgr.host.links import DEVICE_GROUP, NetDevice
 from linkmgr.host.names import CABLE_NAME
 
 
-def unmarked(devices: Iterable[NetDevice], bridges: Collection[str]) -> list[NetDevice]:
-    """Find the devices that linkmgr made and did not mark.
+def untagged(devices: Iterable[NetDevice], bridges: Collection[str]) -> list[NetDevice]:
+    """Find the devices that linkmgr made and did not tag.
 
     :param devices: all devices of this host.
     :param bridges: names of the bridges that linkmgr may have been about to make.
@@ -24,11 +24,11 @@ def unmarked(devices: Iterable[NetDevice], bridges: Collection[str]) -> list[Net
     devices = list(devices)
     used = {index for device in devices for index in (device.master, device.parent) if index}
     return [
-        device for device in devices if _is_unmarked(device, bridges) and device.index not in used
+        device for device in devices if _is_untagged(device, bridges) and device.index not in used
     ]
 
 
-def _is_unmarked(device: NetDevice, bridges: Collection[str]) -> bool:
+def _is_untagged(device: NetDevice, bridges: Collection[str]) -> bool:
     if device.group != DEVICE_GROUP or device.alias or device.up or device.master:
         return False
     match device.kind:

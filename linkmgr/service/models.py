@@ -306,7 +306,7 @@ class FindingForm(_Form):
 
 
 class StrayForm(_Form):
-    """A device with our mark that nothing recorded, and why it was left alone if it was.
+    """A device with our tag that nothing recorded, and why it was left alone if it was.
 
     Where a dry run says nothing of that, it would have been removed.
     """

@@ -44,7 +44,7 @@ async def check(call: CallIn) -> Response:
 
 @router.post("/v1/gc", responses={200: {"model": models.Strays}}, summary="Collect garbage")
 async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
-    """Remove devices that carry our mark and that nothing recorded."""
+    """Remove devices that carry our tag and that nothing recorded."""
     wanted = body or models.Collect()
 
     async def work() -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode, FdEndpoint
 from linkmgr.untrusted import ip_device, shell_word
 from linkmgr.wirings.base import Cable
-from linkmgr.wirings.device import PREFIX, mark_of
+from linkmgr.wirings.device import PREFIX, tag_of
 
 REPLUG_HINT = "unplug it and plug it again"
 _TAP, _MACVTAP, _BOTH = "tap", "macvtap", "tap, macvtap"
@@ -154,16 +154,16 @@ def _make_again(view: View) -> str:
     return REPLUG_HINT
 
 
-def _unmarked(view: View) -> str | None:
-    if view.device.mark == mark_of(view.cable):
+def _untagged(view: View) -> str | None:
+    if view.device.owner_tag == tag_of(view.cable):
         return None
-    return f"device {view.device.name} does not carry its mark"
+    return f"device {view.device.name} does not carry its tag"
 
 
-async def _mark(host: Host, view: View) -> None:
+async def _tag(host: Host, view: View) -> None:
     # Another device may have a name that was asked for, but hardly one that we made up.
     if view.device.name == device_name(PREFIX, view.cable.id):
-        await host.set_alias(view.device.index, mark_of(view.cable))
+        await host.set_alias(view.device.index, tag_of(view.cable))
 
 
 def _endpoint_gone(view: View) -> str | None:
@@ -314,7 +314,7 @@ def _bridge_attribute(
 
     def of_ours(view: View) -> str | None:
         bridge = view.target
-        if bridge is None or bridge.mark is None or bridge.mark.network is None:
+        if bridge is None or bridge.owner_tag is None or bridge.owner_tag.network is None:
             return None
         what = found(view, bridge)
         return what and f"{bridge.name}, which linkmgr made, {what}"
@@ -378,8 +378,8 @@ def _flood_hint(view: View) -> str:
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute("the device itself", _BOTH, "nobody", "device-gone", _gone, _make_again,
               Repair.REPLUG, only=True),
-    Attribute("interface alias", _BOTH, "nobody", "not-ours", _unmarked, lambda _: REPLUG_HINT,
-              put=_mark),
+    Attribute("interface alias", _BOTH, "nobody", "not-ours", _untagged, lambda _: REPLUG_HINT,
+              put=_tag),
     Attribute("up", _BOTH, "nobody", "device-down", _down, lambda view: _set(view, "up"),
               put=lambda host, view: host.set_up(view.device.index)),
     Attribute("carrier", _TAP, "nobody", "carrier-off", _no_carrier,
@@ -463,14 +463,16 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 async def read_devices(host: Host, cables: Iterable[Cable]) -> dict[str, NetDevice]:
     """Read the devices of cables, by the names that the cables have for them.
 
-    A cable's device that was renamed is found by its mark, and the cable takes the name it has now.
+    A cable's device that was renamed is found by its tag, and the cable takes the name it has now.
     """
     looked = [(each, each.device) for each in cables if names_of(each)]
     found = await host.find_devices({name for each, _ in looked for name in names_of(each)})
-    lost = {mark_of(each): (each, name) for each, name in looked if not _is_marked(each, found)}
+    lost = {tag_of(each): (each, name) for each, name in looked if not _is_tagged(each, found)}
     if lost:  # seldom: this reads all devices of the host
         for device in await host.list_devices(whole=False):
-            cable, name = lost.get(device.mark, (None, None)) if device.mark else (None, None)
+            cable, name = (
+                lost.get(device.owner_tag, (None, None)) if device.owner_tag else (None, None)
+            )
             if cable is not None and cable.device == name:  # no verb has it otherwise meanwhile
                 cable.device = device.name
                 found[device.name] = device
@@ -489,9 +491,9 @@ def names_of(cable: Cable) -> list[str]:
     return [name for name in (cable.device, View(cable, None, None).where) if name]
 
 
-def _is_marked(cable: Cable, found: Mapping[str, NetDevice]) -> bool:
+def _is_tagged(cable: Cable, found: Mapping[str, NetDevice]) -> bool:
     device = found.get(cable.device or "")
-    return device is not None and device.mark == mark_of(cable)
+    return device is not None and device.owner_tag == tag_of(cable)
 
 
 def faults_of(cable: Cable, devices: Mapping[str, NetDevice]) -> list[Fault]:

@@ -1,7 +1,7 @@
 """The host's device of a cable: which one it is, what it is called, and its end.
 
 It is made under a name of its own (`device_name`), and may be called something else later, or by
-another process. So a name does not say whose a device is: its mark does.
+another process. So a name does not say whose a device is: its tag does.
 
 Only a tap takes a name that is asked for. A macvtap does not go with QEMU: while linkmgr is away it
 would keep the name, and libvirt would not start the guest again ("interface already exists"). And
@@ -12,26 +12,28 @@ from __future__ import annotations
 
 from linkmgr.host import Host, NetDevice, device_name
 from linkmgr.host.names import CABLE_PREFIX
-from linkmgr.model import BridgeEndpoint, Mark
+from linkmgr.model import BridgeEndpoint, OwnerTag
 from linkmgr.wirings.base import Cable
 
 PREFIX = CABLE_PREFIX
 
 
-def mark_of(cable: Cable) -> Mark:
+def tag_of(cable: Cable) -> OwnerTag:
     """The interface alias of a cable's device."""
-    return Mark(str(cable.nic), cable.id)
+    return OwnerTag(str(cable.nic), cable.id)
 
 
 async def find_cable_device(host: Host, cable: Cable) -> NetDevice | None:
     """The cable's device, whatever it is called now; ``None`` when it is gone, or not ours."""
-    mark, own = mark_of(cable), device_name(PREFIX, cable.id)
+    tag, own = tag_of(cable), device_name(PREFIX, cable.id)
     device = None if cable.device is None else await host.find_device(cable.device)
-    if device is None or not (device.mark == mark or device.name == own):
+    if device is None or not (device.owner_tag == tag or device.name == own):
         if cable.index is not None:
             device = await host.find_device(cable.index)
-            return device if device is not None and device.mark == mark else None
-        device = next((device for device in await host.list_devices() if device.mark == mark), None)
+            return device if device is not None and device.owner_tag == tag else None
+        device = next(
+            (device for device in await host.list_devices() if device.owner_tag == tag), None
+        )
     cable.index = device.index if device else None
     return device
 

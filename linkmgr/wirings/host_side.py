@@ -12,7 +12,7 @@ from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
 from linkmgr.untrusted import ip_device
 from linkmgr.wirings.attributes import faults_of, foreign_settings, repair_in_place
 from linkmgr.wirings.base import Cable
-from linkmgr.wirings.device import find_cable_device, initial_name, mark_of
+from linkmgr.wirings.device import find_cable_device, initial_name, tag_of
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ FORWARDING_TIMEOUT_S = 35.0
 
 
 async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
-    """Find the device of the replaced cable by its mark, and the settings of others on it."""
+    """Find the device of the replaced cable by its tag, and the settings of others on it."""
     if replacing.device is None or (link := await find_cable_device(host, replacing)) is None:
         return
     replacing.device = link.name  # it may have been renamed, and another have its name
@@ -41,7 +41,7 @@ async def make_tap(
         cable.prestaged = await _forwards_on_command(host, cable, replacing)
     device = await initial_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
-    tap = await host.open_tap(device, mark_of(cable), mtu=endpoint.mtu, up=False)
+    tap = await host.open_tap(device, tag_of(cable), mtu=endpoint.mtu, up=False)
     cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
     await attach(host, cable, endpoint)
 
@@ -70,7 +70,7 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
     """
     device = await initial_name(host, cable)
     tap = await host.open_macvtap(
-        device, endpoint.parent, mark_of(cable), mode=endpoint.mode, mac=cable.mac,
+        device, endpoint.parent, tag_of(cable), mode=endpoint.mode, mac=cable.mac,
         mtu=endpoint.mtu,
     )  # fmt: skip
     cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
@@ -196,13 +196,13 @@ async def restore_device(host: Host, cable: Cable) -> None:
     """Configure the device of a cable of an earlier run as its endpoint asks for."""
     if cable.device is None:
         return
-    # It may have been renamed and not written down: its mark says which it is.
+    # It may have been renamed and not written down: its tag says which it is.
     if (link := await find_cable_device(host, cable)) is not None:
         cable.device = link.name
     try:
-        mark = mark_of(cable)
-        if link is not None and link.mark == mark and link.alias != str(mark):
-            await host.set_alias(link.index, mark)  # it has the form that an older linkmgr gave it
+        tag = tag_of(cable)
+        if link is not None and link.owner_tag == tag and link.alias != str(tag):
+            await host.set_alias(link.index, tag)  # it has the form that an older linkmgr gave it
         match cable.endpoint:
             case DirectEndpoint():
                 # A replug that kept the macvtap may have been cut off in the middle.
@@ -220,7 +220,7 @@ async def reshape(host: Host, cable: Cable, device: str) -> None:
     :raise HostError: when the kernel refuses.
     """
     assert isinstance(cable.endpoint, DirectEndpoint)
-    for _ in range(2):  # what can be seen of a device is more when it has its mark again
+    for _ in range(2):  # what can be seen of a device is more when it has its tag again
         devices = {device: await host.device(device)}
         if (parent := await host.find_device(cable.endpoint.parent)) is not None:
             devices[cable.endpoint.parent] = parent
@@ -263,9 +263,9 @@ async def address_is_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool
     """
     if not isinstance(cable.endpoint, BridgeEndpoint):
         return False
-    own = mark_of(cable)
+    own = tag_of(cable)
     for link in await host.ports_with(cable.mac, cable.endpoint.bridge):
-        other = link.mark
+        other = link.owner_tag
         if other != own and (not moved or (other and other.owner != own.owner)):
             log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, link.name)
             return True

@@ -36,9 +36,9 @@ from linkmgr.model import (
     Endpoint,
     EndpointKind,
     FdEndpoint,
-    Mark,
     NicRef,
     Offer,
+    OwnerTag,
 )
 from linkmgr.qmp import Command
 from linkmgr.qmp.network import NetClient, parse_info_network
@@ -129,9 +129,9 @@ class HubWiring(Wiring):
     async def recognise(self, cable: Cable) -> None:
         """See `Wiring.recognise`. The fd is had again from QEMU, if the kernel allows it."""
         ident = cable.netdev_id.removeprefix(_NETDEV_PREFIX)
-        mark = Mark(str(cable.nic), ident)
+        tag = OwnerTag(str(cable.nic), ident)
         device = next(
-            (device for found, device in await self._host.marked() if found == mark), None
+            (device for found, device in await self._host.tagged_devices() if found == tag), None
         )
         if device is None or cable.hubport_id != _HUBPORT_PREFIX + ident:
             return

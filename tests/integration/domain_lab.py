@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.served import Served
 from linkmgr import Client, NicState
-from linkmgr.model import Connection, Mark, Nic
+from linkmgr.model import Connection, Nic, OwnerTag
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing import Station
 from linkmgr.testing.process import Result, execute, until
@@ -82,7 +82,7 @@ class DomainLab:
         return nics
 
     def devices(self) -> dict[str, str]:
-        """The host's devices that it did not have before, and their marks."""
+        """The host's devices that it did not have before, and their tags."""
         found = {}
         for path in Path("/sys/class/net").iterdir():
             if path.name not in self.own:
@@ -106,7 +106,7 @@ class DomainLab:
         async def named() -> bool:  # a moment after it was plugged, when libvirt's tap has gone
             nics.update(await self.nics(vm))
             return self.devices() == {
-                each.device: str(Mark(f"{vm}/{alias}", each.attachment))
+                each.device: str(OwnerTag(f"{vm}/{alias}", each.attachment))
                 for alias, each in _connections(nics).items()
             }
 

@@ -108,7 +108,7 @@ async def test_a_parent_that_is_renamed_later_is_the_same_parent(watched: Lab, k
 
 
 @pytest.mark.parametrize("network", ["blue", "green"])
-async def test_a_device_that_somebody_renames_is_found_by_its_mark_and_used(
+async def test_a_device_that_somebody_renames_is_found_by_its_tag_and_used(
     watched: Lab, network: str
 ) -> None:
     number = 1 if network == "blue" else 2

@@ -18,9 +18,9 @@ from linkmgr.host import bridge as bridge_module
 from linkmgr.host.rtnl import set_bridge_port
 from linkmgr.host.trouble import Refused
 from tests.integration.test_host_kit import (
-    MARK,
     NIC,
     PEER,
+    TAG,
     Wire,
     bridge,
     discarding,
@@ -42,7 +42,7 @@ async def host() -> AsyncIterator[Host]:
 
 @pytest.fixture
 async def tap(host: Host) -> AsyncIterator[Tap]:
-    made = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+    made = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500)
     with made.fd:
         yield made
 
@@ -59,14 +59,14 @@ def port_options(name: str) -> dict[str, bool]:
     return {key: (port / file).read_text().strip() == "1" for key, file in files.items()}
 
 
-async def test_a_bridge_is_up_marked_and_keeps_its_mtu(host: Host) -> None:
+async def test_a_bridge_is_up_tagged_and_keeps_its_mtu(host: Host) -> None:
     async with discarding(host, "lmbr0"):
-        device = await host.create_bridge("lmbr0", MARK, mtu=1400)
+        device = await host.create_bridge("lmbr0", TAG, mtu=1400)
         assert (device.kind, device.up, device.mtu, device.alias) == (
             "bridge",
             True,
             1400,
-            str(MARK),
+            str(TAG),
         )
         with veth() as (one, _):
             ip(f"link set {one} mtu 1300 master lmbr0")
@@ -78,7 +78,7 @@ async def test_a_taken_name_is_refused_and_its_owner_untouched(host: Host) -> No
     with bridge() as name:
         before = await host.device(name)
         with pytest.raises(NameTaken, match=name):
-            await host.create_bridge(name, MARK, mtu=1500)
+            await host.create_bridge(name, TAG, mtu=1500)
         assert await host.device(name) == before
 
 
@@ -86,7 +86,7 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(HostError, match="lmbr0"):
-        await host.create_bridge("lmbr0", MARK, mtu=1000000)
+        await host.create_bridge("lmbr0", TAG, mtu=1000000)
     assert await host.find_device("lmbr0") is None
 
     def refuse(*_: object) -> None:
@@ -94,14 +94,14 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
 
     monkeypatch.setattr(bridge_module, "silence", refuse)
     with pytest.raises(HostError, match="silence it"):
-        await host.create_bridge("lmbr0", MARK, mtu=1500)
+        await host.create_bridge("lmbr0", TAG, mtu=1500)
     assert await host.find_device("lmbr0") is None
 
 
 async def test_a_caller_that_leaves_at_any_moment_leaves_no_bridge(host: Host) -> None:
     for moment in range(12):
         async with discarding(host, "lmbr0"):
-            task = asyncio.create_task(host.create_bridge("lmbr0", MARK, mtu=1500))
+            task = asyncio.create_task(host.create_bridge("lmbr0", TAG, mtu=1500))
             await asyncio.sleep(moment * 0.0003)
             task.cancel()
             try:
@@ -117,7 +117,7 @@ async def test_a_port_forwards_and_has_its_options(
 ) -> None:
     options = {key: key == option for key in PLAIN}
     with bridge() as over:
-        tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=up)
+        tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500, up=up)
         with tap.fd:
             await host.attach_to_bridge(tap.device.name, over, **options)
             assert port_options(tap.device.name) == options
@@ -223,7 +223,7 @@ async def test_a_bridge_keeps_its_address_while_our_taps_come_and_go(
         with contextlib.ExitStack() as at_the_end:
             for moment in ("join", "join", "leave", "join", "leave", "leave", "join"):
                 if moment == "join":
-                    made = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+                    made = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500)
                     at_the_end.enter_context(made.fd)
                     taps.append(made)
                     await host.attach_to_bridge(made.device.name, over, **PLAIN)
@@ -242,7 +242,7 @@ async def test_a_bridge_that_has_lost_its_address_is_given_one(host: Host, tap: 
         with veth() as (one, _):
             ip(f"link set {one} master {over}")
         assert (await host.device(over)).mac == "00:00:00:00:00:00"
-        others = [await host.open_tap(f"lmother{n}", MARK, mtu=1500) for n in range(4)]
+        others = [await host.open_tap(f"lmother{n}", TAG, mtu=1500) for n in range(4)]
         for other in others:
             at_the_end.enter_context(other.fd)
         names = [tap.device.name, *(other.device.name for other in others)]
@@ -299,7 +299,7 @@ async def test_a_bridge_that_goes_while_it_waits_is_noticed(host: Host, tap: Tap
 
 
 async def test_a_device_that_goes_while_it_waits_is_noticed(host: Host) -> None:
-    tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+    tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500)
     with bridge(options=STP) as over:
         task = asyncio.create_task(host.attach_to_bridge(tap.device.name, over, **PLAIN))
         await asyncio.sleep(0.2)

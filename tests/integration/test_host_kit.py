@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from linkmgr.host import Fd, Host
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 
-MARK = Mark("web1/net0", "0123abcd")
+TAG = OwnerTag("web1/net0", "0123abcd")
 ETHERTYPE = b"\x88\xb5"  # IEEE 802 local experimental
 NIC = "52:54:00:00:00:01"
 PEER = "52:54:00:00:00:99"

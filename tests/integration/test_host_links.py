@@ -12,8 +12,8 @@ import pytest
 
 from linkmgr.errors import BadName, HostError, LinkMissing, Unsupported
 from linkmgr.host import Host
-from linkmgr.model import Mark
-from tests.integration.test_host_kit import MARK, bridge, discarding, ip, veth
+from linkmgr.model import OwnerTag
+from tests.integration.test_host_kit import TAG, bridge, discarding, ip, veth
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ async def test_a_list_of_very_many_devices_is_complete(host: Host) -> None:
         assert {*names, *(f"{name}p" for name in names)} <= found
 
 
-async def test_only_what_carries_our_mark_is_ours(host: Host) -> None:
+async def test_only_what_carries_our_tag_is_ours(host: Host) -> None:
     with veth() as (one, other):
-        before = await host.marked()
-        await host.set_alias(one, MARK)
+        before = await host.tagged_devices()
+        await host.set_alias(one, TAG)
         ip(f"link set {other} alias linkmgr")
-        found = [pair for pair in await host.marked() if pair not in before]
-        assert found == [(MARK, await host.device(one))]
-        assert found[0][0] == Mark("web1/net0", "0123abcd")
+        found = [pair for pair in await host.tagged_devices() if pair not in before]
+        assert found == [(TAG, await host.device(one))]
+        assert found[0][0] == OwnerTag("web1/net0", "0123abcd")
 
 
 async def test_single_things_are_changed_by_name_and_by_index(host: Host) -> None:
@@ -117,7 +117,7 @@ async def test_single_things_are_changed_by_name_and_by_index(host: Host) -> Non
         lambda host: host.set_down(99999),
         lambda host: host.set_mtu("nothere", 1500),
         lambda host: host.set_mac("nothere", "52:54:00:00:00:01"),
-        lambda host: host.set_alias("nothere", MARK),
+        lambda host: host.set_alias("nothere", TAG),
         lambda host: host.set_promiscuity("nothere", True),
         lambda host: host.detach_from_bridge("nothere"),
     ],
@@ -165,17 +165,17 @@ async def test_without_privilege_every_change_says_what_is_missing() -> None:
 import asyncio, ctypes, json
 from linkmgr.errors import HostError
 from linkmgr.host import FdbEntry, Host
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert ctypes.CDLL(None).capset(header, none) == 0
 async def main():
     found = []
     async with Host() as host:
-        mark = Mark("web1/net0", "0123abcd")
+        tag = OwnerTag("web1/net0", "0123abcd")
         for call in (
-            host.create_bridge("lmdenied", mark, mtu=1500),
-            host.open_tap("lmdenied", mark, mtu=1500),
-            host.open_macvtap("lmdenied", "lo", mark, mode=DirectMode.BRIDGE,
+            host.create_bridge("lmdenied", tag, mtu=1500),
+            host.open_tap("lmdenied", tag, mtu=1500),
+            host.open_macvtap("lmdenied", "lo", tag, mode=DirectMode.BRIDGE,
                               mac="52:54:00:00:00:01", mtu=1500),
             host.set_up("lo"),
             host.delete_device("lo"),

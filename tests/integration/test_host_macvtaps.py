@@ -16,11 +16,11 @@ from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, 
 from linkmgr.host import Host, Tap, device_name, new_id, private_mac
 from linkmgr.host import macvtap as macvtap_module
 from linkmgr.host.trouble import Refused
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 from tests.integration.test_host_kit import (
-    MARK,
     NIC,
     PEER,
+    TAG,
     Wire,
     bridge,
     discarding,
@@ -49,13 +49,13 @@ def name() -> str:
 
 async def make(
     host: Host, name: str, parent: str, *, mode: DirectMode = DirectMode.BRIDGE,
-    mac: str = NIC, mtu: int = 1500, mark: Mark = MARK, up: bool = True,
+    mac: str = NIC, mtu: int = 1500, tag: OwnerTag = TAG, up: bool = True,
 ) -> Tap:  # fmt: skip
-    return await host.open_macvtap(name, parent, mark, mode=mode, mac=mac, mtu=mtu, up=up)
+    return await host.open_macvtap(name, parent, tag, mode=mode, mac=mac, mtu=mtu, up=up)
 
 
 @pytest.mark.parametrize("mode", list(DirectMode))
-async def test_a_macvtap_is_up_marked_and_of_its_mode(
+async def test_a_macvtap_is_up_tagged_and_of_its_mode(
     host: Host, cable: tuple[str, str], name: str, mode: DirectMode
 ) -> None:
     async with discarding(host, name):
@@ -69,7 +69,7 @@ async def test_a_macvtap_is_up_marked_and_of_its_mode(
                 NIC,
                 1400,
             )
-            assert (device.up, device.allmulti, device.alias) == (True, True, str(MARK))
+            assert (device.up, device.allmulti, device.alias) == (True, True, str(TAG))
             assert device.parent == (await host.device(cable[0])).index
 
 

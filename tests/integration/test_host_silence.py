@@ -19,8 +19,8 @@ from linkmgr.host import Fd, Host, device_name, new_id, private_mac
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, _open, set_interface
 from linkmgr.model import DirectMode
 from tests.integration.test_host_kit import (
-    MARK,
     NIC,
+    TAG,
     Wire,
     discarding,
     ip,
@@ -59,7 +59,7 @@ async def test_a_macvtap_is_silent_from_its_making_to_its_end(host: Host, mode: 
         wires = [stack.enter_context(Wire(end)) for end in ours]
         loud = stack.enter_context(Wire(control[1]))
         async with discarding(host, name):
-            tap = await host.open_macvtap(name, ours[0], MARK, mode=mode, mac=NIC, mtu=1500)
+            tap = await host.open_macvtap(name, ours[0], TAG, mode=mode, mac=NIC, mtu=1500)
             with tap.fd:
                 ip(f"link add link {control[0]} name loud0 address {private_mac()} type macvtap")
                 ip("link set loud0 up")
@@ -78,7 +78,7 @@ async def test_a_bridge_and_a_tap_are_silent_from_their_making_to_their_end(host
     name = device_name("lm", new_id())
     with veth() as cable, contextlib.ExitStack() as stack:
         async with discarding(host, "lmbr0", "loudbr"):
-            await host.create_bridge("lmbr0", MARK, mtu=1500)
+            await host.create_bridge("lmbr0", TAG, mtu=1500)
             await host.attach_to_bridge(cable[0], "lmbr0", **PLAIN)
             wires = [stack.enter_context(Wire(end)) for end in ("lmbr0", *cable)]
             # The control: a bridge and a tap in which nobody switched anything off.
@@ -90,7 +90,7 @@ async def test_a_bridge_and_a_tap_are_silent_from_their_making_to_their_end(host
             ip("link set loudbr up")
             ip("link set loudtap up")
 
-            tap = await host.open_tap(name, MARK, mtu=1500)
+            tap = await host.open_tap(name, TAG, mtu=1500)
             await host.attach_to_bridge(name, "lmbr0", **PLAIN)
             assert await until_it_speaks(heard)
             assert read_all(loud) != []  # the bridge spoke to its ports
@@ -108,11 +108,11 @@ async def test_ipv6_is_off_before_a_device_comes_up(host: Host) -> None:
     name, above = device_name("lm", new_id()), device_name("lm", new_id())
     with veth() as cable:
         async with discarding(host, above, "lmbr0"):
-            tap = await host.open_tap(name, MARK, mtu=1500, up=False)
+            tap = await host.open_tap(name, TAG, mtu=1500, up=False)
             over = await host.open_macvtap(
-                above, cable[0], MARK, mode=DirectMode.BRIDGE, mac=NIC, mtu=1500, up=False
+                above, cable[0], TAG, mode=DirectMode.BRIDGE, mac=NIC, mtu=1500, up=False
             )
-            await host.create_bridge("lmbr0", MARK, mtu=1500)
+            await host.create_bridge("lmbr0", TAG, mtu=1500)
             with tap.fd, over.fd:
                 for device in (name, above, "lmbr0"):
                     assert Path(IPV6, device, "disable_ipv6").read_text().strip() == "1"
@@ -121,7 +121,7 @@ async def test_ipv6_is_off_before_a_device_comes_up(host: Host) -> None:
 
 async def test_a_small_mtu_needs_no_silencing(host: Host) -> None:
     # Below 1280 bytes a device has no IPv6 at all, so there is nothing to switch off.
-    tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1000)
+    tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1000)
     with tap.fd:
         assert not Path(IPV6, tap.device.name).exists()
 
@@ -133,7 +133,7 @@ async def test_where_nothing_in_proc_sys_can_be_written(off: bool) -> None:
 import asyncio, ctypes, sys
 from linkmgr.errors import HostError
 from linkmgr.host import Host
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.unshare(0x20000 | 0x40000000) == 0  # CLONE_NEWNS, CLONE_NEWNET
 assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
@@ -143,7 +143,7 @@ assert libc.mount(None, b"/proc/sys", None, 0x1021, None) == 0  # and MS_REMOUNT
 async def main():
     async with Host() as host:
         try:
-            tap = await host.open_tap("lmro", Mark("web1/net0", "0123abcd"), mtu=1500)
+            tap = await host.open_tap("lmro", OwnerTag("web1/net0", "0123abcd"), mtu=1500)
         except HostError as error:
             print(error.hint)
         else:

@@ -15,9 +15,9 @@ import pytest
 from linkmgr.errors import HostError, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState, Tap, device_name, new_id
 from tests.integration.test_host_kit import (
-    MARK,
     NIC,
     PEER,
+    TAG,
     Wire,
     bridge,
     frame,
@@ -49,7 +49,7 @@ async def two_taps(host: Host, cable: tuple[str, str]) -> AsyncIterator[tuple[st
         over = stack.enter_context(bridge(cable[0]))
         taps = []
         for _ in range(2):
-            tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+            tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500)
             stack.push_async_callback(tap.fd.close_in_thread)
             await host.attach_to_bridge(tap.device.name, over, **OPTIONS)
             taps.append(tap)
@@ -147,7 +147,7 @@ async def test_the_taps_own_address_is_not_forwarded(
 async def waiting(host: Host, over: str) -> tuple[AsyncExitStack, Tap]:
     """A tap that is a port of the bridge, but down."""
     stack = AsyncExitStack()
-    tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500, up=False)
+    tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500, up=False)
     stack.push_async_callback(tap.fd.close_in_thread)
     await host.attach_to_bridge(tap.device.name, over, **OPTIONS, up=False)
     return stack, tap
@@ -234,7 +234,7 @@ async def test_a_bridge_that_is_gone_is_said_to_be_gone(
 
 async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
     with bridge(options="stp_state 1") as over:
-        tap = await host.open_tap(device_name("lm", new_id()), MARK, mtu=1500)
+        tap = await host.open_tap(device_name("lm", new_id()), TAG, mtu=1500)
         with tap.fd:
             ip(f"link set {tap.device.name} master {over}")
             with pytest.raises(NotForwarding, match="state listening"):

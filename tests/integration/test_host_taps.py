@@ -14,7 +14,7 @@ from linkmgr.errors import BadName, HostError, NameTaken, Unsupported
 from linkmgr.host import Host, device_name, new_id
 from linkmgr.host import tap as tap_module
 from linkmgr.host.trouble import Refused
-from tests.integration.test_host_kit import MARK, ip, veth
+from tests.integration.test_host_kit import TAG, ip, veth
 
 TUNGETIFF = 0x800454D2
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x2, 0x1000, 0x4000, 0x100, 0x800
@@ -37,11 +37,11 @@ def flags(fd: int) -> int:
     return found
 
 
-async def test_a_tap_is_up_marked_and_of_the_right_sort(host: Host, name: str) -> None:
-    tap = await host.open_tap(name, MARK, mtu=1400)
+async def test_a_tap_is_up_tagged_and_of_the_right_sort(host: Host, name: str) -> None:
+    tap = await host.open_tap(name, TAG, mtu=1400)
     with tap.fd:
         assert tap.device == await host.device(name)
-        assert (tap.device.up, tap.device.mtu, tap.device.alias) == (True, 1400, str(MARK))
+        assert (tap.device.up, tap.device.mtu, tap.device.alias) == (True, 1400, str(TAG))
         assert tap.device.mac.startswith("fe:")
         found = flags(tap.fd.number)
         assert found & IFF_TAP
@@ -50,7 +50,7 @@ async def test_a_tap_is_up_marked_and_of_the_right_sort(host: Host, name: str) -
 
 
 async def test_a_tap_goes_with_its_last_descriptor(host: Host, name: str) -> None:
-    tap = await host.open_tap(name, MARK, mtu=1500)
+    tap = await host.open_tap(name, TAG, mtu=1500)
     copy = tap.fd.dup()
     tap.fd.close()
     assert await host.find_device(name) is not None
@@ -59,13 +59,13 @@ async def test_a_tap_goes_with_its_last_descriptor(host: Host, name: str) -> Non
 
 
 async def test_a_tap_has_a_virtio_net_header_only_if_asked(host: Host, name: str) -> None:
-    tap = await host.open_tap(name, MARK, mtu=1500, vnet_hdr=True)
+    tap = await host.open_tap(name, TAG, mtu=1500, vnet_hdr=True)
     with tap.fd:
         assert flags(tap.fd.number) & IFF_VNET_HDR
 
 
 async def test_a_tap_stays_down_if_asked(host: Host, name: str) -> None:
-    tap = await host.open_tap(name, MARK, mtu=1500, up=False)
+    tap = await host.open_tap(name, TAG, mtu=1500, up=False)
     with tap.fd:
         assert not tap.device.up
 
@@ -74,7 +74,7 @@ async def test_a_taken_name_is_refused_and_its_owner_untouched(host: Host) -> No
     with veth() as (one, _):
         before = await host.device(one)
         with pytest.raises(NameTaken, match=one):
-            await host.open_tap(one, MARK, mtu=1500)
+            await host.open_tap(one, TAG, mtu=1500)
         assert await host.device(one) == before
 
 
@@ -82,7 +82,7 @@ async def test_a_persistent_tap_of_somebody_else_is_not_taken_over(host: Host, n
     ip(f"tuntap add {name} mode tap")
     try:
         with pytest.raises(NameTaken, match=name):
-            await host.open_tap(name, MARK, mtu=1500)
+            await host.open_tap(name, TAG, mtu=1500)
         assert (await host.device(name)).alias is None
     finally:
         ip(f"link del {name}")
@@ -90,12 +90,12 @@ async def test_a_persistent_tap_of_somebody_else_is_not_taken_over(host: Host, n
 
 async def test_a_bad_name_is_refused(host: Host) -> None:
     with pytest.raises(BadName):
-        await host.open_tap("../../etc", MARK, mtu=1500)
+        await host.open_tap("../../etc", TAG, mtu=1500)
 
 
 async def test_an_mtu_that_cannot_be_leaves_nothing(host: Host, name: str) -> None:
     with pytest.raises(HostError, match=name):
-        await host.open_tap(name, MARK, mtu=1000000)
+        await host.open_tap(name, TAG, mtu=1000000)
     assert await host.find_device(name) is None
 
 
@@ -104,7 +104,7 @@ async def test_without_dev_net_tun_the_error_says_so(
 ) -> None:
     monkeypatch.setattr(tap_module, "TUN", str(tmp_path / "tun"))
     with pytest.raises(Unsupported, match="tun"):
-        await host.open_tap(name, MARK, mtu=1500)
+        await host.open_tap(name, TAG, mtu=1500)
 
 
 @pytest.mark.parametrize("step", ["silence", "set_link"])
@@ -116,14 +116,14 @@ async def test_a_refusal_at_any_step_leaves_nothing(
 
     monkeypatch.setattr(tap_module, step, refuse)
     with pytest.raises(HostError, match=f"do {step}"):
-        await host.open_tap(name, MARK, mtu=1500)
+        await host.open_tap(name, TAG, mtu=1500)
     assert await host.find_device(name) is None
 
 
 async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(host: Host) -> None:
     for moment in range(30):
         name = device_name("lm", new_id())
-        task = asyncio.create_task(host.open_tap(name, MARK, mtu=1500))
+        task = asyncio.create_task(host.open_tap(name, TAG, mtu=1500))
         await asyncio.sleep(moment * 0.0001)
         task.cancel()
         try:
@@ -136,7 +136,7 @@ async def test_a_caller_that_leaves_at_any_moment_leaves_nothing(host: Host) -> 
 
 async def test_many_taps_at_once_have_different_names_and_addresses(host: Host) -> None:
     names = [device_name("lm", new_id()) for _ in range(30)]
-    taps = await asyncio.gather(*(host.open_tap(name, MARK, mtu=1500) for name in names))
+    taps = await asyncio.gather(*(host.open_tap(name, TAG, mtu=1500) for name in names))
     try:
         assert [tap.device.name for tap in taps] == names
         assert len({tap.device.mac for tap in taps}) == 30

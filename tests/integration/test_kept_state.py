@@ -1,4 +1,4 @@
-"""A host as linkmgr at e39dc5c left it: its state directory, its devices and their old marks.
+"""A host as linkmgr at e39dc5c left it: its state directory, its devices and their old tags.
 
 What it wrote is kept (tests/data/state-e39dc5c). The guests and devices are made again here under
 the ids that are in it.
@@ -38,7 +38,7 @@ def index(device: str) -> int:
 
 
 async def as_it_was(lab: Lab, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have guests, devices and marks as they were when that state was written."""
+    """Have guests, devices and tags as they were when that state was written."""
     ids: deque[str] = deque()
     for driver in ("bridge", "direct"):
         monkeypatch.setattr(f"linkmgr.drivers.{driver}.new_id", ids.popleft)

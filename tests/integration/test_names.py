@@ -19,7 +19,7 @@ from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.errors import BadName, LinkBusy, MacInUse
 from linkmgr.host import Fd, NetDevice
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, TUN, set_interface
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import NIC, is_told, no_frame_lost
 from tests.integration.lab import Lab, mac_of, make_lab
@@ -76,9 +76,9 @@ async def unplugged(bed: Bed) -> AsyncIterator[None]:
 async def device(links: LinkManager) -> str:
     nic = await links.nic(NIC)
     assert nic.connection is not None
-    mark = Mark.parse((NET / nic.connection.device / "ifalias").read_text().strip())
-    assert mark is not None
-    assert mark.owner == NIC
+    tag = OwnerTag.parse((NET / nic.connection.device / "ifalias").read_text().strip())
+    assert tag is not None
+    assert tag.owner == NIC
     return nic.connection.device
 
 
@@ -120,7 +120,7 @@ async def test_a_name_stays_over_swaps_and_restarts(bed: Bed) -> None:
 
 
 async def test_killed_between_rename_and_record_it_is_found_under_either_name(bed: Bed) -> None:
-    """The mark says which device it is."""
+    """The tag says which device it is."""
     lab = bed.lab
     async with bed.links() as links:
         await links.plug(NIC, "blue", notify="silent")

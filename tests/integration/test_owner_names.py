@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager, NicState, hub_args
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
 from tests.integration.lab import Lab, make_lab
@@ -50,7 +50,7 @@ def index(device: str) -> int:
     return int((NET / device / "ifindex").read_text())
 
 
-@pytest.mark.parametrize("old_form", [False, True], ids=["marked-now", "marked-by-an-older-one"])
+@pytest.mark.parametrize("old_form", [False, True], ids=["tagged-now", "tagged-by-an-older-one"])
 @pytest.mark.parametrize("name", WORDS)
 async def test_a_vm_of_any_name_leaves_the_bridges_of_others_alone_at_a_restart(
     lab: Lab, guest: Guest, tmp_path: Path, name: str, old_form: bool
@@ -80,7 +80,7 @@ async def test_a_vm_of_any_name_leaves_the_bridges_of_others_alone_at_a_restart(
         assert not (NET / BRIDGE).exists()
 
 
-@pytest.mark.parametrize("old_form", [False, True], ids=["marked-now", "marked-by-an-older-one"])
+@pytest.mark.parametrize("old_form", [False, True], ids=["tagged-now", "tagged-by-an-older-one"])
 async def test_a_vm_called_network_keeps_its_own_cable_and_loses_what_was_left_of_it(
     guest: Guest, tmp_path: Path, old_form: bool
 ) -> None:
@@ -100,7 +100,7 @@ async def test_a_vm_called_network_keeps_its_own_cable_and_loses_what_was_left_o
         assert not (NET / "lm0000aaaa").exists()
         assert (NET / BRIDGE).exists()
         assert await links.check() == []
-        assert alias(tap.device) == str(Mark("network/net0", tap.attachment))
+        assert alias(tap.device) == str(OwnerTag("network/net0", tap.attachment))
         await links.unplug("network/net0")
         assert not (NET / tap.device).exists()
         assert not (NET / BRIDGE).exists()
@@ -136,11 +136,11 @@ async def test_backends_of_others_that_are_called_as_ours_stay_in_qemu(
 async def test_a_bridge_that_only_looks_like_a_cable_of_a_vm_is_not_one_of_a_network(
     tmp_path: Path,
 ) -> None:
-    """The mark of a NIC's device does not let a network remove it, whatever it is called."""
+    """The tag of a NIC's device does not let a network remove it, whatever it is called."""
     async with LinkManager(state=tmp_path / "state", watch=False) as links:
         await links.create_network("lab", "bridge", bridge=BRIDGE)
         await execute(["ip", "link", "add", BRIDGE, "type", "bridge"])
-        await set_alias(BRIDGE, str(Mark("network/lab", "0000aaaa")))
+        await set_alias(BRIDGE, str(OwnerTag("network/lab", "0000aaaa")))
         try:
             assert await links.delete_network("lab")
             assert (NET / BRIDGE).exists()

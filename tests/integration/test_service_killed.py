@@ -20,7 +20,7 @@ import pytest_asyncio
 from linkmgr import Client, LinkManager, LinkState
 from linkmgr.carrier import HOLD
 from linkmgr.errors import ServiceGone
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.swap import Step
 from tests.integration.dying_service import reached
@@ -120,12 +120,12 @@ class Place:
         cable = nic.connection
         assert len(backends) == len(taps) == (1 if cable else 0)
         assert (record["cable"] or {}).get("attachment") == (cable and cable.attachment)
-        marks = {cable.device: str(Mark(NIC, cable.attachment))} if cable else {}
-        assert self._devices() == marks
+        tags = {cable.device: str(OwnerTag(NIC, cable.attachment))} if cable else {}
+        assert self._devices() == tags
         await self.lab.guests["web1"].wait_carrier("eth0", cable is not None, timeout=2)
 
     def _devices(self) -> dict[str, str]:
-        """The devices that the host has more than without a cable, and their marks."""
+        """The devices that the host has more than without a cable, and their tags."""
         paths = [path for path in Path("/sys/class/net").iterdir() if path.name not in self.own]
         return {path.name: (path / "ifalias").read_text().strip() for path in paths}
 

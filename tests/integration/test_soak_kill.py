@@ -47,7 +47,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         (
             f"ip link add lmbr-red group {DEVICE_GROUP} type bridge mcast_snooping 0",
             "ip link del lmbr-red",
-            "lmbr-red is in the group of linkmgr and has no mark",
+            "lmbr-red is in the group of linkmgr and has no tag",
         ),
         (
             "ip link add lm0123abcd link v-green type macvtap",

@@ -1,4 +1,4 @@
-"""A linkmgr that is killed while it makes a device leaves none that lacks its mark."""
+"""A linkmgr that is killed while it makes a device leaves none that lacks its tag."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest_asyncio
 from linkmgr import LinkManager
 from linkmgr.host import macvtap
 from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.strays import UNMARKED_SECONDS
+from linkmgr.strays import UNTAGGED_MIN_AGE_S
 from linkmgr.testing.process import execute
 from tests.integration.crash import NETLINK, NODE, STAY
 from tests.integration.forks import Forks
@@ -68,8 +68,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         yield World(lab, folder / "state", crash, {path.name for path in NET.iterdir()})
 
 
-def unmarked() -> list[str]:
-    """Devices that are in our group and have no mark."""
+def untagged() -> list[str]:
+    """Devices that are in our group and have no tag."""
     return [
         path.name
         for path in NET.iterdir()
@@ -91,10 +91,10 @@ async def test_killed_after_any_word_to_the_kernel_nothing_is_left_after_the_res
         if not await world.killed(f"{NETLINK}{number}", target):
             break
         where = world.state.with_name("killed-at").read_text()
-        half_made += unmarked()
+        half_made += untagged()
         with subtests.test(msg=where):
             async with world.links() as links:
-                assert unmarked() == []
+                assert untagged() == []
                 nic = await links.nic(NIC)
                 assert await links.check() == []
                 await links.unplug(NIC)
@@ -103,7 +103,7 @@ async def test_killed_after_any_word_to_the_kernel_nothing_is_left_after_the_res
                 assert await links.gc(older_than=0) == []
     else:
         pytest.fail("it never got to its end")
-    assert half_made, "no kill came between a device and its mark"
+    assert half_made, "no kill came between a device and its tag"
     async with world.links() as links:
         await links.unplug(NIC)
         assert world.left() == set()
@@ -122,7 +122,7 @@ async def test_a_bridge_that_is_made_again_after_a_kill_never_talks_ipv6(world: 
         assert world.left() == set()
 
 
-async def test_a_bridge_that_was_marked_and_not_silenced_is_silenced_before_it_comes_up(
+async def test_a_bridge_that_was_tagged_and_not_silenced_is_silenced_before_it_comes_up(
     world: World,
 ) -> None:
     async with world.links() as links:
@@ -185,23 +185,23 @@ async def test_a_device_of_somebody_else_stays_whatever_its_group_or_its_name(
         await execute(["ip", "link", "del", min(made)])
 
 
-async def test_a_device_that_another_linkmgr_is_about_to_mark_is_left_to_it(world: World) -> None:
-    """It is seen twice before it is taken for one that nobody will mark."""
+async def test_a_device_that_another_linkmgr_is_about_to_tag_is_left_to_it(world: World) -> None:
+    """It is seen twice before it is taken for one that nobody will tag."""
     device = "lm0123abcd"
     make = f"ip link add {device} group {DEVICE_GROUP} link v-green type macvtap"
     await execute(["sh", "-c", make])
     alias = "linkmgr:nic:web9/net0:0123abcd"
-    mark = f"sleep {UNMARKED_SECONDS / 2}; ip link set {device} alias {alias}"
+    tag = f"sleep {UNTAGGED_MIN_AGE_S / 2}; ip link set {device} alias {alias}"
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(execute(["sh", "-c", mark]))
+            group.create_task(execute(["sh", "-c", tag]))
             async with world.links():
                 assert world.left() == {device}
     finally:
         await execute(["ip", "link", "del", device])
 
 
-async def test_gc_removes_what_was_never_marked(world: World) -> None:
+async def test_gc_removes_what_was_never_tagged(world: World) -> None:
     async with world.links() as links:
         make = f"ip link add lm0123abcd group {DEVICE_GROUP} link v-green type macvtap"
         await execute(["sh", "-c", make])

@@ -24,7 +24,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.links import LinkFollower
 from linkmgr.libvirt.prepare import prepare
 from linkmgr.libvirt.qemu_xml import add_arguments
-from linkmgr.model import Mark
+from linkmgr.model import OwnerTag
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
 from linkmgr.wirings.stub import libvirt_netdev_id
@@ -190,7 +190,7 @@ async def test_the_stray_tap_goes_and_libvirt_knows_the_cable_by_its_name(beside
     nic = await links.nic(NIC)
     assert nic.connection is not None
     assert nic.connection.device == "web1tap0"
-    assert stray.read_text().strip() == str(Mark(NIC, nic.connection.attachment))
+    assert stray.read_text().strip() == str(OwnerTag(NIC, nic.connection.attachment))
     assert await links.check() == []
     await guest.wait_carrier("eth0", True)
     assert (await guest.ping("10.1.0.1", count=1)).received == 1

@@ -20,13 +20,13 @@ from linkmgr.host import Fd
 from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.rtnl import index_of
 from linkmgr.host.tap import make_tap
-from linkmgr.model import DirectMode, Mark
+from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.service.fdstore import SystemdKeeper, passed_fds
 from linkmgr.service.notify import Notifier, beat, watchdog_seconds
 
 TUNGETIFF = 0x800454D2
 SHARED = Path("/shared")
-MARK = Mark("web1/net0", "0123abcd")
+TAG = OwnerTag("web1/net0", "0123abcd")
 
 
 def device_of(fd: int) -> str:
@@ -38,7 +38,7 @@ def device_of(fd: int) -> str:
 def macvtap_on(parent: str) -> int:
     """Make a macvtap, and return its index."""
     fd = make_macvtap(
-        "lmmacvtap", index_of(parent), MARK, mode=DirectMode.BRIDGE, mac="52:54:00:00:00:07",
+        "lmmacvtap", index_of(parent), TAG, mode=DirectMode.BRIDGE, mac="52:54:00:00:00:07",
         mtu=1500, up=True,
     )  # fmt: skip
     fd.close()
@@ -55,10 +55,10 @@ class Tiny:
         passed = passed_fds()
         names = passed.names
         self.keeper = SystemdKeeper(self.notifier, passed)
-        taken = self.keeper.take(MARK.id)
+        taken = self.keeper.take(TAG.id)
         if taken is None:
-            self.tap = make_tap("lm0123abcd", MARK, mtu=1500, vnet_hdr=False, up=True)
-            self.keeper.keep(MARK.id, self.tap.number)
+            self.tap = make_tap("lm0123abcd", TAG, mtu=1500, vnet_hdr=False, up=True)
+            self.keeper.keep(TAG.id, self.tap.number)
         else:
             self.tap = Fd(taken)
         run: dict[str, Any] = {"pid": os.getpid(), "names": names, "taken": taken is not None}

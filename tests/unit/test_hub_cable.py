@@ -22,7 +22,7 @@ from linkmgr.errors import (
 )
 from linkmgr.host import Fd, FdbEntry, Host
 from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, Mark, NicRef
+from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef, OwnerTag
 from linkmgr.qmp.dialer import SocketConnector
 from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
@@ -64,7 +64,7 @@ class FakeHost:
         self.device = SimpleNamespace(
             name="lm1",
             index=7,
-            mark=Mark(str(NIC), ID),
+            owner_tag=OwnerTag(str(NIC), ID),
             spanning_tree=False,
             port_options=None,
             group=DEVICE_GROUP,

@@ -1,4 +1,4 @@
-"""Names, NIC references, ports and marks."""
+"""Names, NIC references, ports and tags."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import BadName, LinkmgrError, UnknownNic
-from linkmgr.model import Mark, Network, NicRef, Port, check_name
+from linkmgr.model import Network, NicRef, OwnerTag, Port, check_name
 
 
 @pytest.mark.parametrize("name", ["blue", "a", "0", "web-1.example_2", "x" * 63])
@@ -53,14 +53,14 @@ def test_an_implied_port_is_shown_as_its_network() -> None:
     assert str(Port(blue, "web1/net0", implied=True)) == "blue"
 
 
-def test_a_mark_reads_back_and_nothing_else_is_one() -> None:
-    for mark in (
-        Mark("web1/net0", "3f9a1c2e"),
-        Mark("network/net0", "3f9a1c2e"),
-        Mark.of_network("blue", "3f9a1c2e"),
+def test_a_tag_reads_back_and_nothing_else_is_one() -> None:
+    for tag in (
+        OwnerTag("web1/net0", "3f9a1c2e"),
+        OwnerTag("network/net0", "3f9a1c2e"),
+        OwnerTag.of_network("blue", "3f9a1c2e"),
     ):
-        assert Mark.parse(str(mark)) == mark
-        assert Mark.parse(str(mark), of_cable=False) == mark
+        assert OwnerTag.parse(str(tag)) == tag
+        assert OwnerTag.parse(str(tag), of_cable=False) == tag
     for text in (
         None,
         "",
@@ -74,19 +74,19 @@ def test_a_mark_reads_back_and_nothing_else_is_one() -> None:
         "linkmgr:network:blue/net0:3f9a1c2e",
         "linkmgr:nic:network:blue:3f9a1c2e",
     ):
-        assert Mark.parse(text) is None
+        assert OwnerTag.parse(text) is None
 
 
-def test_a_mark_without_its_kind_is_told_by_the_kind_of_the_device() -> None:
+def test_a_tag_without_its_kind_is_told_by_the_kind_of_the_device() -> None:
     """So the aliases are that were written before the kind of owner was part of them."""
-    assert Mark.parse("linkmgr:web1/net0:3f9a1c2e") == Mark("web1/net0", "3f9a1c2e")
+    assert OwnerTag.parse("linkmgr:web1/net0:3f9a1c2e") == OwnerTag("web1/net0", "3f9a1c2e")
     old = "linkmgr:network/blue:3f9a1c2e"
-    assert Mark.parse(old, of_cable=True) == Mark("network/blue", "3f9a1c2e")
-    assert Mark.parse(old, of_cable=False) == Mark.of_network("blue", "3f9a1c2e")
+    assert OwnerTag.parse(old, of_cable=True) == OwnerTag("network/blue", "3f9a1c2e")
+    assert OwnerTag.parse(old, of_cable=False) == OwnerTag.of_network("blue", "3f9a1c2e")
 
 
 def test_a_nic_and_a_network_never_own_the_same() -> None:
-    nic, network = Mark("network/blue", "3f9a1c2e"), Mark.of_network("blue", "3f9a1c2e")
+    nic, network = OwnerTag("network/blue", "3f9a1c2e"), OwnerTag.of_network("blue", "3f9a1c2e")
     assert (nic.vm, nic.network) == ("network", None)
     assert (network.vm, network.network) == (None, "blue")
     assert nic != network

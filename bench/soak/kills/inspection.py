@@ -12,7 +12,7 @@ from typing import Any
 
 from linkmgr import Client, Nic
 from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.model import LinkState, Mark, NicState
+from linkmgr.model import LinkState, NicState, OwnerTag
 from linkmgr.qmp.network import NetworkInfo, parse_info_network
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
@@ -100,7 +100,7 @@ class Inspection:
             if nic.connection:
                 # A replug that kept the macvtap kept its id.
                 cable = (self._document()["nics"][nic.ref.alias]["cable"] or {}).get("id", "?")
-                wanted[nic.connection.device] = str(Mark(str(nic.ref), cable))
+                wanted[nic.connection.device] = str(OwnerTag(str(nic.ref), cable))
                 if bridge := self.made.get(nic.connection.network):
                     wanted[bridge] = f"linkmgr:network:{nic.connection.network}:"
         ours = there.keys() - self.others.keys() - self.outside
@@ -108,14 +108,14 @@ class Inspection:
             found.append(f"devices {sorted(ours)}, not {sorted(wanted)}")
         for name in ours & wanted.keys():
             if not str(there[name].get("ifalias", "")).startswith(wanted[name]):
-                found.append(f"{name} is marked {there[name].get('ifalias')}, not {wanted[name]}")
+                found.append(f"{name} is tagged {there[name].get('ifalias')}, not {wanted[name]}")
             with contextlib.suppress(FileNotFoundError):  # a repair has just replaced it
                 if (_IPV6 / name / "disable_ipv6").read_text().strip() != "1":
                     found.append(f"{name} has IPv6 on")
                 continue
             found.append(f"{name} went away")
         return found + [
-            f"{name} is in the group of linkmgr and has no mark"
+            f"{name} is in the group of linkmgr and has no tag"
             for name in ours
             if there[name].get("group") == str(DEVICE_GROUP) and not there[name].get("ifalias")
         ]
