@@ -29,7 +29,7 @@ _addressing = threading.Lock()  # between seeing that a bridge has no address se
 def make_bridge(name: str, tag: OwnerTag, *, mtu: int) -> None:
     """Make a bridge that is tagged, silent and up. Blocks for about 3 ms.
 
-    :raise Refused: when the kernel does; nothing is left then.
+    :raise KernelRefused: when the kernel does; nothing is left then.
     """
     data = {
         # With snooping the bridge itself joins "all snoopers" and reports that to every port. And
@@ -56,7 +56,7 @@ def keep_address(bridge: int, name: str) -> str | None:
     with a port of anybody else is left to follow that. One whose last port went has no address at
     all, and gets one.
 
-    :raise Refused: when the kernel does.
+    :raise KernelRefused: when the kernel does.
     """
     of = f"{_SYSFS}/{name}"
     with _addressing:
@@ -104,7 +104,7 @@ def join(
     A device that is down gets its flags before it comes up, so before the first frame. One that is
     up forwards with the default flags for some 10 us.
 
-    :raise Refused: when the kernel does; the device is not on the bridge then.
+    :raise KernelRefused: when the kernel does; the device is not on the bridge then.
     """
     flags = {
         "IFLA_BRPORT_MODE": int(hairpin),

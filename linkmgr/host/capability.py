@@ -25,7 +25,7 @@ from pyroute2 import IPRoute, NetlinkError
 from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.rtnl import Rtnl, index_of, new_link
 from linkmgr.host.tap import make_tap
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 
 _NEWNS, _NEWNET = 0x00020000, 0x40000000  # linux/sched.h
@@ -91,7 +91,7 @@ def _enter() -> None:
 def _tried(name: str, attempt: Callable[[], None]) -> list[Tried]:
     try:
         attempt()
-    except Refused as refused:
+    except KernelRefused as refused:
         return [Tried(name, False, refused.text)]
     except OSError as error:
         return [Tried(name, False, str(error))]
@@ -152,7 +152,7 @@ def _mirred() -> None:
                 protocol=_ETH_P_ALL, target=0x10001, keys=["0x0/0x0+0"], action=action,
             )  # fmt: skip
         except NetlinkError as error:
-            raise Refused(error.code, "redirect with tc") from error
+            raise KernelRefused(error.code, "redirect with tc") from error
 
 
 def _nft() -> None:
@@ -177,14 +177,14 @@ def _ask(protocol: int, kind: int, payload: bytes, doing: str) -> None:
     if struct.unpack_from("=H", answer, 4)[0] == 2:  # NLMSG_ERROR
         code = -struct.unpack_from("=i", answer, 16)[0]
         if code:
-            raise Refused(code, doing)
+            raise KernelRefused(code, doing)
 
 
 def main() -> None:
     """Print what `try_all` finds, or that it cannot be tried."""
     try:
         found = [asdict(each) for each in try_all()]
-    except (OSError, Refused) as error:
+    except (OSError, KernelRefused) as error:
         code = error.errno if isinstance(error, OSError) else error.code
         print(json.dumps({"error": str(error), "denied": code == errno.EPERM}))  # noqa: T201
     else:

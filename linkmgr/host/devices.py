@@ -26,7 +26,7 @@ from linkmgr.host.rtnl import (
 from linkmgr.host.shelf import FdShelf
 from linkmgr.host.silence import silence
 from linkmgr.host.threads import to_the_end
-from linkmgr.host.trouble import Refused, as_error
+from linkmgr.host.trouble import KernelRefused, as_error
 from linkmgr.model import OwnerTag
 
 Device = int | str  #: index or name
@@ -226,13 +226,13 @@ def speaking(device: Device) -> Iterator[None]:
     """Turn a refusal of the kernel into the error that names the device."""
     try:
         yield
-    except Refused as refused:
+    except KernelRefused as refused:
         raise as_error(refused, device) from refused
 
 
 def _code(error: HostError) -> int | None:
     cause = error.__cause__
-    return cause.code if isinstance(cause, Refused) else None
+    return cause.code if isinstance(cause, KernelRefused) else None
 
 
 def _silence(name: str) -> None:

@@ -17,7 +17,7 @@ from linkmgr.host.devices import Devices, speaking
 from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import Change, forget, forward, index_of
-from linkmgr.host.trouble import Refused, as_error, missing
+from linkmgr.host.trouble import KernelRefused, as_error, missing
 from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Forwarding(Devices):
         """
         try:
             port, over = index_of(check_ifname(device)), index_of(check_ifname(bridge))
-        except Refused:
+        except KernelRefused:
             return []
         with speaking(bridge):
             found, _ = rtnl_read.list_entries(over, port)
@@ -122,7 +122,9 @@ class Forwarding(Devices):
                 change = forward(mac, net_device.index, static=True, vlan=entry.vlan, replace=True)
                 self._opened[1].attempt([change])
 
-    async def _carried(self, answers: Sequence[Refused | None], device: str, bridge: str) -> None:
+    async def _carried(
+        self, answers: Sequence[KernelRefused | None], device: str, bridge: str
+    ) -> None:
         """Check that a port forwards, and was told of its addresses.
 
         :raise LinkMissing: when it is gone.

@@ -9,7 +9,7 @@ from linkmgr.host.links import NetDevice
 from linkmgr.host.macvtap import device_number
 from linkmgr.host.statx import device_of_node
 from linkmgr.host.threads import to_the_end
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 
 UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
 
@@ -33,7 +33,7 @@ def _held_by(device: NetDevice) -> list[str]:
         return []
     try:
         number = _TUN if device.kind == "tun" else device_number(device.name, device.index)
-    except Refused:  # gone meanwhile
+    except KernelRefused:  # gone meanwhile
         return []
     holders, unseen = [], False
     for process in Path("/proc").iterdir():

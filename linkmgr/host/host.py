@@ -25,7 +25,7 @@ from linkmgr.host.rtnl import (
 )
 from linkmgr.host.tap import Tap, make_tap
 from linkmgr.host.threads import made_in_thread, to_the_end
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.untrusted import ip_device
 
@@ -103,7 +103,7 @@ class Host(Ports):
         make = partial(make_macvtap, name, below.index, tag, mode=mode, mac=mac, mtu=mtu, up=up)
         try:
             fd = await made_in_thread(make, partial(_discard_macvtap, name))
-        except Refused as refused:
+        except KernelRefused as refused:
             raise await why_no_macvtap(
                 self._reader, refused, name, parent, mode=mode, mac=mac, mtu=mtu
             ) from refused

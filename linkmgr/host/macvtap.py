@@ -29,7 +29,7 @@ from linkmgr.host.rtnl import (
 )
 from linkmgr.host.silence import silence
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, set_interface
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 
 # linux/if_tun.h
@@ -47,7 +47,7 @@ def make_macvtap(
 ) -> Fd:
     """Make a macvtap on the device with index `parent`. Blocks for about 2 ms.
 
-    :raise Refused: when the kernel does; nothing is left then.
+    :raise KernelRefused: when the kernel does; nothing is left then.
     """
     with Rtnl() as rtnl, ExitStack() as undo:
         data = {"IFLA_MACVTAP_MODE": mode.value}
@@ -70,7 +70,7 @@ def make_macvtap(
 def open_queue(name: str, index: int) -> Fd:
     """Open a macvtap that exists. Blocks for about 0.1 ms.
 
-    :raise Refused: when the kernel does.
+    :raise KernelRefused: when the kernel does.
     """
     doing = f"open {name}"
     number = device_number(name, index)
@@ -84,14 +84,14 @@ def open_queue(name: str, index: int) -> Fd:
 def device_number(name: str, index: int) -> int:
     """The device number of a macvtap's node.
 
-    :raise Refused: when there is none, or /sys is that of another network namespace.
+    :raise KernelRefused: when there is none, or /sys is that of another network namespace.
     """
     # The index in the path tells a sysfs of another network namespace from ours.
     path = f"{_SYSFS}/{name}/macvtap/tap{index}/dev"
     try:
         major, minor = sysfiles.read(path).split(":")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refused(
+        raise KernelRefused(
             errno.EOPNOTSUPP,
             f"open {name}",
             f"{path} does not exist: /sys must be that of this network namespace",
@@ -113,7 +113,7 @@ def _open_node(number: int, index: int, doing: str) -> int:
             return _open_private_node(number, directory)
         except OSError as error:
             failures.append(f"{directory}: {error.strerror}")
-    raise Refused(errno.EACCES, doing, f"no device node can be used ({', '.join(failures)})")
+    raise KernelRefused(errno.EACCES, doing, f"no device node can be used ({', '.join(failures)})")
 
 
 def _directories() -> list[Path]:

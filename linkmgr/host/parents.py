@@ -8,7 +8,7 @@ from pathlib import Path
 from linkmgr.errors import HostError, LinkBusy, Unsupported
 from linkmgr.host.links import NetDevice
 from linkmgr.host.reader import Reader
-from linkmgr.host.trouble import Refused, as_error
+from linkmgr.host.trouble import KernelRefused, as_error
 from linkmgr.model import DirectMode
 from linkmgr.untrusted import ip_device
 
@@ -87,7 +87,7 @@ async def address_taken(reader: Reader, name: str, parent: int, mac: str) -> Lin
 
 async def why_no_macvtap(
     reader: Reader,
-    refused: Refused,
+    refused: KernelRefused,
     name: str,
     parent: str,
     *,

@@ -24,7 +24,7 @@ from linkmgr.host.rtnl import (
     set_port_state,
 )
 from linkmgr.host.threads import made_in_thread, to_the_end
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Ports(Forwarding):
         """See `linkmgr.host.bridge.keep_address`; ``None`` too when there is no such bridge."""
         try:
             over = index_of(check_ifname(bridge))
-        except Refused:
+        except KernelRefused:
             return None
         with speaking(bridge):
             kept = await to_the_end(keep_address, over, bridge)
@@ -153,7 +153,7 @@ class Ports(Forwarding):
         shut: list[Change] = []
         drop: list[Change] = []
         entries = self.entries_behind(old, bridge)
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(KernelRefused):
             shut.append(set_port_state(index_of(check_ifname(old)), old, PortState.DISABLED))
         with speaking(new):
             port = index_of(check_ifname(new))

@@ -12,7 +12,7 @@ from linkmgr.host import rtnl_read
 from linkmgr.host.links import FdbEntry, NetDevice
 from linkmgr.host.names import check_any_name
 from linkmgr.host.threads import to_the_end
-from linkmgr.host.trouble import Refused, as_error, missing
+from linkmgr.host.trouble import KernelRefused, as_error, missing
 
 _ATTEMPTS = 10
 _PAUSE = 0.001  # seconds
@@ -28,7 +28,7 @@ class Reader:
         who = name if isinstance(name, int) else check_any_name(name)
         try:
             return await to_the_end(rtnl_read.find_device, who)
-        except Refused as refused:
+        except KernelRefused as refused:
             raise as_error(refused, "this host") from refused
 
     async def find_devices(self, names: Collection[str]) -> dict[str, NetDevice]:
@@ -67,7 +67,7 @@ class Reader:
                 found = await to_the_end(rtnl_read.find_entry, bridge.index, mac)
                 return [found] if found else []
             entries, _ = await to_the_end(rtnl_read.list_entries, bridge.index)
-        except Refused as refused:
+        except KernelRefused as refused:
             raise as_error(refused, bridge.name) from refused
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
@@ -80,7 +80,7 @@ def _complete_list() -> list[NetDevice] | None:
 async def _asked(ask: Callable[[], T]) -> T:
     try:
         return await to_the_end(ask)
-    except Refused as refused:
+    except KernelRefused as refused:
         raise as_error(refused, "this host") from refused
 
 

@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
 
@@ -184,12 +184,12 @@ def _info(kind: str, name: str, data: Attrs | None) -> list[Any]:
 def index_of(name: str) -> int:
     """Return the index of a device. Takes a few microseconds.
 
-    :raise Refused: ENODEV when there is none.
+    :raise KernelRefused: ENODEV when there is none.
     """
     try:
         return socket.if_nametoindex(name)
     except OSError as error:
-        raise Refused(errno.ENODEV, f"find {name}") from error
+        raise KernelRefused(errno.ENODEV, f"find {name}") from error
 
 
 def is_up(name: str) -> bool:
@@ -234,33 +234,33 @@ class Rtnl:
     def change(self, *changes: Change) -> None:
         """Carry out `changes` in order, back to back, with nothing between them.
 
-        :raise Refused: the first refusal. The kernel has tried the others all the same.
+        :raise KernelRefused: the first refusal. The kernel has tried the others all the same.
         """
         for refused in self.attempt(changes):
             if refused is not None:
                 raise refused
 
-    def attempt(self, changes: Sequence[Change]) -> list[Refused | None]:
+    def attempt(self, changes: Sequence[Change]) -> list[KernelRefused | None]:
         """Carry out `changes` in order; return for each how it was refused, or ``None``."""
-        results: list[Refused | None] = []
+        results: list[KernelRefused | None] = []
         for start in range(0, len(changes), _AT_ONCE):
             results += self._attempt(changes[start : start + _AT_ONCE])
         return results
 
-    def _attempt(self, changes: Sequence[Change]) -> list[Refused | None]:
+    def _attempt(self, changes: Sequence[Change]) -> list[KernelRefused | None]:
         numbers = range(self._number + 1, self._number + 1 + len(changes))
         self._number = numbers[-1] & 0x7FFFFFFF
         waiting = dict(zip(numbers, changes, strict=True))
-        answers: dict[int, Refused | None] = {}
+        answers: dict[int, KernelRefused | None] = {}
         try:
             self._socket.send(b"".join(c.encoded(n) for n, c in waiting.items()))
             while len(answers) < len(waiting):
                 for number, code, text in _answers(self._socket.recv(65536)):
                     if number in waiting:
                         doing = waiting[number].doing
-                        answers[number] = Refused(code, doing, text) if code else None
+                        answers[number] = KernelRefused(code, doing, text) if code else None
         except OSError as error:
-            lost = Refused(error.errno or 0, changes[0].doing, f"netlink: {error.strerror}")
+            lost = KernelRefused(error.errno or 0, changes[0].doing, f"netlink: {error.strerror}")
             raise lost from error
         return [answers[number] for number in numbers]
 

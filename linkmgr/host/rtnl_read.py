@@ -25,7 +25,7 @@ from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import IFNAME_MAX
 from linkmgr.host.nlattr import Attrs, attr, attrs_of, each_attr
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ABOUT = struct.Struct("=BxHiII")  # struct ifinfomsg
@@ -73,7 +73,7 @@ _Message = tuple[int, int, memoryview]  # type, flags, what follows the header
 def find_device(name_or_index: str | int) -> NetDevice | None:
     """Read one device; ``None`` when there is none.
 
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     return find_devices([name_or_index]).get(name_or_index)
 
@@ -83,7 +83,7 @@ def find_devices(names_or_indices: Iterable[D]) -> dict[D, NetDevice]:
 
     Each is read whole, however many others come and go.
 
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     found = {}
     with _opened("read network devices") as sock:
@@ -100,7 +100,7 @@ def find_devices(names_or_indices: Iterable[D]) -> dict[D, NetDevice]:
                 ):
                     if kind == _RTM_NEWLINK:
                         found[who] = parse_device(message)
-            except Refused as refused:
+            except KernelRefused as refused:
                 if refused.code not in {errno.ENODEV, errno.ENXIO}:
                     raise
     return found
@@ -109,7 +109,7 @@ def find_devices(names_or_indices: Iterable[D]) -> dict[D, NetDevice]:
 def list_devices() -> tuple[list[NetDevice], bool]:
     """Read all devices, and whether none came or went meanwhile: else one may be missing.
 
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     found, complete = [], True
     body = _about() + _WITHOUT_STATS
@@ -125,7 +125,7 @@ def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
 
     :param port: index of one of its ports, 0 for all entries.
     :return: the entries, and whether none came or went meanwhile: else one may be missing.
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     # The kernel selects by port only if it is asked in the words of before 4.12 (rtnl_fdb_dump
     # in net/core/rtnetlink.c), or with strict checking.
@@ -144,7 +144,7 @@ def list_qdiscs(index: int) -> list[str]:
 
     What the kernel gives to each device has no handle.
 
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     found, doing = [], "read traffic control"
     for parent in (_TC_ROOT, _TC_INGRESS):
@@ -154,7 +154,7 @@ def list_qdiscs(index: int) -> list[str]:
                 _, _, handle, _, _ = _TRAFFIC.unpack_from(message)
                 if kind == _RTM_NEWQDISC and handle:
                     found.append(_text(attrs_of(message[_TRAFFIC.size :]).get(_TCA_KIND)))
-        except Refused as refused:
+        except KernelRefused as refused:
             if refused.code not in _NO_QDISC:
                 raise
     return found
@@ -163,7 +163,7 @@ def list_qdiscs(index: int) -> list[str]:
 def find_entry(bridge: int, mac: str) -> FdbEntry | None:
     """Read a bridge's entry for an address without a VLAN (``bridge fdb get``).
 
-    :raise Refused: when the kernel does not answer.
+    :raise KernelRefused: when the kernel does not answer.
     """
     body = _NEIGHBOUR.pack(_AF_BRIDGE, 0, 0, _NTF_MASTER, 0)
     body += attr(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
@@ -172,7 +172,7 @@ def find_entry(bridge: int, mac: str) -> FdbEntry | None:
         for kind, _, message in _answer(_RTM_GETNEIGH, _REQUEST, body, f"look up {mac}"):
             if kind == _RTM_NEWNEIGH:
                 return _read_entry(message)
-    except Refused as refused:
+    except KernelRefused as refused:
         if refused.code != errno.ENOENT:
             raise
     return None
@@ -256,14 +256,14 @@ def _is_silent(attrs: Attrs) -> bool:
 def _opened(doing: str) -> Iterator[socket.socket]:
     """A socket for questions.
 
-    :raise Refused: there is none, or it fails.
+    :raise KernelRefused: there is none, or it fails.
     """
     how = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     try:
         with socket.socket(socket.AF_NETLINK, how, socket.NETLINK_ROUTE) as sock:
             yield sock
     except OSError as error:
-        raise Refused(error.errno or 0, doing, f"netlink: {error.strerror}") from error
+        raise KernelRefused(error.errno or 0, doing, f"netlink: {error.strerror}") from error
 
 
 def _answer(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
@@ -278,7 +278,7 @@ def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) ->
     All of it is taken before any of it is yielded: while its reader thinks about one part of a
     list, something may come or go, and the rest of it is not whole any more.
 
-    :raise Refused: when the kernel refuses.
+    :raise KernelRefused: when the kernel refuses.
     """
     sock.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
     messages: list[_Message] = []
@@ -291,7 +291,7 @@ def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) ->
         if each[0] in {_ERROR, _DONE}:
             code = -_INT.unpack_from(each[2])[0]
             if code:
-                raise Refused(code, doing, os.strerror(code))
+                raise KernelRefused(code, doing, os.strerror(code))
             return
         yield each
 

@@ -11,7 +11,7 @@ import errno
 
 from linkmgr.host import sysfiles
 from linkmgr.host.rtnl import Rtnl, set_link
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 
 _ADDRGENMODE_NONE = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
 IPV6 = "/proc/sys/net/ipv6/conf"  # of the network namespace of whoever looks
@@ -22,7 +22,7 @@ def silence(rtnl: Rtnl, name: str) -> None:
 
     Set the MTU before: below 1280 bytes the device has no IPv6 that could be switched off.
 
-    :raise Refused: when it cannot be done; a kernel without IPv6 is silent already.
+    :raise KernelRefused: when it cannot be done; a kernel without IPv6 is silent already.
     """
     doing = f"switch IPv6 off on {name}"
     af_spec = {
@@ -30,7 +30,7 @@ def silence(rtnl: Rtnl, name: str) -> None:
     }
     try:
         rtnl.change(set_link(doing, name, af_spec=af_spec))
-    except Refused as refused:
+    except KernelRefused as refused:
         if refused.code not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
             raise
     path = f"{IPV6}/{name}/disable_ipv6"
@@ -42,4 +42,4 @@ def silence(rtnl: Rtnl, name: str) -> None:
     except OSError as error:
         # EROFS also when it is a right that is missing: neither is one of the network namespace.
         code = errno.EROFS if error.errno in {errno.EACCES, errno.EPERM} else error.errno or 0
-        raise Refused(code, doing, f"{path}: {error.strerror}") from error
+        raise KernelRefused(code, doing, f"{path}: {error.strerror}") from error

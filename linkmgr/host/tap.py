@@ -14,7 +14,7 @@ from linkmgr.host.links import DEVICE_GROUP, NetDevice
 from linkmgr.host.names import tap_mac
 from linkmgr.host.rtnl import IFF_UP, Rtnl, set_link
 from linkmgr.host.silence import silence
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import OwnerTag
 
 TUN = "/dev/net/tun"
@@ -41,12 +41,12 @@ class Tap:
 def set_interface(fd: int, name: str, flags: int, doing: str) -> None:
     """TUNSETIFF.
 
-    :raise Refused: when the kernel does.
+    :raise KernelRefused: when the kernel does.
     """
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(os.fsencode(name), flags))
     except OSError as error:
-        raise Refused(error.errno or 0, doing, error.strerror) from error
+        raise KernelRefused(error.errno or 0, doing, error.strerror) from error
 
 
 def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd:
@@ -54,7 +54,7 @@ def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) ->
 
     Without vnet_hdr it also suits a QEMU hub, which carries no virtio-net header.
 
-    :raise Refused: when the kernel does; nothing is left then. EEXIST when the name is taken.
+    :raise KernelRefused: when the kernel does; nothing is left then. EEXIST when the name is taken.
     """
     flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet_hdr else 0)
     with ExitStack() as undo:
@@ -63,9 +63,9 @@ def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) ->
         try:
             # Without IFF_TUN_EXCL this would attach to a persistent tap of that name.
             set_interface(fd.number, name, flags | IFF_TUN_EXCL, f"create {name}")
-        except Refused as refused:
+        except KernelRefused as refused:
             if refused.code == errno.EBUSY:
-                raise Refused(errno.EEXIST, refused.doing) from refused
+                raise KernelRefused(errno.EEXIST, refused.doing) from refused
             raise
         with Rtnl() as rtnl:
             rtnl.change(
@@ -91,4 +91,4 @@ def _open(name: str) -> int:
     except OSError as error:
         missing = error.errno in {errno.ENOENT, errno.ENODEV, errno.ENXIO}
         code = errno.EOPNOTSUPP if missing else error.errno or 0
-        raise Refused(code, f"create {name}", f"{TUN}: {error.strerror}") from error
+        raise KernelRefused(code, f"create {name}", f"{TUN}: {error.strerror}") from error

@@ -25,7 +25,7 @@ _READ_ONLY = (
 )
 
 
-class Refused(Exception):
+class KernelRefused(Exception):
     """The kernel refused a step. It stays inside this package; callers see a `HostError`.
 
     :param code: a number of `errno`.
@@ -40,7 +40,7 @@ class Refused(Exception):
         super().__init__(f"{doing}: {self.text}")
 
 
-def as_error(refused: Refused, device: str | int) -> HostError:
+def as_error(refused: KernelRefused, device: str | int) -> HostError:
     """Return the error to raise for a refusal that was about `device`."""
     name = f"device {device}" if isinstance(device, int) else device
     code, what = refused.code, f"cannot {refused.doing}: {refused.text}"

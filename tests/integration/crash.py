@@ -20,7 +20,7 @@ from linkmgr import LinkManager
 from linkmgr.errors import CommandFailed
 from linkmgr.host import Host, macvtap
 from linkmgr.host.rtnl import Change, Rtnl
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import QmpTransport
 from linkmgr.swap import Step
@@ -79,7 +79,7 @@ def kill_after_a_send(number: int, note: Path) -> None:
     left = number
     attempt = Rtnl._attempt
 
-    def counted(self: Rtnl, changes: Sequence[Change]) -> list[Refused | None]:
+    def counted(self: Rtnl, changes: Sequence[Change]) -> list[KernelRefused | None]:
         nonlocal left
         results = attempt(self, changes)
         left -= 1

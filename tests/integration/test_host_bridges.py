@@ -16,7 +16,7 @@ from linkmgr.errors import HostError, LinkBusy, LinkMissing, NameTaken, NotForwa
 from linkmgr.host import Host, PortState, Tap, device_name, new_id
 from linkmgr.host import bridge as bridge_module
 from linkmgr.host.rtnl import set_bridge_port
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from tests.integration.test_host_kit import (
     NIC,
     PEER,
@@ -90,7 +90,7 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
     assert await host.find_device("lmbr0") is None
 
     def refuse(*_: object) -> None:
-        raise Refused(1, "silence it")
+        raise KernelRefused(1, "silence it")
 
     monkeypatch.setattr(bridge_module, "silence", refuse)
     with pytest.raises(HostError, match="silence it"):

@@ -15,7 +15,7 @@ import pytest
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
 from linkmgr.host import Host, Tap, device_name, new_id, private_mac
 from linkmgr.host import macvtap as macvtap_module
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 from tests.integration.test_host_kit import (
     NIC,
@@ -299,11 +299,11 @@ async def test_where_no_node_can_be_made_the_one_in_dev_is_used(
         tap.fd.close()
         monkeypatch.setattr(macvtap_module, "_DEV", tmp_path)
         monkeypatch.setattr(macvtap_module, "_open_private_node", no_private_node)
-        with pytest.raises(Refused):
+        with pytest.raises(KernelRefused):
             macvtap_module.open_queue(name, tap.device.index)
         node = tmp_path / f"tap{tap.device.index}"
         os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 3))
-        with pytest.raises(Refused):
+        with pytest.raises(KernelRefused):
             macvtap_module.open_queue(name, tap.device.index)
         node.unlink()
         os.mknod(node, stat.S_IFCHR | 0o600, number)
@@ -328,7 +328,7 @@ async def test_a_refusal_at_any_step_leaves_nothing(
     host: Host, cable: tuple[str, str], name: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise Refused(1, f"do {step} of {name}")
+        raise KernelRefused(1, f"do {step} of {name}")
 
     monkeypatch.setattr(macvtap_module, step, refuse)
     with pytest.raises(Denied, match=f"do {step}"):
@@ -399,7 +399,10 @@ async def test_a_macvtap_is_opened_or_not_with_few_descriptors_but_nothing_is_lo
         os.close(last)
         resource.setrlimit(resource.RLIMIT_NOFILE, (last + free, before[1]))
         try:
-            with contextlib.suppress(OSError, Refused), macvtap_module.open_queue(name, index):
+            with (
+                contextlib.suppress(OSError, KernelRefused),
+                macvtap_module.open_queue(name, index),
+            ):
                 pass
             assert os.dup(0) == last if free else True
         finally:

@@ -13,7 +13,7 @@ import pytest
 from linkmgr.errors import BadName, HostError, NameTaken, Unsupported
 from linkmgr.host import Host, device_name, new_id
 from linkmgr.host import tap as tap_module
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from tests.integration.test_host_kit import TAG, ip, veth
 
 TUNGETIFF = 0x800454D2
@@ -112,7 +112,7 @@ async def test_a_refusal_at_any_step_leaves_nothing(
     host: Host, name: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise Refused(1, f"do {step} of {name}")
+        raise KernelRefused(1, f"do {step} of {name}")
 
     monkeypatch.setattr(tap_module, step, refuse)
     with pytest.raises(HostError, match=f"do {step}"):

@@ -10,7 +10,7 @@ from typing import cast
 from linkmgr.host.links import NetDevice
 from linkmgr.host.parents import refused_address, why_no_macvtap
 from linkmgr.host.reader import Reader
-from linkmgr.host.trouble import Refused
+from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode
 
 MAC = "52:54:00:00:00:01"
@@ -31,7 +31,7 @@ class OneDevice:
 
 
 async def test_a_virtual_function_that_does_not_take_the_address_is_told_as_such() -> None:
-    refused = Refused(errno.EADDRNOTAVAIL, "set up lm1")
+    refused = KernelRefused(errno.EADDRNOTAVAIL, "set up lm1")
     error = await why_no_macvtap(
         cast("Reader", OneDevice()), refused, "lm1", VF.name, mode=DirectMode.PASSTHRU, mac=MAC,
         mtu=1500,
