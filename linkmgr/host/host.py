@@ -17,7 +17,7 @@ from linkmgr.host.parents import (
     parent_of_macvtap,
     why_no_macvtap,
 )
-from linkmgr.host.ports import Ports
+from linkmgr.host.ports import BridgePorts
 from linkmgr.host.rtnl import (
     Rtnl,
     del_link,
@@ -30,7 +30,7 @@ from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.untrusted import ip_device
 
 
-class Host(Ports):
+class Host(BridgePorts):
     """The network devices of this host, in the network namespace of the process.
 
     An async context manager, to be used in the event loop that entered it. Whatever the kernel

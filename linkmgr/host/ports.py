@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _SHUT_ANYWAY = frozenset({errno.ENETDOWN, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-class Ports(Forwarding):
+class BridgePorts(Forwarding):
     """What `Host` does with the ports of bridges."""
 
     async def attach_to_bridge(
