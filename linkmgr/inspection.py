@@ -83,7 +83,7 @@ class Inspection:
     ) -> list[Finding]:
         """Compare a NIC, again if a verb had it meanwhile; as it is noted if one keeps it.
 
-        :param turns: of its lock, before the links were read.
+        :param turns: of its lock, before the devices were read.
         """
         while (found := await _compared_alone(vm, slot, devices, turns)) is None:
             if not await self._is_free(slot):

@@ -536,15 +536,15 @@ async def repair_in_place(host: Host, faults: list[Fault]) -> bool:
     return True
 
 
-async def foreign_settings(host: Host, cable: Cable, link: NetDevice) -> list[str]:
+async def foreign_settings(host: Host, cable: Cable, device: NetDevice) -> list[str]:
     """List settings of others on a cable's device, which a new device will not have."""
     found = []
     with contextlib.suppress(HostError):  # it goes just now
-        if kinds := await host.traffic_control(link.index):
+        if kinds := await host.traffic_control(device.index):
             found.append(f"traffic control ({', '.join(kinds)})")
-    if link.group not in {DEVICE_GROUP, 0}:  # an older linkmgr made its devices in group 0
-        found.append(f"group {link.group}")
-    view = View(cable, link, None)
+    if device.group not in {DEVICE_GROUP, 0}:  # an older linkmgr made its devices in group 0
+        found.append(f"group {device.group}")
+    view = View(cable, device, None)
     if isinstance(cable.endpoint, BridgeEndpoint):
         found += [f"{name} {_on(not good)}" for name, good in _cut(view).items()]
     return found

@@ -82,5 +82,5 @@ async def set_device_down(host: Host, cable: Cable) -> None:
 
     :raise HostError: when the kernel refuses.
     """
-    if cable.device is not None and (link := await find_cable_device(host, cable)) is not None:
-        await host.set_down(link.index)
+    if cable.device is not None and (device := await find_cable_device(host, cable)) is not None:
+        await host.set_down(device.index)

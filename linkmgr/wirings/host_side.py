@@ -22,11 +22,11 @@ FORWARDING_TIMEOUT_S = 35.0
 
 async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
     """Find the device of the replaced cable by its tag, and the settings of others on it."""
-    if replacing.device is None or (link := await find_cable_device(host, replacing)) is None:
+    if replacing.device is None or (device := await find_cable_device(host, replacing)) is None:
         return
-    replacing.device = link.name  # it may have been renamed, and another have its name
+    replacing.device = device.name  # it may have been renamed, and another have its name
     if replacing.endpoint is not None:
-        cable.left_behind = await foreign_settings(host, replacing, link)
+        cable.left_behind = await foreign_settings(host, replacing, device)
 
 
 async def make_tap(
@@ -87,9 +87,12 @@ async def can_reuse(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> b
     before = replacing.endpoint
     if not isinstance(before, DirectEndpoint) or replacing.device is None:
         return False
-    link, parent = await find_cable_device(host, replacing), await host.find_device(endpoint.parent)
+    device, parent = (
+        await find_cable_device(host, replacing),
+        await host.find_device(endpoint.parent),
+    )
     # By index: either may have been renamed since.
-    if link is None or parent is None or link.parent != parent.index:
+    if device is None or parent is None or device.parent != parent.index:
         return False
     if before.mode != endpoint.mode and DirectMode.PASSTHRU in (before.mode, endpoint.mode):
         raise LinkBusy(
@@ -197,12 +200,13 @@ async def restore_device(host: Host, cable: Cable) -> None:
     if cable.device is None:
         return
     # It may have been renamed and not written down: its tag says which it is.
-    if (link := await find_cable_device(host, cable)) is not None:
-        cable.device = link.name
+    if (device := await find_cable_device(host, cable)) is not None:
+        cable.device = device.name
     try:
         tag = tag_of(cable)
-        if link is not None and link.owner_tag == tag and link.alias != str(tag):
-            await host.set_alias(link.index, tag)  # it has the form that an older linkmgr gave it
+        if device is not None and device.owner_tag == tag and device.alias != str(tag):
+            # The alias has the form that an older linkmgr gave it.
+            await host.set_alias(device.index, tag)
         match cable.endpoint:
             case DirectEndpoint():
                 # A replug that kept the macvtap may have been cut off in the middle.
@@ -237,8 +241,8 @@ async def _enable_port(host: Host, cable: Cable) -> None:
     """Enable the cable's bridge port, if `switch_bridge_ports` has shut it."""
     if not isinstance(cable.endpoint, BridgeEndpoint) or cable.device is None:
         return
-    link = await host.device(cable.device)
-    if link.up and link.port_state is PortState.DISABLED:
+    device = await host.device(cable.device)
+    if device.up and device.port_state is PortState.DISABLED:
         await host.open_port(cable.device)
 
 
@@ -264,9 +268,9 @@ async def address_is_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool
     if not isinstance(cable.endpoint, BridgeEndpoint):
         return False
     own = tag_of(cable)
-    for link in await host.ports_with(cable.mac, cable.endpoint.bridge):
-        other = link.owner_tag
+    for device in await host.ports_with(cable.mac, cable.endpoint.bridge):
+        other = device.owner_tag
         if other != own and (not moved or (other and other.owner != own.owner)):
-            log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, link.name)
+            log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, device.name)
             return True
     return False

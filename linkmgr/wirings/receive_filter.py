@@ -92,15 +92,15 @@ async def apply_rx_filter(
         )
     cable.allowed_mac, cable.allowed_promisc = mac, promiscuous
     try:
-        link = await find_cable_device(host, cable)  # it may have been renamed
-        if link is None:
+        device = await find_cable_device(host, cable)  # it may have been renamed
+        if device is None:
             raise LinkMissing(
                 f"its device {cable.device} is gone", hint="see why: 'linkmgr check' tells more"
             )
-        if link.mac != mac:
-            await host.set_mac(link.index, mac)
-        if link.promisc != promiscuous and passthru:
-            await host.set_promiscuity(link.index, promiscuous)
+        if device.mac != mac:
+            await host.set_mac(device.index, mac)
+        if device.promisc != promiscuous and passthru:
+            await host.set_promiscuity(device.index, promiscuous)
     except HostError as error:
         refused.append(f"{_NOT_FOLLOWED}: {error}")
     return refused
