@@ -89,7 +89,7 @@ def _is_ours(port: str) -> bool:
         return False
 
 
-def join(
+def join_bridge(
     device: int,
     name: str,
     bridge: int | None,
@@ -122,16 +122,16 @@ def join(
         refused = next((result for result in results if result is not None), None)
         if refused is not None:
             if bridge is not None and results[0] is None:
-                rtnl.attempt([leave(device, name)])
+                rtnl.attempt([leave_bridge(device, name)])
             raise refused
 
 
-def leave(device: int | str, name: str) -> Change:
+def leave_bridge(device: int | str, name: str) -> Change:
     """Take a device off whatever bridge it is a port of."""
     return set_link(f"take {name} off its bridge", device, master=0)
 
 
-def take_off(device: int | str, name: str) -> None:
-    """As `leave`, whatever the kernel says to it."""
+def try_leave_bridge(device: int | str, name: str) -> None:
+    """As `leave_bridge`, whatever the kernel says to it."""
     with Rtnl() as rtnl:
-        rtnl.attempt([leave(device, name)])
+        rtnl.attempt([leave_bridge(device, name)])

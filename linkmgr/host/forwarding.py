@@ -1,4 +1,4 @@
-"""Forwarding entries of bridges: which of them go with a NIC from one port to another.
+"""BridgeFdb entries of bridges: which of them go with a NIC from one port to another.
 
 An address may be used by one guest now and by another in a moment (a bond, VRRP), or be that of a
 gateway. So an entry moves only if the bridge has it behind the NIC's old port when that is left,
@@ -16,14 +16,16 @@ from linkmgr.host import rtnl_read
 from linkmgr.host.devices import Devices, speaking
 from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname
-from linkmgr.host.rtnl import Change, forget, forward, index_of
+from linkmgr.host.rtnl import Change, add_fdb_entry, del_fdb_entry, index_of
 from linkmgr.host.trouble import KernelRefused, as_error, missing
 from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
 
 
-def additions(entries: Iterable[FdbEntry], port: int, *, learning: bool, own: str) -> list[Change]:
+def fdb_additions(
+    entries: Iterable[FdbEntry], port: int, *, learning: bool, own: str
+) -> list[Change]:
     """The requests that put entries behind a port, where the bridge has none meanwhile.
 
     :param learning: whether the port learns. One that does not gets no entry for good of what was
@@ -32,17 +34,17 @@ def additions(entries: Iterable[FdbEntry], port: int, *, learning: bool, own: st
     """
     kept = [each for each in entries if each.static or learning]
     put = [
-        forward(each.mac, port, static=each.static and each.mac != own, vlan=each.vlan)
+        add_fdb_entry(each.mac, port, static=each.static and each.mac != own, vlan=each.vlan)
         for each in kept
         if learning or each.mac != own
     ]
-    return put if learning or not own else [*put, forward(own, port, static=True)]
+    return put if learning or not own else [*put, add_fdb_entry(own, port, static=True)]
 
 
-class Forwarding(Devices):
+class BridgeFdb(Devices):
     """What `Host` does with the forwarding entries of bridges."""
 
-    def entries_behind(self, device: str, bridge: str) -> list[FdbEntry]:
+    def fdb_entries_behind(self, device: str, bridge: str) -> list[FdbEntry]:
         """Return what a bridge has behind a port at this moment: learned and static entries.
 
         Takes about 0.1 ms, without giving the event loop a turn. There is none behind a device
@@ -53,22 +55,22 @@ class Forwarding(Devices):
         except KernelRefused:
             return []
         with speaking(bridge):
-            found, _ = rtnl_read.list_entries(over, port)
+            found, _ = rtnl_read.list_fdb_entries(over, port)
         return [each for each in found if not each.local]
 
-    async def withdraw_entries(self, entries: Sequence[FdbEntry], device: str) -> None:
+    async def forget_fdb_entries(self, entries: Sequence[FdbEntry], device: str) -> None:
         """Make a bridge forget entries of its port `device`; those that moved meanwhile stay.
 
         Until it learns or is told where the addresses are it delivers to all its ports: nothing
         gets lost while a NIC moves from one port to another.
         """
         with speaking(device):
-            changes = [forget(each.mac, each.port, each.vlan) for each in entries]
+            changes = [del_fdb_entry(each.mac, each.port, each.vlan) for each in entries]
             for refused in self._opened[1].attempt(changes):
                 if refused is not None and refused.code != errno.ENOENT:
                     raise refused
 
-    async def put_entries(
+    async def add_fdb_entries(
         self,
         entries: Sequence[FdbEntry],
         device: str,
@@ -82,28 +84,28 @@ class Forwarding(Devices):
         Takes about 0.1 ms for one, without giving the event loop a turn.
 
         :param bridge: the bridge that `device` is a port of.
-        :param learning: as in `additions`, `own` too.
+        :param learning: as in `fdb_additions`, `own` too.
         :raise LinkMissing: when there is no such device.
         :raise NotForwarding: when it is no port of a bridge, or one that does not forward yet.
         """
         with speaking(device):
             port = index_of(check_ifname(device))
-            put = additions(entries, port, learning=learning, own=own)
+            put = fdb_additions(entries, port, learning=learning, own=own)
             answers = self._opened[1].attempt(put) if put else []
-        await self._carried(answers, device, bridge)
+        await self._check_forwards(answers, device, bridge)
         if not learning:
-            await self._claim(own, device, bridge)
+            await self._claim_mac(own, device, bridge)
 
-    async def ports_with(self, mac: str, bridge: str) -> list[NetDevice]:
+    async def ports_with_mac(self, mac: str, bridge: str) -> list[NetDevice]:
         """Return the ports, or the bridge itself, to which a bridge forwards an address now."""
         over = await self.find_device(bridge)
         if over is None:
             return []
-        found = {each.port for each in await self._reader.entries(over, mac)}
+        found = {each.port for each in await self._reader.fdb_entries(over, mac)}
         devices = [await self.find_device(index) for index in found]
         return [device for device in devices if device is not None]
 
-    async def _claim(self, mac: str, device: str, bridge: str) -> None:
+    async def _claim_mac(self, mac: str, device: str, bridge: str) -> None:
         """Make the entry of a port that does not learn a static one.
 
         What was learned elsewhere gives way, for the NIC cannot have it back by speaking; what
@@ -112,17 +114,19 @@ class Forwarding(Devices):
         over, net_device = await self.find_device(bridge), await self.find_device(device)
         if not mac or over is None or net_device is None:
             return
-        for entry in await self._reader.entries(over, mac):
+        for entry in await self._reader.fdb_entries(over, mac):
             if entry.port == net_device.index and entry.static:
                 continue
             if entry.static:
                 log.warning("bridge %s: %s stays where somebody has set it", bridge, mac)
                 continue
             with speaking(device):
-                change = forward(mac, net_device.index, static=True, vlan=entry.vlan, replace=True)
+                change = add_fdb_entry(
+                    mac, net_device.index, static=True, vlan=entry.vlan, replace=True
+                )
                 self._opened[1].attempt([change])
 
-    async def _carried(
+    async def _check_forwards(
         self, answers: Sequence[KernelRefused | None], device: str, bridge: str
     ) -> None:
         """Check that a port forwards, and was told of its addresses.

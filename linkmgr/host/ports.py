@@ -9,15 +9,15 @@ import logging
 from functools import partial
 
 from linkmgr.errors import LinkBusy, NotForwarding
-from linkmgr.host.bridge import join, keep_address, leave, take_off
+from linkmgr.host.bridge import join_bridge, keep_address, leave_bridge, try_leave_bridge
 from linkmgr.host.devices import speaking
-from linkmgr.host.forwarding import Forwarding, additions
+from linkmgr.host.forwarding import BridgeFdb, fdb_additions
 from linkmgr.host.links import NetDevice, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import (
     IFF_UP,
     Change,
-    forget,
+    del_fdb_entry,
     index_of,
     is_up,
     set_link,
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _SHUT_ANYWAY = frozenset({errno.ENETDOWN, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-class BridgePorts(Forwarding):
+class BridgePorts(BridgeFdb):
     """What `Host` does with the ports of bridges."""
 
     async def attach_to_bridge(
@@ -76,7 +76,7 @@ class BridgePorts(Forwarding):
             )
         joining = port.master is None
         put = partial(
-            join,
+            join_bridge,
             port.index,
             name,
             over.index if joining else None,
@@ -85,7 +85,7 @@ class BridgePorts(Forwarding):
             learning=learning,
             bring_up=up and not port.up,
         )
-        undo = partial(take_off, port.index, name)
+        undo = partial(try_leave_bridge, port.index, name)
         if joining:
             await self.keep_address(bridge)
         with speaking(name):
@@ -110,7 +110,7 @@ class BridgePorts(Forwarding):
         :raise LinkMissing: when there is no such device.
         """
         put = partial(
-            join, port, f"port {port}", None,
+            join_bridge, port, f"port {port}", None,
             isolated=isolated, hairpin=hairpin, learning=learning, bring_up=False,
         )  # fmt: skip
         with speaking(port):
@@ -133,9 +133,9 @@ class BridgePorts(Forwarding):
 
         :raise LinkMissing: when there is no such device.
         """
-        await self._change_in_thread(name, leave(check_ifname(name), name))
+        await self._change_in_thread(name, leave_bridge(check_ifname(name), name))
 
-    async def cross(
+    async def switch_bridge_ports(
         self, old: str, new: str, *, bridge: str, learning: bool = True, own: str = ""
     ) -> None:
         """Shut the bridge port `old`, bring `new` up and move the forwarding entries, in one go.
@@ -145,21 +145,21 @@ class BridgePorts(Forwarding):
 
         :param old: may be gone. Only what `bridge` has behind it at this moment moves.
         :param new: is a port of a bridge without a spanning tree, and down.
-        :param learning: as in `put_entries`, `own` too.
+        :param learning: as in `add_fdb_entries`, `own` too.
         :raise LinkMissing: when there is no device `new`.
         :raise NotForwarding: when it is no port of a bridge.
         :raise HostError: when `old` cannot be shut; `new` is down again then.
         """
         shut: list[Change] = []
         drop: list[Change] = []
-        entries = self.entries_behind(old, bridge)
+        entries = self.fdb_entries_behind(old, bridge)
         with contextlib.suppress(KernelRefused):
             shut.append(set_port_state(index_of(check_ifname(old)), old, PortState.DISABLED))
         with speaking(new):
             port = index_of(check_ifname(new))
             carry = [set_link(f"bring {new} up", port, on=IFF_UP)]
-            drop = [forget(each.mac, each.port, each.vlan) for each in entries]
-            put = additions(entries, port, learning=learning, own=own)
+            drop = [del_fdb_entry(each.mac, each.port, each.vlan) for each in entries]
+            put = fdb_additions(entries, port, learning=learning, own=own)
             answers = self._opened[1].attempt([*shut, *carry, *drop, *put])
             open_still = answers[0] if shut else None
             if open_still is not None and open_still.code not in _SHUT_ANYWAY:
@@ -169,12 +169,12 @@ class BridgePorts(Forwarding):
                     raise open_still
             if (up := answers[len(shut)]) is not None:
                 raise up
-        await self._carried(answers[-len(put) :] if put else [], new, bridge)
+        await self._check_forwards(answers[-len(put) :] if put else [], new, bridge)
         if not learning:
-            await self._claim(own, new, bridge)
+            await self._claim_mac(own, new, bridge)
 
-    async def open_port(self, device: str) -> None:
-        """End what `cross` did to its old port. A spanning tree is left to decide.
+    async def enable_port(self, device: str) -> None:
+        """End what `switch_bridge_ports` did to its old port. A spanning tree is left to decide.
 
         :raise LinkMissing: when there is no such device.
         """

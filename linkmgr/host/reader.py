@@ -60,13 +60,13 @@ class Reader:
         device = None if index is None else await self.find_device(index)
         return device.name if device else f"the device with index {index}"
 
-    async def entries(self, bridge: NetDevice, mac: str) -> list[FdbEntry]:
+    async def fdb_entries(self, bridge: NetDevice, mac: str) -> list[FdbEntry]:
         """Return a bridge's forwarding entries for an address, in whichever VLAN it looks."""
         try:
             if not bridge.vlan_filtering:
-                found = await to_the_end(rtnl_read.find_entry, bridge.index, mac)
+                found = await to_the_end(rtnl_read.find_fdb_entry, bridge.index, mac)
                 return [found] if found else []
-            entries, _ = await to_the_end(rtnl_read.list_entries, bridge.index)
+            entries, _ = await to_the_end(rtnl_read.list_fdb_entries, bridge.index)
         except KernelRefused as refused:
             raise as_error(refused, bridge.name) from refused
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]

@@ -129,7 +129,7 @@ def del_link(device: int | str) -> Change:
     return Change(f"remove {device}", _RTM_DELLINK, 0, _link(device, {}))
 
 
-def forward(
+def add_fdb_entry(
     mac: str, port: int, *, static: bool, vlan: int | None = None, replace: bool = False
 ) -> Change:
     """Make a bridge deliver frames for `mac` to its port `port` (``bridge fdb add``).
@@ -142,12 +142,12 @@ def forward(
     return Change(f"forward {mac}", _RTM_NEWNEIGH, flags, _entry(mac, port, state, vlan))
 
 
-def forget(mac: str, port: int, vlan: int | None = None) -> Change:
+def del_fdb_entry(mac: str, port: int, vlan: int | None = None) -> Change:
     """Make a bridge forget that `mac` is behind its port `port` (``bridge fdb del``).
 
     An entry that leads to another port stays: ENOENT.
 
-    :param vlan: as in `forward`.
+    :param vlan: as in `add_fdb_entry`.
     """
     message = _entry(mac, port, _NUD_REACHABLE, vlan)
     return Change(f"forget {mac}", _RTM_DELNEIGH, 0, message)

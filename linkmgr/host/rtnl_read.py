@@ -120,7 +120,7 @@ def list_devices() -> tuple[list[NetDevice], bool]:
     return found, complete
 
 
-def list_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
+def list_fdb_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
     """Read a bridge's forwarding entries.
 
     :param port: index of one of its ports, 0 for all entries.
@@ -160,7 +160,7 @@ def list_qdiscs(index: int) -> list[str]:
     return found
 
 
-def find_entry(bridge: int, mac: str) -> FdbEntry | None:
+def find_fdb_entry(bridge: int, mac: str) -> FdbEntry | None:
     """Read a bridge's entry for an address without a VLAN (``bridge fdb get``).
 
     :raise KernelRefused: when the kernel does not answer.

@@ -398,7 +398,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
               put=_endpoint_up),
     Attribute("port state", _TAP, "a spanning tree", "port-shut", _shut,
               lambda view: _port(view, "state 3"),
-              put=lambda host, view: host.open_port(view.device.name)),
+              put=lambda host, view: host.enable_port(view.device.name)),
     Attribute("MTU of the parent", _MACVTAP, "an operator", "endpoint-mtu", _parent_mtu,
               lambda view: f"run 'ip link set {ip_device(view.where)} mtu "
                   f"{view.mtu}'", Repair.NONE),

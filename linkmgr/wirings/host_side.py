@@ -125,7 +125,7 @@ async def switch_bridge_ports(host: Host, new: Cable, old: Cable) -> None:
     assert isinstance(new.endpoint, BridgeEndpoint)
     assert new.device is not None
     assert old.device is not None
-    await host.cross(
+    await host.switch_bridge_ports(
         old.device, new.device,
         bridge=new.endpoint.bridge, learning=new.endpoint.learning, own=new.mac,
     )  # fmt: skip
@@ -136,8 +136,8 @@ async def withdraw_addresses(host: Host, new: Cable, old: Cable) -> None:
     if not isinstance(new.endpoint, BridgeEndpoint) or old.device is None:
         return
     with contextlib.suppress(HostError):  # it saves some frames, no more
-        new.withdrawn = host.entries_behind(old.device, new.endpoint.bridge)
-        await host.withdraw_entries(new.withdrawn, old.device)
+        new.withdrawn = host.fdb_entries_behind(old.device, new.endpoint.bridge)
+        await host.forget_fdb_entries(new.withdrawn, old.device)
 
 
 async def claim_addresses(host: Host, cable: Cable) -> None:
@@ -151,7 +151,7 @@ async def claim_addresses(host: Host, cable: Cable) -> None:
     """
     match cable.endpoint:
         case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
-            await host.put_entries(
+            await host.add_fdb_entries(
                 cable.withdrawn, cable.device, bridge=bridge, learning=learning, own=cable.mac
             )
             cable.withdrawn = []
@@ -243,7 +243,7 @@ async def _enable_port(host: Host, cable: Cable) -> None:
         return
     device = await host.device(cable.device)
     if device.up and device.port_state is PortState.DISABLED:
-        await host.open_port(cable.device)
+        await host.enable_port(cable.device)
 
 
 async def _forwards_on_command(host: Host, *cables: Cable) -> bool:
@@ -268,7 +268,7 @@ async def address_is_elsewhere(host: Host, cable: Cable, *, moved: bool) -> bool
     if not isinstance(cable.endpoint, BridgeEndpoint):
         return False
     own = tag_of(cable)
-    for device in await host.ports_with(cable.mac, cable.endpoint.bridge):
+    for device in await host.ports_with_mac(cable.mac, cable.endpoint.bridge):
         other = device.owner_tag
         if other != own and (not moved or (other and other.owner != own.owner)):
             log.info("%s: %s is not announced, for it is at %s", cable.nic, cable.mac, device.name)

@@ -65,13 +65,13 @@ def kill_after(answers: int, note: Path) -> None:
 
 def kill_after_the_crossing(note: Path) -> None:
     """Kill this process between the kernel's part of a switch and QEMU's."""
-    cross = Host.cross
+    switch = Host.switch_bridge_ports
 
     async def last(self: Host, *args: Any, **options: Any) -> None:
-        await cross(self, *args, **options)
+        await switch(self, *args, **options)
         die(note, CROSSED)
 
-    Host.cross = last  # type: ignore[method-assign, assignment]
+    Host.switch_bridge_ports = last  # type: ignore[method-assign, assignment]
 
 
 def kill_after_a_send(number: int, note: Path) -> None:

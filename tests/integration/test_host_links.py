@@ -63,7 +63,7 @@ async def test_lists_can_be_asked_for_at_once(host: Host) -> None:
         ip(f"link set {one} master {name}")
         lists = await asyncio.gather(*(host.list_devices() for _ in range(60)))
         assert all(len(devices) == len(lists[0]) for devices in lists)
-        await asyncio.gather(*(host.ports_with("52:54:00:00:00:01", name) for _ in range(60)))
+        await asyncio.gather(*(host.ports_with_mac("52:54:00:00:00:01", name) for _ in range(60)))
 
 
 async def test_a_list_of_very_many_devices_is_complete(host: Host) -> None:
@@ -179,7 +179,7 @@ async def main():
                               mac="52:54:00:00:00:01", mtu=1500),
             host.set_up("lo"),
             host.delete_device("lo"),
-            host.withdraw_entries(
+            host.forget_fdb_entries(
                 [FdbEntry("52:54:00:00:00:01", 1, None, static=False, local=False)], "lo"
             ),
         ):

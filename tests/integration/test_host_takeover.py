@@ -69,14 +69,14 @@ def set_entry(port: str, kind: str) -> None:
 
 
 def behind(host: Host, over: str, tap: Tap) -> set[str]:
-    return {entry.mac for entry in host.entries_behind(tap.device.name, over)}
+    return {entry.mac for entry in host.fdb_entries_behind(tap.device.name, over)}
 
 
 async def move(host: Host, over: str, old: Tap, new: Tap) -> None:
     """As a switch does it between two ports of a bridge that has a spanning tree."""
-    entries = host.entries_behind(old.device.name, over)
-    await host.withdraw_entries(entries, old.device.name)
-    await host.put_entries(entries, new.device.name, bridge=over)
+    entries = host.fdb_entries_behind(old.device.name, over)
+    await host.forget_fdb_entries(entries, old.device.name)
+    await host.add_fdb_entries(entries, new.device.name, bridge=over)
 
 
 # --- a bridge's forwarding entry ---
@@ -112,7 +112,7 @@ async def test_many_addresses_move_together(host: Host, two_taps: tuple[str, Tap
 
 async def test_nothing_to_move_is_fine(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, _, new = two_taps
-    await host.put_entries([], new.device.name, bridge=over)
+    await host.add_fdb_entries([], new.device.name, bridge=over)
     assert behind(host, over, new) == set()
 
 
@@ -132,7 +132,7 @@ async def test_an_entry_of_a_port_that_does_not_learn_stays(
     host: Host, two_taps: tuple[str, Tap, Tap]
 ) -> None:
     over, _, new = two_taps
-    await host.put_entries([], new.device.name, bridge=over, learning=False, own=NIC)
+    await host.add_fdb_entries([], new.device.name, bridge=over, learning=False, own=NIC)
     assert entries(new.device.name)[NIC] == "static"
     assert behind(host, over, new) == {NIC}
 
@@ -173,7 +173,7 @@ async def test_what_waits_carries_nothing_until_the_crossing_and_then_all(
                 assert texts(read_all(old.fd)) == ["to the NIC"] * old_
                 assert texts(read_all(new.fd)) == ["to the NIC"] * new_
                 if old_:
-                    await host.cross(old.device.name, new.device.name, bridge=over)
+                    await host.switch_bridge_ports(old.device.name, new.device.name, bridge=over)
             # What happens to other ports does not open it, nor what happens to the device itself.
             ip(f"link set {old.device.name} mtu 1400")
             with veth() as (other, _):
@@ -181,7 +181,7 @@ async def test_what_waits_carries_nothing_until_the_crossing_and_then_all(
                 await asyncio.sleep(1.1)  # the kernel looks at carriers once a second
             device = await host.device(old.device.name)
             assert device.port_state is PortState.DISABLED
-            await host.open_port(old.device.name)
+            await host.enable_port(old.device.name)
             assert (await host.device(old.device.name)).port_state is PortState.FORWARDING
 
 
@@ -193,7 +193,7 @@ async def test_an_old_port_that_is_gone_hinders_no_crossing(
         stack, new = await waiting(host, over)
         async with stack:
             ip(spoil.format(old.device.name))
-            await host.cross(old.device.name, new.device.name, bridge=over)
+            await host.switch_bridge_ports(old.device.name, new.device.name, bridge=over)
             assert (await host.device(new.device.name)).port_state is PortState.FORWARDING
 
 
@@ -219,7 +219,7 @@ async def test_what_is_no_port_cannot_have_addresses(
     over, _, new = two_taps
     await host.detach_from_bridge(new.device.name)
     with pytest.raises(NotForwarding, match=f"{new.device.name} is no port of {over}"):
-        await host.put_entries([], new.device.name, bridge=over)
+        await host.add_fdb_entries([], new.device.name, bridge=over)
 
 
 async def test_a_bridge_that_is_gone_is_said_to_be_gone(
@@ -228,7 +228,7 @@ async def test_a_bridge_that_is_gone_is_said_to_be_gone(
     over, _, new = two_taps
     await host.delete_device(over)
     with pytest.raises(NotForwarding, match=f"bridge {over} does not exist any more") as caught:
-        await host.put_entries([], new.device.name, bridge=over)
+        await host.add_fdb_entries([], new.device.name, bridge=over)
     assert caught.value.hint == f"make it again: 'ip link add {over} type bridge', then try again"
 
 
@@ -238,15 +238,15 @@ async def test_a_port_that_listens_cannot_have_addresses(host: Host) -> None:
         with tap.fd:
             ip(f"link set {tap.device.name} master {over}")
             with pytest.raises(NotForwarding, match="state listening"):
-                await host.put_entries([], tap.device.name, bridge=over)
+                await host.add_fdb_entries([], tap.device.name, bridge=over)
 
 
 async def test_missing_devices_are_named(host: Host, two_taps: tuple[str, Tap, Tap]) -> None:
     over, old, _ = two_taps
     with pytest.raises(LinkMissing, match="notap"):
-        await host.put_entries([], "notap", bridge=over)
-    assert host.entries_behind("notap", over) == []
-    assert host.entries_behind(old.device.name, "nobridge") == []
+        await host.add_fdb_entries([], "notap", bridge=over)
+    assert host.fdb_entries_behind("notap", over) == []
+    assert host.fdb_entries_behind(old.device.name, "nobridge") == []
 
 
 async def test_while_a_bridge_floods_both_ports_hear_an_address(
@@ -255,14 +255,14 @@ async def test_while_a_bridge_floods_both_ports_hear_an_address(
     over, old, new = two_taps
     os.write(old.fd.number, frame(PEER, NIC, "learn"))
     assert await read_within(new.fd) == ["learn"]
-    taken = host.entries_behind(old.device.name, over)
+    taken = host.fdb_entries_behind(old.device.name, over)
     with Wire(cable[1]) as wire:
         for _ in range(2):  # what is forgotten already is no error
-            await host.withdraw_entries(taken, old.device.name)
+            await host.forget_fdb_entries(taken, old.device.name)
         wire.send(frame(NIC, PEER, "both"))
         assert await read_within(old.fd) == ["both"]
         assert await read_within(new.fd) == ["both"]
-        await host.put_entries(taken, new.device.name, bridge=over)
+        await host.add_fdb_entries(taken, new.device.name, bridge=over)
         wire.send(frame(NIC, PEER, "new"))
         assert await read_within(new.fd) == ["new"]
         assert texts(read_all(old.fd)) == []
@@ -286,12 +286,12 @@ async def test_an_address_that_has_spoken_elsewhere_meanwhile_stays_there(
         os.write(old.fd.number, frame(PEER, "52:54:00:00:00:77", "and one that stays"))
         if crossing:
             os.write(other.fd.number, frame(PEER, NIC, "and now there"))
-            await host.cross(old.device.name, new.device.name, bridge=over)
+            await host.switch_bridge_ports(old.device.name, new.device.name, bridge=over)
         else:
-            entries = host.entries_behind(old.device.name, over)
-            await host.withdraw_entries(entries, old.device.name)
+            entries = host.fdb_entries_behind(old.device.name, over)
+            await host.forget_fdb_entries(entries, old.device.name)
             os.write(other.fd.number, frame(PEER, NIC, "and now there"))
-            await host.put_entries(entries, new.device.name, bridge=over)
+            await host.add_fdb_entries(entries, new.device.name, bridge=over)
         assert behind(host, over, other) == {NIC}
         assert behind(host, over, new) == {"52:54:00:00:00:77"}
 
@@ -312,7 +312,7 @@ async def test_a_port_that_does_not_learn_gets_its_address_back_from_one_that_ha
     over, old, new = two_taps
     kind = "dynamic" if learned else "static"
     set_entry(old.device.name, kind)
-    await host.put_entries([], new.device.name, bridge=over, learning=False, own=NIC)
+    await host.add_fdb_entries([], new.device.name, bridge=over, learning=False, own=NIC)
     owner = new if learned else old
     assert behind(host, over, owner) == {NIC}
     assert entries(owner.device.name)[NIC] == "static"
@@ -326,5 +326,5 @@ async def test_an_old_port_that_cannot_be_shut_does_not_leave_the_new_one_open_b
     await host.set_down(new.device.name)
     ip(f"link set {over} type bridge stp_state 1")  # since `new` was staged
     with pytest.raises(HostError):
-        await host.cross(old.device.name, new.device.name, bridge=over)
+        await host.switch_bridge_ports(old.device.name, new.device.name, bridge=over)
     assert not (await host.device(new.device.name)).up

@@ -86,13 +86,13 @@ class FakeHost:
     async def traffic_control(self, _: int) -> list[str]:
         return []
 
-    def entries_behind(self, *_: object) -> list[FdbEntry]:
+    def fdb_entries_behind(self, *_: object) -> list[FdbEntry]:
         return [FdbEntry(OWN, 7, None, static=False, local=False)]
 
-    async def withdraw_entries(self, entries: list[FdbEntry], device: str) -> None:
+    async def forget_fdb_entries(self, entries: list[FdbEntry], device: str) -> None:
         self.done.append(f"withdraw {device} {[each.mac for each in entries]}")
 
-    async def put_entries(self, entries: list[FdbEntry], device: str, **_: object) -> None:
+    async def add_fdb_entries(self, entries: list[FdbEntry], device: str, **_: object) -> None:
         self.done.append(f"put {device} {[each.mac for each in entries]}")
 
     async def set_down(self, device: object) -> None:
