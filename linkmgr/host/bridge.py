@@ -10,7 +10,7 @@ from linkmgr.host import sysfiles
 from linkmgr.host.names import private_mac
 from linkmgr.host.rtnl import (
     IFF_UP,
-    Change,
+    NetlinkRequest,
     Rtnl,
     del_link,
     new_link,
@@ -40,7 +40,7 @@ def make_bridge(name: str, tag: OwnerTag, *, mtu: int) -> None:
     with Rtnl() as rtnl, ExitStack() as undo:
         # An address of its own: else it changes with every port that comes and goes.
         rtnl.change(new_link(name, "bridge", data, address=private_mac()))
-        undo.callback(rtnl.attempt, [del_link(name)])
+        undo.callback(rtnl.try_all, [del_link(name)])
         # The MTU in a second request: only then does it not follow the ports' MTU.
         rtnl.change(set_link(f"set up {name}", name, mtu=mtu, ifalias=str(tag)))
         silence(rtnl, name)
@@ -111,22 +111,22 @@ def join_bridge(
         "IFLA_BRPORT_LEARNING": int(learning),
         "IFLA_BRPORT_ISOLATED": int(isolated),
     }
-    changes: list[Change] = []
+    requests: list[NetlinkRequest] = []
     if bridge is not None:
-        changes.append(set_link(f"put {name} on the bridge", device, master=bridge))
-    changes.append(set_bridge_port(f"set the port flags of {name}", device, flags))
+        requests.append(set_link(f"put {name} on the bridge", device, master=bridge))
+    requests.append(set_bridge_port(f"set the port flags of {name}", device, flags))
     with Rtnl() as rtnl:
-        results = rtnl.attempt(changes)
+        results = rtnl.try_all(requests)
         if bring_up and not any(results):
-            results += rtnl.attempt([set_link(f"bring {name} up", device, on=IFF_UP)])
+            results += rtnl.try_all([set_link(f"bring {name} up", device, on=IFF_UP)])
         refused = next((result for result in results if result is not None), None)
         if refused is not None:
             if bridge is not None and results[0] is None:
-                rtnl.attempt([leave_bridge(device, name)])
+                rtnl.try_all([leave_bridge(device, name)])
             raise refused
 
 
-def leave_bridge(device: int | str, name: str) -> Change:
+def leave_bridge(device: int | str, name: str) -> NetlinkRequest:
     """Take a device off whatever bridge it is a port of."""
     return set_link(f"take {name} off its bridge", device, master=0)
 
@@ -134,4 +134,4 @@ def leave_bridge(device: int | str, name: str) -> Change:
 def try_leave_bridge(device: int | str, name: str) -> None:
     """As `leave_bridge`, whatever the kernel says to it."""
     with Rtnl() as rtnl:
-        rtnl.attempt([leave_bridge(device, name)])
+        rtnl.try_all([leave_bridge(device, name)])

@@ -13,12 +13,12 @@ from linkmgr.host.keeper import FdKeeper, NoKeeper
 from linkmgr.host.links import NetDevice
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
-from linkmgr.host.reader import Reader
+from linkmgr.host.reader import NetlinkReader
 from linkmgr.host.rtnl import (
     IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
-    Change,
+    NetlinkRequest,
     Rtnl,
     del_link,
     set_link,
@@ -26,10 +26,10 @@ from linkmgr.host.rtnl import (
 from linkmgr.host.shelf import FdShelf
 from linkmgr.host.silence import silence
 from linkmgr.host.threads import to_the_end
-from linkmgr.host.trouble import KernelRefused, as_error
+from linkmgr.host.trouble import KernelRefused, to_host_error
 from linkmgr.model import OwnerTag
 
-Device = int | str  #: index or name
+DeviceKey = int | str  #: index or name
 
 
 class Devices:
@@ -38,10 +38,10 @@ class Devices:
     def __init__(self, keeper: FdKeeper | None = None) -> None:
         self.keeper: FdKeeper = keeper or NoKeeper()
         self.fds = FdShelf()
-        self._open: tuple[Reader, Rtnl] | None = None
+        self._open: tuple[NetlinkReader, Rtnl] | None = None
 
     async def __aenter__(self) -> Self:
-        self._open = Reader(), Rtnl()
+        self._open = NetlinkReader(), Rtnl()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -49,14 +49,14 @@ class Devices:
         (_, rtnl), self._open = self._opened, None
         rtnl.close()
 
-    async def device(self, name: Device) -> NetDevice:
+    async def device(self, name: DeviceKey) -> NetDevice:
         """Return a device, by its name or index. Takes about 0.2 ms, in a thread.
 
         :raise LinkMissing: when there is none.
         """
         return await self._reader.device(name)
 
-    async def find_device(self, name: Device) -> NetDevice | None:
+    async def find_device(self, name: DeviceKey) -> NetDevice | None:
         """Return a device, by its name or index, or ``None``."""
         return await self._reader.find_device(name)
 
@@ -80,7 +80,7 @@ class Devices:
         found = [(device.owner_tag, device) for device in await self._reader.list_devices()]
         return [(tag, device) for tag, device in found if tag is not None]
 
-    async def delete_device(self, name_or_index: Device) -> bool:
+    async def delete_device(self, name_or_index: DeviceKey) -> bool:
         """Remove a device, whosever it is; return ``False`` when it is already gone.
 
         Takes 10 to 40 ms.
@@ -88,14 +88,14 @@ class Devices:
         :raise Unsupported: when it cannot be removed, such as hardware.
         """
         try:
-            await self._change_in_thread(name_or_index, del_link(checked(name_or_index)))
+            await self._change_in_thread(name_or_index, del_link(device_key(name_or_index)))
         except HostError as error:
             if _code(error) in {errno.ENODEV, errno.ENXIO}:
                 return False
             raise
         return True
 
-    async def set_up(self, name_or_index: Device) -> None:
+    async def set_up(self, name_or_index: DeviceKey) -> None:
         """Bring a device up.
 
         :raise LinkMissing: when there is none.
@@ -108,17 +108,17 @@ class Devices:
 
         :raise HostError: when it cannot be done.
         """
-        with speaking(device.name):
+        with naming_device(device.name):
             await to_the_end(_silence, device.name)
 
-    async def set_down(self, name_or_index: Device) -> None:
+    async def set_down(self, name_or_index: DeviceKey) -> None:
         """Take a device down; about 10 ms for a macvtap.
 
         :raise LinkMissing: when there is none.
         """
         await self._set(name_or_index, "take {} down", off=IFF_UP)
 
-    async def set_mtu(self, name_or_index: Device, mtu: int) -> None:
+    async def set_mtu(self, name_or_index: DeviceKey, mtu: int) -> None:
         """Set how many bytes a device carries.
 
         :raise LinkMissing: when there is none.
@@ -126,7 +126,7 @@ class Devices:
         """
         await self._set(name_or_index, f"set the MTU of {{}} to {mtu}", mtu=mtu)
 
-    async def set_mac(self, name_or_index: Device, mac: str) -> None:
+    async def set_mac(self, name_or_index: DeviceKey, mac: str) -> None:
         """Set the address of a device; it need not be down.
 
         Takes about 0.2 ms, for a macvtap that is up 8 to 16 ms, in which it receives nothing: the
@@ -140,7 +140,7 @@ class Devices:
         except LinkBusy as error:
             raise await self._who_has(mac, name_or_index, error) from error
 
-    async def set_alias(self, name_or_index: Device, alias: OwnerTag | str) -> None:
+    async def set_alias(self, name_or_index: DeviceKey, alias: OwnerTag | str) -> None:
         """Set the interface alias, where our tag is.
 
         :raise LinkMissing: when there is none.
@@ -157,7 +157,7 @@ class Devices:
         doing = f"rename {device.name} to {check_ifname(name)}"
         await self._change_in_thread(name, set_link(doing, device.index, ifname=name))
 
-    async def set_promiscuity(self, name_or_index: Device, on: bool) -> None:
+    async def set_promiscuity(self, name_or_index: DeviceKey, on: bool) -> None:
         """Set whether a device receives everything. On a macvtap only passthru makes it true.
 
         :raise LinkMissing: when there is none.
@@ -167,17 +167,17 @@ class Devices:
 
     async def traffic_control(self, index: int) -> list[str]:
         """Return the kinds of traffic control (tc(8)) that somebody has set on a device."""
-        with speaking(index):
+        with naming_device(index):
             return await to_the_end(rtnl_read.list_qdiscs, index)
 
-    async def set_allmulti(self, name_or_index: Device) -> None:
+    async def set_allmulti(self, name_or_index: DeviceKey) -> None:
         """Have a device receive all multicast.
 
         :raise LinkMissing: when there is none.
         """
         await self._set(name_or_index, "have {} take all multicast", on=IFF_ALLMULTI)
 
-    async def set_carrier(self, name_or_index: Device) -> None:
+    async def set_carrier(self, name_or_index: DeviceKey) -> None:
         """Give a tap its carrier back.
 
         :raise LinkMissing: when there is none.
@@ -185,16 +185,16 @@ class Devices:
         await self._set(name_or_index, "set the carrier of {}", carrier=1)
 
     @property
-    def _opened(self) -> tuple[Reader, Rtnl]:
+    def _opened(self) -> tuple[NetlinkReader, Rtnl]:
         if self._open is None:
             raise RuntimeError("a Host is open only inside its 'async with'")
         return self._open
 
     @property
-    def _reader(self) -> Reader:
+    def _reader(self) -> NetlinkReader:
         return self._opened[0]
 
-    async def _who_has(self, mac: str, device: Device, error: LinkBusy) -> LinkBusy:
+    async def _who_has(self, mac: str, device: DeviceKey, error: LinkBusy) -> LinkBusy:
         net_device = await self.find_device(device)
         if (
             net_device is None
@@ -204,16 +204,16 @@ class Devices:
             return error
         return await address_taken(self._reader, net_device.name, net_device.parent, mac)
 
-    async def _set(self, device: Device, doing: str, **attrs: Any) -> None:
-        change = set_link(doing.format(device), checked(device), **attrs)
-        await self._change_in_thread(device, change)
+    async def _set(self, device: DeviceKey, doing: str, **attrs: Any) -> None:
+        request = set_link(doing.format(device), device_key(device), **attrs)
+        await self._change_in_thread(device, request)
 
-    async def _change_in_thread(self, device: Device, change: Change) -> None:
-        with speaking(device):
-            await to_the_end(_do, change)
+    async def _change_in_thread(self, device: DeviceKey, request: NetlinkRequest) -> None:
+        with naming_device(device):
+            await to_the_end(_do, request)
 
 
-def checked(device: Device) -> Device:
+def device_key(device: DeviceKey) -> DeviceKey:
     """Return an index as it is, and a name if it can be one.
 
     :raise BadName: otherwise.
@@ -222,12 +222,12 @@ def checked(device: Device) -> Device:
 
 
 @contextmanager
-def speaking(device: Device) -> Iterator[None]:
+def naming_device(device: DeviceKey) -> Iterator[None]:
     """Turn a refusal of the kernel into the error that names the device."""
     try:
         yield
     except KernelRefused as refused:
-        raise as_error(refused, device) from refused
+        raise to_host_error(refused, device) from refused
 
 
 def _code(error: HostError) -> int | None:
@@ -240,6 +240,6 @@ def _silence(name: str) -> None:
         silence(rtnl, name)
 
 
-def _do(change: Change) -> None:
+def _do(request: NetlinkRequest) -> None:
     with Rtnl() as rtnl:
-        rtnl.change(change)
+        rtnl.change(request)

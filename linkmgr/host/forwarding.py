@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 
 from linkmgr.errors import NotForwarding
 from linkmgr.host import rtnl_read
-from linkmgr.host.devices import Devices, speaking
+from linkmgr.host.devices import Devices, naming_device
 from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname
-from linkmgr.host.rtnl import Change, add_fdb_entry, del_fdb_entry, index_of
-from linkmgr.host.trouble import KernelRefused, as_error, missing
+from linkmgr.host.rtnl import NetlinkRequest, add_fdb_entry, del_fdb_entry, index_of
+from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 from linkmgr.untrusted import ip_device
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def fdb_additions(
     entries: Iterable[FdbEntry], port: int, *, learning: bool, own: str
-) -> list[Change]:
+) -> list[NetlinkRequest]:
     """The requests that put entries behind a port, where the bridge has none meanwhile.
 
     :param learning: whether the port learns. One that does not gets no entry for good of what was
@@ -54,7 +54,7 @@ class BridgeFdb(Devices):
             port, over = index_of(check_ifname(device)), index_of(check_ifname(bridge))
         except KernelRefused:
             return []
-        with speaking(bridge):
+        with naming_device(bridge):
             found, _ = rtnl_read.list_fdb_entries(over, port)
         return [each for each in found if not each.local]
 
@@ -64,9 +64,9 @@ class BridgeFdb(Devices):
         Until it learns or is told where the addresses are it delivers to all its ports: nothing
         gets lost while a NIC moves from one port to another.
         """
-        with speaking(device):
-            changes = [del_fdb_entry(each.mac, each.port, each.vlan) for each in entries]
-            for refused in self._opened[1].attempt(changes):
+        with naming_device(device):
+            requests = [del_fdb_entry(each.mac, each.port, each.vlan) for each in entries]
+            for refused in self._opened[1].try_all(requests):
                 if refused is not None and refused.code != errno.ENOENT:
                     raise refused
 
@@ -88,10 +88,10 @@ class BridgeFdb(Devices):
         :raise LinkMissing: when there is no such device.
         :raise NotForwarding: when it is no port of a bridge, or one that does not forward yet.
         """
-        with speaking(device):
+        with naming_device(device):
             port = index_of(check_ifname(device))
             put = fdb_additions(entries, port, learning=learning, own=own)
-            answers = self._opened[1].attempt(put) if put else []
+            answers = self._opened[1].try_all(put) if put else []
         await self._check_forwards(answers, device, bridge)
         if not learning:
             await self._claim_mac(own, device, bridge)
@@ -120,11 +120,11 @@ class BridgeFdb(Devices):
             if entry.static:
                 log.warning("bridge %s: %s stays where somebody has set it", bridge, mac)
                 continue
-            with speaking(device):
-                change = add_fdb_entry(
+            with naming_device(device):
+                request = add_fdb_entry(
                     mac, net_device.index, static=True, vlan=entry.vlan, replace=True
                 )
-                self._opened[1].attempt([change])
+                self._opened[1].try_all([request])
 
     async def _check_forwards(
         self, answers: Sequence[KernelRefused | None], device: str, bridge: str
@@ -135,16 +135,16 @@ class BridgeFdb(Devices):
         :raise NotForwarding: when it does not forward.
         """
         # At once, in the event loop: what is seen holds for the moment of the switch.
-        with speaking(device):
+        with naming_device(device):
             net_device = rtnl_read.find_device(device)
         if net_device is None:
-            raise missing(device)
+            raise device_missing(device)
         if net_device.port_state is not PortState.FORWARDING:
             raise await self._not_forwarding(net_device, bridge, "so it cannot have addresses")
         for refused in answers:
             # EEXIST: it leads elsewhere by now. EINVAL: the new port is not in that VLAN.
             if refused is not None and refused.code not in {errno.EEXIST, errno.EINVAL}:
-                raise as_error(refused, device) from refused
+                raise to_host_error(refused, device) from refused
 
     async def _not_forwarding(self, device: NetDevice, bridge: str, then: str) -> NotForwarding:
         """Make the error. The device may be removed by the time that somebody reads it."""

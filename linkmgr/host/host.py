@@ -7,7 +7,7 @@ from functools import partial
 from linkmgr.errors import LinkBusy
 from linkmgr.host import names
 from linkmgr.host.bridge import make_bridge
-from linkmgr.host.devices import Device, checked, speaking
+from linkmgr.host.devices import DeviceKey, device_key, naming_device
 from linkmgr.host.fds import Fd
 from linkmgr.host.links import NetDevice
 from linkmgr.host.macvtap import make_macvtap
@@ -60,7 +60,7 @@ class Host(BridgePorts):
         """
         check_ifname(name)
         make = partial(make_tap, name, tag, mtu=mtu, vnet_hdr=vnet_hdr, up=up)
-        with speaking(name):
+        with naming_device(name):
             fd = await made_in_thread(make, Fd.close)
         try:
             return Tap(await self.device(name), fd)
@@ -131,17 +131,17 @@ class Host(BridgePorts):
             below = await self.device(below.index)
         return below
 
-    async def set_macvtap_mode(self, name_or_index: Device, mode: DirectMode) -> None:
+    async def set_macvtap_mode(self, name_or_index: DeviceKey, mode: DirectMode) -> None:
         """Change the mode of a macvtap that exists; not into passthru nor out of it.
 
         :raise LinkMissing: when there is none.
         :raise HostError: for passthru.
         """
         data = {"IFLA_MACVTAP_MODE": mode.value}
-        change = set_kind_data(
-            f"set {name_or_index} to mode {mode}", checked(name_or_index), "macvtap", data
+        request = set_kind_data(
+            f"set {name_or_index} to mode {mode}", device_key(name_or_index), "macvtap", data
         )
-        await self._change_in_thread(name_or_index, change)
+        await self._change_in_thread(name_or_index, request)
 
     # --- bridges ---
 
@@ -152,7 +152,7 @@ class Host(BridgePorts):
         :raise NameTaken: when there is a device of that name.
         """
         check_ifname(name)
-        with speaking(name):
+        with naming_device(name):
             await made_in_thread(partial(make_bridge, name, tag, mtu=mtu), lambda _: _remove(name))
         try:
             return await self.device(name)
@@ -163,7 +163,7 @@ class Host(BridgePorts):
 
 def _remove(name: str) -> None:
     with Rtnl() as rtnl:
-        rtnl.attempt([del_link(name)])
+        rtnl.try_all([del_link(name)])
 
 
 def _discard_macvtap(name: str, fd: Fd) -> None:

@@ -52,7 +52,7 @@ def make_macvtap(
     with Rtnl() as rtnl, ExitStack() as undo:
         data = {"IFLA_MACVTAP_MODE": mode.value}
         rtnl.change(new_link(name, "macvtap", data, link=parent, address=mac, mtu=mtu))
-        undo.callback(rtnl.attempt, [del_link(name)])
+        undo.callback(rtnl.try_all, [del_link(name)])
         index = index_of(name)
         # A passthru macvtap is born with its parent's address. Setting ours sets the parent's too
         # (a virtual function receives nothing else); the kernel puts that back at the end.

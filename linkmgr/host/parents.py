@@ -7,15 +7,15 @@ from pathlib import Path
 
 from linkmgr.errors import HostError, LinkBusy, Unsupported
 from linkmgr.host.links import NetDevice
-from linkmgr.host.reader import Reader
-from linkmgr.host.trouble import KernelRefused, as_error
+from linkmgr.host.reader import NetlinkReader
+from linkmgr.host.trouble import KernelRefused, to_host_error
 from linkmgr.model import DirectMode
 from linkmgr.untrusted import ip_device
 
 _KINDS = {"macvtap", "macvlan"}
 
 
-async def parent_of_macvtap(reader: Reader, name: str) -> NetDevice:
+async def parent_of_macvtap(reader: NetlinkReader, name: str) -> NetDevice:
     """Return the device on which macvtaps of this parent sit, if it is free to carry them.
 
     :param name: also an altname. A macvtap on a macvlan sits on that one's parent, beside it.
@@ -43,7 +43,7 @@ async def parent_of_macvtap(reader: Reader, name: str) -> NetDevice:
 
 
 async def check_siblings(
-    reader: Reader, parent: NetDevice, mode: DirectMode, owner: str | None = None
+    reader: NetlinkReader, parent: NetDevice, mode: DirectMode, owner: str | None = None
 ) -> None:
     """Check that what sits on `parent` already allows one more, of this mode.
 
@@ -69,7 +69,7 @@ async def check_siblings(
         )
 
 
-async def address_taken(reader: Reader, name: str, parent: int, mac: str) -> LinkBusy:
+async def address_taken(reader: NetlinkReader, name: str, parent: int, mac: str) -> LinkBusy:
     """Return the error for an address that `name` cannot have; it says who has it."""
     holders = [
         device
@@ -86,7 +86,7 @@ async def address_taken(reader: Reader, name: str, parent: int, mac: str) -> Lin
 
 
 async def why_no_macvtap(
-    reader: Reader,
+    reader: NetlinkReader,
     refused: KernelRefused,
     name: str,
     parent: str,
@@ -122,7 +122,7 @@ async def why_no_macvtap(
             f"{parent} cannot carry a macvtap of mode {mode}: {refused.text}",
             hint="name an Ethernet device; what is on it may be in another network namespace",
         )
-    return as_error(refused, name)
+    return to_host_error(refused, name)
 
 
 def refused_address(below: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
@@ -158,7 +158,7 @@ def _physical_function(device: str, sysfs: str) -> tuple[str, int] | None:
     return None
 
 
-async def _siblings(reader: Reader, parent: int) -> list[NetDevice]:
+async def _siblings(reader: NetlinkReader, parent: int) -> list[NetDevice]:
     return [
         device
         for device in await reader.list_devices()

@@ -10,13 +10,13 @@ from functools import partial
 
 from linkmgr.errors import LinkBusy, NotForwarding
 from linkmgr.host.bridge import join_bridge, keep_address, leave_bridge, try_leave_bridge
-from linkmgr.host.devices import speaking
+from linkmgr.host.devices import naming_device
 from linkmgr.host.forwarding import BridgeFdb, fdb_additions
 from linkmgr.host.links import NetDevice, PortState
 from linkmgr.host.names import check_ifname
 from linkmgr.host.rtnl import (
     IFF_UP,
-    Change,
+    NetlinkRequest,
     del_fdb_entry,
     index_of,
     is_up,
@@ -88,7 +88,7 @@ class BridgePorts(BridgeFdb):
         undo = partial(try_leave_bridge, port.index, name)
         if joining:
             await self.keep_address(bridge)
-        with speaking(name):
+        with naming_device(name):
             if not joining:
                 await to_the_end(put)
             else:
@@ -113,7 +113,7 @@ class BridgePorts(BridgeFdb):
             join_bridge, port, f"port {port}", None,
             isolated=isolated, hairpin=hairpin, learning=learning, bring_up=False,
         )  # fmt: skip
-        with speaking(port):
+        with naming_device(port):
             await to_the_end(put)
 
     async def keep_address(self, bridge: str) -> str | None:
@@ -122,7 +122,7 @@ class BridgePorts(BridgeFdb):
             over = index_of(check_ifname(bridge))
         except KernelRefused:
             return None
-        with speaking(bridge):
+        with naming_device(bridge):
             kept = await to_the_end(keep_address, over, bridge)
         if kept is not None:
             log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
@@ -150,22 +150,22 @@ class BridgePorts(BridgeFdb):
         :raise NotForwarding: when it is no port of a bridge.
         :raise HostError: when `old` cannot be shut; `new` is down again then.
         """
-        shut: list[Change] = []
-        drop: list[Change] = []
+        shut: list[NetlinkRequest] = []
+        drop: list[NetlinkRequest] = []
         entries = self.fdb_entries_behind(old, bridge)
         with contextlib.suppress(KernelRefused):
             shut.append(set_port_state(index_of(check_ifname(old)), old, PortState.DISABLED))
-        with speaking(new):
+        with naming_device(new):
             port = index_of(check_ifname(new))
             carry = [set_link(f"bring {new} up", port, on=IFF_UP)]
             drop = [del_fdb_entry(each.mac, each.port, each.vlan) for each in entries]
             put = fdb_additions(entries, port, learning=learning, own=own)
-            answers = self._opened[1].attempt([*shut, *carry, *drop, *put])
+            answers = self._opened[1].try_all([*shut, *carry, *drop, *put])
             open_still = answers[0] if shut else None
             if open_still is not None and open_still.code not in _SHUT_ANYWAY:
                 # Its bridge has a spanning tree by now, say: then both would be open.
-                self._opened[1].attempt([set_link(f"take {new} down", port, off=IFF_UP)])
-                with speaking(old):
+                self._opened[1].try_all([set_link(f"take {new} down", port, off=IFF_UP)])
+                with naming_device(old):
                     raise open_still
             if (up := answers[len(shut)]) is not None:
                 raise up
@@ -178,9 +178,9 @@ class BridgePorts(BridgeFdb):
 
         :raise LinkMissing: when there is no such device.
         """
-        with speaking(device):
-            change = set_port_state(index_of(check_ifname(device)), device, PortState.FORWARDING)
-            self._opened[1].attempt([change])
+        with naming_device(device):
+            request = set_port_state(index_of(check_ifname(device)), device, PortState.FORWARDING)
+            self._opened[1].try_all([request])
 
     def is_up(self, device: str) -> bool:
         """Whether there is such a device, and it is up. Takes a few microseconds."""

@@ -12,7 +12,7 @@ from linkmgr.host import rtnl_read
 from linkmgr.host.links import FdbEntry, NetDevice
 from linkmgr.host.names import check_any_name
 from linkmgr.host.threads import to_the_end
-from linkmgr.host.trouble import KernelRefused, as_error, missing
+from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 
 _ATTEMPTS = 10
 _PAUSE = 0.001  # seconds
@@ -20,7 +20,7 @@ _PAUSE = 0.001  # seconds
 T = TypeVar("T")
 
 
-class Reader:
+class NetlinkReader:
     """Reads, in threads, from the network namespace of this process."""
 
     async def find_device(self, name: int | str) -> NetDevice | None:
@@ -29,12 +29,12 @@ class Reader:
         try:
             return await to_the_end(rtnl_read.find_device, who)
         except KernelRefused as refused:
-            raise as_error(refused, "this host") from refused
+            raise to_host_error(refused, "this host") from refused
 
     async def find_devices(self, names: Collection[str]) -> dict[str, NetDevice]:
         """Return the devices of these names, by what was asked for, without those that are not."""
         who = [check_any_name(name) for name in names]
-        return await _asked(partial(rtnl_read.find_devices, who))
+        return await _read(partial(rtnl_read.find_devices, who))
 
     async def device(self, name: int | str, what_for: str | None = None) -> NetDevice:
         """Return a device, by its name or index.
@@ -42,7 +42,7 @@ class Reader:
         :raise LinkMissing: when there is none; it says what it is needed for.
         """
         if (device := await self.find_device(name)) is None:
-            raise missing(name, what_for)
+            raise device_missing(name, what_for)
         return device
 
     async def list_devices(self, *, whole: bool = True) -> list[NetDevice]:
@@ -52,7 +52,7 @@ class Reader:
             something is deleted because it is not in the list.
         """
         if not whole:
-            return (await _asked(rtnl_read.list_devices))[0]
+            return (await _read(rtnl_read.list_devices))[0]
         return await _whole(_complete_list, "list the network devices")
 
     async def name_of(self, index: int | None) -> str:
@@ -68,7 +68,7 @@ class Reader:
                 return [found] if found else []
             entries, _ = await to_the_end(rtnl_read.list_fdb_entries, bridge.index)
         except KernelRefused as refused:
-            raise as_error(refused, bridge.name) from refused
+            raise to_host_error(refused, bridge.name) from refused
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
 
@@ -77,11 +77,11 @@ def _complete_list() -> list[NetDevice] | None:
     return found if complete else None
 
 
-async def _asked(ask: Callable[[], T]) -> T:
+async def _read(ask: Callable[[], T]) -> T:
     try:
         return await to_the_end(ask)
     except KernelRefused as refused:
-        raise as_error(refused, "this host") from refused
+        raise to_host_error(refused, "this host") from refused
 
 
 async def _whole(ask: Callable[[], T | None], doing: str) -> T:
@@ -90,7 +90,7 @@ async def _whole(ask: Callable[[], T | None], doing: str) -> T:
     :raise HostError: when there was no quiet moment for it.
     """
     for _ in range(_ATTEMPTS):
-        if (answer := await _asked(ask)) is not None:
+        if (answer := await _read(ask)) is not None:
             return answer
         # The kernel says that something may be missing: whoever believes it deletes too much.
         await asyncio.sleep(_PAUSE)

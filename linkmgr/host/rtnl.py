@@ -37,12 +37,12 @@ _HEADER = struct.Struct("=IHHII")
 _ERROR_AT = _HEADER.size
 _TLVS_AT = _HEADER.size + 4 + _HEADER.size  # with CAP_ACK only the request's header comes back
 _IFREQ = struct.Struct("=16sH22x")  # with its flags
-_AT_ONCE = 64  # requests in one send; each answer takes room in the socket's receive buffer
+_BATCH_MAX = 64  # requests in one send; each answer takes room in the socket's receive buffer
 
 Attrs = Mapping[str, Any]
 
 
-class Change:
+class NetlinkRequest:
     """One request that changes something.
 
     :param doing: what it does, for the error: "create lm3f9a1c2e".
@@ -61,40 +61,40 @@ class Change:
         return bytes(self._message.data)
 
 
-def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -> Change:
+def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -> NetlinkRequest:
     """Create a device, down, in our group. `attrs` are `ifinfmsg`'s without ``IFLA_``, `data` with.
 
     The kernel takes no alias here (rtnl_newlink in net/core/rtnetlink.c): see `host.unmarked`.
     """
     message = _link(0, {"ifname": name, "group": DEVICE_GROUP, **attrs})
     message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
-    return Change(f"create {name}", _RTM_NEWLINK, _CREATE | _EXCL, message)
+    return NetlinkRequest(f"create {name}", _RTM_NEWLINK, _CREATE | _EXCL, message)
 
 
 def set_link(
     doing: str, device: int | str, *, on: int = 0, off: int = 0, **attrs: object
-) -> Change:
+) -> NetlinkRequest:
     """Change attributes of a device and set its flags `on` and `off`."""
-    return Change(doing, _RTM_SETLINK, 0, _link(device, attrs, on, off))
+    return NetlinkRequest(doing, _RTM_SETLINK, 0, _link(device, attrs, on, off))
 
 
-def set_kind_data(doing: str, device: int | str, kind: str, data: Attrs) -> Change:
+def set_kind_data(doing: str, device: int | str, kind: str, data: Attrs) -> NetlinkRequest:
     """Change what is particular to a kind of device, such as the mode of a macvtap."""
     message = _link(device, {})
     message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
-    return Change(doing, _RTM_NEWLINK, 0, message)
+    return NetlinkRequest(doing, _RTM_NEWLINK, 0, message)
 
 
-def set_bridge_port(doing: str, device: int | str, data: Attrs) -> Change:
+def set_bridge_port(doing: str, device: int | str, data: Attrs) -> NetlinkRequest:
     """Change how a port of a bridge behaves; it must be a port already."""
     message = _link(device, {})
     slave = ["IFLA_INFO_SLAVE_DATA", {"attrs": list(data.items())}]
     info = {"attrs": [["IFLA_INFO_SLAVE_KIND", "bridge"], slave]}
     message["attrs"].append(["IFLA_LINKINFO", info])
-    return Change(doing, _RTM_NEWLINK, 0, message)
+    return NetlinkRequest(doing, _RTM_NEWLINK, 0, message)
 
 
-class _PortState(Change):
+class _PortState(NetlinkRequest):
     """Packed by hand: pyroute2 leaves out the flag that says that the attribute is a nest."""
 
     _LAYOUT = struct.Struct("=IHHII BxHiII HH HHBxxx")  # nlmsghdr, ifinfomsg, the nest, the state
@@ -115,7 +115,7 @@ class _PortState(Change):
         )  # fmt: skip
 
 
-def set_port_state(port: int, name: str, state: int) -> Change:
+def set_port_state(port: int, name: str, state: int) -> NetlinkRequest:
     """Open or shut a port of a bridge; refused (EBUSY) where a spanning tree decides that.
 
     Not with `set_bridge_port`: after that the kernel tells everybody that the device has changed,
@@ -124,14 +124,14 @@ def set_port_state(port: int, name: str, state: int) -> Change:
     return _PortState(f"set the state of port {name}", port, state)
 
 
-def del_link(device: int | str) -> Change:
+def del_link(device: int | str) -> NetlinkRequest:
     """Remove a device."""
-    return Change(f"remove {device}", _RTM_DELLINK, 0, _link(device, {}))
+    return NetlinkRequest(f"remove {device}", _RTM_DELLINK, 0, _link(device, {}))
 
 
 def add_fdb_entry(
     mac: str, port: int, *, static: bool, vlan: int | None = None, replace: bool = False
-) -> Change:
+) -> NetlinkRequest:
     """Make a bridge deliver frames for `mac` to its port `port` (``bridge fdb add``).
 
     :param vlan: ``None`` for frames without a VLAN and for each VLAN of the port.
@@ -139,10 +139,10 @@ def add_fdb_entry(
     """
     state = _NUD_REACHABLE | (_NUD_NOARP if static else 0)
     flags = _CREATE | (_REPLACE if replace else _EXCL)
-    return Change(f"forward {mac}", _RTM_NEWNEIGH, flags, _entry(mac, port, state, vlan))
+    return NetlinkRequest(f"forward {mac}", _RTM_NEWNEIGH, flags, _entry(mac, port, state, vlan))
 
 
-def del_fdb_entry(mac: str, port: int, vlan: int | None = None) -> Change:
+def del_fdb_entry(mac: str, port: int, vlan: int | None = None) -> NetlinkRequest:
     """Make a bridge forget that `mac` is behind its port `port` (``bridge fdb del``).
 
     An entry that leads to another port stays: ENOENT.
@@ -150,7 +150,7 @@ def del_fdb_entry(mac: str, port: int, vlan: int | None = None) -> Change:
     :param vlan: as in `add_fdb_entry`.
     """
     message = _entry(mac, port, _NUD_REACHABLE, vlan)
-    return Change(f"forget {mac}", _RTM_DELNEIGH, 0, message)
+    return NetlinkRequest(f"forget {mac}", _RTM_DELNEIGH, 0, message)
 
 
 def _entry(mac: str, port: int, state: int, vlan: int | None) -> Any:
@@ -231,26 +231,26 @@ class Rtnl:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def change(self, *changes: Change) -> None:
-        """Carry out `changes` in order, back to back, with nothing between them.
+    def change(self, *requests: NetlinkRequest) -> None:
+        """Carry out `requests` in order, back to back, with nothing between them.
 
         :raise KernelRefused: the first refusal. The kernel has tried the others all the same.
         """
-        for refused in self.attempt(changes):
+        for refused in self.try_all(requests):
             if refused is not None:
                 raise refused
 
-    def attempt(self, changes: Sequence[Change]) -> list[KernelRefused | None]:
-        """Carry out `changes` in order; return for each how it was refused, or ``None``."""
+    def try_all(self, requests: Sequence[NetlinkRequest]) -> list[KernelRefused | None]:
+        """Carry out `requests` in order; return for each how it was refused, or ``None``."""
         results: list[KernelRefused | None] = []
-        for start in range(0, len(changes), _AT_ONCE):
-            results += self._attempt(changes[start : start + _AT_ONCE])
+        for start in range(0, len(requests), _BATCH_MAX):
+            results += self._send_batch(requests[start : start + _BATCH_MAX])
         return results
 
-    def _attempt(self, changes: Sequence[Change]) -> list[KernelRefused | None]:
-        numbers = range(self._number + 1, self._number + 1 + len(changes))
+    def _send_batch(self, requests: Sequence[NetlinkRequest]) -> list[KernelRefused | None]:
+        numbers = range(self._number + 1, self._number + 1 + len(requests))
         self._number = numbers[-1] & 0x7FFFFFFF
-        waiting = dict(zip(numbers, changes, strict=True))
+        waiting = dict(zip(numbers, requests, strict=True))
         answers: dict[int, KernelRefused | None] = {}
         try:
             self._socket.send(b"".join(c.encoded(n) for n, c in waiting.items()))
@@ -260,7 +260,7 @@ class Rtnl:
                         doing = waiting[number].doing
                         answers[number] = KernelRefused(code, doing, text) if code else None
         except OSError as error:
-            lost = KernelRefused(error.errno or 0, changes[0].doing, f"netlink: {error.strerror}")
+            lost = KernelRefused(error.errno or 0, requests[0].doing, f"netlink: {error.strerror}")
             raise lost from error
         return [answers[number] for number in numbers]
 

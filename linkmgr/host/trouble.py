@@ -40,7 +40,7 @@ class KernelRefused(Exception):
         super().__init__(f"{doing}: {self.text}")
 
 
-def as_error(refused: KernelRefused, device: str | int) -> HostError:
+def to_host_error(refused: KernelRefused, device: str | int) -> HostError:
     """Return the error to raise for a refusal that was about `device`."""
     name = f"device {device}" if isinstance(device, int) else device
     code, what = refused.code, f"cannot {refused.doing}: {refused.text}"
@@ -73,7 +73,7 @@ def as_error(refused: KernelRefused, device: str | int) -> HostError:
     return HostError(f"{what} ({name})", hint=hint)
 
 
-def missing(name: str | int, what_for: str | None = None) -> LinkMissing:
+def device_missing(name: str | int, what_for: str | None = None) -> LinkMissing:
     """Return the error for a device that is not there."""
     shown = f"device {name}" if isinstance(name, str) else f"device with index {name}"
     return LinkMissing(

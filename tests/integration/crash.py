@@ -19,7 +19,7 @@ from typing import Any
 from linkmgr import LinkManager
 from linkmgr.errors import CommandFailed
 from linkmgr.host import Host, macvtap
-from linkmgr.host.rtnl import Change, Rtnl
+from linkmgr.host.rtnl import NetlinkRequest, Rtnl
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.qmp import Command, Monitor
 from linkmgr.qmp.connection import QmpTransport
@@ -77,17 +77,17 @@ def kill_after_the_crossing(note: Path) -> None:
 def kill_after_a_send(number: int, note: Path) -> None:
     """Kill this process after so many sends of changes to the kernel."""
     left = number
-    attempt = Rtnl._attempt
+    attempt = Rtnl._send_batch
 
-    def counted(self: Rtnl, changes: Sequence[Change]) -> list[KernelRefused | None]:
+    def counted(self: Rtnl, requests: Sequence[NetlinkRequest]) -> list[KernelRefused | None]:
         nonlocal left
-        results = attempt(self, changes)
+        results = attempt(self, requests)
         left -= 1
         if left == 0:
-            die(note, f"{NETLINK}{number} {changes[0].doing}")
+            die(note, f"{NETLINK}{number} {requests[0].doing}")
         return results
 
-    Rtnl._attempt = counted  # type: ignore[method-assign]
+    Rtnl._send_batch = counted  # type: ignore[method-assign]
 
 
 def kill_at_the_node(note: Path) -> None:

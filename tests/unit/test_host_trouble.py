@@ -8,7 +8,7 @@ import pytest
 
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
 from linkmgr.host.rtnl import _answers
-from linkmgr.host.trouble import KernelRefused, as_error, missing
+from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from linkmgr.host.trouble import KernelRefused, as_error, missing
     ],
 )
 def test_a_number_becomes_a_typed_error(code: int, kind: type[HostError]) -> None:
-    error = as_error(KernelRefused(code, "create lm0", "because"), "lm0")
+    error = to_host_error(KernelRefused(code, "create lm0", "because"), "lm0")
     assert type(error) is kind
     assert "lm0" in error.what
     assert "because" in error.what or kind is NameTaken
@@ -37,12 +37,14 @@ def test_a_number_becomes_a_typed_error(code: int, kind: type[HostError]) -> Non
 
 
 def test_without_words_of_the_kernel_there_are_those_of_the_number() -> None:
-    assert "Device or resource busy" in str(as_error(KernelRefused(errno.EBUSY, "do it"), "lm0"))
+    assert "Device or resource busy" in str(
+        to_host_error(KernelRefused(errno.EBUSY, "do it"), "lm0")
+    )
 
 
 @pytest.mark.parametrize(("device", "shown"), [("br7", "br7"), (42, "index 42")])
 def test_a_missing_device_is_named(device: str | int, shown: str) -> None:
-    error = missing(device, "a bridge")
+    error = device_missing(device, "a bridge")
     assert shown in error.what
     assert "needed as a bridge" in error.what
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from linkmgr.host.links import NetDevice
 from linkmgr.host.parents import refused_address, why_no_macvtap
-from linkmgr.host.reader import Reader
+from linkmgr.host.reader import NetlinkReader
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode
 
@@ -33,8 +33,8 @@ class OneDevice:
 async def test_a_virtual_function_that_does_not_take_the_address_is_told_as_such() -> None:
     refused = KernelRefused(errno.EADDRNOTAVAIL, "set up lm1")
     error = await why_no_macvtap(
-        cast("Reader", OneDevice()), refused, "lm1", VF.name, mode=DirectMode.PASSTHRU, mac=MAC,
-        mtu=1500,
+        cast("NetlinkReader", OneDevice()), refused, "lm1", VF.name, mode=DirectMode.PASSTHRU,
+        mac=MAC, mtu=1500,
     )  # fmt: skip
     assert MAC in error.what
     assert "dmesg" not in (error.hint or "")
