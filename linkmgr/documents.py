@@ -24,7 +24,7 @@ import aiofiles
 import aiofiles.os
 
 from linkmgr.errors import Conflict, LinkmgrError, StateError
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.jsonform import Form, FormError, to_json
 from linkmgr.lock_file import LOCK, open_lock
 from linkmgr.migrations import FORMAT, MIGRATIONS
@@ -248,7 +248,7 @@ class Documents:
                     hint=f"move {path} away, then try again",
                 )
             try:
-                await to_the_end(_replace, path, text)
+                await run_in_thread(_replace, path, text)
             except OSError as error:
                 raise _not_written(path, error) from error
         self._is_well(name)
@@ -264,7 +264,7 @@ class Documents:
         async with lock:
             try:
                 with contextlib.suppress(FileNotFoundError):
-                    await to_the_end(_remove, path)
+                    await run_in_thread(_remove, path)
             except OSError as error:
                 raise _not_written(path, error) from error
 
@@ -323,7 +323,7 @@ class Documents:
             if await aiofiles.os.path.exists(aside):
                 continue
             try:
-                await to_the_end(_rename, path, aside)
+                await run_in_thread(_rename, path, aside)
             except OSError:
                 break
             moved = Damage(damage.name, aside, f"cannot be read: {damage.why}", damage.newer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from linkmgr.host.netfilter import DropChain, drop_chains, is_filtered
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.model import Finding
 from linkmgr.untrusted import shell_word
 
@@ -21,7 +21,7 @@ async def filtered(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
     if not bridges:
         return []
     try:
-        return await to_the_end(_look, bridges)
+        return await run_in_thread(_look, bridges)
     except OSError:  # no nf_tables, or no right to read it
         return []
 

@@ -32,7 +32,7 @@ from linkmgr.filtered import filtered
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
 from linkmgr.host.shelf import FdShelf
-from linkmgr.host.threads import finished
+from linkmgr.host.threads import shield_and_wait
 from linkmgr.inspection import Inspection
 from linkmgr.journal import Journal, VmJournal
 from linkmgr.log_limit import LogLimit
@@ -556,7 +556,7 @@ class Inventory(ABC):
         Cancelling the caller does not cut it off: a VM that is closed and not buried would keep
         its devices, as no event comes of it any more.
         """
-        await finished(self._start(self._disconnect(vm)))
+        await shield_and_wait(self._start(self._disconnect(vm)))
 
     async def _disconnect(self, vm: Vm) -> None:
         ended = not vm.qemu.alive or await vm.qemu.confirm_exit()

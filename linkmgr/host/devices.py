@@ -25,7 +25,7 @@ from linkmgr.host.rtnl import (
 )
 from linkmgr.host.shelf import FdShelf
 from linkmgr.host.silence import silence
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused, to_host_error
 from linkmgr.model import OwnerTag
 
@@ -109,7 +109,7 @@ class Devices:
         :raise HostError: when it cannot be done.
         """
         with naming_device(device.name):
-            await to_the_end(_silence, device.name)
+            await run_in_thread(_silence, device.name)
 
     async def set_down(self, name_or_index: DeviceKey) -> None:
         """Take a device down; about 10 ms for a macvtap.
@@ -168,7 +168,7 @@ class Devices:
     async def traffic_control(self, index: int) -> list[str]:
         """Return the kinds of traffic control (tc(8)) that somebody has set on a device."""
         with naming_device(index):
-            return await to_the_end(rtnl_read.list_qdiscs, index)
+            return await run_in_thread(rtnl_read.list_qdiscs, index)
 
     async def set_allmulti(self, name_or_index: DeviceKey) -> None:
         """Have a device receive all multicast.
@@ -210,7 +210,7 @@ class Devices:
 
     async def _change_in_thread(self, device: DeviceKey, request: NetlinkRequest) -> None:
         with naming_device(device):
-            await to_the_end(_do, request)
+            await run_in_thread(_do, request)
 
 
 def device_key(device: DeviceKey) -> DeviceKey:

@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import Self
 
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 
 
 class Fd:
@@ -65,7 +65,7 @@ class Fd:
         It is closed on return, also when the caller was cancelled meanwhile.
         """
         if self._number is not None:
-            await to_the_end(os.close, self.take())
+            await run_in_thread(os.close, self.take())
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 from linkmgr.host.links import NetDevice
 from linkmgr.host.macvtap import device_number
 from linkmgr.host.statx import device_of_node
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused
 
 UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
@@ -19,7 +19,7 @@ _TUN = os.makedev(10, 200)  # MISC_MAJOR and TUN_MINOR of Linux: the node of all
 
 async def held_by(device: NetDevice) -> list[str]:
     """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``."""
-    return await to_the_end(_held_by, device)
+    return await run_in_thread(_held_by, device)
 
 
 def _held_by(device: NetDevice) -> list[str]:

@@ -24,7 +24,7 @@ from linkmgr.host.rtnl import (
     set_kind_data,
 )
 from linkmgr.host.tap import Tap, make_tap
-from linkmgr.host.threads import made_in_thread, to_the_end
+from linkmgr.host.threads import create_in_thread, run_in_thread
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.untrusted import ip_device
@@ -61,7 +61,7 @@ class Host(BridgePorts):
         check_ifname(name)
         make = partial(make_tap, name, tag, mtu=mtu, vnet_hdr=vnet_hdr, up=up)
         with naming_device(name):
-            fd = await made_in_thread(make, Fd.close)
+            fd = await create_in_thread(make, Fd.close)
         try:
             return Tap(await self.device(name), fd)
         except BaseException:
@@ -102,7 +102,7 @@ class Host(BridgePorts):
             )
         make = partial(make_macvtap, name, below.index, tag, mode=mode, mac=mac, mtu=mtu, up=up)
         try:
-            fd = await made_in_thread(make, partial(_discard_macvtap, name))
+            fd = await create_in_thread(make, partial(_discard_macvtap, name))
         except KernelRefused as refused:
             raise await why_no_macvtap(
                 self._reader, refused, name, parent, mode=mode, mac=mac, mtu=mtu
@@ -110,7 +110,7 @@ class Host(BridgePorts):
         try:
             return Tap(await self.device(name), fd)
         except BaseException:
-            await to_the_end(_discard_macvtap, name, fd)
+            await run_in_thread(_discard_macvtap, name, fd)
             raise
 
     async def parent_usable(
@@ -153,11 +153,13 @@ class Host(BridgePorts):
         """
         check_ifname(name)
         with naming_device(name):
-            await made_in_thread(partial(make_bridge, name, tag, mtu=mtu), lambda _: _remove(name))
+            await create_in_thread(
+                partial(make_bridge, name, tag, mtu=mtu), lambda _: _remove(name)
+            )
         try:
             return await self.device(name)
         except BaseException:
-            await to_the_end(_remove, name)
+            await run_in_thread(_remove, name)
             raise
 
 

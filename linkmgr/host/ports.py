@@ -23,7 +23,7 @@ from linkmgr.host.rtnl import (
     set_link,
     set_port_state,
 )
-from linkmgr.host.threads import made_in_thread, to_the_end
+from linkmgr.host.threads import create_in_thread, run_in_thread
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.untrusted import ip_device
 
@@ -90,16 +90,16 @@ class BridgePorts(BridgeFdb):
             await self.keep_address(bridge)
         with naming_device(name):
             if not joining:
-                await to_the_end(put)
+                await run_in_thread(put)
             else:
-                await made_in_thread(put, lambda _: undo())
+                await create_in_thread(put, lambda _: undo())
         if not up:
             return
         try:
             await self._wait_until_forwarding(name, bridge, timeout)
         except BaseException:
             if joining:
-                await to_the_end(undo)
+                await run_in_thread(undo)
             raise
 
     async def set_port_options(
@@ -114,7 +114,7 @@ class BridgePorts(BridgeFdb):
             isolated=isolated, hairpin=hairpin, learning=learning, bring_up=False,
         )  # fmt: skip
         with naming_device(port):
-            await to_the_end(put)
+            await run_in_thread(put)
 
     async def keep_address(self, bridge: str) -> str | None:
         """See `linkmgr.host.bridge.keep_address`; ``None`` too when there is no such bridge."""
@@ -123,7 +123,7 @@ class BridgePorts(BridgeFdb):
         except KernelRefused:
             return None
         with naming_device(bridge):
-            kept = await to_the_end(keep_address, over, bridge)
+            kept = await run_in_thread(keep_address, over, bridge)
         if kept is not None:
             log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
         return kept

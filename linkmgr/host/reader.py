@@ -11,7 +11,7 @@ from linkmgr.errors import HostError
 from linkmgr.host import rtnl_read
 from linkmgr.host.links import FdbEntry, NetDevice
 from linkmgr.host.names import check_any_name
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 
 _ATTEMPTS = 10
@@ -27,7 +27,7 @@ class NetlinkReader:
         """Return a device, by its name or index, or ``None``."""
         who = name if isinstance(name, int) else check_any_name(name)
         try:
-            return await to_the_end(rtnl_read.find_device, who)
+            return await run_in_thread(rtnl_read.find_device, who)
         except KernelRefused as refused:
             raise to_host_error(refused, "this host") from refused
 
@@ -64,9 +64,9 @@ class NetlinkReader:
         """Return a bridge's forwarding entries for an address, in whichever VLAN it looks."""
         try:
             if not bridge.vlan_filtering:
-                found = await to_the_end(rtnl_read.find_fdb_entry, bridge.index, mac)
+                found = await run_in_thread(rtnl_read.find_fdb_entry, bridge.index, mac)
                 return [found] if found else []
-            entries, _ = await to_the_end(rtnl_read.list_fdb_entries, bridge.index)
+            entries, _ = await run_in_thread(rtnl_read.list_fdb_entries, bridge.index)
         except KernelRefused as refused:
             raise to_host_error(refused, bridge.name) from refused
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
@@ -79,7 +79,7 @@ def _complete_list() -> list[NetDevice] | None:
 
 async def _read(ask: Callable[[], T]) -> T:
     try:
-        return await to_the_end(ask)
+        return await run_in_thread(ask)
     except KernelRefused as refused:
         raise to_host_error(refused, "this host") from refused
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from linkmgr.errors import BadFd, BadName, Conflict, PortInUse, UnknownPort
 from linkmgr.host.fds import Fd
 from linkmgr.host.handed import Handed, look_at
-from linkmgr.host.threads import to_the_end
+from linkmgr.host.threads import run_in_thread
 from linkmgr.model import NicRef, check_name
 
 LIFETIME = 60.0  #: seconds that an fd waits for its NIC
@@ -84,7 +84,7 @@ class FdShelf:
         doomed = [fd]
         try:
             key = _key(uid, name)
-            found = await to_the_end(self._look, fd.number, name)
+            found = await run_in_thread(self._look, fd.number, name)
             doomed += self._expired()
             if self._closed:
                 raise BadFd(f"fd {name} was left while linkmgr ends", hint="leave it again later")
@@ -145,7 +145,7 @@ class FdShelf:
         if claim.waited is None:
             return None
         try:
-            return await to_the_end(self._look, claim.waited.fd.number, claim.key)
+            return await run_in_thread(self._look, claim.waited.fd.number, claim.key)
         except BadFd:
             claim.spent = True
             raise

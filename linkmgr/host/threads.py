@@ -10,36 +10,36 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-async def to_the_end(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+async def run_in_thread(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `call` in a thread, and return only when it has ended, also when cancelled.
 
     A thread cannot be cancelled. If the caller left before its end, nobody would own what it made.
     """
-    return await finished(asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs)))
+    return await shield_and_wait(asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs)))
 
 
-async def made_in_thread(make: Callable[[], R], discard: Callable[[R], object]) -> R:
-    """Run `make` in a thread; when cancelled meanwhile, `discard` in a thread what it made."""
-    return await _ended(asyncio.ensure_future(asyncio.to_thread(make)), discard)
+async def create_in_thread(create: Callable[[], R], discard: Callable[[R], object]) -> R:
+    """Run `create` in a thread; when cancelled meanwhile, `discard` in a thread what it made."""
+    return await _shield_and_wait(asyncio.ensure_future(asyncio.to_thread(create)), discard)
 
 
-async def finished(work: asyncio.Future[R]) -> R:
+async def shield_and_wait(future: asyncio.Future[R]) -> R:
     """Wait for a task to its end, also when cancelled; then the cancellation goes on."""
-    return await _ended(work, None)
+    return await _shield_and_wait(future, None)
 
 
-async def _ended(work: asyncio.Future[R], discard: Callable[[R], object] | None) -> R:
+async def _shield_and_wait(future: asyncio.Future[R], discard: Callable[[R], object] | None) -> R:
     try:
-        return await asyncio.shield(work)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         # A second cancellation does not hurry it either: it ends by itself, and soon.
-        while not work.done():
+        while not future.done():
             try:
-                await asyncio.wait([work])
+                await asyncio.wait([future])
             except asyncio.CancelledError:
                 continue
         # Read the outcome, or asyncio complains about an exception that nobody saw.
-        if not work.cancelled() and work.exception() is None and discard is not None:
-            result = work.result()
-            await to_the_end(discard, result)
+        if not future.cancelled() and future.exception() is None and discard is not None:
+            result = future.result()
+            await run_in_thread(discard, result)
         raise

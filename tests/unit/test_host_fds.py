@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from linkmgr.host import Fd
-from linkmgr.host.threads import made_in_thread, to_the_end
+from linkmgr.host.threads import create_in_thread, run_in_thread
 
 
 def an_fd() -> Fd:
@@ -114,7 +114,7 @@ async def test_a_call_that_was_cancelled_ends_before_the_cancellation_is_seen() 
         go.wait(5)
         ended.set()
 
-    task = asyncio.create_task(to_the_end(call))
+    task = asyncio.create_task(run_in_thread(call))
     await asyncio.sleep(0.01)
     for _ in range(3):  # impatience changes nothing
         task.cancel()
@@ -135,7 +135,7 @@ async def test_what_was_made_for_a_caller_that_left_is_discarded() -> None:
         made.append(an_fd())
         return made[0]
 
-    task = asyncio.create_task(made_in_thread(make, Fd.close))
+    task = asyncio.create_task(create_in_thread(make, Fd.close))
     await asyncio.sleep(0.01)
     task.cancel()
     go.set()
@@ -151,7 +151,7 @@ async def test_an_error_for_a_caller_that_left_is_not_complained_about() -> None
         go.wait(5)
         raise OSError("nobody hears this")
 
-    task = asyncio.create_task(to_the_end(fail))
+    task = asyncio.create_task(run_in_thread(fail))
     await asyncio.sleep(0.01)
     task.cancel()
     go.set()
@@ -166,4 +166,4 @@ async def test_an_error_reaches_the_caller() -> None:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
-        await to_the_end(fail)
+        await run_in_thread(fail)
