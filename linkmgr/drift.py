@@ -206,7 +206,7 @@ class DriftWatch:
         }
         for bridge in bridges:
             try:
-                await self._host.keep_address(bridge)
+                await self._host.pin_bridge_mac(bridge)
             except LinkmgrError as error:
                 log.warning("bridge %s: its address is not kept: %s", bridge, error)
 

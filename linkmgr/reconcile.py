@@ -20,8 +20,8 @@ from linkmgr.errors import (
     MonitorTimeout,
     UnknownNic,
 )
-from linkmgr.host import Host, NetDevice, held_by
-from linkmgr.host.holders import UNSEEN
+from linkmgr.host import Host, NetDevice, fd_holders
+from linkmgr.host.holders import UNSEEN_HOLDER
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, NicRef, Offer, OwnerTag, Port
 from linkmgr.networks import Networks
@@ -145,7 +145,7 @@ async def remove_devices(
         now = await host.find_device(device.index)
         if now is None or now.owner_tag != tag:
             continue
-        if unless_held and (holders := await held_by(now)) not in ([], [UNSEEN]):
+        if unless_held and (holders := await fd_holders(now)) not in ([], [UNSEEN_HOLDER]):
             log.warning("%s: %s stays, in use by %s", tag.owner, device.name, ", ".join(holders))
             continue
         try:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from linkmgr.errors import LinkmgrError
-from linkmgr.host import Host, NetDevice, held_by
-from linkmgr.host.holders import UNSEEN
+from linkmgr.host import Host, NetDevice, fd_holders
+from linkmgr.host.holders import UNSEEN_HOLDER
 from linkmgr.host.macvtap import clear_nodes
 from linkmgr.host.unmarked import untagged
 from linkmgr.model import OwnerTag, Stray
@@ -72,8 +72,8 @@ class Strays:
         found = []
         for stray, device in await self._look_twice(*recorded()):
             removed, error = False, None
-            holders = await held_by(device)
-            if stray.owner_tag == _UNTAGGED and holders == [UNSEEN]:
+            holders = await fd_holders(device)
+            if stray.owner_tag == _UNTAGGED and holders == [UNSEEN_HOLDER]:
                 holders = []  # it was never given to a guest
             known, busy = recorded()
             if (

@@ -161,7 +161,7 @@ class BridgeDriver(NetworkDriver):
                 )
             if not device.up:
                 if device.owner_tag and device.owner_tag.network:  # killed before it was silent
-                    await self.host.silence(device)
+                    await self.host.disable_ipv6(device)
                 await self.host.set_up(device.index)
                 device = await self.host.device(device.index)
             return device

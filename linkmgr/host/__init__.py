@@ -8,7 +8,7 @@ what a refusal means). Nothing here knows QEMU or a network driver.
 from __future__ import annotations
 
 from linkmgr.host.fds import Fd
-from linkmgr.host.holders import held_by
+from linkmgr.host.holders import fd_holders
 from linkmgr.host.host import Host
 from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
@@ -23,7 +23,7 @@ __all__ = [
     "Tap",
     "check_ifname",
     "device_name",
-    "held_by",
+    "fd_holders",
     "new_id",
     "private_mac",
     "tap_mac",

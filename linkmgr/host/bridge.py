@@ -17,13 +17,14 @@ from linkmgr.host.rtnl import (
     set_bridge_port,
     set_link,
 )
-from linkmgr.host.silence import silence
+from linkmgr.host.silence import disable_ipv6
 from linkmgr.model import OwnerTag
 
 _SYSFS = "/sys/class/net"
 _SET = "3"  # NET_ADDR_SET of linux/netdevice.h
 _NO_ADDRESS = "00:00:00:00:00:00"
-_addressing = threading.Lock()  # between seeing that a bridge has no address set, and setting one
+#: Between seeing that a bridge has no address set, and setting one.
+_bridge_mac_lock = threading.Lock()
 
 
 def make_bridge(name: str, tag: OwnerTag, *, mtu: int) -> None:
@@ -43,12 +44,12 @@ def make_bridge(name: str, tag: OwnerTag, *, mtu: int) -> None:
         undo.callback(rtnl.try_all, [del_link(name)])
         # The MTU in a second request: only then does it not follow the ports' MTU.
         rtnl.change(set_link(f"set up {name}", name, mtu=mtu, ifalias=str(tag)))
-        silence(rtnl, name)
+        disable_ipv6(rtnl, name)
         rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))
         undo.pop_all()
 
 
-def keep_address(bridge: int, name: str) -> str | None:
+def pin_bridge_mac(bridge: int, name: str) -> str | None:
     """Set the address that a bridge has, if it would take those of our taps; return it if so.
 
     A bridge whose address nobody set has the lowest of its ports: with none but taps of ours that
@@ -59,7 +60,7 @@ def keep_address(bridge: int, name: str) -> str | None:
     :raise KernelRefused: when the kernel does.
     """
     of = f"{_SYSFS}/{name}"
-    with _addressing:
+    with _bridge_mac_lock:
         try:
             # The index tells a sysfs of another network namespace from ours.
             if int(sysfiles.read(f"{of}/ifindex")) != bridge:

@@ -24,7 +24,7 @@ from linkmgr.host.rtnl import (
     set_link,
 )
 from linkmgr.host.shelf import FdShelf
-from linkmgr.host.silence import silence
+from linkmgr.host.silence import disable_ipv6
 from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused, to_host_error
 from linkmgr.model import OwnerTag
@@ -103,13 +103,13 @@ class Devices:
         """
         await self._set(name_or_index, "bring {} up", on=IFF_UP)
 
-    async def silence(self, device: NetDevice) -> None:
+    async def disable_ipv6(self, device: NetDevice) -> None:
         """Switch IPv6 off on a device; see `linkmgr.host.silence`.
 
         :raise HostError: when it cannot be done.
         """
         with naming_device(device.name):
-            await run_in_thread(_silence, device.name)
+            await run_in_thread(_disable_ipv6, device.name)
 
     async def set_down(self, name_or_index: DeviceKey) -> None:
         """Take a device down; about 10 ms for a macvtap.
@@ -235,9 +235,9 @@ def _code(error: HostError) -> int | None:
     return cause.code if isinstance(cause, KernelRefused) else None
 
 
-def _silence(name: str) -> None:
+def _disable_ipv6(name: str) -> None:
     with Rtnl() as rtnl:
-        silence(rtnl, name)
+        disable_ipv6(rtnl, name)
 
 
 def _do(request: NetlinkRequest) -> None:

@@ -31,21 +31,21 @@ _NSID_AT = _HEADER.size + 4 + 4  # after rtgenmsg and the attribute's own header
 
 
 @dataclass(frozen=True)
-class TapFacts:
+class TapInfo:
     """What rtnetlink says of a tap.
 
     :param namespace: device and inode of its network namespace.
     :param mtu: bytes.
-    :param info: whether frames carry a packet-information header (opened without IFF_NO_PI).
+    :param packet_info: whether frames carry a packet-information header (opened without IFF_NO_PI).
     """
 
     namespace: tuple[int, int]
     index: int
     mtu: int
-    info: bool
+    packet_info: bool
 
 
-def read_tap(fd: int, name: str) -> TapFacts | None:
+def query_tap(fd: int, name: str) -> TapInfo | None:
     """Read the tap behind `fd` in its own namespace. Blocks for about 1 ms.
 
     :param name: from TUNGETIFF.
@@ -56,41 +56,41 @@ def read_tap(fd: int, name: str) -> TapFacts | None:
             there = os.fstat(namespace.number)
             here = Path("/proc/thread-self/ns/net").stat()
             place = (there.st_dev, there.st_ino)
-            nsid = None if place == (here.st_dev, here.st_ino) else _number(namespace.number)
-        link = _link(name, nsid)
+            nsid = None if place == (here.st_dev, here.st_ino) else _nsid_of(namespace.number)
+        device = _ask_device(name, nsid)
     except OSError:
         return None
-    if link is None:
+    if device is None:
         return None
-    return TapFacts(place, link["index"], link.get_attr("IFLA_MTU"), _has_info(link))
+    return TapInfo(place, device["index"], device.get_attr("IFLA_MTU"), _has_packet_info(device))
 
 
-def _has_info(link: Any) -> bool:
-    data = (link.get_attr("IFLA_LINKINFO") or link).get_attr("IFLA_INFO_DATA")
+def _has_packet_info(device: Any) -> bool:
+    data = (device.get_attr("IFLA_LINKINFO") or device).get_attr("IFLA_INFO_DATA")
     return bool(data is not None and data.get_attr("IFLA_TUN_PI"))
 
 
-def _number(namespace: int) -> int:
+def _nsid_of(namespace: int) -> int:
     """The nsid of a namespace; it gets one if it has none."""
     which = b"\0\0\0\0" + attr(_NETNSA_FD, struct.pack("=I", namespace))
-    number = _read_number(_ask(_RTM_GETNSID, 0, which))
+    number = _parse_nsid(_ask(_RTM_GETNSID, 0, which))
     if number < 0:
         # Somebody may do it at the same time: a refusal says nothing, the number does.
         _ask(_RTM_NEWNSID, _ACK, which + attr(_NETNSA_NSID, struct.pack("=i", -1)))
-        number = _read_number(_ask(_RTM_GETNSID, 0, which))
+        number = _parse_nsid(_ask(_RTM_GETNSID, 0, which))
     if number < 0:
         raise OSError("the kernel gives this namespace no number")
     return number
 
 
-def _read_number(answer: bytes) -> int:
+def _parse_nsid(answer: bytes) -> int:
     if _HEADER.unpack_from(answer)[1] != _RTM_NEWNSID:
         raise OSError("the kernel does not know this namespace")
     (number,) = struct.unpack_from("=i", answer, _NSID_AT)
     return int(number)
 
 
-def _link(name: str, nsid: int | None) -> Any:
+def _ask_device(name: str, nsid: int | None) -> Any:
     payload = bytes(16) + attr(_IFLA_IFNAME, os.fsencode(name) + b"\0")
     if nsid is not None:
         payload += attr(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))

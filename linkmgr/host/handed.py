@@ -16,7 +16,7 @@ from pathlib import Path
 
 from linkmgr.errors import BadFd
 from linkmgr.host import receive_fd
-from linkmgr.host.elsewhere import read_tap
+from linkmgr.host.elsewhere import query_tap
 from linkmgr.host.tap import IFF_TAP, IFF_VNET_HDR
 
 # linux/if_tun.h
@@ -36,7 +36,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Handed:
+class TapFdInfo:
     """What a descriptor was found to be.
 
     :param device: name, in its own network namespace.
@@ -50,7 +50,7 @@ class Handed:
     identity: tuple[object, ...] | None = None
 
 
-def look_at(fd: int, name: str) -> Handed:
+def inspect_tap_fd(fd: int, name: str) -> TapFdInfo:
     """Check a descriptor that was handed over. Blocks for about 1 ms.
 
     :param name: what it is called, for the error.
@@ -78,17 +78,17 @@ def look_at(fd: int, name: str) -> Handed:
     vnet_hdr = bool(flags & IFF_VNET_HDR)
     if macvtap:
         number = os.fstat(fd).st_rdev
-        return Handed(device, vnet_hdr, _macvtap_mtu(device, number), ("macvtap", number))
-    facts = read_tap(fd, device)
-    if facts is None:
-        return Handed(device, vnet_hdr)
+        return TapFdInfo(device, vnet_hdr, _macvtap_mtu(device, number), ("macvtap", number))
+    info = query_tap(fd, device)
+    if info is None:
+        return TapFdInfo(device, vnet_hdr)
     # TUNGETIFF does not tell: its IFF_NO_PI is also IFF_NOFILTER, which is nearly always set.
-    if facts.info:
+    if info.packet_info:
         raise BadFd(
             f"the frames of {device}, fd {name}, carry a packet-information header",
             hint="open it with IFF_NO_PI",
         )
-    return Handed(device, vnet_hdr, facts.mtu, ("tap", *facts.namespace, facts.index))
+    return TapFdInfo(device, vnet_hdr, info.mtu, ("tap", *info.namespace, info.index))
 
 
 def not_a_tap(mode: int, device: int, name: str) -> BadFd:

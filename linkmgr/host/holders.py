@@ -11,23 +11,23 @@ from linkmgr.host.statx import device_of_node
 from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused
 
-UNSEEN = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
+UNSEEN_HOLDER = "a process whose descriptors linkmgr may not see (that takes CAP_SYS_PTRACE)"
 
 
 _TUN = os.makedev(10, 200)  # MISC_MAJOR and TUN_MINOR of Linux: the node of all taps
 
 
-async def held_by(device: NetDevice) -> list[str]:
+async def fd_holders(device: NetDevice) -> list[str]:
     """Return the processes that may have a tap or macvtap open, such as ``qemu (4711)``."""
-    return await run_in_thread(_held_by, device)
+    return await run_in_thread(_fd_holders, device)
 
 
-def _held_by(device: NetDevice) -> list[str]:
-    """As `held_by`. Asks no file system that may not answer, only /proc and the kernel's memory.
+def _fd_holders(device: NetDevice) -> list[str]:
+    """As `fd_holders`. Asks no file system that may not answer, only /proc and the kernel's memory.
 
     Takes some ms. This process does not count. Without the right to look at all others, and
-    with nobody found, `UNSEEN` stands for them. A node is known by its number: its path may be any.
-    All taps have one number; /proc/PID/fdinfo tells which is behind a descriptor.
+    with nobody found, `UNSEEN_HOLDER` stands for them. A node is known by its number: its path
+    may be any. All taps have one number; /proc/PID/fdinfo tells which is behind a descriptor.
     """
     if device.kind not in {"tun", "macvtap"}:
         return []
@@ -46,7 +46,7 @@ def _held_by(device: NetDevice) -> list[str]:
             unseen = True
         except OSError:  # it has ended
             continue
-    return sorted(holders) or [UNSEEN] * unseen
+    return sorted(holders) or [UNSEEN_HOLDER] * unseen
 
 
 def _is_of(process: Path, fd: str, device: NetDevice, number: int) -> bool:

@@ -46,7 +46,7 @@ class NetDevice:
     :param port_options: the options of a bridge port that are on, of `PORT_OPTIONS`; ``None`` for a
         device that is none, or that carries no tag of ours.
     :param altnames: other names by which the kernel finds it.
-    :param ipv6_silent: whether it says nothing of its own with IPv6; only of those with our tag.
+    :param ipv6_disabled: whether it says nothing of its own with IPv6; only of those with our tag.
     """
 
     index: int
@@ -69,7 +69,7 @@ class NetDevice:
     snooping: bool = False
     group: int = 0
     port_options: frozenset[str] | None = None
-    ipv6_silent: bool = True
+    ipv6_disabled: bool = True
     altnames: tuple[str, ...] = ()
 
     @property

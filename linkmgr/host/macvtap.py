@@ -27,7 +27,7 @@ from linkmgr.host.rtnl import (
     new_link,
     set_link,
 )
-from linkmgr.host.silence import silence
+from linkmgr.host.silence import disable_ipv6
 from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, set_interface
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
@@ -59,15 +59,15 @@ def make_macvtap(
         rtnl.change(
             set_link(f"set up {name}", index, on=IFF_ALLMULTI, address=mac, ifalias=str(tag))
         )
-        silence(rtnl, name)
-        fd = undo.enter_context(open_queue(name, index))
+        disable_ipv6(rtnl, name)
+        fd = undo.enter_context(open_macvtap_fd(name, index))
         if up:
             rtnl.change(set_link(f"bring {name} up", index, on=IFF_UP))
         undo.pop_all()
         return fd
 
 
-def open_queue(name: str, index: int) -> Fd:
+def open_macvtap_fd(name: str, index: int) -> Fd:
     """Open a macvtap that exists. Blocks for about 0.1 ms.
 
     :raise KernelRefused: when the kernel does.

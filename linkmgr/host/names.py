@@ -82,7 +82,7 @@ def tap_mac() -> str:
     """Return a random address for the host's end of a tap, beginning with ``fe:``.
 
     A bridge whose address nobody set takes the lowest of its ports: hardly ever this one while it
-    has a port of another kind. For one that has none see `linkmgr.host.bridge.keep_address`.
+    has a port of another kind. For one that has none see `linkmgr.host.bridge.pin_bridge_mac`.
     """
     return _text(0xFE, list(secrets.token_bytes(5)))
 

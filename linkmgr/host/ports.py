@@ -9,7 +9,7 @@ import logging
 from functools import partial
 
 from linkmgr.errors import LinkBusy, NotForwarding
-from linkmgr.host.bridge import join_bridge, keep_address, leave_bridge, try_leave_bridge
+from linkmgr.host.bridge import join_bridge, leave_bridge, pin_bridge_mac, try_leave_bridge
 from linkmgr.host.devices import naming_device
 from linkmgr.host.forwarding import BridgeFdb, fdb_additions
 from linkmgr.host.links import NetDevice, PortState
@@ -54,7 +54,7 @@ class BridgePorts(BridgeFdb):
         that is a port of this bridge already gets the options.
 
         A bridge with none but ports of ours has its address set before, to the one that it has: see
-        `linkmgr.host.bridge.keep_address`.
+        `linkmgr.host.bridge.pin_bridge_mac`.
 
         :param up: ``False`` leaves a device that is down as it is, and does not wait.
         :param timeout: seconds. A spanning tree takes twice its forward delay, 30 s by default.
@@ -87,7 +87,7 @@ class BridgePorts(BridgeFdb):
         )
         undo = partial(try_leave_bridge, port.index, name)
         if joining:
-            await self.keep_address(bridge)
+            await self.pin_bridge_mac(bridge)
         with naming_device(name):
             if not joining:
                 await run_in_thread(put)
@@ -116,14 +116,14 @@ class BridgePorts(BridgeFdb):
         with naming_device(port):
             await run_in_thread(put)
 
-    async def keep_address(self, bridge: str) -> str | None:
-        """See `linkmgr.host.bridge.keep_address`; ``None`` too when there is no such bridge."""
+    async def pin_bridge_mac(self, bridge: str) -> str | None:
+        """See `linkmgr.host.bridge.pin_bridge_mac`; ``None`` too when there is no such bridge."""
         try:
             over = index_of(check_ifname(bridge))
         except KernelRefused:
             return None
         with naming_device(bridge):
-            kept = await run_in_thread(keep_address, over, bridge)
+            kept = await run_in_thread(pin_bridge_mac, over, bridge)
         if kept is not None:
             log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
         return kept

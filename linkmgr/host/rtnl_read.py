@@ -233,7 +233,7 @@ def parse_device(message: memoryview) -> NetDevice:
         snooping=_number(bridging.get(_BR_MCAST_SNOOPING)) != 0,
         group=_number(attrs.get(_GROUP)),
         port_options=options,
-        ipv6_silent=not ours or _is_silent(attrs),
+        ipv6_disabled=not ours or _is_ipv6_disabled(attrs),
         altnames=_altnames(attrs[_PROP_LIST]) if _PROP_LIST in attrs else (),
     )
 
@@ -242,7 +242,7 @@ def _altnames(view: memoryview) -> tuple[str, ...]:
     return tuple(_text(value) for kind, value in each_attr(view) if kind == _ALT_IFNAME)
 
 
-def _is_silent(attrs: Attrs) -> bool:
+def _is_ipv6_disabled(attrs: Attrs) -> bool:
     """Whether a device has no IPv6, or has it switched off and makes no addresses."""
     ipv6 = attrs_of(attrs_of(attrs.get(_AF_SPEC)).get(_AF_INET6))
     conf = ipv6.get(_INET6_CONF)

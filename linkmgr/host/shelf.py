@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from linkmgr.errors import BadFd, BadName, Conflict, PortInUse, UnknownPort
 from linkmgr.host.fds import Fd
-from linkmgr.host.handed import Handed, look_at
+from linkmgr.host.handed import TapFdInfo, inspect_tap_fd
 from linkmgr.host.threads import run_in_thread
 from linkmgr.model import NicRef, check_name
 
@@ -30,7 +30,7 @@ _QUALIFIED = re.compile(r"(\d+)\.(.*)")
 class _Waiting:
     uid: int
     fd: Fd
-    found: Handed
+    found: TapFdInfo
     until: float  # in the clock's seconds
 
 
@@ -59,7 +59,7 @@ class FdShelf:
         per_uid: int = PER_UID,
         in_all: int = IN_ALL,
         clock: Callable[[], float] = time.monotonic,
-        look: Callable[[int, str], Handed] = look_at,
+        look: Callable[[int, str], TapFdInfo] = inspect_tap_fd,
     ) -> None:
         self.lifetime = lifetime
         self._per_uid = per_uid
@@ -135,7 +135,7 @@ class FdShelf:
         """Note a name that has been in use since before linkmgr was started."""
         self._claims[ident] = _Claimed(key, nic, None, spent=True)
 
-    async def look(self, ident: str) -> Handed | None:
+    async def look(self, ident: str) -> TapFdInfo | None:
         """Look once more at a descriptor that was claimed.
 
         :return: ``None`` when it was claimed before linkmgr was started: we do not have it.

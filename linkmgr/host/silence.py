@@ -17,7 +17,7 @@ _ADDRGENMODE_NONE = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
 IPV6 = "/proc/sys/net/ipv6/conf"  # of the network namespace of whoever looks
 
 
-def silence(rtnl: Rtnl, name: str) -> None:
+def disable_ipv6(rtnl: Rtnl, name: str) -> None:
     """Switch IPv6 off on a device that is still down. Blocks for well under 1 ms.
 
     Set the MTU before: below 1280 bytes the device has no IPv6 that could be switched off.

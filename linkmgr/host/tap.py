@@ -13,7 +13,7 @@ from linkmgr.host.fds import Fd
 from linkmgr.host.links import DEVICE_GROUP, NetDevice
 from linkmgr.host.names import tap_mac
 from linkmgr.host.rtnl import IFF_UP, Rtnl, set_link
-from linkmgr.host.silence import silence
+from linkmgr.host.silence import disable_ipv6
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import OwnerTag
 
@@ -78,7 +78,7 @@ def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) ->
                     group=DEVICE_GROUP,
                 )
             )  # fmt: skip
-            silence(rtnl, name)
+            disable_ipv6(rtnl, name)
             if up:
                 rtnl.change(set_link(f"bring {name} up", name, on=IFF_UP))
         undo.pop_all()

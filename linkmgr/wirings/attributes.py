@@ -281,7 +281,7 @@ async def _set_mode(host: Host, view: View) -> None:
 
 
 def _ipv6(view: View) -> str | None:
-    if view.device.ipv6_silent:
+    if view.device.ipv6_disabled:
         return None
     return f"device {view.device.name} has IPv6 on, and may speak in the guest's network"
 
@@ -425,7 +425,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
               put=_set_mode),
     Attribute("IPv6 off, addrgenmode none", _BOTH, "nobody", "ipv6-on", _ipv6,
               lambda view: _silencing(view.device.name),
-              put=lambda host, view: host.silence(view.device)),
+              put=lambda host, view: host.disable_ipv6(view.device)),
     _port_option("isolated", "port option isolated"),
     _port_option("hairpin", "port option hairpin"),
     _port_option("learning", "port option learning"),
@@ -449,7 +449,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         lambda _, name: f"run 'ip link set {ip_device(name)} type bridge stp_state 0'"),
     _bridge_attribute(
         "IPv6 off, addrgenmode none", "bridge-ipv6",
-        lambda _, bridge: None if bridge.ipv6_silent
+        lambda _, bridge: None if bridge.ipv6_disabled
         else "has IPv6 on, and may speak in the guests' network",
         lambda _, name: _silencing(name)),
     _bridge_attribute(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.host import NetDevice, held_by
+from linkmgr.host import NetDevice, fd_holders
 from tests.integration.silent_fuse import silent_fuse
 
 ZERO = os.makedev(1, 5)  #: stands for the number of a macvtap: few have it open
@@ -42,7 +42,7 @@ async def test_a_holder_of_a_tap_is_found_whatever_path_it_was_opened_by(tmp_pat
         try:
             os.close(tap)
             os.close(other)
-            assert await held_by(made_up("tun")) == [f"sleep ({holder.pid})"]
+            assert await fd_holders(made_up("tun")) == [f"sleep ({holder.pid})"]
         finally:
             holder.kill()
             another.kill()
@@ -63,6 +63,6 @@ async def test_a_holder_is_found_by_any_node_and_a_silent_file_system_is_not_ask
                 os.close(silent)
                 os.close(node)
                 async with asyncio.timeout(3):
-                    assert f"sleep ({holder.pid})" in await held_by(device)
+                    assert f"sleep ({holder.pid})" in await fd_holders(device)
             finally:
                 holder.kill()

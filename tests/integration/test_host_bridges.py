@@ -90,10 +90,10 @@ async def test_a_bridge_that_cannot_be_finished_is_not_left(
     assert await host.find_device("lmbr0") is None
 
     def refuse(*_: object) -> None:
-        raise KernelRefused(1, "silence it")
+        raise KernelRefused(1, "disable IPv6")
 
-    monkeypatch.setattr(bridge_module, "silence", refuse)
-    with pytest.raises(HostError, match="silence it"):
+    monkeypatch.setattr(bridge_module, "disable_ipv6", refuse)
+    with pytest.raises(HostError, match="disable IPv6"):
         await host.create_bridge("lmbr0", TAG, mtu=1500)
     assert await host.find_device("lmbr0") is None
 

@@ -282,7 +282,7 @@ async def test_a_wrong_node_in_dev_is_not_opened(
         tap.fd.close()
         os.mknod(tmp_path / f"tap{tap.device.index}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
         monkeypatch.setattr(macvtap_module, "_DEV", tmp_path)
-        with macvtap_module.open_queue(name, tap.device.index) as queue:
+        with macvtap_module.open_macvtap_fd(name, tap.device.index) as queue:
             assert os.fstat(queue.number).st_rdev != os.makedev(1, 3)
 
 
@@ -300,14 +300,14 @@ async def test_where_no_node_can_be_made_the_one_in_dev_is_used(
         monkeypatch.setattr(macvtap_module, "_DEV", tmp_path)
         monkeypatch.setattr(macvtap_module, "_open_private_node", no_private_node)
         with pytest.raises(KernelRefused):
-            macvtap_module.open_queue(name, tap.device.index)
+            macvtap_module.open_macvtap_fd(name, tap.device.index)
         node = tmp_path / f"tap{tap.device.index}"
         os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 3))
         with pytest.raises(KernelRefused):
-            macvtap_module.open_queue(name, tap.device.index)
+            macvtap_module.open_macvtap_fd(name, tap.device.index)
         node.unlink()
         os.mknod(node, stat.S_IFCHR | 0o600, number)
-        with macvtap_module.open_queue(name, tap.device.index) as queue:
+        with macvtap_module.open_macvtap_fd(name, tap.device.index) as queue:
             assert os.fstat(queue.number).st_rdev == number
 
 
@@ -323,7 +323,7 @@ async def test_the_sysfs_of_another_namespace_is_noticed(
 # --- failures ---
 
 
-@pytest.mark.parametrize("step", ["silence", "set_link", "open_queue", "index_of"])
+@pytest.mark.parametrize("step", ["disable_ipv6", "set_link", "open_macvtap_fd", "index_of"])
 async def test_a_refusal_at_any_step_leaves_nothing(
     host: Host, cable: tuple[str, str], name: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +401,7 @@ async def test_a_macvtap_is_opened_or_not_with_few_descriptors_but_nothing_is_lo
         try:
             with (
                 contextlib.suppress(OSError, KernelRefused),
-                macvtap_module.open_queue(name, index),
+                macvtap_module.open_macvtap_fd(name, index),
             ):
                 pass
             assert os.dup(0) == last if free else True

@@ -147,7 +147,7 @@ async def main():
         except HostError as error:
             print(error.hint)
         else:
-            print("made", (await host.device("lmro")).ipv6_silent)
+            print("made", (await host.device("lmro")).ipv6_disabled)
             tap.fd.close()
 asyncio.run(main())
 """

@@ -107,7 +107,7 @@ async def test_without_dev_net_tun_the_error_says_so(
         await host.open_tap(name, TAG, mtu=1500)
 
 
-@pytest.mark.parametrize("step", ["silence", "set_link"])
+@pytest.mark.parametrize("step", ["disable_ipv6", "set_link"])
 async def test_a_refusal_at_any_step_leaves_nothing(
     host: Host, name: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

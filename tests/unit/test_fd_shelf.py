@@ -10,7 +10,7 @@ import pytest
 
 from linkmgr.errors import BadFd, BadName, Conflict, LinkmgrError, PortInUse, UnknownPort
 from linkmgr.host import Fd
-from linkmgr.host.handed import Handed, look_at
+from linkmgr.host.handed import TapFdInfo, inspect_tap_fd
 from linkmgr.host.shelf import NAME_MAX, FdShelf, port_name
 from linkmgr.model import NicRef
 from linkmgr.testing.process import until
@@ -25,9 +25,9 @@ class Clock:
         return self.now
 
 
-def found(fd: int, name: str) -> Handed:
+def found(fd: int, name: str) -> TapFdInfo:
     """Take every file for a tap; two fds of one file are one device."""
-    return Handed("tap0", vnet_hdr=False, mtu=1500, identity=("file", os.fstat(fd).st_ino))
+    return TapFdInfo("tap0", vnet_hdr=False, mtu=1500, identity=("file", os.fstat(fd).st_ino))
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ async def test_what_cannot_be_a_name_is_refused_and_closed(shelf: FdShelf, name:
 
 
 async def test_what_is_no_tap_is_refused_and_closed() -> None:
-    shelf = FdShelf(look=look_at)
+    shelf = FdShelf(look=inspect_tap_fd)
     fd = an_fd()
     number = fd.number
     with pytest.raises(BadFd, match="fd uplink is a pipe"):
@@ -231,7 +231,7 @@ async def test_whoever_is_cancelled_while_leaving_leaves_nothing(clock: Clock) -
     gate = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def slow(fd: int, name: str) -> Handed:
+    def slow(fd: int, name: str) -> TapFdInfo:
         asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
         return found(fd, name)
 

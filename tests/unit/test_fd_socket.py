@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import AlreadyExists, Forbidden, HostError, UnknownPort
-from linkmgr.host.handed import Handed
+from linkmgr.host.handed import TapFdInfo
 from linkmgr.host.receive_fd import PACKET_MAX
 from linkmgr.host.shelf import FdShelf
 from linkmgr.model import NicRef
@@ -26,8 +26,8 @@ from linkmgr.testing.process import until
 NIC = NicRef("web1", "net0")
 
 
-def found(_fd: int, _name: str) -> Handed:
-    return Handed("tap0", vnet_hdr=False)
+def found(_fd: int, _name: str) -> TapFdInfo:
+    return TapFdInfo("tap0", vnet_hdr=False)
 
 
 def open_fds() -> set[int]:
