@@ -197,11 +197,15 @@ test-next: setup images qemu-next ## Run the marked subset on the newer QEMU
 	$(if $(NEWER),$(SUDO) env LINKMGR_QEMU=$(abspath $(NEXT_QEMU)) $(PY) -m pytest -q -m next_qemu tests/integration)
 
 .PHONY: lint
-lint: setup ## Check style, types and the direction of imports
+lint: setup check-commits ## Check style, types, the direction of imports and the form of commits
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/ruff format --quiet --check .
 	$(VENV)/bin/mypy --no-error-summary
 	$(VENV)/bin/lint-imports --no-cache
+
+.PHONY: check-commits
+check-commits: setup ## Check the form of commits, where their history is here
+	@$(PY) -m scripts.check_commits
 
 .PHONY: format
 format: setup ## Format the code
