@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from linkmgr.errors import Forbidden
 from linkmgr.log_limit import LogLimit
 from linkmgr.model import NicRef
-from linkmgr.service.config import AccessSection, Rule, Verb
+from linkmgr.service.config import AccessSection, Permission, Rule
 from linkmgr.service.peers import Peer
 from linkmgr.service.quota import Rank
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Allowed:
-    verbs: frozenset[Verb]
+    verbs: frozenset[Permission]
     nics: re.Pattern[str]
     networks: re.Pattern[str]
 
@@ -82,7 +82,7 @@ class Access:
     def check(
         self,
         peer: Peer,
-        verb: Verb,
+        verb: Permission,
         *,
         nic: NicRef | str | None = None,
         network: str | None = None,
@@ -119,7 +119,7 @@ class Access:
             raise self._refusal(peer, verb, nic, network, f"not in the group {self._group}")
 
     def _refusal(
-        self, peer: Peer, verb: Verb, nic: NicRef | str | None, network: str | None, why: str
+        self, peer: Peer, verb: Permission, nic: NicRef | str | None, network: str | None, why: str
     ) -> Forbidden:
         about = " ".join(str(each) for each in (nic, network) if each and each != "*")
         self._limit.warning(

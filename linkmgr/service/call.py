@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from linkmgr.model import NicRef
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.core import Core, Served
 from linkmgr.service.operations import Operation, Phase, Work
 from linkmgr.service.peers import Peer
@@ -63,7 +63,7 @@ class Call:
 
     async def change(
         self,
-        verb: Verb,
+        verb: Permission,
         subject: str,
         work: Work,
         *,

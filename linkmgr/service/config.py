@@ -32,8 +32,8 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = r"^(/[^\x00]*)?$"  # absolute, or none
 
 
-class Verb(StrEnum):
-    """What changes something, and can be allowed."""
+class Permission(StrEnum):
+    """A verb that changes something, which a rule can permit."""
 
     ADD_VM = "add_vm"
     REMOVE_VM = "remove_vm"
@@ -47,15 +47,16 @@ class Verb(StrEnum):
     GC = "gc"
 
 
-#: What a rule without verbs allows. The others reach beyond the networks that there are: the user
+#: What a rule without verbs permits. The others reach beyond the networks that there are: the user
 #: who creates a network chooses the bridge or device that is behind it.
-CABLE_VERBS = (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
+DEFAULT_PERMISSIONS = (Permission.PLUG, Permission.UNPLUG, Permission.SET_LINK)
 
-
-#: The verbs that are about NICs, and those that are about networks: a rule with one of these has to
-#: say about which.
-OF_NICS = frozenset((*CABLE_VERBS, Verb.ADD_VM, Verb.REMOVE_VM, Verb.GC))
-OF_NETWORKS = frozenset(Verb) - {Verb.ADD_VM, Verb.REMOVE_VM}
+#: The permissions that are about NICs, and those that are about networks: a rule with one of these
+#: has to say about which.
+PERMISSIONS_ON_NICS = frozenset(
+    (*DEFAULT_PERMISSIONS, Permission.ADD_VM, Permission.REMOVE_VM, Permission.GC)
+)
+PERMISSIONS_ON_NETWORKS = frozenset(Permission) - {Permission.ADD_VM, Permission.REMOVE_VM}
 
 
 class _Section(BaseModel):
@@ -81,7 +82,7 @@ class Rule(_Section):
     """
 
     user: Annotated[int, Field(ge=0)] | str
-    verbs: list[Annotated[Verb, Field(strict=False)]] = list(CABLE_VERBS)
+    verbs: list[Annotated[Permission, Field(strict=False)]] = list(DEFAULT_PERMISSIONS)
     nics: list[str] = []
     networks: list[str] = []
 
@@ -349,7 +350,7 @@ def _bad_rules(config: Config) -> Iterator[_Mistake]:
             _ = rule.uid
         except KeyError:
             yield ("access", "rules", number, "user"), f"there is no user {quoted(rule.user)} here"
-        for key, verbs in (("nics", OF_NICS), ("networks", OF_NETWORKS)):
+        for key, verbs in (("nics", PERMISSIONS_ON_NICS), ("networks", PERMISSIONS_ON_NETWORKS)):
             if key not in rule.model_fields_set and not verbs.isdisjoint(rule.verbs):
                 allowed = listed([verb for verb in rule.verbs if verb in verbs])
                 yield (

@@ -17,7 +17,7 @@ from linkmgr.events import EventKind
 from linkmgr.model import Affects, Drift, LinkState, NicState, Notify, Transport, VmState
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.service import examples
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.operations import Phase
 
 # The form of a name is told here, and checked with a better error elsewhere.
@@ -345,7 +345,7 @@ class OperationForm(_Form):
     )
 
     id: str
-    verb: Verb
+    verb: Permission
     subject: str
     uid: int
     state: Phase

@@ -15,7 +15,7 @@ from typing import Any
 
 from linkmgr.errors import NotFound, Stopping
 from linkmgr.log_limit import LogLimit
-from linkmgr.service.config import Limits, Verb
+from linkmgr.service.config import Limits, Permission
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused, problem
 from linkmgr.service.quota import Quota
@@ -51,7 +51,7 @@ class Operation:
     """
 
     id: str
-    verb: Verb
+    verb: Permission
     subject: str
     uid: int
     started: datetime
@@ -111,7 +111,7 @@ class Operations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def start(self, verb: Verb, subject: str, peer: Peer, work: Work) -> Operation:
+    def start(self, verb: Permission, subject: str, peer: Peer, work: Work) -> Operation:
         """Begin a change in a task of its own.
 
         :raise Refused: when there are too many.

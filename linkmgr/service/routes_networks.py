@@ -13,7 +13,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import check_name
 from linkmgr.service import models
 from linkmgr.service.call import CallIn
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
 router = APIRouter(tags=["networks"])
@@ -45,7 +45,7 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
             raise
         return dict(to_json(made))
 
-    return await call.change(Verb.CREATE_NETWORK, name, work, network=name)
+    return await call.change(Permission.CREATE_NETWORK, name, work, network=name)
 
 
 @router.get(
@@ -69,7 +69,7 @@ async def delete_network(call: CallIn, name: models.NetworkPath) -> Response:
         call.core.configured.check_network(name)
         return {"changed": await call.links.delete_network(name)}
 
-    return await call.change(Verb.DELETE_NETWORK, name, work, network=name)
+    return await call.change(Permission.DELETE_NETWORK, name, work, network=name)
 
 
 @router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
@@ -95,7 +95,7 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
             raise
         return dict(to_json(made))
 
-    return await call.change(Verb.CREATE_PORT, f"{network}:{name}", work, network=network)
+    return await call.change(Permission.CREATE_PORT, f"{network}:{name}", work, network=network)
 
 
 @router.delete(
@@ -114,7 +114,7 @@ async def delete_port(call: CallIn, network: models.NetworkPath, name: models.Po
         await call.core.configured.retry()
         return {"changed": changed}
 
-    return await call.change(Verb.DELETE_PORT, f"{network}:{name}", work, network=network)
+    return await call.change(Permission.DELETE_PORT, f"{network}:{name}", work, network=network)
 
 
 def _check_keys(owner: str, options: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import Affects
 from linkmgr.service import models
 from linkmgr.service.call import Call, CallIn
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
 router = APIRouter(tags=["NICs"])
@@ -79,7 +79,7 @@ async def _set_link(call: Call, name: str, body: models.SetLink) -> Response:
         return dict(to_json(await verbs.set_link(ref, body.state, affects=body.affects)))
 
     about = _about(f"{ref} {body.state}", body.affects)
-    return await call.change(Verb.SET_LINK, about, work, nic=ref)
+    return await call.change(Permission.SET_LINK, about, work, nic=ref)
 
 
 @router.get(
@@ -125,7 +125,7 @@ async def _plug(call: Call, name: str, body: models.Plug) -> Response:
     target = ascii(body.target)[1:-1]
     network = body.target.partition(":")[0]
     about = _about(f"{ref} {target}", body.affects)
-    return await call.change(Verb.PLUG, about, work, nic=ref, network=network)
+    return await call.change(Permission.PLUG, about, work, nic=ref, network=network)
 
 
 @router.delete(
@@ -162,7 +162,7 @@ async def _unplug(call: Call, name: str, affects: Affects) -> Response:
     async def work() -> Mapping[str, Any]:
         return dict(to_json(await verbs.unplug(ref, affects=affects)))
 
-    return await call.change(Verb.UNPLUG, _about(str(ref), affects), work, nic=ref)
+    return await call.change(Permission.UNPLUG, _about(str(ref), affects), work, nic=ref)
 
 
 def _about(what: str, affects: Affects) -> str:

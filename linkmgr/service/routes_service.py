@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from linkmgr.jsonform import to_json
 from linkmgr.service import examples, models
 from linkmgr.service.call import CallIn
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.metrics import MEDIA_TYPE, version
 from linkmgr.service.problems import JsonResponse
 
@@ -52,7 +52,7 @@ async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
         return {"strays": to_json(found)}
 
     return await call.change(
-        Verb.GC, "dry run" if wanted.dry_run else "", work, nic="*", network="*"
+        Permission.GC, "dry run" if wanted.dry_run else "", work, nic="*", network="*"
     )
 
 

@@ -13,7 +13,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import check_name
 from linkmgr.service import models, qmp_path
 from linkmgr.service.call import CallIn
-from linkmgr.service.config import Verb
+from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
 router = APIRouter(tags=["VMs"])
@@ -38,7 +38,7 @@ async def add_vm(call: CallIn, body: models.AddVm) -> Response:
         added = await call.links.add_vm(name, qmp, uid=call.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}
 
-    return await call.change(Verb.ADD_VM, name, work, nic=name)
+    return await call.change(Permission.ADD_VM, name, work, nic=name)
 
 
 @router.delete("/v1/vms/{vm}", responses={200: {"model": models.Changed}}, summary="Remove a VM")
@@ -49,4 +49,4 @@ async def remove_vm(call: CallIn, vm: models.VmPath) -> Response:
     async def work() -> Mapping[str, Any]:
         return {"changed": await call.links.remove_vm(name)}
 
-    return await call.change(Verb.REMOVE_VM, name, work, nic=name)
+    return await call.change(Permission.REMOVE_VM, name, work, nic=name)

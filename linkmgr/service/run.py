@@ -39,7 +39,7 @@ from linkmgr.service.config import (
     DEFAULT_PATH,
     AccessSection,
     Config,
-    Verb,
+    Permission,
     load_config,
     looks_cut_off,
     reload_config,
@@ -275,7 +275,7 @@ async def _fd_socket(
     sock = fdsock.bind(path) if fd is None else UnixSocket.adopt(fd.take())
 
     def allow(peer: Peer) -> None:
-        core.access.check(peer, Verb.PLUG, network=FD_NETWORK.name)
+        core.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
 
     own = path if fd is None else None
     async with fdsock.FdSocket(links.fds, sock, path=own, allow=allow, rank=core.rank):

@@ -21,7 +21,7 @@ from linkmgr.errors import Forbidden
 from linkmgr.model import NicRef
 from linkmgr.service import models, wire
 from linkmgr.service.access import Access
-from linkmgr.service.config import AccessSection, Config, Rule, Verb
+from linkmgr.service.config import AccessSection, Config, Permission, Rule
 from linkmgr.service.peers import Peer, peer_of
 from tests.unit.service_lab import Lab, running
 
@@ -90,7 +90,9 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 async def lab(open_folder: Path, group: None) -> AsyncIterator[Lab]:
-    rule = Rule(user=1001, verbs=[Verb.UNPLUG, Verb.PLUG], nics=["web1/*"], networks=["blue"])
+    rule = Rule(
+        user=1001, verbs=[Permission.UNPLUG, Permission.PLUG], nics=["web1/*"], networks=["blue"]
+    )
     async with running(open_folder, Config(access=AccessSection(rules=[rule]))) as made:
         await made.links.add_vm("web1", "/nowhere")
         await made.links.create_network("blue", "bridge")
@@ -198,7 +200,7 @@ async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.Mo
     await lab.core.use(
         Config(
             access=AccessSection(
-                rules=[Rule(user=1000, verbs=[Verb.PLUG], nics=["*"], networks=["*"])]
+                rules=[Rule(user=1000, verbs=[Permission.PLUG], nics=["*"], networks=["*"])]
             )
         )
     )
@@ -215,7 +217,7 @@ def test_the_kernel_says_who_is_there() -> None:
     assert peer.groups == {os.getgid(), *os.getgroups()}
 
 
-def allowed(access: Access, peer: Peer, verb: Verb, **about: object) -> bool:
+def allowed(access: Access, peer: Peer, verb: Permission, **about: object) -> bool:
     try:
         access.check(peer, verb, **about)  # type: ignore[arg-type]
     except Forbidden:
@@ -226,7 +228,7 @@ def allowed(access: Access, peer: Peer, verb: Verb, **about: object) -> bool:
 @pytest.mark.usefixtures("group")
 def test_root_the_services_own_user_and_the_group_may_do_everything() -> None:
     access = Access(AccessSection())
-    for verb in Verb:
+    for verb in Permission:
         assert allowed(access, Peer(0, 0, 1, frozenset()), verb)
         assert allowed(access, Peer(os.geteuid(), 7, 1, frozenset({7})), verb)
         assert allowed(access, MEMBER, verb)
@@ -237,53 +239,73 @@ def test_without_the_group_only_root_may_change_anything(caplog: pytest.LogCaptu
     access = Access(AccessSection(group="no-such-group"))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no-such-group" in caplog.text
-    assert not allowed(access, MEMBER, Verb.PLUG, nic=NIC, network="blue")
-    assert allowed(access, Peer(0, 0, 1, frozenset()), Verb.PLUG, nic=NIC, network="blue")
+    assert not allowed(access, MEMBER, Permission.PLUG, nic=NIC, network="blue")
+    assert allowed(access, Peer(0, 0, 1, frozenset()), Permission.PLUG, nic=NIC, network="blue")
 
 
 @pytest.mark.usefixtures("group")
 def test_a_rule_for_a_user_that_is_gone_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
     access = Access(AccessSection(rules=[Rule(user="no-such-user", nics=["*"], networks=["*"])]))
     assert "no-such-user" in caplog.text
-    assert not allowed(access, NOBODY, Verb.PLUG, nic=NIC, network="blue")
+    assert not allowed(access, NOBODY, Permission.PLUG, nic=NIC, network="blue")
 
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(
     ("rule", "verb", "about", "may"),
     [
-        ({"verbs": ["gc"]}, Verb.GC, {"nic": "*", "network": "*"}, True),
-        ({"verbs": ["gc"], "nics": ["web1/*"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
-        ({"verbs": ["gc"], "networks": ["blue"]}, Verb.GC, {"nic": "*", "network": "*"}, False),
-        ({"verbs": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
-        ({"nics": []}, Verb.PLUG, {"nic": NIC, "network": "blue"}, False),
-        ({"verbs": ["remove_vm"], "nics": ["web1/*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
-        ({"verbs": ["remove_vm"], "nics": ["web1/net?"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"verbs": ["remove_vm"], "nics": ["web1/net*"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"verbs": ["remove_vm"], "nics": ["web1/net0"]}, Verb.REMOVE_VM, {"nic": "web1"}, False),
-        ({"verbs": ["remove_vm"], "nics": ["web*"]}, Verb.REMOVE_VM, {"nic": "web1"}, True),
-        ({"nics": ["web1"]}, Verb.UNPLUG, {"nic": NIC}, False),
-        ({"nics": ["web.*"]}, Verb.UNPLUG, {"nic": NIC}, False),
-        ({"nics": ["x", "*/net0"]}, Verb.UNPLUG, {"nic": NIC}, True),
-        ({"networks": ["blue"]}, Verb.UNPLUG, {"nic": NIC}, True),
-        ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue2"}, False),
-        ({"networks": ["blue"]}, Verb.PLUG, {"nic": NIC, "network": "blue"}, True),
+        ({"verbs": ["gc"]}, Permission.GC, {"nic": "*", "network": "*"}, True),
+        ({"verbs": ["gc"], "nics": ["web1/*"]}, Permission.GC, {"nic": "*", "network": "*"}, False),
+        (
+            {"verbs": ["gc"], "networks": ["blue"]},
+            Permission.GC,
+            {"nic": "*", "network": "*"},
+            False,
+        ),
+        ({"verbs": []}, Permission.PLUG, {"nic": NIC, "network": "blue"}, False),
+        ({"nics": []}, Permission.PLUG, {"nic": NIC, "network": "blue"}, False),
+        ({"verbs": ["remove_vm"], "nics": ["web1/*"]}, Permission.REMOVE_VM, {"nic": "web1"}, True),
+        (
+            {"verbs": ["remove_vm"], "nics": ["web1/net?"]},
+            Permission.REMOVE_VM,
+            {"nic": "web1"},
+            False,
+        ),
+        (
+            {"verbs": ["remove_vm"], "nics": ["web1/net*"]},
+            Permission.REMOVE_VM,
+            {"nic": "web1"},
+            False,
+        ),
+        (
+            {"verbs": ["remove_vm"], "nics": ["web1/net0"]},
+            Permission.REMOVE_VM,
+            {"nic": "web1"},
+            False,
+        ),
+        ({"verbs": ["remove_vm"], "nics": ["web*"]}, Permission.REMOVE_VM, {"nic": "web1"}, True),
+        ({"nics": ["web1"]}, Permission.UNPLUG, {"nic": NIC}, False),
+        ({"nics": ["web.*"]}, Permission.UNPLUG, {"nic": NIC}, False),
+        ({"nics": ["x", "*/net0"]}, Permission.UNPLUG, {"nic": NIC}, True),
+        ({"networks": ["blue"]}, Permission.UNPLUG, {"nic": NIC}, True),
+        ({"networks": ["blue"]}, Permission.PLUG, {"nic": NIC, "network": "blue2"}, False),
+        ({"networks": ["blue"]}, Permission.PLUG, {"nic": NIC, "network": "blue"}, True),
         (
             {"verbs": ["create_network"], "networks": ["t-*"]},
-            Verb.CREATE_NETWORK,
+            Permission.CREATE_NETWORK,
             {"network": "t-1"},
             True,
         ),
         (
             {"verbs": ["delete_port"], "networks": ["t-*"]},
-            Verb.DELETE_PORT,
+            Permission.DELETE_PORT,
             {"network": "u-1"},
             False,
         ),
     ],
 )
 def test_a_rule_is_about_verbs_nics_and_networks(
-    rule: dict[str, list[str]], verb: Verb, about: dict[str, object], may: bool
+    rule: dict[str, list[str]], verb: Permission, about: dict[str, object], may: bool
 ) -> None:
     all_of_it = {"nics": ["*"], "networks": ["*"]}
     made = Rule(user=1000, **{**all_of_it, **rule})  # type: ignore[arg-type]
@@ -292,11 +314,11 @@ def test_a_rule_is_about_verbs_nics_and_networks(
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("verb", Verb)
-def test_a_rule_without_verbs_is_about_cables_only(verb: Verb) -> None:
+@pytest.mark.parametrize("verb", Permission)
+def test_a_rule_without_verbs_is_about_cables_only(verb: Permission) -> None:
     """Who may create a network chooses the bridge that is behind its name."""
     access = Access(AccessSection(rules=[Rule(user=1000, nics=["*"], networks=["lab"])]))
-    may = verb in (Verb.PLUG, Verb.UNPLUG, Verb.SET_LINK)
+    may = verb in (Permission.PLUG, Permission.UNPLUG, Permission.SET_LINK)
     assert allowed(access, MEMBER, verb, nic=NIC, network="lab") is may
 
 
@@ -304,5 +326,5 @@ def test_a_rule_without_verbs_is_about_cables_only(verb: Verb) -> None:
 @pytest.mark.parametrize("said", [{"nics": ["*"]}, {"networks": ["*"]}, {}])
 def test_what_a_rule_does_not_say_is_none(said: dict[str, list[str]]) -> None:
     access = Access(AccessSection(rules=[Rule(user=1000, **said)]))  # type: ignore[arg-type]
-    assert not allowed(access, MEMBER, Verb.PLUG, nic=NIC, network="blue")
-    assert not allowed(access, MEMBER, Verb.UNPLUG, nic=NIC, present="blue")
+    assert not allowed(access, MEMBER, Permission.PLUG, nic=NIC, network="blue")
+    assert not allowed(access, MEMBER, Permission.UNPLUG, nic=NIC, present="blue")

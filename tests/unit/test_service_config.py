@@ -19,7 +19,7 @@ from linkmgr.service import config as config_module
 from linkmgr.service.config import (
     Config,
     Limits,
-    Verb,
+    Permission,
     load_config,
     looks_cut_off,
     reload_config,
@@ -96,11 +96,11 @@ def test_the_example_of_the_documentation_is_right_and_complete(tmp_path: Path) 
     assert config.networks["blue"].options == {"bridge": "br0"}
     assert config.networks["blue"].ports == {"p7": {"isolated": True}}
     assert config.networks["blue"].drift is Drift.REPAIR
-    assert config.access.rules[0].verbs == [Verb.PLUG, Verb.UNPLUG]
+    assert config.access.rules[0].verbs == [Permission.PLUG, Permission.UNPLUG]
     assert config.limits == Limits(), "it shows the defaults"
     raw = tomllib.loads(example)
     assert raw["limits"].keys() == Limits.model_fields.keys()
-    assert all(f"`{verb}`" in page for verb in Verb)
+    assert all(f"`{verb}`" in page for verb in Permission)
 
 
 @pytest.mark.parametrize(

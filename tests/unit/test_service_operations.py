@@ -13,7 +13,7 @@ import pytest
 from linkmgr.errors import PortInUse
 from linkmgr.model import NicState
 from linkmgr.service import models, operations
-from linkmgr.service.config import Config, Limits, Verb
+from linkmgr.service.config import Config, Limits, Permission
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import Refused
 from linkmgr.testing.process import until
@@ -128,7 +128,9 @@ async def test_finished_operations_take_only_so_many_bytes(
     async def add() -> dict[str, object]:
         return {"nics": ["x" * 4000]}
 
-    made = [lab.core.operations.start(Verb.ADD_VM, str(number), peer, add) for number in range(3)]
+    made = [
+        lab.core.operations.start(Permission.ADD_VM, str(number), peer, add) for number in range(3)
+    ]
     for each in made:
         await each.finished.wait()
     listed = (await lab.ask("GET", "/v1/operations")).json["operations"]
@@ -194,7 +196,7 @@ async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab)
 
     def start(uid: int, subject: str) -> None:
         peer = Peer(uid, uid, 1, frozenset([uid]))
-        lab.core.operations.start(Verb.PLUG, subject, peer, wait)
+        lab.core.operations.start(Permission.PLUG, subject, peer, wait)
 
     for number in range(operations.QUEUED_MOST):
         start(1000, f"web1/net0 blue{number}")
