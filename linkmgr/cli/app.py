@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import click
 
-from linkmgr.cli.base import Deferred, Root
+from linkmgr.cli.base import LazyCommand, RootGroup
 from linkmgr.cli.boot import args
 from linkmgr.cli.cable import link, plug, unplug
 from linkmgr.cli.completion import completion
@@ -22,7 +22,7 @@ from linkmgr.cli.watch import watch
 
 
 @click.group(
-    cls=Root,
+    cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="linkmgr", message="%(prog)s %(version)s")
@@ -52,12 +52,12 @@ for _command in (
     cli.add_command(_command)
 if find_spec("linkmgr.cli.doctor") is not None:
     cli.add_command(
-        Deferred(
+        LazyCommand(
             "doctor", "linkmgr.cli.doctor:doctor", "Say what works on this host, and what not."
         )
     )
 cli.add_command(
-    Deferred(
+    LazyCommand(
         "prepare",
         "linkmgr.cli.prepare:prepare",
         "Make a libvirt domain boot with NICs whose cables can change.",

@@ -26,8 +26,9 @@ class Settings:
     """What holds for any command, wherever on the line it was said.
 
     :param socket: of the service; ``None`` leaves it to LINKMGR_SOCKET and the default.
-    :param json: whether a program reads the output. `Root` looks for it before anything is parsed:
-        what stands behind a wrong word is never read, and the error must be told as asked for.
+    :param json: whether a program reads the output. `RootGroup` looks for it before anything is
+        parsed: what stands behind a wrong word is never read, and the error must be told as asked
+        for.
     :param timeout: seconds to wait for the service; ``None`` leaves it to LINKMGR_TIMEOUT.
     :param wide: whether a table has all its columns and whole cells, however narrow the terminal.
     """
@@ -168,7 +169,7 @@ OTHER_WORDS: Mapping[str, Sequence[str]] = {
 }
 
 
-class Verb(click.Command):
+class Command(click.Command):
     """A command that takes the common options too.
 
     :param examples: calls of it, for its help.
@@ -186,10 +187,10 @@ class Verb(click.Command):
             formatter.write("".join(f"  {each}\n" for each in self.examples))
 
 
-class Verbs(click.Group):
+class CommandGroup(click.Group):
     """A group of commands, in the order in which they were added."""
 
-    command_class = Verb
+    command_class = Command
     group_class = type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -214,7 +215,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class Deferred(click.Command):
+class LazyCommand(click.Command):
     """A command that is loaded when it is called.
 
     :param home: ``MODULE:NAME`` of the command.
@@ -236,7 +237,7 @@ class Deferred(click.Command):
         return command
 
 
-class Root(Verbs):
+class RootGroup(CommandGroup):
     """The command line as a whole. Errors become a sentence and an exit code here."""
 
     def make_context(
@@ -255,15 +256,15 @@ class Root(Verbs):
             raise BrokenPipe from error
         except click.UsageError as error:
             if settings.json:
-                raise Misuse(error) from error
+                raise CliUsageError(error) from error
             raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Load a deferred command when it is the one."""
+        """Load a lazy command when it is the one that was named."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, Deferred) else command, rest
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -275,10 +276,10 @@ class Root(Verbs):
                 from linkmgr.cli.membership import explained
 
                 explained(error)
-            raise Failure(error, as_json=settings.json) from error
+            raise CliError(error, as_json=settings.json) from error
         except click.UsageError as error:
             if settings.json:
-                raise Misuse(error) from error
+                raise CliUsageError(error) from error
             raise
         except KeyboardInterrupt:
             ctx.exit(Exit.INTERRUPTED)
@@ -298,7 +299,7 @@ class BrokenPipe(click.ClickException):
         """Print nothing: whatever read the output has ended on purpose."""
 
 
-class Failure(click.ClickException):
+class CliError(click.ClickException):
     """An error of linkmgr, as the end of the command."""
 
     def __init__(self, error: LinkmgrError, *, as_json: bool) -> None:
@@ -317,7 +318,7 @@ class Failure(click.ClickException):
             _print_parts(self._error)
 
 
-class Misuse(click.UsageError):
+class CliUsageError(click.UsageError):
     """A call that click found to be wrong, where a program reads the output."""
 
     def __init__(self, error: click.UsageError) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import printed_as_json
 from linkmgr.cli.words import NewNicType
 
@@ -20,7 +20,7 @@ MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=[
         "linkmgr args web1/net0",
         "linkmgr args web1/net0 --mac 52:54:00:12:34:56 --mtu 9000",

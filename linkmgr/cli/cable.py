@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import note, printable, printed_as_json, where
 from linkmgr.cli.words import Choice, NicType, TargetType
 
@@ -38,7 +38,7 @@ def _affects(*, live: bool, config: bool, persistent: bool) -> str:
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=[
         "linkmgr plug web1/net0 blue",
         "linkmgr plug web1 blue:p7 --notify announce",
@@ -65,7 +65,7 @@ def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=["linkmgr unplug web1/net0", "linkmgr unplug web1 --config"],
 )
 @NIC
@@ -77,7 +77,7 @@ def unplug(nic: str, **flags: bool) -> None:
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=["linkmgr link web1/net0 down", "linkmgr link vnet0 up"],
 )
 @NIC

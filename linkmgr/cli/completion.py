@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import BashComplete, get_completion_class
 
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import printed_as_json
 from linkmgr.cli.words import Choice
 
@@ -61,7 +61,7 @@ class _Bash(BashComplete):
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=[
         "linkmgr completion bash >/etc/bash_completion.d/linkmgr",
         'linkmgr completion zsh >"${fpath[1]}/_linkmgr"',

@@ -11,7 +11,7 @@ import click
 
 from linkmgr.cli import probes
 from linkmgr.cli.ask import progress
-from linkmgr.cli.base import Settings, Verb
+from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.probes import Line, Verdict
 from linkmgr.cli.show import aligned, printable, printed_as_json
@@ -23,7 +23,7 @@ _AREAS = ("host", "kernel", "QEMU", "libvirt", "OVS", "network", "rights", "serv
 _COLOURS = {Verdict.WORKS: "green", Verdict.MISSING: "yellow", Verdict.UNKNOWN: "cyan"}
 
 
-@click.command(cls=Verb, examples=["linkmgr doctor", "linkmgr doctor --config new.toml"])
+@click.command(cls=Command, examples=["linkmgr doctor", "linkmgr doctor --config new.toml"])
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Settings, Verb
+from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.outfile import STDOUT, write_output
 from linkmgr.cli.show import natural, printable, printed_as_json, table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from linkmgr.model import Stray
 
 
-@click.command(cls=Verb, examples=["linkmgr check"])
+@click.command(cls=Command, examples=["linkmgr check"])
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Compare what should be with QEMU and the kernel.
@@ -34,7 +34,7 @@ def check(ctx: click.Context) -> None:
     ctx.exit(Exit.FINDINGS if found else Exit.OK)
 
 
-@click.command(cls=Verb, examples=["linkmgr gc --dry-run", "linkmgr gc --older-than 0"])
+@click.command(cls=Command, examples=["linkmgr gc --dry-run", "linkmgr gc --older-than 0"])
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option(
     "--older-than",
@@ -79,7 +79,7 @@ def _outcome(stray: Stray, *, dry_run: bool) -> str:
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=[
         "linkmgr metrics",
         "linkmgr metrics --textfile /var/lib/prometheus/node-exporter/linkmgr.prom",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import age, natural, note, printed_as_json, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MINOR = ("WIRING", "MTU", "MODEL", "BY", "DEVICE")  #: columns that a narrow ter
 WHOLE = ("MAC", "TO DO")  #: columns to be copied from
 
 
-@click.command(cls=Verb, examples=["linkmgr nics", "linkmgr nics --json"])
+@click.command(cls=Command, examples=["linkmgr nics", "linkmgr nics --json"])
 def nics() -> None:
     """List all NICs, those of libvirt's other guests too."""
     found, vms, domains = ask(_look, "asking every guest")
@@ -118,7 +118,7 @@ def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:
     return f"{when}: {nic.wanted.removeprefix('plugged into ').removesuffix(', link up')}"
 
 
-@click.command(cls=Verb, examples=["linkmgr connections"])
+@click.command(cls=Command, examples=["linkmgr connections"])
 def connections() -> None:
     """List the NICs that are plugged, and into what."""
     found = ask(lambda links: links.connections(), "asking")

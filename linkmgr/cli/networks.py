@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask, removal
-from linkmgr.cli.base import Verbs
+from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import natural, note, pairs, printed_as_json, table
 from linkmgr.cli.words import Choice, NetworkType, OptionType, options_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPTIONS = click.argument("options", nargs=-1, type=OptionType(), metavar="[KEY=VALUE]...")
 
 
-@click.group(cls=Verbs)
+@click.group(cls=CommandGroup)
 def network() -> None:
     """Named layer-2 domains that NICs can be plugged into."""
 
@@ -97,7 +97,7 @@ def list_networks() -> None:
         )
 
 
-@click.group(cls=Verbs)
+@click.group(cls=CommandGroup)
 def port() -> None:
     """Sockets on a network with options of their own."""
 

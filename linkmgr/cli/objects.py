@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Verbs
+from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import age, aligned, natural, pairs, printable, printed_as_json, where
 from linkmgr.cli.words import DomainType, NetworkType, NicType, PortType, VmType
 
@@ -23,7 +23,7 @@ CHECK_SECONDS = 3.0  #: for which the check may hold up what is known already
 Fact = tuple[str, str | None]
 
 
-@click.group(cls=Verbs)
+@click.group(cls=CommandGroup)
 def show() -> None:
     """Show one object, with all that is known of it."""
 

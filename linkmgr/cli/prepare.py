@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import note, printed_as_json
 from linkmgr.cli.words import DomainNicType, DomainType, is_file
 from linkmgr.untrusted import quoted
@@ -37,7 +37,7 @@ class _How:
 
 
 @click.command(
-    cls=Verb,
+    cls=Command,
     examples=[
         "linkmgr prepare web1",
         "linkmgr prepare web1 --define",

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from linkmgr.cli.base import Settings, Verb
+from linkmgr.cli.base import Command, Settings
 from linkmgr.where import find_socket
 
 STATE = Path("/var/lib/linkmgr")
 CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 
 
-@click.command(cls=Verb, examples=["linkmgr serve", "linkmgr serve --state-dir /var/tmp/linkmgr"])
+@click.command(
+    cls=Command, examples=["linkmgr serve", "linkmgr serve --state-dir /var/tmp/linkmgr"]
+)
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask
-from linkmgr.cli.base import Verb
+from linkmgr.cli.base import Command
 from linkmgr.cli.show import age, aligned, natural, note, printable, printed_as_json, where
 from linkmgr.untrusted import shell_command, shell_word
 
@@ -33,7 +33,7 @@ class Line:
     todo: str | None = None
 
 
-@click.command(cls=Verb, examples=["linkmgr status", "linkmgr status --json"])
+@click.command(cls=Command, examples=["linkmgr status", "linkmgr status --json"])
 def status() -> None:
     """Show what every NIC is plugged into, troubles first."""
     vms, nics, findings, why = ask(_look, "asking every guest")

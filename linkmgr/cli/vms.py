@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import ask, removal
-from linkmgr.cli.base import Verbs
+from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import age, natural, printed_as_json, table
 from linkmgr.cli.words import MonitorType, VmType
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from linkmgr.client import Client
 
 
-@click.group(cls=Verbs)
+@click.group(cls=CommandGroup)
 def vm() -> None:
     """Guests whose NICs linkmgr takes care of."""
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from linkmgr.cli.ask import PATIENCE, answering
-from linkmgr.cli.base import Settings, Verb
+from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.show import printable
 
 if TYPE_CHECKING:
     from linkmgr.events import Event
 
 
-@click.command(cls=Verb, examples=["linkmgr watch", "linkmgr watch --json"])
+@click.command(cls=Command, examples=["linkmgr watch", "linkmgr watch --json"])
 def watch() -> None:
     """Print events until interrupted. Says on stderr when it has begun to listen.
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from linkmgr.cli.app import cli
-from linkmgr.cli.base import Deferred, Settings
+from linkmgr.cli.base import LazyCommand, Settings
 from tests.unit.cli_runner import run
 
 
@@ -38,7 +38,7 @@ def parsed(line: str) -> tuple[str, ...]:
         name, found, words = command.resolve_command(context, words)
         assert found is not None
         path.append(str(name))
-        command = found.load() if isinstance(found, Deferred) else found
+        command = found.load() if isinstance(found, LazyCommand) else found
         if isinstance(command, click.Group):
             context = click.Context(command, info_name=name, parent=context)
     command.make_context(path[-1], words, parent=context)
