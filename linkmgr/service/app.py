@@ -22,7 +22,7 @@ from linkmgr.service.fair_share import FairShare
 from linkmgr.service.http_rules import HttpRules
 from linkmgr.service.metrics import version
 from linkmgr.service.openapi import document
-from linkmgr.service.problems import Refused, on_error, on_http, on_invalid
+from linkmgr.service.problems import ServiceProblem, on_error, on_http, on_invalid
 
 _ABOUT = """Plug, unplug and exchange the network cables of running QEMU guests.
 
@@ -47,7 +47,7 @@ def make_app(core: Core) -> FastAPI:
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
-    for kind in (LinkmgrError, Refused, Exception):
+    for kind in (LinkmgrError, ServiceProblem, Exception):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(
         BodyLimit,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from linkmgr.service.problems import ProblemResponse, Refused, problem
+from linkmgr.service.problems import ProblemResponse, ServiceProblem, problem
 
 MOST = 64 << 10  #: bytes of a body, where nothing else is said
 
@@ -41,8 +41,8 @@ class BodyLimit:
             if not size.isdigit() or len(size) > 12 or int(size) > most:
                 raise _too_large(most)
             body = await self._take(receive, most)
-        except Refused as refused:
-            await ProblemResponse(problem(refused))(scope, receive, send)
+        except ServiceProblem as raised:
+            await ProblemResponse(problem(raised))(scope, receive, send)
             return
         if body is None:
             return  # the client has gone
@@ -72,10 +72,10 @@ class BodyLimit:
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(
+            raise ServiceProblem(
                 "too-slow", f"the request did not arrive within {seconds:g} s", "send it again"
             ) from None
 
 
-def _too_large(most: int) -> Refused:
-    return Refused("too-large", f"the request is larger than {most} bytes", "send less")
+def _too_large(most: int) -> ServiceProblem:
+    return ServiceProblem("too-large", f"the request is larger than {most} bytes", "send less")

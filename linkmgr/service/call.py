@@ -16,7 +16,7 @@ from linkmgr.service.config import Permission
 from linkmgr.service.core import Core, Served
 from linkmgr.service.operations import Operation, Phase, Work
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import JsonResponse, ProblemResponse, Refused
+from linkmgr.service.problems import JsonResponse, ProblemResponse, ServiceProblem
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Call:
     async def while_wanted(self, look: Awaitable[T]) -> T:
         """Wait for something that changes nothing; cancel it when the client has gone.
 
-        :raise Refused: the client has gone, and nobody hears that.
+        :raise ServiceProblem: the client has gone, and nobody hears that.
         """
         looking = asyncio.ensure_future(look)
         gone = asyncio.create_task(self._until_gone())
@@ -48,7 +48,7 @@ class Call:
             for each in (looking, gone):
                 each.cancel()
             await asyncio.gather(looking, gone, return_exceptions=True)
-        raise Refused("too-slow", "the client has gone", "ask again")
+        raise ServiceProblem("too-slow", "the client has gone", "ask again")
 
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -75,7 +75,7 @@ class Call:
         :param work: does it, and returns the JSON of the answer.
         :param nic: as in `Access.check`, and `network` too.
         :raise Forbidden: when the caller may not do it.
-        :raise Refused: when it cannot be begun now.
+        :raise ServiceProblem: when it cannot be begun now.
         """
         present = await self._network_of(nic) if isinstance(nic, NicRef) else None
         self.core.access.check(self.peer, verb, nic=nic, network=network, present=present)

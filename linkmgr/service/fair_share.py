@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from linkmgr.budget import USERS_MOST, TimeBudget
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import ProblemResponse, Refused, problem
+from linkmgr.service.problems import ProblemResponse, ServiceProblem, problem
 
 USER_SHARE = 0.15  #: of the loop's time that one user's requests may take, over a long time
 ALL_SHARE = 0.3  #: of the loop's time that the requests of all such users may take together
@@ -77,7 +77,9 @@ class FairShare:
         account = self._account(peer.uid)
         if account.waiting >= WAITING_MOST:
             what = f"uid {peer.uid} has more than {WAITING_MOST} requests that wait"
-            document = problem(Refused("too-many", what, "wait for answers before you ask again"))
+            document = problem(
+                ServiceProblem("too-many", what, "wait for answers before you ask again")
+            )
             await ProblemResponse(document)(scope, receive, send)
             return
         await self._admit(account)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from linkmgr.errors import BadFd, HostError
 from linkmgr.host import Fd, receive_fd
-from linkmgr.service.problems import Refused
+from linkmgr.service.problems import ServiceProblem
 from linkmgr.unix_sockets import readable
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
@@ -56,13 +56,13 @@ class Receivers:
     async def receive(self, sock: socket.socket, uid: int) -> Packet:
         """Receive the packet that is next, which brings descriptors.
 
-        :raise Refused: when too many receivers of this user, or of all, are under way.
+        :raise ServiceProblem: when too many receivers of this user, or of all, are under way.
         :raise BadFd: when what came holds its receiver up.
         :raise HostError: when no process can be made.
         """
         others = self._running.total() - self._running[0]
         if self._running[uid] >= PER_UID or (uid and others >= IN_ALL):
-            raise Refused("too-many", "fds are being received already", "try again")
+            raise ServiceProblem("too-many", "fds are being received already", "try again")
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

@@ -27,7 +27,7 @@ from linkmgr.jsonform import Form, FormError
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
-from linkmgr.service.problems import Refused, problem
+from linkmgr.service.problems import ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, connections, readable
 
@@ -130,7 +130,7 @@ class FdSocket:
             peer = peer_of(sock)
             if why := self._places.refusal(peer):
                 what = f"no more connections to the fd socket now: {why}"
-                _answer(sock, problem(Refused("too-many", what, "try again")))
+                _answer(sock, problem(ServiceProblem("too-many", what, "try again")))
                 return
             leave = self._places.enter(peer)
             try:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linkmgr.errors import BadRequest, Forbidden, LinkmgrError
-from linkmgr.service.problems import ProblemResponse, Refused, problem
+from linkmgr.service.problems import ProblemResponse, ServiceProblem, problem
 from linkmgr.untrusted import quoted
 
 #: A name without a dot, or this host: no page of the Internet has such a name.
@@ -36,7 +36,7 @@ class HttpRules:
             return
         try:
             _check(Headers(scope=scope))
-        except (LinkmgrError, Refused) as error:
+        except (LinkmgrError, ServiceProblem) as error:
             await ProblemResponse(problem(error))(scope, receive, send)
             return
         if scope["method"] == "HEAD":
@@ -55,7 +55,9 @@ def _check(headers: Headers) -> None:
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         what = f"a body with Content-Encoding {quoted(encoding, 40)} is not taken"
-        raise Refused("unsupported-media-type", what, "send it as it is, without compression")
+        raise ServiceProblem(
+            "unsupported-media-type", what, "send it as it is, without compression"
+        )
     media = headers.get("content-type")
     if media is not None and not _JSON.fullmatch(media.strip()):
         what = f"a body of type {quoted(media, 80)} is not taken"

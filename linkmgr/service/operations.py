@@ -17,7 +17,7 @@ from linkmgr.errors import NotFound, Stopping
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.config import Limits, Permission
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import Refused, problem
+from linkmgr.service.problems import ServiceProblem, problem
 from linkmgr.service.quota import Quota
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ class Operations:
     def start(self, verb: Permission, subject: str, peer: Peer, work: Work) -> Operation:
         """Begin a change in a task of its own.
 
-        :raise Refused: when there are too many.
+        :raise ServiceProblem: when there are too many.
         :raise Stopping: when the service is stopping.
         """
         if self._stopping:
             raise Stopping("the service is stopping; nothing was begun", hint="ask again")
         if why := self._places.refusal(peer):
-            raise Refused("too-many", f"no more operations now: {why}", "ask again later")
+            raise ServiceProblem("too-many", f"no more operations now: {why}", "ask again later")
         nic = subject.partition(" ")[0]
         queued = [
             each
@@ -129,7 +129,7 @@ class Operations:
         ]
         if len(queued) >= QUEUED_MOST and peer.uid not in (0, os.geteuid()):
             what = f"uid {peer.uid} has {len(queued)} operations on {nic} under way"
-            raise Refused("too-many", what, "wait until they have ended")
+            raise ServiceProblem("too-many", what, "wait until they have ended")
         leave = self._places.enter(peer)
         self._count += 1
         ident = f"{self._epoch}-{self._count}"

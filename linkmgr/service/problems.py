@@ -70,7 +70,7 @@ TEXT_MOST = 4000
 _EXTRA = ("sent", "command", "error_class", "number")  # what some errors know besides
 
 
-class Refused(Exception):
+class ServiceProblem(Exception):
     """A problem that only the service has, one of `OWN`."""
 
     def __init__(self, code: str, what: str, hint: str) -> None:
@@ -109,7 +109,7 @@ def problem(error: BaseException) -> dict[str, Any]:
 
     What was not foreseen is logged with its traceback, and the caller is told no more than that.
     """
-    if isinstance(error, Refused):
+    if isinstance(error, ServiceProblem):
         status, title = OWN[error.code]
         return _document(error.code, status, title, error.what, hint=error.hint)
     if not isinstance(error, LinkmgrError):
@@ -159,8 +159,8 @@ async def on_http(request: Request, error: Exception) -> Response:
     where = f"{request.method} {ascii(request.url.path)[1:-1]}"[:200]
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = ", ".join(sorted(_methods(request)))
-        refused = Refused("method-not-allowed", f"there is no {where}", f"it takes {allowed}")
-        return ProblemResponse(problem(refused), {"Allow": allowed})
+        raised = ServiceProblem("method-not-allowed", f"there is no {where}", f"it takes {allowed}")
+        return ProblemResponse(problem(raised), {"Allow": allowed})
     if error.status_code == HTTPStatus.NOT_FOUND:
         made: LinkmgrError = NotFound(f"there is no {where}", hint="see /openapi.json")
     else:

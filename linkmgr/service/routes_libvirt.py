@@ -16,7 +16,7 @@ from linkmgr.service import body as bodies
 from linkmgr.service import models
 from linkmgr.service.call import CallIn
 from linkmgr.service.core import Core
-from linkmgr.service.problems import JsonResponse, Refused
+from linkmgr.service.problems import JsonResponse, ServiceProblem
 from linkmgr.untrusted import printable
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ async def hook(call: CallIn, body: models.HookCall) -> Response:
     except TimeoutError:
         # The hook has ended: what waits for its sake would wait for ever, and hold up a stop.
         what = f"the domain was not ready within {seconds:g} s"
-        raise Refused("too-slow", what, "libvirt has gone on; 'linkmgr check' says why") from None
+        raise ServiceProblem(
+            "too-slow", what, "libvirt has gone on; 'linkmgr check' says why"
+        ) from None
     if not answer.ok:
         about = printable(f"{body.name}: {body.operation}/{body.sub_operation}")
         log.warning("libvirt's hook, %s: %s", about, printable(answer.said))

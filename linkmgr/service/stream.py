@@ -23,7 +23,7 @@ from linkmgr.protocol import EventStream
 from linkmgr.service.config import Limits
 from linkmgr.service.http_rules import HEAD
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import Refused
+from linkmgr.service.problems import ServiceProblem
 from linkmgr.service.quota import Quota
 
 RESET = "reset"  #: what a stream is told when it has missed events
@@ -93,10 +93,10 @@ class Stream:
         """Begin a stream.
 
         :param last_id: of the last event that the client has; ``None`` begins now.
-        :raise Refused: when there are too many streams.
+        :raise ServiceProblem: when there are too many streams.
         """
         if why := self.places.refusal(peer):
-            raise Refused("too-many", f"no more event streams now: {why}", "close some")
+            raise ServiceProblem("too-many", f"no more event streams now: {why}", "close some")
         place, first = self._last, b""
         if last_id is None:
             first = self._hello(place)

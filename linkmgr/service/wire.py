@@ -19,7 +19,7 @@ from linkmgr.errors import BadRequest
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
-from linkmgr.service.problems import MEDIA_TYPE, Refused, problem
+from linkmgr.service.problems import MEDIA_TYPE, ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
 from linkmgr.service.reading import READ_MOST, Reading
 from linkmgr.unix_sockets import UnixSocket, connections
@@ -117,7 +117,7 @@ class PeerProtocol(H11Protocol):
             self._watch()
         else:
             what = f"no more connections now: {why}"
-            self._last_words(problem(Refused("too-many", what, "close some")))
+            self._last_words(problem(ServiceProblem("too-many", what, "close some")))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -211,7 +211,7 @@ class PeerProtocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             seconds = self._limits().request_seconds
             what = f"the request did not arrive within {seconds:g} s"
-            self._last_words(problem(Refused("too-slow", what, "send it again")))
+            self._last_words(problem(ServiceProblem("too-slow", what, "send it again")))
 
     def _last_words(self, document: dict[str, Any]) -> None:
         body = json.dumps(document).encode()

@@ -15,7 +15,7 @@ from linkmgr.model import NicState
 from linkmgr.service import models, operations
 from linkmgr.service.config import Config, Limits, Permission
 from linkmgr.service.peers import Peer
-from linkmgr.service.problems import Refused
+from linkmgr.service.problems import ServiceProblem
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Answer, Lab, request, running
 
@@ -200,7 +200,7 @@ async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab)
 
     for number in range(operations.QUEUED_MOST):
         start(1000, f"web1/net0 blue{number}")
-    with pytest.raises(Refused, match="8 operations on web1/net0 under way"):
+    with pytest.raises(ServiceProblem, match="8 operations on web1/net0 under way"):
         start(1000, "web1/net0")
     for uid, subject in ((1000, "web1/net1 blue"), (1001, "web1/net0 blue"), (0, "web1/net0")):
         start(uid, subject)
