@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from linkmgr.client.sse import Message, Parser, SseError
-from linkmgr.client.transport import Pauses, Transport
+from linkmgr.client.transport import Backoff, HttpTransport
 from linkmgr.errors import LinkmgrError, ServiceGone, ServiceUnreachable
 from linkmgr.events import LIMIT, Event, EventKind
 from linkmgr.jsonform import Form
@@ -29,7 +29,7 @@ class RemoteEvents:
     """
 
     def __init__(
-        self, transport: Transport, *, heartbeat: float, ended: Callable[[RemoteEvents], None]
+        self, transport: HttpTransport, *, heartbeat: float, ended: Callable[[RemoteEvents], None]
     ) -> None:
         self._transport = transport
         self._heartbeat = heartbeat
@@ -66,7 +66,7 @@ class RemoteEvents:
         self._wake.set()
 
     async def _listen(self) -> None:
-        pauses = Pauses(self._transport.patience)
+        backoff = Backoff(self._transport.patience)
         while True:
             trouble: LinkmgrError = ServiceGone("the service ends its stream of events at once")
             self._heard = False
@@ -80,8 +80,8 @@ class RemoteEvents:
                 return
             if self._heard or self._was_connected != connected_before:
                 log.warning("the events of the service have stopped; waiting for it")
-                pauses = Pauses(_FOREVER)
-            if not await pauses.again():
+                backoff = Backoff(_FOREVER)
+            if not await backoff.wait():
                 self._error = trouble
                 return
 

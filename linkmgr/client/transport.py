@@ -23,58 +23,58 @@ from linkmgr.errors import BadOption, LinkmgrError, ServiceGone, ServiceUnreacha
 from linkmgr.jsonform import Form, FormError, to_json
 from linkmgr.where import ADMIN_NAME, admin_socket
 
-CONNECT_SECONDS = 5.0  #: for a connection to be taken; the answer may take as long as it needs
-MISSED = 3  #: heartbeats that may be missing before a connection counts as broken
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  #: seconds between two attempts to connect
+CONNECT_TIMEOUT_S = 5.0  #: for a connection to be taken; the answer may take as long as it needs
+MISSED_HEARTBEATS = 3  #: heartbeats that may be missing before a connection counts as broken
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0  #: seconds between two attempts to connect
 
-_LONGEST_HEARTBEAT = 86400.0  # seconds
+_MAX_HEARTBEAT_S = 86400.0  # seconds
 
 T = TypeVar("T")
 
 
-class Pauses:
-    """Waits between attempts, each longer than the last, until a deadline."""
+class Backoff:
+    """Exponential backoff: pauses between attempts, each longer than the last, until a deadline."""
 
     def __init__(self, patience: float) -> None:
         self._now = asyncio.get_running_loop().time
         self._deadline = self._now() + patience
-        self._pause = FIRST_PAUSE
+        self._interval = MIN_BACKOFF_S
 
-    async def again(self) -> bool:
-        """Wait a little and return true; return false when the time is up."""
+    async def wait(self) -> bool:
+        """Wait for the next interval and return true; return false when the time is up."""
         left = self._deadline - self._now()
         if left <= 0:
             return False
-        await asyncio.sleep(min(self._pause, left))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        await asyncio.sleep(min(self._interval, left))
+        self._interval = min(2 * self._interval, MAX_BACKOFF_S)
         return True
 
 
-class _Ways(httpx.AsyncBaseTransport):
-    """The socket for administrators, where this user may connect to it, else the one for everybody.
+class _SocketTransport(httpx.AsyncBaseTransport):
+    """Sends on the admin socket where this user may connect to it, else on the public one.
 
-    Strangers can fill the queue of connections that wait at the latter.
+    Strangers can fill the backlog of the latter.
     """
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._everybodys = _over(socket)
-        self._admins = _over(socket.with_name(ADMIN_NAME))
+        self._public = _over_uds(socket)
+        self._admin = _over_uds(socket.with_name(ADMIN_NAME))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, on the other socket only if nobody listens on the first."""
         if admin_socket(self._socket) is not None:
             with contextlib.suppress(httpx.ConnectError):
-                return await self._admins.handle_async_request(request)
-        return await self._everybodys.handle_async_request(request)
+                return await self._admin.handle_async_request(request)
+        return await self._public.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close both."""
-        await self._admins.aclose()
-        await self._everybodys.aclose()
+        await self._admin.aclose()
+        await self._public.aclose()
 
 
-def _over(socket: Path) -> httpx.AsyncHTTPTransport:
+def _over_uds(socket: Path) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(
         uds=str(socket),
         # Loads no certificates: there is no TLS on a unix socket.
@@ -83,7 +83,7 @@ def _over(socket: Path) -> httpx.AsyncHTTPTransport:
     )
 
 
-class Transport:
+class HttpTransport:
     """Speaks HTTP with the service.
 
     :param patience: seconds for which a request that was not sent is tried again.
@@ -93,9 +93,9 @@ class Transport:
         self.socket = socket
         self.patience = patience
         self._http = httpx.AsyncClient(
-            transport=_Ways(socket),
+            transport=_SocketTransport(socket),
             base_url="http://linkmgr",
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
         )
 
@@ -156,7 +156,7 @@ class Transport:
         :raise ServiceGone: it went away, or is silent; also while the bytes are read.
         """
         request = self._http.build_request("GET", path, headers=headers)
-        silence = MISSED * heartbeat
+        silence = MISSED_HEARTBEATS * heartbeat
         try:
             async with asyncio.timeout(silence):
                 response = await self._http.send(request, stream=True)
@@ -164,7 +164,7 @@ class Transport:
                 if response.is_error:
                     async with asyncio.timeout(silence):
                         raise error_from(response.status_code, await response.aread())
-                silence = MISSED * _heartbeat(response, heartbeat)
+                silence = MISSED_HEARTBEATS * _heartbeat(response, heartbeat)
                 yield _until_silent(response.aiter_bytes(), silence)
             finally:
                 await response.aclose()
@@ -174,21 +174,21 @@ class Transport:
             raise self._gone() from error
 
     async def _sent(self, request: httpx.Request, *, repeatable: bool) -> httpx.Response:
-        pauses = Pauses(self.patience)
+        backoff = Backoff(self.patience)
         while True:
             try:
                 response = await self._http.send(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if not self._may_pass(error) or not await pauses.again():
+                if not self._may_pass(error) or not await backoff.wait():
                     raise self._unreachable(error) from error
             except httpx.TransportError as error:
-                if not repeatable or not await pauses.again():
+                if not repeatable or not await backoff.wait():
                     raise self._gone() from error
             else:
                 if not response.is_error:
                     return response
                 problem = error_from(response.status_code, response.content)
-                if not isinstance(problem, ServiceUnreachable) or not await pauses.again():
+                if not isinstance(problem, ServiceUnreachable) or not await backoff.wait():
                     raise problem
 
     def _may_pass(self, error: Exception) -> bool:
@@ -247,7 +247,7 @@ def _heartbeat(response: httpx.Response, default: float) -> float:
         announced = float(response.headers.get("linkmgr-heartbeat", default))
     except ValueError:
         return default
-    return announced if 0 < announced < _LONGEST_HEARTBEAT else default
+    return announced if 0 < announced < _MAX_HEARTBEAT_S else default
 
 
 def _read(response: httpx.Response, read: Callable[[Form], T]) -> T:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from linkmgr.client.listening import HEARTBEAT, RemoteEvents
-from linkmgr.client.transport import Transport
+from linkmgr.client.transport import HttpTransport
 from linkmgr.errors import ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import (
     Form,
@@ -40,10 +40,10 @@ from linkmgr.model import (
     Outcome,
     Port,
     Stray,
+    Transport,
     VmInfo,
     check_name,
 )
-from linkmgr.model import Transport as VmTransport
 from linkmgr.naming import NicName
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.where import find_socket
@@ -82,7 +82,7 @@ class Client:
     ) -> None:
         self.socket = find_socket(socket)
         self._heartbeat = heartbeat
-        self._transport = Transport(self.socket, patience)
+        self._transport = HttpTransport(self.socket, patience)
         self._listening: set[RemoteEvents] = set()
 
     async def __aenter__(self) -> Self:
@@ -108,7 +108,7 @@ class Client:
         :param qmp: path of its monitor socket, for the service, made absolute here; or
             ``libvirt:`` with the name or uuid of a domain.
         """
-        libvirt = isinstance(qmp, str) and qmp.startswith(f"{VmTransport.LIBVIRT}:")
+        libvirt = isinstance(qmp, str) and qmp.startswith(f"{Transport.LIBVIRT}:")
         body = {"name": name, "qmp": qmp if libvirt else str(Path(qmp).absolute())}
         return await self._change("POST", "/v1/vms", body, lambda f: f.items("nics", read_nic))
 
