@@ -25,7 +25,7 @@ from linkmgr.service.metrics import Metrics
 from linkmgr.service.operations import Operations
 from linkmgr.service.peers import Peer
 from linkmgr.service.quota import Quota, Rank
-from linkmgr.service.stream import Stream
+from linkmgr.service.stream import EventLog
 
 
 class Served(Links, Protocol):
@@ -83,7 +83,7 @@ class Core:
         running = Quota(lambda: self.limits().running, self.rank)
         streams = Quota(lambda: self.limits().streams, self.rank)
         self.operations = Operations(self.epoch, self.limits, self.metrics.on_operation, running)
-        self.stream = Stream(self.epoch, self.limits, self.metrics.on_event, streams)
+        self.event_log = EventLog(self.epoch, self.limits, self.metrics.on_event, streams)
 
     def limits(self) -> Limits:
         """The limits in force."""

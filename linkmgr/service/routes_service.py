@@ -75,7 +75,7 @@ async def operation(call: CallIn, id: models.OperationPath) -> Response:  # noqa
 @router.get("/v1/events", response_class=Response, responses=_STREAM, summary="Events")
 async def events(call: CallIn, last_event_id: models.LastEventId = None) -> Response:
     """Tell what happens, from now on or from behind the last event that the client has."""
-    return call.core.stream.open(last_event_id, call.peer)
+    return call.core.event_log.open(last_event_id, call.peer)
 
 
 @router.get("/healthz", responses={200: {"model": models.Health}}, summary="Health")

@@ -156,7 +156,7 @@ class Service:
             ]
             if (seconds := watchdog_seconds()) is not None:
                 helpers.append(group.create_task(beat(self._notifier, seconds)))
-            group.create_task(core.stream.listen(listeners[0]))
+            group.create_task(core.event_log.listen(listeners[0]))
             group.create_task(core.configured.follow(listeners[1]))
             try:
                 with self._signals():
@@ -179,7 +179,7 @@ class Service:
         self._notifier.stopping()
         self.core.operations.stop()
         self.core.links.begin_close()
-        self.core.stream.close()
+        self.core.event_log.close()
         self._server.stop()
 
     def reload(self) -> None:

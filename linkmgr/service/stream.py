@@ -28,18 +28,18 @@ from linkmgr.service.quota import Quota
 
 RESET = "reset"  #: what a stream is told when it has missed events
 #: Bytes of events that are kept, however many there are: ten times what a thousand usually have.
-RING_BYTES = 4 << 20
-_BATCH = 16 << 10  # bytes that are sent at once
+MAX_RING_BYTES = 4 << 20
+_BATCH_BYTES = 16 << 10  # bytes that are sent at once
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Entry:
     number: int
     data: bytes
 
 
-class Stream:
-    """What happened, for any number of clients.
+class EventLog:
+    """The last events, in a ring that each client reads from a position of its own.
 
     :param epoch: of this run of the service; ids are ``EPOCH-NUMBER``.
     :param limits: says how many events are kept, and how often an idle stream gets a comment line.
@@ -59,7 +59,7 @@ class Stream:
         self.closed = False
         self.places = places
         self._watcher = watcher
-        self._ring: deque[_Kept] = deque()
+        self._ring: deque[_Entry] = deque()
         self._bytes = 0
         self._last = 0
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -78,9 +78,9 @@ class Stream:
         self._last += 1
         text = json.dumps(to_json(event), separators=(",", ":"))
         data = f"id: {self._id(self._last)}\nevent: {event.kind}\ndata: {text}\n\n".encode()
-        self._ring.append(_Kept(self._last, data))
+        self._ring.append(_Entry(self._last, data))
         self._bytes += len(data)
-        while len(self._ring) > self.limits().events or self._bytes > RING_BYTES:
+        while len(self._ring) > self.limits().events or self._bytes > MAX_RING_BYTES:
             self._bytes -= len(self._ring.popleft().data)
         self._wake()
 
@@ -121,10 +121,10 @@ class Stream:
             return self._last, self.reset()
         chunks, size = [], 0
         for at in range(place - behind, len(self._ring)):
-            kept = self._ring[at]
-            chunks.append(kept.data)
-            place, size = kept.number, size + len(kept.data)
-            if size > _BATCH:
+            entry = self._ring[at]
+            chunks.append(entry.data)
+            place, size = entry.number, size + len(entry.data)
+            if size > _BATCH_BYTES:
                 break
         return place, b"".join(chunks)
 
@@ -158,11 +158,11 @@ class EventsResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: Stream, peer: Peer, place: int, first: bytes) -> None:
-        beats = {"linkmgr-heartbeat": str(stream.limits().heartbeat_seconds)}  # for `Client`
+    def __init__(self, event_log: EventLog, peer: Peer, place: int, first: bytes) -> None:
+        beats = {"linkmgr-heartbeat": str(event_log.limits().heartbeat_seconds)}  # for `Client`
         super().__init__(headers={"cache-control": "no-store"} | beats)
         del self.headers["content-length"]
-        self._stream = stream
+        self._log = event_log
         self._peer = peer
         self._place = place
         self._first = first
@@ -174,7 +174,7 @@ class EventsResponse(Response):
             await send(start)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        leave = self._stream.places.enter(self._peer)
+        leave = self._log.places.enter(self._peer)
         gone = asyncio.create_task(_until_gone(receive))
         try:
             await send(start)
@@ -191,17 +191,17 @@ class EventsResponse(Response):
 
     async def _next(self, gone: asyncio.Task[None]) -> bytes:
         """What to send next; a comment when nothing happens; nothing at the end."""
-        stream = self._stream
-        news = stream.news()
-        self._place, data = stream.after(self._place)
-        if data or stream.closed:
+        event_log = self._log
+        news = event_log.news()
+        self._place, data = event_log.after(self._place)
+        if data or event_log.closed:
             return data
-        seconds = stream.limits().heartbeat_seconds
+        seconds = event_log.limits().heartbeat_seconds
         await asyncio.wait({news, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
         if gone.done():
             return b""
-        self._place, data = stream.after(self._place)
-        return data if data or stream.closed else b": alive\n\n"
+        self._place, data = event_log.after(self._place)
+        return data if data or event_log.closed else b": alive\n\n"
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -164,7 +164,7 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         await listener.block()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 20_000, f"{grown} KiB for 200 streams and their clients"
-    assert lab.core.stream.places.total == 200
+    assert lab.core.event_log.places.total == 200
     begun = asyncio.get_running_loop().time()
     assert (await lab.ask("GET", "/healthz")).status == 200
     assert asyncio.get_running_loop().time() - begun < 1
@@ -175,14 +175,14 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         listener.writer.transport.abort()
 
     async def nobody() -> bool:
-        return not lab.core.stream.places.total
+        return not lab.core.event_log.places.total
 
     await until(nobody, timeout=5, what="all streams are forgotten")
 
 
 async def test_there_are_only_so_many_streams(lab: Lab) -> None:
     root = Peer(0, 0, 1, frozenset())
-    held = [lab.core.stream.places.enter(root) for _ in range(lab.core.limits().streams)]
+    held = [lab.core.event_log.places.enter(root) for _ in range(lab.core.limits().streams)]
     answer = await lab.ask("GET", "/v1/events")
     assert (answer.status, answer.json["code"]) == (429, "too-many")
     for leave in held:
@@ -192,7 +192,7 @@ async def test_there_are_only_so_many_streams(lab: Lab) -> None:
 async def test_past_events_take_only_so_many_bytes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "RING_BYTES", 10_000)
+    monkeypatch.setattr(stream, "MAX_RING_BYTES", 10_000)
     first = await (await Listener.open(lab)).block()
     for number in range(10):
         lab.links.board.tell(EventKind.LINK, str(number), padding="x" * 3000)
