@@ -31,7 +31,7 @@ from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.filtered import filtered
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdKeeper
-from linkmgr.host.shelf import FdShelf
+from linkmgr.host.shelf import FdRegistry
 from linkmgr.host.threads import shield_and_wait
 from linkmgr.inspection import Inspection
 from linkmgr.journal import Journal, VmJournal
@@ -139,7 +139,7 @@ class Inventory(ABC):
         self._closed = False
 
     @property
-    def fds(self) -> FdShelf:
+    def fds(self) -> FdRegistry:
         """Where callers leave the fds that are then plugged as ``fd:NAME``."""
         return self._host.fds
 

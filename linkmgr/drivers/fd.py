@@ -66,7 +66,7 @@ class FdAttachment(Attachment):
         :raise BadFd: when its device was deleted since it was left.
         :raise MtuTooLarge: when it carries larger frames than the NIC can take.
         """
-        found = await self._host.fds.look(self.id)
+        found = await self._host.fds.recheck(self.id)
         if found is None:
             return FdEndpoint(self.port.name)
         if found.mtu is not None and found.mtu > self.offer.mtu:
@@ -80,7 +80,7 @@ class FdAttachment(Attachment):
 
     async def activate(self) -> None:
         """See `Attachment.activate`. From now on the fd is not given back."""
-        self._host.fds.use(self.id)
+        self._host.fds.commit(self.id)
 
 
 class FdDriver(NetworkDriver):
@@ -117,7 +117,7 @@ class FdDriver(NetworkDriver):
         """
         kind = self.negotiate(offer, port)
         if ident is not None:
-            self.host.fds.adopt(port.name, ident, offer.nic)
+            self.host.fds.restore(port.name, ident, offer.nic)
             return FdAttachment(self.host, ident, offer, port, kind)
         attachment = FdAttachment(self.host, new_id(), offer, port, kind)
         await self.host.fds.claim(port.name, attachment.id, offer.nic)
@@ -125,7 +125,7 @@ class FdDriver(NetworkDriver):
 
     async def terminate_attachment(self, attachment: Attachment) -> None:
         """See `NetworkDriver.terminate_attachment`. What no NIC was on waits again."""
-        await self.host.fds.end(attachment.id)
+        await self.host.fds.release(attachment.id)
 
 
 def _reserved() -> NoReturn:

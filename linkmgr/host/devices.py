@@ -23,7 +23,7 @@ from linkmgr.host.rtnl import (
     del_link,
     set_link,
 )
-from linkmgr.host.shelf import FdShelf
+from linkmgr.host.shelf import FdRegistry
 from linkmgr.host.silence import disable_ipv6
 from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused, to_host_error
@@ -37,7 +37,7 @@ class Devices:
 
     def __init__(self, keeper: FdKeeper | None = None) -> None:
         self.keeper: FdKeeper = keeper or NoKeeper()
-        self.fds = FdShelf()
+        self.fds = FdRegistry()
         self._open: tuple[NetlinkReader, Rtnl] | None = None
 
     async def __aenter__(self) -> Self:

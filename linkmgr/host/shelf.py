@@ -1,4 +1,4 @@
-"""Where descriptors wait under a name until a NIC is plugged into them.
+"""A registry of descriptors that wait under a name until a NIC is plugged into them.
 
 Like the names of QMP's ``getfd``, but for callers of linkmgr. A name belongs to the uid that left
 it. It is free, waiting (until it expires, is left again or is claimed) or in use by a NIC.
@@ -19,15 +19,15 @@ from linkmgr.host.handed import TapFdInfo, inspect_tap_fd
 from linkmgr.host.threads import run_in_thread
 from linkmgr.model import NicRef, check_name
 
-LIFETIME = 60.0  #: seconds that an fd waits for its NIC
-PER_UID = 16  #: fds that may wait of one uid
-IN_ALL = 256  #: fds that may wait
-NAME_MAX = 52  #: with a uid and a dot before it, it still is the name of a port
+DEPOSIT_LIFETIME_S = 60.0  #: seconds that an fd waits for its NIC
+PER_UID_MAX = 16  #: fds that may wait of one uid
+TOTAL_MAX = 256  #: fds that may wait
+FD_NAME_MAX = 52  #: with a uid and a dot before it, it still is the name of a port
 _QUALIFIED = re.compile(r"(\d+)\.(.*)")
 
 
 @dataclass
-class _Waiting:
+class _Deposit:
     uid: int
     fd: Fd
     found: TapFdInfo
@@ -36,45 +36,45 @@ class _Waiting:
 
 @dataclass
 class _Claimed:
-    """In use. Without `waited` it outlived a restart of linkmgr, and only QEMU has the fd."""
+    """In use. Without `deposit` it outlived a restart of linkmgr, and only QEMU has the fd."""
 
     key: str
     nic: NicRef
-    waited: _Waiting | None
-    spent: bool = False  #: not to be given back
+    deposit: _Deposit | None
+    consumed: bool = False  #: not to be given back
 
 
-class FdShelf:
+class FdRegistry:
     """The descriptors that callers have left. It owns them all. Close it at the end.
 
     :param lifetime: seconds that one waits.
     :param clock: seconds that only ever grow.
-    :param look: checks one, in a thread.
+    :param inspect: checks one, in a thread.
     """
 
     def __init__(
         self,
         *,
-        lifetime: float = LIFETIME,
-        per_uid: int = PER_UID,
-        in_all: int = IN_ALL,
+        lifetime: float = DEPOSIT_LIFETIME_S,
+        per_uid_max: int = PER_UID_MAX,
+        total_max: int = TOTAL_MAX,
         clock: Callable[[], float] = time.monotonic,
-        look: Callable[[int, str], TapFdInfo] = inspect_tap_fd,
+        inspect: Callable[[int, str], TapFdInfo] = inspect_tap_fd,
     ) -> None:
         self.lifetime = lifetime
-        self._per_uid = per_uid
-        self._in_all = in_all
+        self._per_uid_max = per_uid_max
+        self._total_max = total_max
         self._clock = clock
-        self._look = look
-        self._waiting: dict[str, _Waiting] = {}
+        self._inspect = inspect
+        self._waiting: dict[str, _Deposit] = {}
         self._claims: dict[str, _Claimed] = {}  # by the id of the attachment
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def leave(self, uid: int, name: str, fd: Fd) -> float:
+    async def deposit(self, uid: int, name: str, fd: Fd) -> float:
         """Put a descriptor under a name, in place of one that waits there.
 
-        :param fd: owned by the shelf from here on, closed on every error.
+        :param fd: owned by the registry from here on, closed on every error.
         :return: seconds until it expires.
         :raise BadName: when it cannot be a name.
         :raise BadFd: when a NIC cannot use it.
@@ -84,7 +84,7 @@ class FdShelf:
         doomed = [fd]
         try:
             key = _key(uid, name)
-            found = await run_in_thread(self._look, fd.number, name)
+            found = await run_in_thread(self._inspect, fd.number, name)
             doomed += self._expired()
             if self._closed:
                 raise BadFd(f"fd {name} was left while linkmgr ends", hint="leave it again later")
@@ -99,7 +99,7 @@ class FdShelf:
                 self._check_room(uid)
             else:
                 doomed.append(before.fd)
-            self._waiting[key] = _Waiting(uid, fd, found, self._clock() + self.lifetime)
+            self._waiting[key] = _Deposit(uid, fd, found, self._clock() + self.lifetime)
             doomed.remove(fd)
             self._sweep_later()
             return self.lifetime
@@ -123,7 +123,7 @@ class FdShelf:
                 hint=f"leave it, and plug within {self.lifetime:g} s",
             )
         for claim in self._claims.values():
-            same = claim.waited and claim.waited.found.identity
+            same = claim.deposit and claim.deposit.found.identity
             if same is not None and same == waiting.found.identity:
                 raise PortInUse(
                     f"device {waiting.found.device}, fd {key}, is in use by {claim.nic} already",
@@ -131,51 +131,51 @@ class FdShelf:
                 )
         self._claims[ident] = _Claimed(key, nic, self._waiting.pop(key))
 
-    def adopt(self, key: str, ident: str, nic: NicRef) -> None:
+    def restore(self, key: str, ident: str, nic: NicRef) -> None:
         """Note a name that has been in use since before linkmgr was started."""
-        self._claims[ident] = _Claimed(key, nic, None, spent=True)
+        self._claims[ident] = _Claimed(key, nic, None, consumed=True)
 
-    async def look(self, ident: str) -> TapFdInfo | None:
+    async def recheck(self, ident: str) -> TapFdInfo | None:
         """Look once more at a descriptor that was claimed.
 
         :return: ``None`` when it was claimed before linkmgr was started: we do not have it.
         :raise BadFd: when it is of no use any more.
         """
         claim = self._claims[ident]
-        if claim.waited is None:
+        if claim.deposit is None:
             return None
         try:
-            return await run_in_thread(self._look, claim.waited.fd.number, claim.key)
+            return await run_in_thread(self._inspect, claim.deposit.fd.number, claim.key)
         except BadFd:
-            claim.spent = True
+            claim.consumed = True
             raise
 
-    def copy(self, ident: str) -> Fd:
+    def dup(self, ident: str) -> Fd:
         """Return a duplicate of a descriptor that was claimed, for the caller to own.
 
         :raise BadFd: when it was claimed before linkmgr was started: we do not have it.
         """
         claim = self._claims[ident]
-        if claim.waited is None:
+        if claim.deposit is None:
             raise BadFd(
                 f"fd {claim.key} was lost when linkmgr was started again", hint="leave it again"
             )
-        return claim.waited.fd.dup()
+        return claim.deposit.fd.dup()
 
-    def use(self, ident: str) -> None:
+    def commit(self, ident: str) -> None:
         """Note that the NIC is on it now: it is not given back any more."""
-        self._claims[ident].spent = True
+        self._claims[ident].consumed = True
 
-    async def end(self, ident: str) -> None:
+    async def release(self, ident: str) -> None:
         """End a claim. What no NIC was on waits again; the rest is closed. Repeats freely."""
         claim = self._claims.pop(ident, None)
-        if claim is None or claim.waited is None:
+        if claim is None or claim.deposit is None:
             return
-        if claim.spent or self._closed:
-            await claim.waited.fd.close_in_thread()
+        if claim.consumed or self._closed:
+            await claim.deposit.fd.close_in_thread()
         else:
-            claim.waited.until = self._clock() + self.lifetime
-            self._waiting[claim.key] = claim.waited
+            claim.deposit.until = self._clock() + self.lifetime
+            self._waiting[claim.key] = claim.deposit
             self._sweep_later()
 
     async def sweep(self) -> None:
@@ -188,7 +188,7 @@ class FdShelf:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        claimed = [claim.waited.fd for claim in self._claims.values() if claim.waited]
+        claimed = [claim.deposit.fd for claim in self._claims.values() if claim.deposit]
         waiting = [each.fd for each in self._waiting.values()]
         self._claims.clear()
         self._waiting.clear()
@@ -202,12 +202,12 @@ class FdShelf:
 
     def _check_room(self, uid: int) -> None:
         own = sum(each.uid == uid for each in self._waiting.values())
-        if own >= self._per_uid:
+        if own >= self._per_uid_max:
             raise Conflict(
                 f"{own} fds of uid {uid} wait to be plugged, which is as many as may",
                 hint=f"plug them, or wait: each expires after {self.lifetime:g} s",
             )
-        if len(self._waiting) >= self._in_all:
+        if len(self._waiting) >= self._total_max:
             raise Conflict(
                 f"{len(self._waiting)} fds wait to be plugged, which is as many as may",
                 hint=f"try again: each expires after {self.lifetime:g} s",
@@ -215,7 +215,7 @@ class FdShelf:
 
     def _sweep_later(self) -> None:
         if self._sweeper is None or self._sweeper.done():
-            self._sweeper = asyncio.create_task(self._sweep_while_any(), name="fd shelf")
+            self._sweeper = asyncio.create_task(self._sweep_while_any(), name="fd registry")
 
     async def _sweep_while_any(self) -> None:
         while self._waiting:
@@ -226,10 +226,10 @@ class FdShelf:
 
 def _key(uid: int, name: str) -> str:
     check_name("fd", name)
-    if len(name) > NAME_MAX or _QUALIFIED.fullmatch(name):
+    if len(name) > FD_NAME_MAX or _QUALIFIED.fullmatch(name):
         raise BadName(
             f"{name[:40]} cannot be the name of an fd",
-            hint=f"use at most {NAME_MAX} characters, and begin with no number and dot",
+            hint=f"use at most {FD_NAME_MAX} characters, and begin with no number and dot",
         )
     return f"{uid}.{name}"
 

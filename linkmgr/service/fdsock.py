@@ -22,7 +22,7 @@ from linkmgr.discard import drain
 from linkmgr.errors import AlreadyExists, BadRequest, HostError, LinkmgrError
 from linkmgr.host.handed import not_a_tap
 from linkmgr.host.receive_fd import PACKET_MAX
-from linkmgr.host.shelf import FdShelf
+from linkmgr.host.shelf import FdRegistry
 from linkmgr.jsonform import Form, FormError
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.fd_receiver import Packet, Receivers
@@ -76,7 +76,7 @@ def bind(path: Path) -> UnixSocket:
 class FdSocket:
     """Serves the socket. ``async with`` owns it and everything that is connected.
 
-    :param shelf: where the fds go.
+    :param registry: where the fds go.
     :param listening: made by `bind` or by systemd; closed at the end.
     :param path: removed at the end, when it is still that socket; for one of systemd's ``None``.
     :param allow: raises `Forbidden` for those who may not leave fds.
@@ -86,7 +86,7 @@ class FdSocket:
 
     def __init__(
         self,
-        shelf: FdShelf,
+        registry: FdRegistry,
         listening: UnixSocket,
         *,
         path: Path | None = None,
@@ -94,7 +94,7 @@ class FdSocket:
         idle: float = IDLE_SECONDS,
         rank: Callable[[Peer], Rank] = only_root,
     ) -> None:
-        self._shelf = shelf
+        self._registry = registry
         self._listening = listening
         self._path = path
         self._inode = path.lstat().st_ino if path else None
@@ -178,7 +178,7 @@ class FdSocket:
         if packet.fd is None:
             raise not_a_tap(*packet.kind, name)
         fd, packet.fd = packet.fd, None
-        expires = await self._shelf.leave(peer.uid, name, fd)
+        expires = await self._registry.deposit(peer.uid, name, fd)
         about = "fd socket: %s left an fd as %s"
         self._limit.log(logging.INFO, f"uid {peer.uid}", about, peer, name)
         return expires

@@ -219,7 +219,7 @@ class HubWiring(Wiring):
                     return
                 await make_macvtap(self._host, cable, cable.endpoint)
             case FdEndpoint():
-                cable.fd = self._host.fds.copy(cable.id)
+                cable.fd = self._host.fds.dup(cable.id)
             case None:
                 raise AssertionError("only a cable of our own is staged")
         assert cable.fd is not None

@@ -49,7 +49,7 @@ PORT = fd_port(UID, "p1")
 @pytest.fixture
 async def built(host: Host) -> Bench:
     """A tap that waits under the name p1."""
-    await host.fds.leave(UID, "p1", open_tap("tap-t"))
+    await host.fds.deposit(UID, "p1", open_tap("tap-t"))
     return Bench(FD_NETWORK, "tap-t", "true", "ip link del tap-t", f"{UID}.")
 
 

@@ -42,7 +42,7 @@ async def main(state, step, verb):
         if verb == "unplug":
             await links.unplug("web1/net0")
         else:
-            await links.fds.leave(0, "uplink", open_tap("up0"))
+            await links.fds.deposit(0, "uplink", open_tap("up0"))
             await links.plug("web1/net0", "fd:uplink")
 
 asyncio.run(main(*sys.argv[1:]))
@@ -91,7 +91,7 @@ async def recovered(links: LinkManager, guest: Guest) -> Nic:
 async def test_a_cable_that_was_handed_over_is_adopted(bed: Lab) -> None:
     state, guest = bed.workdir / "state", bed.guests["web1"]
     async with LinkManager(state=state) as links:
-        await links.fds.leave(0, "uplink", open_tap("up0"))
+        await links.fds.deposit(0, "uplink", open_tap("up0"))
         before = (await links.plug(NIC, "fd:uplink")).nic.connection
         assert before
     assert open_devices() == []
@@ -101,11 +101,11 @@ async def test_a_cable_that_was_handed_over_is_adopted(bed: Lab) -> None:
         assert nic.connection.endpoint == FdEndpoint("0.uplink", "up0", vnet_hdr=False, mtu=1500)
         assert not (await links.plug(NIC, "fd:uplink")).changed
         with pytest.raises(PortInUse, match="in use by web1/net0"):
-            await links.fds.leave(0, "uplink", open_tap("t0"))
+            await links.fds.deposit(0, "uplink", open_tap("t0"))
         await links.plug(NIC, "blue")
         await reaches(guest, await links.nic(NIC))
         # Nobody has the tap open any more, and the name is free.
-        await links.fds.leave(0, "uplink", open_tap("up0"))
+        await links.fds.deposit(0, "uplink", open_tap("up0"))
         await links.plug(NIC, "fd:uplink")
         await links.unplug(NIC)
         assert open_devices() == []
@@ -129,7 +129,7 @@ async def test_killed_at_any_step_the_guest_is_on_one_whole_cable_or_none(
                 if start == "blue":
                     await links.plug(NIC, "blue", notify="silent")
                 elif start == "fd":
-                    await links.fds.leave(0, "uplink", open_tap("up0"))
+                    await links.fds.deposit(0, "uplink", open_tap("up0"))
                     await links.plug(NIC, "fd:uplink", notify="silent")
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", CRASH, str(state), step, verb, cwd=ROOT
@@ -143,5 +143,5 @@ async def test_killed_at_any_step_the_guest_is_on_one_whole_cable_or_none(
                 if nic.connection and expected == "fd":
                     assert str(nic.connection.port) == "fd:0.uplink"
                 await links.unplug(NIC)
-                await links.fds.leave(0, "uplink", open_tap("up0"))  # nobody holds it any more
+                await links.fds.deposit(0, "uplink", open_tap("up0"))  # nobody holds it any more
             assert open_devices() == []

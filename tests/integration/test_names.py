@@ -199,7 +199,7 @@ async def test_a_device_that_took_the_name_is_never_taken_for_ours(bed: Bed) -> 
 async def test_a_device_that_was_handed_over_is_never_renamed(bed: Bed) -> None:
     async with bed.links() as links:
         with open_tap("theirs0") as fd:
-            await links.fds.leave(0, "theirs", fd.dup())
+            await links.fds.deposit(0, "theirs", fd.dup())
             await links.name_device(NIC, NAME)
             await links.plug(NIC, "fd:theirs", notify="silent")
             assert (NET / "theirs0").exists()

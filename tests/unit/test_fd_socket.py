@@ -16,7 +16,7 @@ import pytest
 from linkmgr.errors import AlreadyExists, Forbidden, HostError, UnknownPort
 from linkmgr.host.handed import TapFdInfo
 from linkmgr.host.receive_fd import PACKET_MAX
-from linkmgr.host.shelf import FdShelf
+from linkmgr.host.shelf import FdRegistry
 from linkmgr.model import NicRef
 from linkmgr.service import fdsock
 from linkmgr.service.fdsock import FdSocket, bind, everyone
@@ -47,14 +47,14 @@ async def serving(
     *,
     allow: Callable[[Peer], None] = everyone,
     idle: float = 5,
-    shelf: FdShelf | None = None,
-) -> AsyncIterator[FdShelf]:
+    registry: FdRegistry | None = None,
+) -> AsyncIterator[FdRegistry]:
     """Serve for the block; nothing may be open afterwards that was not before."""
     before = open_fds()
-    shelf = shelf or FdShelf(look=found)
-    async with FdSocket(shelf, bind(path), path=path, allow=allow, idle=idle):
-        yield shelf
-    await shelf.close()
+    registry = registry or FdRegistry(inspect=found)
+    async with FdSocket(registry, bind(path), path=path, allow=allow, idle=idle):
+        yield registry
+    await registry.close()
     assert open_fds() - before == set()
 
 
@@ -106,12 +106,12 @@ def tap() -> Any:
 
 
 async def test_an_fd_is_left_under_a_name_of_the_uid_that_connected(path: Path, tap: int) -> None:
-    async with serving(path) as shelf:
+    async with serving(path) as registry:
         with Caller(path) as caller:
             answer = await caller.ask(b'{"name": "uplink"}', [tap])
         assert answer == {"ok": True, "expires": 60.0}
-        await shelf.claim(f"{os.getuid()}.uplink", "aaaa0001", NIC)
-        with shelf.copy("aaaa0001") as copy:
+        await registry.claim(f"{os.getuid()}.uplink", "aaaa0001", NIC)
+        with registry.dup("aaaa0001") as copy:
             assert os.fstat(copy.number).st_rdev == os.fstat(tap).st_rdev
             assert not os.get_inheritable(copy.number)
 
@@ -119,13 +119,13 @@ async def test_an_fd_is_left_under_a_name_of_the_uid_that_connected(path: Path, 
 async def test_several_are_left_on_one_connection_also_after_a_mistake(
     path: Path, tap: int
 ) -> None:
-    async with serving(path) as shelf:
+    async with serving(path) as registry:
         with Caller(path) as caller:
             assert (await caller.ask(b'{"name": "a"}', [tap]))["ok"]
             assert not (await caller.ask(b"nonsense", [tap]))["ok"]
             assert (await caller.ask(b'{"name": "b"}', [tap]))["ok"]
         for name in ("a", "b"):
-            await shelf.claim(f"{os.getuid()}.{name}", f"aaaa000{name}", NIC)
+            await registry.claim(f"{os.getuid()}.{name}", f"aaaa000{name}", NIC)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ async def test_several_are_left_on_one_connection_also_after_a_mistake(
 async def test_a_packet_of_the_wrong_form_is_told_what_is_wrong_and_its_fds_are_closed(
     path: Path, tap: int, data: bytes, fds: int, code: str, complaint: str
 ) -> None:
-    async with serving(path) as shelf:
+    async with serving(path) as registry:
         with Caller(path) as caller:
             await caller.ask(b"nonsense")  # the service has its end now
             before = open_fds()
@@ -163,11 +163,11 @@ async def test_a_packet_of_the_wrong_form_is_told_what_is_wrong_and_its_fds_are_
         assert answer["status"] == 400
         assert {"title", "detail", "nic", "state"} <= answer.keys()
         with pytest.raises(UnknownPort):
-            await shelf.claim(f"{os.getuid()}.a", "aaaa0001", NIC)
+            await registry.claim(f"{os.getuid()}.a", "aaaa0001", NIC)
 
 
 async def test_what_is_no_tap_is_a_bad_fd(path: Path) -> None:
-    async with serving(path, shelf=FdShelf()):
+    async with serving(path, registry=FdRegistry()):
         with Caller(path) as caller, open(os.devnull, "rb+") as null:  # noqa: ASYNC230, PTH123
             answer = await caller.ask(b'{"name": "uplink"}', [null.fileno()])
     assert (answer["ok"], answer["code"], answer["status"]) == (False, "bad-fd", 400)
@@ -175,7 +175,7 @@ async def test_what_is_no_tap_is_a_bad_fd(path: Path) -> None:
 
 
 async def test_a_caller_may_hang_up_at_any_time(path: Path, tap: int) -> None:
-    async with serving(path) as shelf:
+    async with serving(path) as registry:
         with Caller(path):
             pass
         with Caller(path) as caller:  # before its answer, and the fd is there all the same
@@ -183,7 +183,7 @@ async def test_a_caller_may_hang_up_at_any_time(path: Path, tap: int) -> None:
 
         async def there() -> bool:
             try:
-                await shelf.claim(f"{os.getuid()}.uplink", "aaaa0001", NIC)
+                await registry.claim(f"{os.getuid()}.uplink", "aaaa0001", NIC)
             except UnknownPort:
                 return False
             return True
@@ -249,7 +249,7 @@ async def test_one_user_cannot_have_all_connections(
 
 
 async def test_closing_hangs_up_on_everybody_and_removes_the_socket(path: Path) -> None:
-    async with FdSocket(FdShelf(), bind(path), path=path):
+    async with FdSocket(FdRegistry(), bind(path), path=path):
         caller = Caller(path)
         await caller.ask(b"nonsense")
     with caller:
@@ -273,7 +273,7 @@ async def test_a_dead_ones_socket_is_replaced_a_living_ones_is_not(path: Path) -
 
 
 async def test_the_socket_of_a_successor_is_left_alone(path: Path) -> None:
-    async with FdSocket(FdShelf(), bind(path), path=path):
+    async with FdSocket(FdRegistry(), bind(path), path=path):
         path.unlink()
         other = bind(path)
     assert path.is_socket()
