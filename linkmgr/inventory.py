@@ -30,7 +30,7 @@ from linkmgr.errors import (
 from linkmgr.events import EventKind, Events, Switchboard
 from linkmgr.filtered import filtered
 from linkmgr.host import Host
-from linkmgr.host.keeper import FdKeeper
+from linkmgr.host.keeper import FdStore
 from linkmgr.host.shelf import FdRegistry
 from linkmgr.host.threads import shield_and_wait
 from linkmgr.inspection import Inspection
@@ -91,7 +91,7 @@ class Inventory(ABC):
         self,
         *,
         state: str | Path | None = None,
-        keeper: FdKeeper | None = None,
+        fd_store: FdStore | None = None,
         watch: bool | None = None,
         timeout: float = 5.0,
         probe: Probe = no_probe,
@@ -101,7 +101,7 @@ class Inventory(ABC):
         self._connectors = connectors
         self._probe = probe
         self._stack = contextlib.AsyncExitStack()
-        self._host = Host(keeper)
+        self._host = Host(fd_store)
         #: What the state directory holds.
         self.documents = Documents(None if state is None else Path(state))
         self._journal = Journal(self.documents)
@@ -206,7 +206,7 @@ class Inventory(ABC):
         """Free what no cable needs any more, now that more is known of what there is."""
         await self._networks.tidy()
         here, absent = self._cables()
-        self._host.keeper.settle(here, absent)
+        self._host.fd_store.prune(here, absent)
 
     def _is_back(self, vm: Vm | None) -> None:
         """A VM that an earlier run knew answers, or has ended."""

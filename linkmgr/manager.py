@@ -72,7 +72,7 @@ class LinkManager(Beside):
     :param state: the state directory, ``None`` for one that forgets.
     :param watch: whether to look after each change of the host's devices if all cables are what
         they should be, and do what their networks' `Drift` says. By default with a state directory.
-    :param keeper: keeps duplicates of the cables' fds for the next run.
+    :param fd_store: for duplicates of the cables' fds for the next run.
     :param timeout: seconds that QEMU may take for one command.
     :param probe: called before each step of a swap, for tests and for showing progress.
     :param connectors: how monitors are reached; by default over sockets only.

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from linkmgr.errors import HostError, LinkBusy
 from linkmgr.host import rtnl_read
-from linkmgr.host.keeper import FdKeeper, NoKeeper
+from linkmgr.host.keeper import FdStore, NullFdStore
 from linkmgr.host.links import NetDevice
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import address_taken
@@ -35,8 +35,8 @@ DeviceKey = int | str  #: index or name
 class Devices:
     """The part of `linkmgr.host.Host` that is about any device; see there."""
 
-    def __init__(self, keeper: FdKeeper | None = None) -> None:
-        self.keeper: FdKeeper = keeper or NoKeeper()
+    def __init__(self, fd_store: FdStore | None = None) -> None:
+        self.fd_store: FdStore = fd_store or NullFdStore()
         self.fds = FdRegistry()
         self._open: tuple[NetlinkReader, Rtnl] | None = None
 

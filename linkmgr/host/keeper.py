@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Protocol
 
 
-class FdKeeper(Protocol):
-    """Keeps a duplicate of a cable's fd somewhere else, so that a kill -9 does not lose it.
+class FdStore(Protocol):
+    """A store that keeps a duplicate of a cable's fd, so that a kill -9 does not lose it.
 
     Without it a service that starts again has no duplicate, and the next swap closes the tap's last
     fd inside QEMU, which stalls the guest for 20 ms. Nothing else depends on it, so no method
@@ -31,26 +31,26 @@ class FdKeeper(Protocol):
         It stays kept until `drop`, so that who failed halfway can take it again.
         """
 
-    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
+    def prune(self, claimed: Collection[str], pending: Collection[str]) -> None:
         """Drop what an earlier run left and no cable needs.
 
-        :param here: ids of cables whose fds were taken for good.
-        :param absent: ids of those that may still be taken.
+        :param claimed: ids of cables whose fds were taken for good.
+        :param pending: ids of those that may still be taken.
         """
 
 
-class NoKeeper:
-    """Keeps nothing: for a process that nobody starts again."""
+class NullFdStore:
+    """A store that keeps nothing: for a process that nobody starts again."""
 
     def keep(self, ident: str, fd: int) -> None:
-        """See `FdKeeper.keep`."""
+        """See `FdStore.keep`."""
 
     def drop(self, ident: str) -> None:
-        """See `FdKeeper.drop`."""
+        """See `FdStore.drop`."""
 
     def take(self, ident: str) -> int | None:  # noqa: ARG002 - the protocol's name
-        """See `FdKeeper.take`."""
+        """See `FdStore.take`."""
         return None
 
-    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
-        """See `FdKeeper.settle`."""
+    def prune(self, claimed: Collection[str], pending: Collection[str]) -> None:
+        """See `FdStore.prune`."""

@@ -75,8 +75,8 @@ def passed_fds(environ: MutableMapping[str, str] = os.environ) -> PassedFds:
     return PassedFds(fds)
 
 
-class SystemdKeeper:
-    """The fd store as an `FdKeeper`. Owns what an earlier run left until it is taken or dropped.
+class SystemdFdStore:
+    """systemd's store as an `FdStore`. Owns what an earlier run left until it is taken or dropped.
 
     :param notifier: how systemd is told; stays the caller's.
     :param passed: the fds of the store are taken out of it; the rest stays the caller's.
@@ -99,13 +99,13 @@ class SystemdKeeper:
         return [name.removeprefix(_PREFIX) for name in self._left]
 
     def keep(self, ident: str, fd: int) -> None:
-        """See `FdKeeper.keep`. systemd notices an fd that it has already."""
+        """See `FdStore.keep`. systemd notices an fd that it has already."""
         if (name := _name(ident)) is not None:
             # FDPOLL=0: systemd would be woken for each of the guest's frames, and hear of nothing.
             self._notifier.send("FDSTORE=1", "FDPOLL=0", f"FDNAME={name}", fds=[fd])
 
     def drop(self, ident: str) -> None:
-        """See `FdKeeper.drop`."""
+        """See `FdStore.drop`."""
         if (name := _name(ident)) is None:
             return
         if (fd := self._left.pop(name, None)) is not None:
@@ -113,7 +113,7 @@ class SystemdKeeper:
         self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def take(self, ident: str) -> int | None:
-        """See `FdKeeper.take`."""
+        """See `FdStore.take`."""
         fd = self._left.get(_PREFIX + ident)
         if fd is None:
             return None
@@ -123,12 +123,12 @@ class SystemdKeeper:
             log.warning("the fd of cable %s cannot be duplicated: %s", ident, error)
             return None
 
-    def settle(self, here: Collection[str], absent: Collection[str]) -> None:
-        """See `FdKeeper.settle`."""
+    def prune(self, claimed: Collection[str], pending: Collection[str]) -> None:
+        """See `FdStore.prune`."""
         for ident in self.left:
-            if ident in here:  # the store keeps it
+            if ident in claimed:  # the store keeps it
                 self._left.pop(_PREFIX + ident).close()
-            elif ident not in absent:
+            elif ident not in pending:
                 log.info("no cable needs the fd of %s any more", ident)
                 self.drop(ident)
 

@@ -51,7 +51,7 @@ from linkmgr.service.fdstore import (
     HANDOVER,
     MONITORS,
     PassedFds,
-    SystemdKeeper,
+    SystemdFdStore,
     passed_fds,
 )
 from linkmgr.service.logs import log_to_stderr
@@ -102,9 +102,9 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         api = await stack.enter_async_context(_socket(passed, API, socket, EVERYBODYS))
         admins = socket.with_name(ADMIN_NAME)
         admin = await stack.enter_async_context(_socket(passed, ADMIN, admins, OWNERS))
-        keeper = SystemdKeeper(notifier, passed) if notifier.connected else None
-        if keeper is not None:
-            stack.callback(keeper.close)
+        fd_store = SystemdFdStore(notifier, passed) if notifier.connected else None
+        if fd_store is not None:
+            stack.callback(fd_store.close)
         ready: asyncio.Future[DomainCare] = asyncio.get_running_loop().create_future()
         stack.callback(ready.cancel)
         qmp_path = socket.with_name(QMP_SOCKET)
@@ -115,7 +115,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         )
         timeout = settings.limits.monitor_seconds
         links = await stack.enter_async_context(
-            LinkManager(state=state, keeper=keeper, timeout=timeout, connectors=connectors)
+            LinkManager(state=state, fd_store=fd_store, timeout=timeout, connectors=connectors)
         )
         core = Core(links, settings, links.documents)
         await core.configured.use(settings.networks)

@@ -190,13 +190,13 @@ class HubWiring(Wiring):
             ident = name.removeprefix(_NETDEV_PREFIX)
             fd = self._fd_again(ident, info.netdevs[name])
             await self._qemu.execute("netdev_del", {"id": name})
-            self._host.keeper.drop(ident)
+            self._host.fd_store.drop(ident)
             if fd is not None:
                 await fd.close_in_thread()
 
     def _fd_again(self, ident: str, backend: NetClient | None) -> Fd | None:
-        """A duplicate of a cable's fd, from its keeper or from QEMU, if that is allowed."""
-        copy = self._host.keeper.take(ident)
+        """A duplicate of a cable's fd, from the fd store or from QEMU, if that is allowed."""
+        copy = self._host.fd_store.take(ident)
         if copy is None and backend is not None and (number := tap_fd_number(backend)) is not None:
             copy = self._qemu.dup_fd(number)
         return None if copy is None else Fd(copy)
@@ -223,7 +223,7 @@ class HubWiring(Wiring):
             case None:
                 raise AssertionError("only a cable of our own is staged")
         assert cable.fd is not None
-        self._host.keeper.keep(cable.id, cable.fd.number)
+        self._host.fd_store.keep(cable.id, cable.fd.number)
         cable.netdev_added = cable.fd_named = True
         try:
             await self._qemu.execute(
@@ -370,7 +370,7 @@ class HubWiring(Wiring):
                 raise
         cable.netdev_added = False
         if ours:
-            self._host.keeper.drop(cable.id)
+            self._host.fd_store.drop(cable.id)
         if cable.fd is not None:
             await cable.fd.close_in_thread()
             cable.fd = None

@@ -147,7 +147,7 @@ async def test_a_taps_fd_survives_kill_9_restart_and_kill_9_again(machine: Machi
 
 
 async def test_a_dropped_fd_is_not_had_again_and_frees_the_device(machine: Machine) -> None:
-    await ask(machine, "self.keeper.drop(TAG.id)")
+    await ask(machine, "self.fd_store.drop(TAG.id)")
     await until(lambda: _is(stored(machine), 0), timeout=5, what="an empty store")
     await ask(machine, "self.tap.close()")
     gone = await machine.run(f"ip link show {DEVICE}", check=False)
@@ -162,7 +162,7 @@ async def test_the_fd_of_a_deleted_device_stays_until_it_is_dropped(machine: Mac
     await machine.run(f"ip link del {DEVICE}")
     await asyncio.sleep(0.5)
     assert await stored(machine) == 1
-    await ask(machine, "self.keeper.drop(TAG.id)")
+    await ask(machine, "self.fd_store.drop(TAG.id)")
     await until(lambda: _is(stored(machine), 0), timeout=5, what="an empty store")
 
 

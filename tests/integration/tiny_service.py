@@ -21,7 +21,7 @@ from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.rtnl import index_of
 from linkmgr.host.tap import make_tap
 from linkmgr.model import DirectMode, OwnerTag
-from linkmgr.service.fdstore import SystemdKeeper, passed_fds
+from linkmgr.service.fdstore import SystemdFdStore, passed_fds
 from linkmgr.service.notify import Notifier, beat, watchdog_seconds
 
 TUNGETIFF = 0x800454D2
@@ -54,11 +54,11 @@ class Tiny:
         self.beats = watchdog_seconds()
         passed = passed_fds()
         names = passed.names
-        self.keeper = SystemdKeeper(self.notifier, passed)
-        taken = self.keeper.take(TAG.id)
+        self.fd_store = SystemdFdStore(self.notifier, passed)
+        taken = self.fd_store.take(TAG.id)
         if taken is None:
             self.tap = make_tap("lm0123abcd", TAG, mtu=1500, vnet_hdr=False, up=True)
-            self.keeper.keep(TAG.id, self.tap.number)
+            self.fd_store.keep(TAG.id, self.tap.number)
         else:
             self.tap = Fd(taken)
         run: dict[str, Any] = {"pid": os.getpid(), "names": names, "taken": taken is not None}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr.host import Fd
-from linkmgr.host.keeper import FdKeeper, NoKeeper
-from linkmgr.service.fdstore import PassedFds, SystemdKeeper, passed_fds
+from linkmgr.host.keeper import FdStore, NullFdStore
+from linkmgr.service.fdstore import PassedFds, SystemdFdStore, passed_fds
 from linkmgr.service.notify import Notifier
 from tests.unit.notify_lab import Manager, manager, notifier
 
@@ -116,10 +116,10 @@ def is_open(number: int) -> bool:
 def test_keeping_sends_a_duplicate_and_dropping_removes_it(
     manager: Manager, notifier: Notifier
 ) -> None:
-    keeper: FdKeeper = SystemdKeeper(notifier, PassedFds([]))
+    fd_store: FdStore = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:
-        keeper.keep("0123abcd", fd.number)
-        keeper.drop("0123abcd")
+        fd_store.keep("0123abcd", fd.number)
+        fd_store.drop("0123abcd")
         assert is_open(fd.number)
     assert manager.received() == [
         ("FDSTORE=1\nFDPOLL=0\nFDNAME=lm-0123abcd", 1),
@@ -132,27 +132,27 @@ def test_what_an_earlier_run_left_can_be_taken_until_it_is_dropped(notifier: Not
     left, api = an_fd(), an_fd()
     number = left.number
     passed = PassedFds([("lm-aa", left), ("api", api)])
-    keeper = SystemdKeeper(notifier, passed)
+    fd_store = SystemdFdStore(notifier, passed)
     assert passed.names == ["api"]
     for _ in range(2):
-        taken = keeper.take("aa")
+        taken = fd_store.take("aa")
         assert taken is not None
         assert os.path.sameopenfile(taken, number)
         os.close(taken)
-    keeper.drop("aa")
-    assert keeper.take("aa") is None
+    fd_store.drop("aa")
+    assert fd_store.take("aa") is None
     assert not is_open(number)
-    keeper.close()
+    fd_store.close()
     passed.close()
 
 
 def test_an_fd_that_was_stored_twice_is_had_once(notifier: Notifier) -> None:
     one, other = an_fd(), an_fd()
     numbers = one.number, other.number
-    keeper = SystemdKeeper(notifier, PassedFds([("lm-aa", one), ("lm-aa", other)]))
-    assert keeper.left == ["aa"]
+    fd_store = SystemdFdStore(notifier, PassedFds([("lm-aa", one), ("lm-aa", other)]))
+    assert fd_store.left == ["aa"]
     assert not is_open(numbers[1])
-    keeper.close()
+    fd_store.close()
     assert not is_open(numbers[0])
 
 
@@ -160,28 +160,28 @@ def test_what_nobody_claims_is_dropped(manager: Manager, notifier: Notifier) -> 
     fds = [an_fd(), an_fd(), an_fd()]
     numbers = [fd.number for fd in fds]
     names = ["lm-a", "lm-b", "lm-c"]
-    keeper = SystemdKeeper(notifier, PassedFds(list(zip(names, fds, strict=True))))
-    keeper.drop("a")
-    taken = keeper.take("b")
-    keeper.settle(here=["b"], absent=["c"])
-    assert keeper.left == ["c"], "what may still be taken is kept"
-    keeper.settle(here=["b"], absent=[])
-    assert keeper.left == []
+    fd_store = SystemdFdStore(notifier, PassedFds(list(zip(names, fds, strict=True))))
+    fd_store.drop("a")
+    taken = fd_store.take("b")
+    fd_store.prune(claimed=["b"], pending=["c"])
+    assert fd_store.left == ["c"], "what may still be taken is kept"
+    fd_store.prune(claimed=["b"], pending=[])
+    assert fd_store.left == []
     assert manager.heard() == [f"FDSTOREREMOVE=1\nFDNAME=lm-{ident}" for ident in "ac"]
     assert taken is not None
     os.close(taken)
     assert not any(is_open(number) for number in numbers)
-    keeper.close()
+    fd_store.close()
 
 
 @pytest.mark.parametrize("ident", ["", "a:b", "a\nFDSTORE=1", "x" * 300])
 def test_an_id_that_cannot_be_a_name_is_logged_and_not_sent(
     manager: Manager, notifier: Notifier, ident: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = SystemdKeeper(notifier, PassedFds([]))
+    fd_store = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:
-        keeper.keep(ident, fd.number)
-    keeper.drop(ident)
+        fd_store.keep(ident, fd.number)
+    fd_store.drop(ident)
     assert manager.heard() == []
     assert "cannot be the name of an fd" in caplog.text
 
@@ -191,23 +191,23 @@ def test_keeping_works_without_room_and_without_systemd(tmp_path: Path) -> None:
         deaf.bind(str(tmp_path / "deaf"))
         for address in (str(tmp_path / "deaf"), str(tmp_path / "nobody"), None):
             notifier = Notifier(address)
-            keeper = SystemdKeeper(notifier, PassedFds([]))
+            fd_store = SystemdFdStore(notifier, PassedFds([]))
             with an_fd() as fd:
                 for number in range(2000):
-                    keeper.keep(f"{number:08x}", fd.number)
+                    fd_store.keep(f"{number:08x}", fd.number)
             notifier.close()
 
 
 def test_a_closed_fd_cannot_be_kept_and_that_is_no_error(
     notifier: Notifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    SystemdKeeper(notifier, PassedFds([])).keep("aa", 9999)
+    SystemdFdStore(notifier, PassedFds([])).keep("aa", 9999)
     assert "Bad file descriptor" in caplog.text
 
 
 def test_no_keeper_keeps_nothing() -> None:
-    keeper: FdKeeper = NoKeeper()
+    fd_store: FdStore = NullFdStore()
     with an_fd() as fd:
-        keeper.keep("aa", fd.number)
-    assert keeper.take("aa") is None
-    keeper.drop("aa")
+        fd_store.keep("aa", fd.number)
+    assert fd_store.take("aa") is None
+    fd_store.drop("aa")

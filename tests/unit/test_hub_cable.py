@@ -69,7 +69,7 @@ class FakeHost:
             port_options=None,
             group=DEVICE_GROUP,
         )
-        self.keeper = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
+        self.fd_store = SimpleNamespace(drop=lambda _: None, keep=lambda *_: None)
 
     async def find_device(self, _: object) -> object:
         return self.device
