@@ -522,9 +522,9 @@ def _choice(kind: type[E], value: str) -> E:
 
 
 def _left_behind(new: Plugged | None) -> tuple[str, ...]:
-    if new is None or not new.cable.left_behind:
+    if new is None or not new.cable.lost_settings:
         return ()
-    had = f"{', '.join(new.cable.left_behind)} is gone with the device of the cable before"
+    had = f"{', '.join(new.cable.lost_settings)} is gone with the device of the cable before"
     now = f"device {new.cable.device} has it not"
     return (f"{had}, where somebody had set it, and {now}. To do: set it there if it is wanted",)
 

@@ -33,19 +33,19 @@ class Cable:
     mac: str = ""
     #: Forwarding entries that the bridge had behind the NIC's old port, and has to have behind the
     #: new one.
-    withdrawn: list[FdbEntry] = field(default_factory=list)
+    withdrawn_entries: list[FdbEntry] = field(default_factory=list)
     #: What the guest uses and its port allows; ``None`` for the address above. Of a macvtap.
     allowed_mac: str | None = None
     allowed_promisc: bool = False  #: as `allowed_mac`, in passthru mode
     device: str | None = None  #: the tap or macvtap on this host, once it exists
-    #: Its number, once seen: with it a device that has another name now is asked for alone.
-    index: int | None = field(default=None, compare=False)
+    #: Of that, once seen: with it a device that was renamed is found by one request.
+    ifindex: int | None = field(default=None, compare=False)
     preferred_ifname: str | None = None  #: name of a new device, if no other has it
     #: Our duplicate of the fd that QEMU has. It must outlive QEMU's own: closing a tap's last fd
     #: inside QEMU stalls the guest for 20 ms.
     fd: Fd | None = field(default=None, repr=False)
-    #: What somebody else had set on the device of the cable before, and this one has not: in words.
-    left_behind: list[str] = field(default_factory=list)
+    #: Settings of others on the replaced cable's device, which this one's has not: in words.
+    lost_settings: list[str] = field(default_factory=list)
     netdev_added: bool = False  #: whether QEMU may have the netdev
     reused: bool = False  #: whether it takes the NIC's present device, fd and netdev
     fd_named: bool = False  #: whether QEMU may have the fd under a name (``getfd``)

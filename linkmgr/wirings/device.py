@@ -28,13 +28,13 @@ async def find_cable_device(host: Host, cable: Cable) -> NetDevice | None:
     tag, own = tag_of(cable), device_name(PREFIX, cable.id)
     device = None if cable.device is None else await host.find_device(cable.device)
     if device is None or not (device.owner_tag == tag or device.name == own):
-        if cable.index is not None:
-            device = await host.find_device(cable.index)
+        if cable.ifindex is not None:
+            device = await host.find_device(cable.ifindex)
             return device if device is not None and device.owner_tag == tag else None
         device = next(
             (device for device in await host.list_devices() if device.owner_tag == tag), None
         )
-    cable.index = device.index if device else None
+    cable.ifindex = device.index if device else None
     return device
 
 

@@ -26,7 +26,7 @@ async def inspect_replaced(host: Host, cable: Cable, replacing: Cable) -> None:
         return
     replacing.device = device.name  # it may have been renamed, and another have its name
     if replacing.endpoint is not None:
-        cable.left_behind = await foreign_settings(host, replacing, device)
+        cable.lost_settings = await foreign_settings(host, replacing, device)
 
 
 async def make_tap(
@@ -42,7 +42,7 @@ async def make_tap(
     device = await initial_name(host, cable)
     # It comes up as a port of the bridge, so that the port's options hold from the first frame.
     tap = await host.open_tap(device, tag_of(cable), mtu=endpoint.mtu, up=False)
-    cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
+    cable.device, cable.ifindex, cable.fd = device, tap.device.index, tap.fd
     await attach(host, cable, endpoint)
 
 
@@ -73,7 +73,7 @@ async def make_macvtap(host: Host, cable: Cable, endpoint: DirectEndpoint) -> No
         device, endpoint.parent, tag_of(cable), mode=endpoint.mode, mac=cable.mac,
         mtu=endpoint.mtu,
     )  # fmt: skip
-    cable.device, cable.index, cable.fd = device, tap.device.index, tap.fd
+    cable.device, cable.ifindex, cable.fd = device, tap.device.index, tap.fd
 
 
 async def can_reuse(host: Host, endpoint: DirectEndpoint, replacing: Cable) -> bool:
@@ -115,7 +115,7 @@ async def reuse_device(host: Host, new: Cable, old: Cable) -> None:
         with contextlib.suppress(HostError):
             await reshape(host, old, old.device)
         raise
-    new.device, new.index = old.device, old.index
+    new.device, new.ifindex = old.device, old.ifindex
     new.fd, new.netdev_added = old.fd, old.netdev_added
     old.device, old.fd, old.netdev_added = None, None, False
 
@@ -136,8 +136,8 @@ async def withdraw_addresses(host: Host, new: Cable, old: Cable) -> None:
     if not isinstance(new.endpoint, BridgeEndpoint) or old.device is None:
         return
     with contextlib.suppress(HostError):  # it saves some frames, no more
-        new.withdrawn = host.fdb_entries_behind(old.device, new.endpoint.bridge)
-        await host.forget_fdb_entries(new.withdrawn, old.device)
+        new.withdrawn_entries = host.fdb_entries_behind(old.device, new.endpoint.bridge)
+        await host.forget_fdb_entries(new.withdrawn_entries, old.device)
 
 
 async def claim_addresses(host: Host, cable: Cable) -> None:
@@ -152,9 +152,13 @@ async def claim_addresses(host: Host, cable: Cable) -> None:
     match cable.endpoint:
         case BridgeEndpoint(bridge=bridge, learning=learning) if cable.device:
             await host.add_fdb_entries(
-                cable.withdrawn, cable.device, bridge=bridge, learning=learning, own=cable.mac
+                cable.withdrawn_entries,
+                cable.device,
+                bridge=bridge,
+                learning=learning,
+                own=cable.mac,
             )
-            cable.withdrawn = []
+            cable.withdrawn_entries = []
         case DirectEndpoint(parent=parent) if cable.device:
             # It has the NIC's address from the start, so there is nothing to tell. But nothing has
             # looked at it since it was staged, and it goes with its parent.
@@ -188,9 +192,9 @@ async def restore_addresses(host: Host, cable: Cable, left: Cable | None = None)
     """
     with contextlib.suppress(LinkMissing, NotForwarding, LinkBusy):
         if left is not None:
-            withdrawn, left.withdrawn = left.withdrawn, []
+            withdrawn, left.withdrawn_entries = left.withdrawn_entries, []
             await withdraw_addresses(host, cable, left)
-            cable.withdrawn = [*withdrawn, *cable.withdrawn]
+            cable.withdrawn_entries = [*withdrawn, *cable.withdrawn_entries]
         await _enable_port(host, cable)
         await claim_addresses(host, cable)
 

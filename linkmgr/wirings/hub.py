@@ -212,7 +212,7 @@ class HubWiring(Wiring):
                 await make_tap(self._host, cable, cable.endpoint, replacing)
             case DirectEndpoint():
                 if replacing is not None and await can_reuse(self._host, cable.endpoint, replacing):
-                    cable.left_behind = []
+                    cable.lost_settings = []
                     cable.reused, cable.id = True, replacing.id
                     cable.hub_number = replacing.hub_number
                     cable.hubport_id, cable.netdev_id = replacing.hubport_id, replacing.netdev_id
