@@ -9,7 +9,7 @@ from linkmgr.host import NetDevice
 from linkmgr.model import BridgeEndpoint, Drift, Finding, Nic, NicState
 from linkmgr.swap import Slot
 from linkmgr.untrusted import ip_device, shell_word
-from linkmgr.wirings.attributes import faults_of
+from linkmgr.wirings.attributes import find_faults
 from linkmgr.wirings.receive_filter import hint_for
 
 
@@ -95,5 +95,5 @@ def device_faults(slot: Slot, devices: Mapping[str, NetDevice]) -> list[tuple[st
     watched = "; where linkmgr watches it is repaired by itself then" if by_itself else ""
     return [
         (fault.code, fault.what, fault.hint + watched * fault.hint.startswith("make "))
-        for fault in faults_of(slot.plugged.cable, devices)
+        for fault in find_faults(slot.plugged.cable, devices)
     ]

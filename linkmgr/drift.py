@@ -16,7 +16,7 @@ from linkmgr.host import Host, NetDevice
 from linkmgr.host.watch import NetDeviceChanges
 from linkmgr.model import BridgeEndpoint, Drift, Finding
 from linkmgr.swap import Slot
-from linkmgr.wirings.attributes import Repair, faults_of, read_devices
+from linkmgr.wirings.attributes import Repair, find_faults, read_devices
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def may_repair(slot: Slot, devices: Mapping[str, NetDevice]) -> bool:
     """
     if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
         return False
-    faults = faults_of(slot.plugged.cable, devices)
+    faults = find_faults(slot.plugged.cable, devices)
     return any(fault.attribute.repair is not Repair.NONE for fault in faults)
 
 

@@ -18,7 +18,7 @@ from linkmgr.host import Host, NetDevice
 from linkmgr.model import Finding
 from linkmgr.swap import Slot
 from linkmgr.vm import Vm
-from linkmgr.wirings.attributes import names_of, read_devices
+from linkmgr.wirings.attributes import device_names, read_devices
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,9 @@ async def _compared_alone(
         return None
     if slot.ref.alias not in vm.facts:
         return []
-    names = names_of(slot.plugged.cable) if slot.plugged else []
+    names = device_names(slot.plugged.cable) if slot.plugged else []
     found = await check_nic(vm.nic(slot), slot, devices)
-    now = names_of(slot.plugged.cable) if slot.plugged else []
+    now = device_names(slot.plugged.cable) if slot.plugged else []
     return None if slot.lock.locked() or slot.lock.turns != turns or now != names else found
 
 

@@ -44,7 +44,7 @@ from linkmgr.qmp.dialer import address_of, socket_file, transport_of
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.swap import Plugged, Slot, Timings, no_probe
 from linkmgr.vm import Vm
-from linkmgr.wirings.attributes import faults_of, read_devices, repair_in_place
+from linkmgr.wirings.attributes import find_faults, read_devices, repair_in_place
 
 T = TypeVar("T")
 E = TypeVar("E", Notify, LinkState, Drift)
@@ -480,7 +480,7 @@ class LinkManager(Beside):
             devices = await read_devices(self._host, [old.cable] if old else [])
             if old is None or not may_repair(slot, devices):
                 return Outcome(vm.nic(slot), changed=False)
-            if await repair_in_place(self._host, faults_of(old.cable, devices)):
+            if await repair_in_place(self._host, find_faults(old.cable, devices)):
                 return Outcome(vm.nic(slot), changed=True)
 
             async def keep_port() -> None:

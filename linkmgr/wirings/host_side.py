@@ -10,7 +10,7 @@ from linkmgr.errors import HostError, LinkBusy, LinkMissing, NotForwarding
 from linkmgr.host import Host, PortState
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, DirectMode
 from linkmgr.untrusted import ip_device
-from linkmgr.wirings.attributes import faults_of, foreign_settings, repair_in_place
+from linkmgr.wirings.attributes import find_faults, foreign_settings, repair_in_place
 from linkmgr.wirings.base import Cable
 from linkmgr.wirings.device import find_cable_device, initial_name, tag_of
 
@@ -232,7 +232,7 @@ async def reshape(host: Host, cable: Cable, device: str) -> None:
         devices = {device: await host.device(device)}
         if (parent := await host.find_device(cable.endpoint.parent)) is not None:
             devices[cable.endpoint.parent] = parent
-        found = faults_of(replace(cable, device=device), devices)
+        found = find_faults(replace(cable, device=device), devices)
         # Not of the parent: that is checked when the endpoint is made, and seen in the switch.
         faults = [fault for fault in found if fault.code != "endpoint-down"]
         if not faults or not await repair_in_place(host, faults):

@@ -43,7 +43,7 @@ def test_the_table_of_attributes_is_the_one_that_the_code_goes_by() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     table = text.partition("| attribute | of |")[2].partition("\n\n")[0].splitlines()[2:]
     assert table == [
-        f"| {each.name} | {each.of} | {each.by} | `{each.code}` | {each.repair} |"
+        f"| {each.name} | {each.kinds} | {each.changed_by} | `{each.code}` | {each.repair} |"
         for each in ATTRIBUTES
     ]
 
