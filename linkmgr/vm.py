@@ -31,7 +31,7 @@ from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.suggest import instead
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
-from linkmgr.wirings.alias import alias_of, unusable
+from linkmgr.wirings.alias import alias_of, unusable_id_error
 
 #: Events of QEMU that say whether the processors run.
 RUNS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
@@ -257,7 +257,7 @@ class Vm:
                 slot.wanted, slot.name = known.wanted, known.name
             try:
                 if client.id != alias:
-                    raise unusable(client.id)
+                    raise unusable_id_error(client.id)
                 cables = await self.wiring.inspect(ref)
                 slot.foreign = bool(cables)
                 if not cables and (known is None or not (known.cable or known.intent)):

@@ -25,7 +25,7 @@ def alias_of(ident: str) -> str:
         return f"{start}-{zlib.crc32(ident.encode(errors='surrogatepass')):08x}"
 
 
-def unusable(ident: str) -> UnusableNicId:
+def unusable_id_error(ident: str) -> UnusableNicId:
     """Make the error for a NIC whose id cannot be a name."""
     return UnusableNicId(
         f"its id in QEMU, {printable(ident, 80)!r}, cannot be the name of a NIC",

@@ -162,10 +162,10 @@ async def claim_addresses(host: Host, cable: Cable) -> None:
         case DirectEndpoint(parent=parent) if cable.device:
             # It has the NIC's address from the start, so there is nothing to tell. But nothing has
             # looked at it since it was staged, and it goes with its parent.
-            await _must_reach(host, cable.device, parent)
+            await _check_reachable(host, cable.device, parent)
 
 
-async def _must_reach(host: Host, device: str, parent: str) -> None:
+async def _check_reachable(host: Host, device: str, parent: str) -> None:
     if host.is_up(device) and host.is_up(parent):
         return  # most often; what follows takes about 0.5 ms
     net_device = await host.find_device(device)

@@ -145,7 +145,7 @@ class HubWiring(Wiring):
             cable.endpoint = DirectEndpoint(where, mode, device.mtu)
         else:
             cable.endpoint = BridgeEndpoint(where, device.mtu)
-        cable.fd = self._fd_again(
+        cable.fd = self._recover_fd(
             ident, (await self._qemu.query_network()).netdevs[cable.netdev_id]
         )
         self._cables.add(cable)
@@ -170,7 +170,7 @@ class HubWiring(Wiring):
         cable.rediscovered = False
         self._cables.add(cable)
         if cable.fd is None:
-            cable.fd = self._fd_again(cable.id, backend)
+            cable.fd = self._recover_fd(cable.id, backend)
         await restore_device(self._host, cable)
 
     async def sweep(self, known: Collection[str], begun: Collection[str]) -> None:
@@ -188,13 +188,13 @@ class HubWiring(Wiring):
                 await self._qemu.execute("netdev_del", {"id": name})
                 continue
             ident = name.removeprefix(_NETDEV_PREFIX)
-            fd = self._fd_again(ident, info.netdevs[name])
+            fd = self._recover_fd(ident, info.netdevs[name])
             await self._qemu.execute("netdev_del", {"id": name})
             self._host.fd_store.drop(ident)
             if fd is not None:
                 await fd.close_in_thread()
 
-    def _fd_again(self, ident: str, backend: NetClient | None) -> Fd | None:
+    def _recover_fd(self, ident: str, backend: NetClient | None) -> Fd | None:
         """A duplicate of a cable's fd, from the fd store or from QEMU, if that is allowed."""
         copy = self._host.fd_store.take(ident)
         if copy is None and backend is not None and (number := tap_fd_number(backend)) is not None:
@@ -253,7 +253,7 @@ class HubWiring(Wiring):
             return
         if hub.backends:
             reply, look = await self._qemu.batch([_plug(cable), _INFO_NETWORK])
-            await self._must_carry(nic, (replacing, cable), [reply], look)
+            await self._check_plugged(nic, (replacing, cable), [reply], look)
         else:
             # Somebody has taken the old port out: there is no port to switch from.
             assert isinstance(cable.endpoint, BridgeEndpoint)
@@ -271,7 +271,7 @@ class HubWiring(Wiring):
                 new.hub_number = hub.number
                 replies = await self._qemu.batch([_plug(new)])
                 hub = find_hub(await self._qemu.query_network(), nic)
-            _refuse_others(hub, [new], replies)
+            _require_exactly(hub, [new], replies)
             return
         if new is not None and new.prestaged and old is not None:
             await self._switch_bridge_ports(nic, new, old)
@@ -282,7 +282,7 @@ class HubWiring(Wiring):
         if old is not None and old.endpoint is None:
             # QEMU may keep a port that it did not make with netdev_add: look before anything comes.
             await self._qemu.batch(commands)
-            await self._must_carry(nic, [])
+            await self._check_plugged(nic, [])
             commands = []
         if new is not None:
             commands.append(_plug(new))
@@ -296,13 +296,13 @@ class HubWiring(Wiring):
         _, *replies, seen = await self._qemu.batch([_HEAD_START, *commands, _INFO_NETWORK])
         if new and not isinstance(replies[-1], CommandFailed):
             await claim_addresses(self._host, new)
-        await self._must_carry(nic, [new] if new else [], replies, seen)
+        await self._check_plugged(nic, [new] if new else [], replies, seen)
 
     async def _switch_bridge_ports(self, nic: NicRef, new: Cable, old: Cable) -> None:
         """Switch in the kernel, where both cables are plugged in and one of them is shut."""
         await switch_bridge_ports(self._host, new, old)
         reply, seen = await self._qemu.batch([_unplug(old), _INFO_NETWORK])
-        await self._must_carry(nic, [new], [reply], seen)
+        await self._check_plugged(nic, [new], [reply], seen)
         new.prestaged = False
 
     async def _reuse_device(self, new: Cable, old: Cable) -> None:
@@ -334,7 +334,7 @@ class HubWiring(Wiring):
         await self._qemu.execute(plug.name, plug.arguments)
         await restore_addresses(self._host, old, new)
 
-    async def _must_carry(
+    async def _check_plugged(
         self,
         nic: NicRef,
         cables: Collection[Cable],
@@ -349,7 +349,7 @@ class HubWiring(Wiring):
         if isinstance(seen, CommandFailed):
             raise seen
         info = await self._qemu.query_network() if seen is None else parse_info_network(seen)
-        _refuse_others(find_hub(info, nic), cables, replies)
+        _require_exactly(find_hub(info, nic), cables, replies)
 
     async def release(self, cable: Cable) -> None:
         """See `Wiring.release`. A foreign cable stays in QEMU, unplugged.
@@ -363,7 +363,7 @@ class HubWiring(Wiring):
             cable.fd.close()
         if cable.netdev_added and self._qemu.alive:
             try:
-                await self._take_out(cable)
+                await self._delete_netdevs(cable)
             except MonitorError:
                 with contextlib.suppress(HostError):
                     await set_device_down(self._host, cable)
@@ -377,7 +377,7 @@ class HubWiring(Wiring):
         await delete_cable_device(self._host, cable)
         self._cables.discard(cable)
 
-    async def _take_out(self, cable: Cable) -> None:
+    async def _delete_netdevs(self, cable: Cable) -> None:
         if cable.fd_named:
             # It may be that the name was left and never used; if it is not there, fine.
             with contextlib.suppress(CommandFailed):
@@ -492,7 +492,7 @@ class HubWiring(Wiring):
         return mtu if good and isinstance(mtu, int) else DEFAULT_MTU
 
 
-def _refuse_others(hub: NicHub, cables: Collection[Cable], replies: Collection[object]) -> None:
+def _require_exactly(hub: NicHub, cables: Collection[Cable], replies: Collection[object]) -> None:
     if {port.id for port in hub.backends} == {cable.hubport_id for cable in cables}:
         return
     refused = "; ".join(r.what for r in replies if isinstance(r, CommandFailed))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from linkmgr.errors import NotOnHub
 from linkmgr.model import NicRef
 from linkmgr.qmp.network import parse_info_network
-from linkmgr.wirings.alias import alias_of, unusable
+from linkmgr.wirings.alias import alias_of, unusable_id_error
 from linkmgr.wirings.hub_view import find_hub
 
 
@@ -18,8 +18,8 @@ def test_every_id_has_an_alias_that_can_be_named(ident: str) -> None:
     alias = alias_of(ident)
     assert NicRef.parse(f"web1/{alias}") == NicRef("web1", alias)
     assert alias_of(ident) == alias
-    assert str(unusable(ident)).isprintable()
-    assert len(str(unusable(ident))) < 400
+    assert str(unusable_id_error(ident)).isprintable()
+    assert len(str(unusable_id_error(ident))) < 400
 
 
 @pytest.mark.parametrize("ident", ["net0", "ua-net.0_x-1", "a" * 63])

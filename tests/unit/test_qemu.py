@@ -1,4 +1,4 @@
-"""A QEMU that dials: its monitor comes back by itself, and its end is its process's."""
+"""A QEMU that connects to us: its monitor comes back by itself, and its end is its process's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Calls:
             async with asyncio.timeout(timeout):
                 return await self._coming.get()
         except TimeoutError as error:
-            raise MonitorUnreachable("nobody dialled") from error
+            raise MonitorUnreachable("nobody connected") from error
         finally:
             self.waits -= 1
 
@@ -48,7 +48,7 @@ class Calls:
         return isinstance(error.__cause__, TimeoutError)
 
     async def come(self, pid: int | None = None) -> FakeMonitor:
-        """QEMU dials."""
+        """QEMU connects."""
         sock, peer = FakeMonitor.pair()
         self.peers.append(peer)
         shaking = asyncio.create_task(peer.handshake())
@@ -61,7 +61,7 @@ class Calls:
 
 
 class Guest:
-    """A process, what it dials with, and what is told of it."""
+    """A process, what it connects with, and what is told of it."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(["sleep", "60"])
@@ -114,7 +114,7 @@ async def test_a_lost_monitor_is_waited_for_and_goes_on(guest: Guest) -> None:
     await guest.qemu.execute("query-status")
 
 
-async def test_one_that_hangs_up_again_and_again_is_dialled_ever_more_seldom(
+async def test_one_that_hangs_up_again_and_again_is_connected_ever_more_seldom(
     guest: Guest,
 ) -> None:
     peer = await guest.connect()
@@ -159,7 +159,7 @@ async def test_one_that_ends_before_its_connection_does_is_dead_when_that_ends(
     await guest.tells("DISCONNECTED", "DEAD", within=0.5)
 
 
-async def test_one_that_is_slow_to_dial_is_waited_for_again(guest: Guest) -> None:
+async def test_one_that_is_slow_to_connect_is_waited_for_again(guest: Guest) -> None:
     peer = await guest.connect(timeout=0.1)
     peer.hang_up()
     await asyncio.sleep(1.0)
@@ -169,7 +169,7 @@ async def test_one_that_is_slow_to_dial_is_waited_for_again(guest: Guest) -> Non
     await guest.tells("DISCONNECTED", "RECONNECTED")
 
 
-async def test_another_process_that_dials_in_its_place_means_that_it_is_dead(
+async def test_another_process_that_connects_in_its_place_means_that_it_is_dead(
     guest: Guest,
 ) -> None:
     peer = await guest.connect()
