@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 
 #: Seconds of processor time that may be spent at once, as at the start of a guest.
-BURST = 0.1
+BURST_S = 0.1
 #: Seconds of it for each second: so much of the loop a stranger may have for good, and no more.
-SHARE = 0.1
+LOOP_SHARE = 0.1
 
 
 class Bucket:
@@ -72,8 +72,8 @@ class TimeBudget(Bucket):
 
     def __init__(
         self,
-        burst: float = BURST,
-        share: float = SHARE,
+        burst: float = BURST_S,
+        share: float = LOOP_SHARE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(share, burst, clock)
@@ -94,7 +94,7 @@ class TimeBudget(Bucket):
 
 #: Users whose budgets are told apart; those who come while all of them are in use share one. A user
 #: with a range of subordinate uids (subuid(5)) can be 65,536.
-USERS_MOST = 256
+USERS_MAX = 256
 
 
 class UserBudgets:
@@ -104,7 +104,7 @@ class UserBudgets:
     :param share: see `TimeBudget`.
     """
 
-    def __init__(self, burst: float = BURST, share: float = SHARE) -> None:
+    def __init__(self, burst: float = BURST_S, share: float = LOOP_SHARE) -> None:
         self._new = partial(TimeBudget, burst, share)
         self._rest = self._new()
         self._by_uid: dict[int, TimeBudget] = {}
@@ -113,9 +113,9 @@ class UserBudgets:
         """The user's budget."""
         if (known := self._by_uid.get(uid)) is not None:
             return known
-        if len(self._by_uid) >= USERS_MOST:
+        if len(self._by_uid) >= USERS_MAX:
             for idle in [each for each, its in self._by_uid.items() if its.full]:
                 del self._by_uid[idle]
-        if len(self._by_uid) >= USERS_MOST:
+        if len(self._by_uid) >= USERS_MAX:
             return self._rest
         return self._by_uid.setdefault(uid, self._new())

@@ -17,15 +17,16 @@ from collections.abc import Sequence
 log = logging.getLogger(__name__)
 
 #: Descriptors for one child: a flood of connections costs few processes.
-BATCH = 64
+FDS_PER_CHILD = 64
 #: Seconds between two children, unless a whole batch waits: at most 20 a second, 1 ms each.
-INTERVAL_S = 0.05
+CHILD_INTERVAL_S = 0.05
 #: Children at once. One is stuck only while the kernel frees something large, such as a big file.
 CHILDREN_MAX = 16
 #: Seconds until the next attempt when no child can be made.
-RETRY_S = 1.0
-_REAP_S = 0.02  # between two looks at which children have ended
-_SLEEP = ("/bin/sleep", "60")  # it is killed at once; by itself it ends if we die in between
+SPAWN_RETRY_INTERVAL_S = 1.0
+_REAP_INTERVAL_S = 0.02  # between two looks at which children have ended
+# It is killed at once; by itself it ends if we die in between.
+_SLEEP_COMMAND = ("/bin/sleep", "60")
 
 
 class Discarder:
@@ -40,7 +41,7 @@ class Discarder:
     def discard(self, fd: int) -> None:
         """Close a descriptor soon. Owned from here on."""
         self._waiting.append(fd)
-        if self._timer is None or self._loop is not _loop() or len(self._waiting) >= BATCH:
+        if self._timer is None or self._loop is not _loop() or len(self._waiting) >= FDS_PER_CHILD:
             self._work()
 
     async def drain(self, timeout: float = 2.0) -> None:
@@ -53,24 +54,24 @@ class Discarder:
             self._work()
             if asyncio.get_running_loop().time() > deadline:
                 break
-            await asyncio.sleep(_REAP_S / 4)
+            await asyncio.sleep(_REAP_INTERVAL_S / 4)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _work(self) -> None:
         self._children = {pid for pid in self._children if not _has_ended(pid)}
-        delay = INTERVAL_S
+        delay = CHILD_INTERVAL_S
         if self._waiting and len(self._children) < CHILDREN_MAX:
-            batch, rest = self._waiting[:BATCH], self._waiting[BATCH:]
+            batch, rest = self._waiting[:FDS_PER_CHILD], self._waiting[FDS_PER_CHILD:]
             try:
                 self._children.add(_close_in_child(batch))
                 self._waiting = rest
             except OSError as error:
-                delay = RETRY_S
+                delay = SPAWN_RETRY_INTERVAL_S
                 log.warning("no process can be made to close descriptors in: %s", error)
         elif not self._waiting:
-            delay = _REAP_S
+            delay = _REAP_INTERVAL_S
         self._again(delay)
 
     def _again(self, delay: float) -> None:
@@ -97,7 +98,7 @@ def _loop() -> asyncio.AbstractEventLoop | None:
 def _close_in_child(fds: Sequence[int]) -> int:
     """Let a child have the last reference, and kill it."""
     inherited = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # to itself: it clears FD_CLOEXEC
-    child = os.posix_spawn(_SLEEP[0], _SLEEP, {}, file_actions=inherited)
+    child = os.posix_spawn(_SLEEP_COMMAND[0], _SLEEP_COMMAND, {}, file_actions=inherited)
     for fd in fds:
         os.close(fd)  # not the last one: the child lives
     os.kill(child, signal.SIGKILL)

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 #: Threads of one user at once. A call takes less than a millisecond where the file system answers.
-PER_USER = 4
+PER_USER_MAX = 4
 #: Threads of all users but root and the service's own at once: the unit allows 256 tasks.
-OF_OTHERS = 32
+UNPRIVILEGED_MAX = 32
 #: Threads of root and the service's own user at once; the next ones wait for a place.
-OF_MASTERS = 64
-_PLACE_S = 0.01  # between two looks whether there is a place
+PRIVILEGED_MAX = 64
+_SLOT_POLL_INTERVAL_S = 0.01  # between two looks whether there is a place
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class FileThreads:
         try:
             async with asyncio.timeout(timeout):
                 while not self._takes_place(uid):  # noqa: ASYNC110 - no thread sets an asyncio.Event
-                    await asyncio.sleep(_PLACE_S)
+                    await asyncio.sleep(_SLOT_POLL_INTERVAL_S)
                 begun = True
                 # The process must not wait for it at its end.
                 thread = threading.Thread(target=work, name=f"file of uid {uid}", daemon=True)
@@ -104,13 +104,13 @@ class FileThreads:
             raise NoFreeThread(f"no thread for files of uid {uid} within {timeout:g} s") from error
 
     def _takes_place(self, uid: int) -> bool:
-        masters = {0, os.geteuid()}
+        privileged = {0, os.geteuid()}
         with self._lock:
-            if uid in masters:
-                free = sum(self._running[each] for each in masters) < OF_MASTERS
+            if uid in privileged:
+                free = sum(self._running[each] for each in privileged) < PRIVILEGED_MAX
             else:
-                others = sum(n for each, n in self._running.items() if each not in masters)
-                free = self._running[uid] < PER_USER and others < OF_OTHERS
+                others = sum(n for each, n in self._running.items() if each not in privileged)
+                free = self._running[uid] < PER_USER_MAX and others < UNPRIVILEGED_MAX
             if free:
                 self._running[uid] += 1
             return free

@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 #: A run begins no sooner after the last one than this many times what that took, and no later than
 #: so many seconds: callers that ask without end have a quarter of the loop's time at most.
-REST, LONGEST_REST = 3.0, 1.0
+REST_FACTOR, REST_MAX_S = 3.0, 1.0
 #: Seconds that it takes to answer one of those who asked (measured for HTTP: 0.7 ms): a part of
 #: what a run takes, and the larger one if hundreds ask.
-ANSWER_SECONDS = 0.001
+ANSWER_COST_S = 0.001
 
 
 class SingleFlight(Generic[T]):
@@ -69,7 +69,7 @@ class _Run(Generic[T]):
         clock = asyncio.get_running_loop().time
         if before is not None:
             await asyncio.wait({before.task})
-            rest = min(REST * (before.took + ANSWER_SECONDS * before.most), LONGEST_REST)
+            rest = min(REST_FACTOR * (before.took + ANSWER_COST_S * before.most), REST_MAX_S)
             await asyncio.sleep(max(0.0, before.ended + rest - clock()))
         self.begun = True
         begun = clock()

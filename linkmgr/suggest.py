@@ -10,35 +10,39 @@ import heapq
 import itertools
 from collections.abc import Collection
 
-SHOWN = 8  #: names in one sentence: more is a list, for which there are commands
-CLOSE = 3  #: names that may have been meant
-ALIKE = 0.7  #: how alike they are at least, of 1: of four letters two may have changed places
+NAMES_SHOWN_MAX = 8  #: names in one sentence: more is a list, for which there are commands
+SUGGESTIONS_MAX = 3  #: names that may have been meant
+#: How alike they are at least, of 1: of four letters two may have changed places.
+SIMILARITY_MIN = 0.7
 #: Names that a word is compared with, and characters of each: 10 ms of the event loop at most.
-COMPARED, LONGEST = 100, 32
-RANKED = 2000  #: names from which those are taken that share most letters with the word: 2 ms
+COMPARED_MAX, COMPARED_LENGTH_MAX = 100, 32
+RANKED_MAX = 2000  #: names from which those are taken that share most letters with the word: 2 ms
 
 
 def close_to(word: str, names: Collection[str]) -> list[str]:
-    """Names that look like a word, the closest first, at most `CLOSE`."""
-    word = word[:LONGEST]
-    if len(names) > COMPARED:
+    """Names that look like a word, the closest first, at most `SUGGESTIONS_MAX`."""
+    word = word[:COMPARED_LENGTH_MAX]
+    if len(names) > COMPARED_MAX:
         letters = set(word)
         names = heapq.nlargest(
-            COMPARED,
-            itertools.islice(names, RANKED),
-            key=lambda name: (len(letters & set(name[:LONGEST])), -abs(len(name) - len(word))),
+            COMPARED_MAX,
+            itertools.islice(names, RANKED_MAX),
+            key=lambda name: (
+                len(letters & set(name[:COMPARED_LENGTH_MAX])),
+                -abs(len(name) - len(word)),
+            ),
         )
-    shorter = {name[:LONGEST]: name for name in names}
+    shorter = {name[:COMPARED_LENGTH_MAX]: name for name in names}
     by_case = {short.lower(): short for short in shorter}
-    found = difflib.get_close_matches(word, shorter, CLOSE, ALIKE)
+    found = difflib.get_close_matches(word, shorter, SUGGESTIONS_MAX, SIMILARITY_MIN)
     if not found and word.lower() in by_case:
         found = [by_case[word.lower()]]
     return [shorter[short] for short in found]
 
 
 def listed(names: Collection[str]) -> str:
-    """Names as a text, at most `SHOWN` of them, then how many more there are."""
-    first = heapq.nsmallest(SHOWN, names)
+    """Names as a text, at most `NAMES_SHOWN_MAX` of them, then how many more there are."""
+    first = heapq.nsmallest(NAMES_SHOWN_MAX, names)
     more = len(names) - len(first)
     return (", ".join(first) or "none") + (f" and {more} more" if more else "")
 

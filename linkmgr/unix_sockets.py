@@ -28,13 +28,13 @@ from linkmgr.log_limit import LogLimit
 
 SO_PASSRIGHTS = 83  #: asm-generic/socket.h; Python has no name for it
 #: Seconds without accepting when the process or the host has no descriptor left.
-ACCEPT_PAUSE_S = 0.2
+ACCEPT_RETRY_INTERVAL_S = 0.2
 #: Seconds of the loop's time that a connection costs until its first request is looked at.
-CONNECTION_SECONDS = 0.0005
+CONNECTION_COST_S = 0.0005
 #: Seconds of it that a user's connections may take at once: all 256 that it may have.
-BURST_SECONDS = 0.15
-USER_SHARE = 0.05  #: of the loop's time for a user's connections: a hundred a second
-REFUSAL_SECONDS = 0.00005  #: of the loop's time for a connection that is refused
+CONNECTIONS_BURST_S = 0.15
+USER_CONNECTIONS_SHARE = 0.05  #: of the loop's time for a user's connections: a hundred a second
+REFUSAL_COST_S = 0.00005  #: of the loop's time for a connection that is refused
 #: Of the loop's time for all of those: 2,000 a second. Root waits half a second behind a backlog
 #: that somebody has filled.
 REFUSALS_SHARE = 0.1
@@ -133,7 +133,7 @@ class UnixSocket(socket.socket):
 
 
 async def connections(
-    listening: UnixSocket, *, burst: float = BURST_SECONDS
+    listening: UnixSocket, *, burst: float = CONNECTIONS_BURST_S
 ) -> AsyncIterator[UnixSocket]:
     """Accept one connection after another. Without a free descriptor the callers wait.
 
@@ -144,7 +144,7 @@ async def connections(
     :param burst: seconds of the loop's time that a user's connections may take at once.
     """
     loop = asyncio.get_running_loop()
-    users = UserBudgets(burst, USER_SHARE)
+    users = UserBudgets(burst, USER_CONNECTIONS_SHARE)
     refusals = TimeBudget(share=REFUSALS_SHARE)
     while True:
         try:
@@ -152,19 +152,19 @@ async def connections(
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 _limit.warning("accept", "no connection can be taken now: %s", error.strerror)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
+                await asyncio.sleep(ACCEPT_RETRY_INTERVAL_S)
             continue  # else the peer has gone again
         assert isinstance(accepted, UnixSocket)
         uid = _uid_of(accepted)
         if uid in (0, os.geteuid()):
             yield accepted
         elif not users.of(uid).wait:
-            users.of(uid).spend(CONNECTION_SECONDS)
+            users.of(uid).spend(CONNECTION_COST_S)
             yield accepted
         else:
             accepted.close()
             _limit.warning(f"uid {uid}", "uid %d connects too often and is hung up on", uid)
-            refusals.spend(REFUSAL_SECONDS)
+            refusals.spend(REFUSAL_COST_S)
             await asyncio.sleep(refusals.wait)
 
 

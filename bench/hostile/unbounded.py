@@ -18,7 +18,7 @@ from linkmgr.service import body, fair_share, quota
 LOTS = 1 << 40
 BOUNDS: dict[ModuleType, tuple[str, ...]] = {
     fair_share: ("USER_SHARE", "ALL_SHARE", "BURST_SECONDS", "WAITING_MOST"),
-    unix_sockets: ("USER_SHARE", "REFUSALS_SHARE"),
+    unix_sockets: ("USER_CONNECTIONS_SHARE", "REFUSALS_SHARE"),
     quota: ("ONE_USER",),
     body: ("MOST",),
     domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
@@ -35,7 +35,7 @@ def switch_off() -> None:
         for name in names:
             getattr(module, name)
             setattr(module, name, LOTS)
-    singleflight.REST = 0.0
+    singleflight.REST_FACTOR = 0.0
     taking = unix_sockets.connections.__kwdefaults__ or {}
     assert "burst" in taking
     taking["burst"] = LOTS

@@ -21,7 +21,7 @@ import httpx
 from linkmgr.client.problems import error_from
 from linkmgr.errors import BadOption, LinkmgrError, ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import Form, FormError, to_json
-from linkmgr.where import ADMIN_NAME, admin_socket
+from linkmgr.where import ADMIN_SOCKET_NAME, admin_socket
 
 CONNECT_TIMEOUT_S = 5.0  #: for a connection to be taken; the answer may take as long as it needs
 MISSED_HEARTBEATS = 3  #: heartbeats that may be missing before a connection counts as broken
@@ -59,7 +59,7 @@ class _SocketTransport(httpx.AsyncBaseTransport):
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._public = _over_uds(socket)
-        self._admin = _over_uds(socket.with_name(ADMIN_NAME))
+        self._admin = _over_uds(socket.with_name(ADMIN_SOCKET_NAME))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, on the other socket only if nobody listens on the first."""

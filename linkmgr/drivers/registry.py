@@ -9,11 +9,11 @@ from linkmgr.errors import BadOption
 from linkmgr.suggest import instead
 from linkmgr.untrusted import quoted
 
-GROUP = "linkmgr.drivers"
+ENTRY_POINT_GROUP = "linkmgr.drivers"
 
 
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def known_drivers() -> list[str]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from linkmgr.host.nlattr import attr, attrs_of, each_attr
 
 #: For the kernel's answer, which comes at once unless the rules change all the time.
-READ_SECONDS = 2.0
+NFNETLINK_TIMEOUT_S = 2.0
 #: Of all chains, and of one table's rules: 3,000 of them. To read more would take long.
-MOST_BYTES = 1 << 20
+RULESET_BYTES_MAX = 1 << 20
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY = struct.Struct(">BBH")  # struct nfgenmsg
@@ -142,10 +142,10 @@ def _dump(kind: int, family: int, body: bytes) -> Iterator[tuple[int, memoryview
     """Ask for all objects of a kind: the family of each, and its attributes."""
     message = _FAMILY.pack(family, 0, 0) + body
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12) as sock:
-        sock.settimeout(READ_SECONDS)
+        sock.settimeout(NFNETLINK_TIMEOUT_S)
         sock.send(_HEADER.pack(_HEADER.size + len(message), kind, _DUMP, 1, 0) + message)
         size = 0
-        while size <= MOST_BYTES:
+        while size <= RULESET_BYTES_MAX:
             view = memoryview(sock.recv(1 << 17))
             size += len(view)
             while len(view) >= _HEADER.size:
@@ -158,7 +158,7 @@ def _dump(kind: int, family: int, body: bytes) -> Iterator[tuple[int, memoryview
                     raise OSError(number, os.strerror(number))
                 yield content[0], content[_FAMILY.size :]
                 view = view[max(_HEADER.size, (length + 3) & ~3) :]
-    raise OSError(f"there are more than {MOST_BYTES >> 20} MiB of rules")
+    raise OSError(f"there are more than {RULESET_BYTES_MAX >> 20} MiB of rules")
 
 
 def _number(value: memoryview | None) -> int | None:

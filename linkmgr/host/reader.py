@@ -14,8 +14,8 @@ from linkmgr.host.names import check_any_name
 from linkmgr.host.threads import run_in_thread
 from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 
-_ATTEMPTS = 10
-_PAUSE = 0.001  # seconds
+_DUMP_ATTEMPTS = 10
+_DUMP_RETRY_INTERVAL_S = 0.001
 
 T = TypeVar("T")
 
@@ -89,11 +89,11 @@ async def _whole(ask: Callable[[], T | None], doing: str) -> T:
 
     :raise HostError: when there was no quiet moment for it.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_DUMP_ATTEMPTS):
         if (answer := await _read(ask)) is not None:
             return answer
         # The kernel says that something may be missing: whoever believes it deletes too much.
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(_DUMP_RETRY_INTERVAL_S)
     raise HostError(
         f"cannot {doing}: they change all the time", hint="try again when the host is calmer"
     )

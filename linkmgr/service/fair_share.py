@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from linkmgr.budget import USERS_MOST, TimeBudget
+from linkmgr.budget import USERS_MAX, TimeBudget
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import ProblemResponse, ServiceProblem, problem
 
@@ -114,10 +114,10 @@ class FairShare:
 
     def _account(self, uid: int) -> _Account:
         if uid not in self._accounts:
-            if len(self._accounts) >= USERS_MOST:
+            if len(self._accounts) >= USERS_MAX:
                 for idle in [each for each, its in self._accounts.items() if its.is_idle()]:
                     del self._accounts[idle]
-            if len(self._accounts) >= USERS_MOST:
+            if len(self._accounts) >= USERS_MAX:
                 return self._others
             self._accounts[uid] = _Account()
         return self._accounts[uid]

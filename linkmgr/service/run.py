@@ -61,7 +61,7 @@ from linkmgr.service.reading import Reading
 from linkmgr.service.sockets import EVERYBODYS, OWNERS, listening
 from linkmgr.service.wire import Server, Unread, connection_places
 from linkmgr.unix_sockets import UnixSocket
-from linkmgr.where import ADMIN_NAME
+from linkmgr.where import ADMIN_SOCKET_NAME
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         passed = passed_fds()
         stack.callback(passed.close)
         api = await stack.enter_async_context(_socket(passed, API, socket, EVERYBODYS))
-        admins = socket.with_name(ADMIN_NAME)
+        admins = socket.with_name(ADMIN_SOCKET_NAME)
         admin = await stack.enter_async_context(_socket(passed, ADMIN, admins, OWNERS))
         fd_store = SystemdFdStore(notifier, passed) if notifier.connected else None
         if fd_store is not None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from linkmgr.budget import USERS_MOST, TimeBudget, UserBudgets
+from linkmgr.budget import USERS_MAX, TimeBudget, UserBudgets
 
 
 class Clock:
@@ -61,13 +61,13 @@ def test_each_user_has_a_budget_and_those_who_are_too_many_share_one() -> None:
     users.of(1000).spend(5.0)
     assert users.of(1000).wait > 0
     assert users.of(1001).wait == 0
-    for uid in range(2000, 2000 + USERS_MOST):
+    for uid in range(2000, 2000 + USERS_MAX):
         users.of(uid).spend(5.0)
     assert users.of(9000) is users.of(9001)
 
 
 def test_a_user_who_has_been_silent_makes_room() -> None:
     users = UserBudgets(burst=0.1, share=0.1)
-    for uid in range(USERS_MOST):
+    for uid in range(USERS_MAX):
         users.of(uid)
     assert users.of(9000) is not users.of(9001)

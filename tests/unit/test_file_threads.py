@@ -9,7 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkmgr.file_threads import OF_MASTERS, OF_OTHERS, PER_USER, FileThreads, NoFreeThread
+from linkmgr.file_threads import (
+    PER_USER_MAX,
+    PRIVILEGED_MAX,
+    UNPRIVILEGED_MAX,
+    FileThreads,
+    NoFreeThread,
+)
 
 SHORT = 0.1
 SOON = 5.0
@@ -33,8 +39,8 @@ async def test_a_user_whose_calls_hang_has_few_threads_and_others_are_served(
     stuck: threading.Event,
 ) -> None:
     threads, before = FileThreads(), threading.active_count()
-    await hang(threads, 1001, stuck, 3 * PER_USER)
-    assert threading.active_count() == before + PER_USER
+    await hang(threads, 1001, stuck, 3 * PER_USER_MAX)
+    assert threading.active_count() == before + PER_USER_MAX
     for uid in (1002, 0):
         assert await threads.run(uid, lambda: "here", timeout=SOON) == "here"
     with pytest.raises(NoFreeThread, match="no thread for files of uid 1001"):
@@ -47,12 +53,12 @@ async def test_many_users_leave_places_to_root_and_root_has_an_end_too(
     stuck: threading.Event,
 ) -> None:
     threads, before = FileThreads(), threading.active_count()
-    users = range(1001, 1001 + 2 * OF_OTHERS // PER_USER)
-    await asyncio.gather(*(hang(threads, uid, stuck, PER_USER) for uid in users))
-    assert threading.active_count() == before + OF_OTHERS
+    users = range(1001, 1001 + 2 * UNPRIVILEGED_MAX // PER_USER_MAX)
+    await asyncio.gather(*(hang(threads, uid, stuck, PER_USER_MAX) for uid in users))
+    assert threading.active_count() == before + UNPRIVILEGED_MAX
     assert await threads.run(0, lambda: "here", timeout=SOON) == "here"
-    await hang(threads, 0, stuck, OF_MASTERS + 8)
-    assert threading.active_count() == before + OF_OTHERS + OF_MASTERS
+    await hang(threads, 0, stuck, PRIVILEGED_MAX + 8)
+    assert threading.active_count() == before + UNPRIVILEGED_MAX + PRIVILEGED_MAX
 
 
 async def test_what_comes_too_late_or_to_nobody_is_discarded(stuck: threading.Event) -> None:

@@ -10,7 +10,7 @@ from linkmgr.errors import AmbiguousNic, BadName, NotFound, NotOnHub, UnknownNic
 from linkmgr.manager import LinkManager
 from linkmgr.model import NicRef
 from linkmgr.naming import Named, NicName, find_nic
-from linkmgr.suggest import COMPARED
+from linkmgr.suggest import COMPARED_MAX
 from tests.unit.qmp_peer import nothing_left_behind
 from tests.unit.test_manager_vms import HOT, HUB, FakeQemu, links, qemu
 
@@ -164,7 +164,7 @@ async def test_a_network_in_the_place_of_the_nic_is_noticed(
 
 
 def test_many_names_are_compared_within_bounds() -> None:
-    many = tuple(f"web{'x' * 50}{number:06}" for number in range(20 * COMPARED))
+    many = tuple(f"web{'x' * 50}{number:06}" for number in range(20 * COMPARED_MAX))
     with pytest.raises(UnknownVm) as raised:
         found("y" * 63, [], many)
     assert len(str(raised.value)) < 1000

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import MonitorUnreachable
-from linkmgr.file_threads import PER_USER, in_file_thread
+from linkmgr.file_threads import PER_USER_MAX, in_file_thread
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.connection import connect_socket
 from linkmgr.qmp.dialer import SocketConnector
@@ -137,7 +137,7 @@ async def test_a_place_in_the_backlog_is_waited_for(tmp_path: Path) -> None:
 
 async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        for name in [*(f"busy{number}" for number in range(PER_USER + 1)), "free"]:
+        for name in [*(f"busy{number}" for number in range(PER_USER_MAX + 1)), "free"]:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(str(tmp_path / name))
             listener.listen(0)
@@ -145,7 +145,7 @@ async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -
                 stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / name))
         busy = [
             asyncio.create_task(connect_socket(tmp_path / f"busy{number}", "of a VM", 1, uid=4711))
-            for number in range(PER_USER + 1)
+            for number in range(PER_USER_MAX + 1)
         ]
         await asyncio.sleep(0.1)
         sock, _ = await connect_socket(tmp_path / "free", "of VM web6", 0.5, uid=4711)
@@ -157,7 +157,7 @@ async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -
 
 async def test_a_user_without_a_free_thread_reads_so(tmp_path: Path) -> None:
     stuck = threading.Event()
-    calls = [in_file_thread(4712, stuck.wait, timeout=0.05) for _ in range(PER_USER)]
+    calls = [in_file_thread(4712, stuck.wait, timeout=0.05) for _ in range(PER_USER_MAX)]
     await asyncio.gather(*calls, return_exceptions=True)
     try:
         with pytest.raises(MonitorUnreachable, match=r"was not looked at within 0\.05 s: its user"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from linkmgr.budget import USERS_MOST
+from linkmgr.budget import USERS_MAX
 from linkmgr.service.fair_share import (
     ALL_SHARE,
     BURST_SECONDS,
@@ -133,13 +133,13 @@ async def test_users_beyond_those_that_are_told_apart_share_one_account() -> Non
         pass
 
     app = share(cheap)
-    for number in range(USERS_MOST):
+    for number in range(USERS_MAX):
         app._account(number).waiting = 1  # busy
     await asks(app, peer(5000))
     assert app._account(5000) is app._account(5001)
     app._account(7).waiting = 0
     assert app._account(5000) is not app._account(5001)
-    assert len(app._accounts) == USERS_MOST
+    assert len(app._accounts) == USERS_MAX
 
 
 async def test_an_error_passes_through_and_a_cancelled_request_is_closed() -> None:

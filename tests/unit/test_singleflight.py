@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from linkmgr.singleflight import LONGEST_REST, SingleFlight
+from linkmgr.singleflight import REST_MAX_S, SingleFlight
 
 
 class Look:
@@ -118,7 +118,7 @@ async def test_who_asks_without_end_has_a_quarter_of_the_time() -> None:
 
     await asyncio.gather(*(ask() for _ in range(20)))
     assert spent <= 0.5 / 4 + 0.03
-    assert LONGEST_REST <= 1.0
+    assert REST_MAX_S <= 1.0
 
 
 async def test_closing_ends_what_is_under_way() -> None:

@@ -9,7 +9,7 @@ import pytest
 from linkmgr.errors import BadOption, LinkmgrError, NotFound
 from linkmgr.manager import LinkManager
 from linkmgr.model import Notify, parse_choice
-from linkmgr.suggest import SHOWN, close_to, instead, listed
+from linkmgr.suggest import NAMES_SHOWN_MAX, close_to, instead, listed
 
 
 def test_the_closest_names_are_meant() -> None:
@@ -31,7 +31,7 @@ def test_the_closest_names_are_meant() -> None:
 
 def test_many_names_are_a_few_and_a_number() -> None:
     names = [f"net{number:03}" for number in range(400)]
-    assert listed(names) == ", ".join(names[:SHOWN]) + " and 392 more"
+    assert listed(names) == ", ".join(names[:NAMES_SHOWN_MAX]) + " and 392 more"
     assert close_to("bleu", [*names, "blue"]) == ["blue"]
 
 

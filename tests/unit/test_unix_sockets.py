@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr import unix_sockets
-from linkmgr.unix_sockets import CONNECTION_SECONDS, USER_SHARE, UnixSocket, connections
+from linkmgr.unix_sockets import CONNECTION_COST_S, USER_CONNECTIONS_SHARE, UnixSocket, connections
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def no_descriptor_free() -> Iterator[None]:
 async def test_connections_wait_while_no_descriptor_is_free(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unix_sockets, "ACCEPT_PAUSE_S", 0.01)
+    monkeypatch.setattr(unix_sockets, "ACCEPT_RETRY_INTERVAL_S", 0.01)
     path = str(tmp_path / "sock")
     with UnixSocket.make() as listening, contextlib.ExitStack() as stack:
         listening.bind(path)
@@ -84,7 +84,7 @@ async def test_a_user_that_connects_without_end_is_hung_up_on_and_root_is_not(
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     path = str(tmp_path / "sock")
-    burst = 20 * CONNECTION_SECONDS
+    burst = 20 * CONNECTION_COST_S
     with UnixSocket.make() as listening, contextlib.ExitStack() as stack:
         listening.bind(path)
         (tmp_path / "sock").chmod(0o666)
@@ -101,7 +101,7 @@ async def test_a_user_that_connects_without_end_is_hung_up_on_and_root_is_not(
         )
         said, _ = await process.communicate()
         taken, hung_up = map(int, said.split())
-        assert 20 <= taken <= 20 + 10 * USER_SHARE / CONNECTION_SECONDS
+        assert 20 <= taken <= 20 + 10 * USER_CONNECTIONS_SHARE / CONNECTION_COST_S
         assert hung_up > 100
         assert len([each for each in caplog.records if "connects too often" in each.message]) <= 12
         before = len(accepted)
