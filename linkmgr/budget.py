@@ -34,7 +34,7 @@ class Bucket:
         self._tokens -= amount
         return self.wait
 
-    def take_one(self) -> bool:
+    def try_take(self) -> bool:
         """Take a token if there is one."""
         self._fill()
         if self._tokens < 1:

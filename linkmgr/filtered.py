@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from linkmgr.host.netfilter import DropChain, drop_chains, is_filtered
+from linkmgr.host.netfilter import DropChain, passes_forward_chains, read_drop_chains
 from linkmgr.host.threads import run_in_thread
 from linkmgr.model import Finding
 from linkmgr.untrusted import shell_word
@@ -12,7 +12,7 @@ from linkmgr.untrusted import shell_word
 _WHAT = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6", "bridge": "everything"}
 
 
-async def filtered(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
+async def find_filtered_bridges(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
     """Compare the host's forward chains with the bridges that NICs are plugged into.
 
     :param bridges: the networks on each.
@@ -27,17 +27,17 @@ async def filtered(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
 
 
 def _look(bridges: Mapping[str, Collection[str]]) -> list[Finding]:
-    chains = drop_chains()
+    chains = read_drop_chains()
     return [
-        Finding("bridge-filtered", f"network:{network}", *described(chain, bridge))
+        Finding("bridge-filtered", f"network:{network}", *describe_drop_chain(chain, bridge))
         for bridge, networks in sorted(bridges.items())
         for chain in chains
-        if is_filtered(chain.family, bridge) and not chain.cares_for(bridge)
+        if passes_forward_chains(chain.family, bridge) and not chain.mentions(bridge)
         for network in sorted(networks)
     ]
 
 
-def described(chain: DropChain, bridge: str | None = None) -> tuple[str, str]:
+def describe_drop_chain(chain: DropChain, bridge: str | None = None) -> tuple[str, str]:
     """What a chain does to a bridge, or to bridges in general, and what to do about it."""
     kind = _WHAT[chain.family]
     where = f"ports of bridge {bridge}" if bridge else "ports of a bridge"

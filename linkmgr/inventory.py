@@ -28,7 +28,7 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
-from linkmgr.filtered import filtered
+from linkmgr.filtered import find_filtered_bridges
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdStore
 from linkmgr.host.shelf import FdRegistry
@@ -50,7 +50,7 @@ from linkmgr.model import (
     Stray,
     VmInfo,
 )
-from linkmgr.naming import Named, NicName, find_nic
+from linkmgr.naming import NicCandidate, NicName, find_nic
 from linkmgr.networks import Networks
 from linkmgr.protocol import STRAY_SECONDS
 from linkmgr.qmp.admission import Admission, MayUse, PeerCredentials
@@ -59,7 +59,7 @@ from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.reservations import Reservations
 from linkmgr.singleflight import SingleFlight
 from linkmgr.strays import Strays
-from linkmgr.suggest import instead
+from linkmgr.suggest import hint_for_unknown
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
 from linkmgr.vm_locks import VmLocks
@@ -317,7 +317,7 @@ class Inventory(ABC):
         if named and name.vm is None:
             await self._look_for_nics(named, LOOK_SECONDS)
         try:
-            return find_nic(name, self._named(), self._vm_names())
+            return find_nic(name, self._nic_candidates(), self._vm_names())
         except NotFound as error:
             if name.vm is None and not name.is_mac:
                 if self._networks.find(name.word):
@@ -328,17 +328,17 @@ class Inventory(ABC):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(NAMING_SECONDS):
                 await asyncio.gather(*map(self._look_for_nics, vms))
-        return find_nic(name, self._named(), self._vm_names())
+        return find_nic(name, self._nic_candidates(), self._vm_names())
 
-    def _named(self) -> Iterator[Named]:
+    def _nic_candidates(self) -> Iterator[NicCandidate]:
         for vm in self._vms.values():
             for slot in vm.slots.values():
                 here = slot.plugged.cable.device if slot.plugged else None
-                yield Named(slot.ref, self._mac_of(slot.ref), here, slot.name)
+                yield NicCandidate(slot.ref, self._mac_of(slot.ref), here, slot.name)
         for absent in self._absent.vms.values():
             for alias, nic in absent.record.nics.items():
                 device = nic.cable.device if nic.cable else None
-                yield Named(NicRef(absent.record.vm, alias), nic.facts.mac, device, nic.name)
+                yield NicCandidate(NicRef(absent.record.vm, alias), nic.facts.mac, device, nic.name)
 
     def _vm_names(self) -> list[str]:
         return [*self._vms, *self._absent.vms]
@@ -401,7 +401,7 @@ class Inventory(ABC):
             )
             for document, error in self.documents.unwritten()
         ]  # fmt: skip
-        findings += await filtered(self._bridges())
+        findings += await find_filtered_bridges(self._bridges())
         try:
             strays = await self._strays.look(*self._recorded())
         except LinkmgrError as error:
@@ -489,7 +489,7 @@ class Inventory(ABC):
         if ref.vm not in self._vms:
             raise UnknownVm(
                 f"there is no VM {ref.vm}",
-                hint=instead(ref.vm, self._vm_names(), "the VMs are", "add it first"),
+                hint=hint_for_unknown(ref.vm, self._vm_names(), "the VMs are", "add it first"),
             )
         vm = self._vms[ref.vm]
         return vm, vm.slot(ref.alias)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Self, TypeVar
 
 from linkmgr.errors import BadName, BadOption
-from linkmgr.suggest import meant
+from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import quoted
 
 E = TypeVar("E", bound=StrEnum)
@@ -48,7 +48,7 @@ def parse_choice(kind: type[E], value: str, what: str) -> E:
         return kind(value)
     except ValueError:
         *most, last = kind
-        close = meant(str(value), list(kind))
+        close = did_you_mean(str(value), list(kind))
         raise BadOption(
             f"{ascii(value)[:43]} is not a {what}",
             hint=f"{f'{close} Else ' if close else ''}give {', '.join(most)} or {last}",

@@ -13,7 +13,7 @@ from typing import Self
 
 from linkmgr.errors import AmbiguousNic, BadName, UnknownNic, UnknownVm
 from linkmgr.model import NicRef, check_name
-from linkmgr.suggest import instead, listed
+from linkmgr.suggest import hint_for_unknown, join_names
 from linkmgr.untrusted import quoted
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
@@ -60,7 +60,7 @@ class NicName:
 
 
 @dataclass(frozen=True)
-class Named:
+class NicCandidate:
     """A NIC with everything that it can be named by.
 
     :param mac: ``None`` while it is not known.
@@ -74,7 +74,7 @@ class Named:
     wanted_device: str | None = None
 
 
-def find_nic(name: NicName, nics: Iterable[Named], vms: Iterable[str]) -> NicRef:
+def find_nic(name: NicName, nics: Iterable[NicCandidate], vms: Iterable[str]) -> NicRef:
     """The one NIC that a name means. Its work grows with the number of NICs, and no faster.
 
     ``VM/ALIAS`` is returned as it is where there is no such NIC: the verb says so.
@@ -104,11 +104,11 @@ def find_nic(name: NicName, nics: Iterable[Named], vms: Iterable[str]) -> NicRef
         raise UnknownNic(f"VM {name} has no NICs", hint="see 'linkmgr nics'")
     raise UnknownVm(
         f"there is no VM {name}, and no NIC whose device has that name",
-        hint=instead(name.word, known, "the VMs are", "add it first"),
+        hint=hint_for_unknown(name.word, known, "the VMs are", "add it first"),
     )
 
 
-def _in_vm(name: NicName, vm: str, nics: list[Named]) -> NicRef:
+def _in_vm(name: NicName, vm: str, nics: list[NicCandidate]) -> NicRef:
     if not name.is_mac and NicRef(vm, name.word) in {nic.ref for nic in nics}:
         return NicRef(vm, name.word)
     found = _where(nics, lambda nic: nic.mac == name.word)
@@ -120,11 +120,11 @@ def _in_vm(name: NicName, vm: str, nics: list[Named]) -> NicRef:
     aliases = [nic.ref.alias for nic in nics]
     raise UnknownNic(
         f"VM {vm} has no NIC with the address {name.word}",
-        hint=f"name one of its NICs: {listed(aliases)}",
+        hint=f"name one of its NICs: {join_names(aliases)}",
     )
 
 
-def _where(nics: Iterable[Named], matches: Callable[[Named], bool]) -> set[NicRef]:
+def _where(nics: Iterable[NicCandidate], matches: Callable[[NicCandidate], bool]) -> set[NicRef]:
     return {nic.ref for nic in nics if matches(nic)}
 
 
@@ -132,6 +132,6 @@ def _only(found: set[NicRef], what: str) -> NicRef:
     if len(found) > 1:
         raise AmbiguousNic(
             f"{what} may be any of {len(found)} NICs",
-            hint=f"name one of them: {listed([str(ref) for ref in found])}",
+            hint=f"name one of them: {join_names([str(ref) for ref in found])}",
         )
     return next(iter(found))

@@ -23,7 +23,7 @@ from linkmgr.errors import (
 )
 from linkmgr.host import Host
 from linkmgr.model import Drift, Network, NicRef, Port, check_name, written
-from linkmgr.suggest import instead, listed
+from linkmgr.suggest import hint_for_unknown, join_names
 from linkmgr.untrusted import quoted
 
 log = logging.getLogger(__name__)
@@ -129,11 +129,11 @@ class Networks:
         nics = [str(nic) for (net, _), nic in self._claims.items() if net == name]
         if nics:
             raise NetworkInUse(
-                f"network {name} is in use by {listed(nics)}", hint="unplug them first"
+                f"network {name} is in use by {join_names(nics)}", hint="unplug them first"
             )
         ports = [str(port) for port in self.ports(name)]
         if ports:
-            what = f"network {name} has ports: {listed(ports)}"
+            what = f"network {name} has ports: {join_names(ports)}"
             raise NetworkInUse(what, hint="delete them first")
         return self._networks.pop(name)
 
@@ -181,7 +181,7 @@ class Networks:
         if name not in self._networks:
             raise UnknownNetwork(
                 f"there is no network {name}",
-                hint=instead(name, self._networks, "the networks are", "create it first"),
+                hint=hint_for_unknown(name, self._networks, "the networks are", "create it first"),
             )
         return self._networks[name]
 
@@ -211,7 +211,7 @@ class Networks:
             known = [port.name for port in self.ports(name)]
             raise UnknownPort(
                 f"network {name} has no port {port_name}",
-                hint=instead(
+                hint=hint_for_unknown(
                     port_name, known, "its ports are", f"create it first, or plug into {name}"
                 ),
             )

@@ -19,7 +19,7 @@ COMPARED_MAX, COMPARED_LENGTH_MAX = 100, 32
 RANKED_MAX = 2000  #: names from which those are taken that share most letters with the word: 2 ms
 
 
-def close_to(word: str, names: Collection[str]) -> list[str]:
+def close_matches(word: str, names: Collection[str]) -> list[str]:
     """Names that look like a word, the closest first, at most `SUGGESTIONS_MAX`."""
     word = word[:COMPARED_LENGTH_MAX]
     if len(names) > COMPARED_MAX:
@@ -40,28 +40,28 @@ def close_to(word: str, names: Collection[str]) -> list[str]:
     return [shorter[short] for short in found]
 
 
-def listed(names: Collection[str]) -> str:
+def join_names(names: Collection[str]) -> str:
     """Names as a text, at most `NAMES_SHOWN_MAX` of them, then how many more there are."""
     first = heapq.nsmallest(NAMES_SHOWN_MAX, names)
     more = len(names) - len(first)
     return (", ".join(first) or "none") + (f" and {more} more" if more else "")
 
 
-def meant(word: str, names: Collection[str]) -> str:
+def did_you_mean(word: str, names: Collection[str]) -> str:
     """``did you mean blue or blue2?``; empty when no name is close."""
-    *most, last = close_to(word, names) or [""]
+    *most, last = close_matches(word, names) or [""]
     named = f"{', '.join(most)} or {last}" if most else last
     return f"did you mean {named}?" if named else ""
 
 
-def instead(word: str, names: Collection[str], there: str, otherwise: str = "") -> str:
+def hint_for_unknown(word: str, names: Collection[str], there: str, otherwise: str = "") -> str:
     """A hint for a name that does not exist: what may have been meant, and which there are.
 
     :param there: leads in the names: ``the networks are``.
     :param otherwise: what to do if none of them was meant, such as ``create it first``.
     """
     rest = f"{otherwise}; {there}" if otherwise else there
-    said = meant(word, names)
+    said = did_you_mean(word, names)
     if said:
         rest = f"{said} Else {rest}" if otherwise else f"{said} {rest[0].upper()}{rest[1:]}"
-    return f"{rest}: {listed(names)}"
+    return f"{rest}: {join_names(names)}"

@@ -51,7 +51,7 @@ class UnixSocket(socket.socket):
     """
 
     _guarded: bool | None = None  #: descriptors may lie in it; ``None``: and others share it
-    read_most: int | None = None  #: bytes that `recv` takes at once, however many are asked for
+    recv_max: int | None = None  #: bytes that `recv` takes at once, however many are asked for
 
     @classmethod
     def make(cls, kind: int = socket.SOCK_STREAM) -> UnixSocket:
@@ -61,7 +61,7 @@ class UnixSocket(socket.socket):
         return made
 
     @classmethod
-    def adopt(cls, fd: int) -> UnixSocket:
+    def from_fd(cls, fd: int) -> UnixSocket:
         """Own a socket that somebody else made."""
         made = cls(fileno=fd)
         made.setblocking(False)
@@ -84,8 +84,8 @@ class UnixSocket(socket.socket):
 
         :raise ConnectionAbortedError: the peer has sent descriptors too.
         """
-        if self.read_most is not None:
-            size = min(size, self.read_most)
+        if self.recv_max is not None:
+            size = min(size, self.recv_max)
         if self._guarded is False or flags:
             return super().recv(size, flags)
         data, _, said, _ = self.recvmsg(size, 0, socket.MSG_PEEK)
@@ -132,7 +132,7 @@ class UnixSocket(socket.socket):
         return waiting[0] == 0
 
 
-async def connections(
+async def accept_connections(
     listening: UnixSocket, *, burst: float = CONNECTIONS_BURST_S
 ) -> AsyncIterator[UnixSocket]:
     """Accept one connection after another. Without a free descriptor the callers wait.
@@ -178,7 +178,7 @@ def _uid_of(sock: socket.socket) -> int:
     return uid
 
 
-async def readable(sock: socket.socket) -> None:
+async def wait_readable(sock: socket.socket) -> None:
     """Wait until a socket has something to read, or its peer has gone."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()

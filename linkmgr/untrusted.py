@@ -40,7 +40,7 @@ def quoted(value: object, limit: int = NAME_LIMIT) -> str:
     return f"'{printable(value, limit)}'"
 
 
-def is_deeper(value: object, levels: int) -> bool:
+def is_nested_deeper_than(value: object, levels: int) -> bool:
     """Whether a value of JSON has more levels of objects and lists than that.
 
     What json itself refuses depends on Python: 3.11 some 1,000 levels, 3.14 only what exceeds the

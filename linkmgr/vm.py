@@ -28,7 +28,7 @@ from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import MAX_NICS
 from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.suggest import instead
+from linkmgr.suggest import hint_for_unknown
 from linkmgr.swap import Slot
 from linkmgr.wirings import HubWiring
 from linkmgr.wirings.alias import alias_of, unusable_id_error
@@ -117,7 +117,7 @@ class Vm:
         if alias not in self.slots:
             raise UnknownNic(
                 f"VM {self.name} has no NIC {alias}",
-                hint=instead(alias, self.slots, "name one of its NICs"),
+                hint=hint_for_unknown(alias, self.slots, "name one of its NICs"),
             )
         return self.slots[alias]
 

@@ -36,7 +36,7 @@ def switch_off() -> None:
             getattr(module, name)
             setattr(module, name, LOTS)
     singleflight.REST_FACTOR = 0.0
-    taking = unix_sockets.connections.__kwdefaults__ or {}
+    taking = unix_sockets.accept_connections.__kwdefaults__ or {}
     assert "burst" in taking
     taking["burst"] = LOTS
     for name, plain in (

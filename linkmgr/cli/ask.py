@@ -118,10 +118,10 @@ def removal(
             return True
         from linkmgr.cli.show import note
         from linkmgr.errors import LinkmgrError
-        from linkmgr.suggest import meant
+        from linkmgr.suggest import did_you_mean
 
         with contextlib.suppress(LinkmgrError):
-            if said := meant(name, await names(links)):
+            if said := did_you_mean(name, await names(links)):
                 note(said)
         return False
 

@@ -49,13 +49,13 @@ async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding
     import asyncio
 
     from linkmgr.errors import UnknownVm
-    from linkmgr.suggest import instead
+    from linkmgr.suggest import hint_for_unknown
 
     vms, nics, findings = await asyncio.gather(links.vms(), links.nics(), _findings(links))
     vm = next((each for each in vms if each.name == name), None)
     if vm is None:
         there = [each.name for each in vms]
-        hint = instead(name, there, "the VMs are", "add it first")
+        hint = hint_for_unknown(name, there, "the VMs are", "add it first")
         raise UnknownVm(f"there is no VM {name}", hint=hint)
     mine = [each for each in nics if each.ref.vm == name]
     about = {name, *(str(each.ref) for each in mine)}
@@ -140,13 +140,15 @@ async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
     import asyncio
 
     from linkmgr.errors import UnknownPort
-    from linkmgr.suggest import instead
+    from linkmgr.suggest import hint_for_unknown
 
     network, _, alone = name.partition(":")
     ports, connections = await asyncio.gather(links.ports(network), links.connections())
     port = next((each for each in ports if each.name == alone), None)
     if port is None:
-        hint = instead(alone, [each.name for each in ports], "its ports are", "create it first")
+        hint = hint_for_unknown(
+            alone, [each.name for each in ports], "its ports are", "create it first"
+        )
         raise UnknownPort(f"network {network} has no port {alone}", hint=hint)
     return port, next((each for each in connections if str(each.port) == name), None)
 
@@ -172,14 +174,14 @@ def show_domain(name: str) -> None:
 
 async def _domain(links: Client, name: str) -> DomainInfo:
     from linkmgr.errors import NotFound
-    from linkmgr.suggest import instead
+    from linkmgr.suggest import hint_for_unknown
 
     domains = await links.domains()
     for domain in domains:
         if name in (domain.name, domain.uuid):
             return domain
     there = [each.name for each in domains]
-    hint = instead(name, there, "the domains are")
+    hint = hint_for_unknown(name, there, "the domains are")
     raise NotFound(f"libvirt has no domain {printable(name)}", hint=hint)
 
 

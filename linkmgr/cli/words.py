@@ -107,9 +107,9 @@ class Choice(_Choice):
         try:
             return str(super().convert(value, param, ctx))
         except click.BadParameter as error:
-            from linkmgr.suggest import meant
+            from linkmgr.suggest import did_you_mean
 
-            said = meant(str(value), [str(each) for each in self.choices])
+            said = did_you_mean(str(value), [str(each) for each in self.choices])
             if not said:
                 raise
             self.fail(f"{error.message} {said[0].upper()}{said[1:]}", param, ctx)

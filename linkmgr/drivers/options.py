@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from linkmgr.errors import BadOption
 from linkmgr.model import Options
-from linkmgr.suggest import instead, meant
+from linkmgr.suggest import did_you_mean, hint_for_unknown
 from linkmgr.untrusted import quoted
 
 
@@ -76,13 +76,13 @@ def check_options(owner: str, known: Mapping[str, Option], given: Options) -> Op
         if key not in known:
             raise BadOption(
                 f"{owner} has no option {quoted(key)}",
-                hint=instead(key, known, "the options are"),
+                hint=hint_for_unknown(key, known, "the options are"),
             )
         try:
             values[key] = known[key].read(value)
         except ValueError:
             kind = known[key].type
-            close = meant(str(value), list(kind)) if issubclass(kind, StrEnum) else ""
+            close = did_you_mean(str(value), list(kind)) if issubclass(kind, StrEnum) else ""
             raise BadOption(
                 f"option {key!r} of {owner} cannot be {ascii(value)[:43]}",
                 hint=close or f"give {known[key].expected()}: {known[key].help}",

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from linkmgr.drivers.base import NetworkDriver
 from linkmgr.errors import BadOption
-from linkmgr.suggest import instead
+from linkmgr.suggest import hint_for_unknown
 from linkmgr.untrusted import quoted
 
 ENTRY_POINT_GROUP = "linkmgr.drivers"
@@ -30,7 +30,7 @@ def find_driver(name: str) -> type[NetworkDriver]:
     if entry is None:
         raise BadOption(
             f"there is no network driver {quoted(name)}",
-            hint=instead(str(name), known_drivers(), "the installed drivers are"),
+            hint=hint_for_unknown(str(name), known_drivers(), "the installed drivers are"),
         )
     try:
         driver = entry.load()

@@ -38,7 +38,7 @@ _NETLINK_GENERIC, _CTRL, _GETFAMILY, _FAMILY_NAME = 16, 16, 3, 2  # linux/genetl
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """One thing that was tried.
 
     :param works: ``None`` when it could not be tried.
@@ -50,7 +50,7 @@ class Tried:
     detail: str = ""
 
 
-def try_all() -> list[Tried]:
+def try_features() -> list[TrialResult]:
     """Try everything. Leaves this process in namespaces of its own for good.
 
     :raise OSError: without the right to make a namespace (CAP_SYS_ADMIN).
@@ -59,18 +59,18 @@ def try_all() -> list[Tried]:
     with Rtnl() as rtnl:
         rtnl.change(new_link("doctor0", "veth", {"VETH_INFO_PEER": _peer("doctor1")}))
     return [
-        *_tried("tap", _tap),
-        *_tried("bridge", lambda: _link("bridge")),
-        *_tried("macvtap", _macvtap),
-        *_tried("veth", lambda: _link("veth", {"VETH_INFO_PEER": _peer("doctor3")})),
-        *_tried("vlan filtering", lambda: _link("bridge", {"IFLA_BR_VLAN_FILTERING": 1})),
-        *_tried("vlan", lambda: _link("vlan", {"IFLA_VLAN_ID": 5}, link=index_of("doctor0"))),
-        *_tried("vxlan", lambda: _link("vxlan", {"IFLA_VXLAN_ID": 5})),
-        *_tried("mirred", _mirred),
-        *_tried("nft", _nft),
-        *_unless_unloaded("ifb"),
-        *_unless_unloaded("bonding", "bond"),
-        *_tried("openvswitch", lambda: _family("ovs_datapath")),
+        *_try("tap", _tap),
+        *_try("bridge", lambda: _link("bridge")),
+        *_try("macvtap", _macvtap),
+        *_try("veth", lambda: _link("veth", {"VETH_INFO_PEER": _peer("doctor3")})),
+        *_try("vlan filtering", lambda: _link("bridge", {"IFLA_BR_VLAN_FILTERING": 1})),
+        *_try("vlan", lambda: _link("vlan", {"IFLA_VLAN_ID": 5}, link=index_of("doctor0"))),
+        *_try("vxlan", lambda: _link("vxlan", {"IFLA_VXLAN_ID": 5})),
+        *_try("mirred", _mirred),
+        *_try("nft", _nft),
+        *_try_if_loaded("ifb"),
+        *_try_if_loaded("bonding", "bond"),
+        *_try("openvswitch", lambda: _family("ovs_datapath")),
     ]
 
 
@@ -88,22 +88,24 @@ def _enter() -> None:
     checked(libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None))
 
 
-def _tried(name: str, attempt: Callable[[], None]) -> list[Tried]:
+def _try(name: str, attempt: Callable[[], None]) -> list[TrialResult]:
     try:
         attempt()
     except KernelRefused as refused:
-        return [Tried(name, False, refused.text)]
+        return [TrialResult(name, False, refused.text)]
     except OSError as error:
-        return [Tried(name, False, str(error))]
-    return [Tried(name, True)]
+        return [TrialResult(name, False, str(error))]
+    return [TrialResult(name, True)]
 
 
-def _unless_unloaded(module: str, kind: str | None = None) -> list[Tried]:
+def _try_if_loaded(module: str, kind: str | None = None) -> list[TrialResult]:
     if not Path("/sys/module", module).exists():
         found = _find_module(module)
         if found is not None:
-            return [Tried(module, True, f"as a module that is not loaded, {found}; not tried")]
-    return _tried(module, lambda: _link(kind or module))
+            return [
+                TrialResult(module, True, f"as a module that is not loaded, {found}; not tried")
+            ]
+    return _try(module, lambda: _link(kind or module))
 
 
 def _find_module(name: str) -> str | None:
@@ -181,9 +183,9 @@ def _ask(protocol: int, kind: int, payload: bytes, doing: str) -> None:
 
 
 def main() -> None:
-    """Print what `try_all` finds, or that it cannot be tried."""
+    """Print what `try_features` finds, or that it cannot be tried."""
     try:
-        found = [asdict(each) for each in try_all()]
+        found = [asdict(each) for each in try_features()]
     except (OSError, KernelRefused) as error:
         code = error.errno if isinstance(error, OSError) else error.code
         print(json.dumps({"error": str(error), "denied": code == errno.EPERM}))  # noqa: T201

@@ -52,7 +52,7 @@ class DropChain:
     def __str__(self) -> str:
         return f"chain {self.chain} of table {self.family} {self.table}"
 
-    def cares_for(self, bridge: str | None = None) -> bool:
+    def mentions(self, bridge: str | None = None) -> bool:
         """Whether its rules say anything of bridged frames, or of a bridge by its name.
 
         What exactly is not worked out: an administrator who has written such a rule knows.
@@ -61,7 +61,7 @@ class DropChain:
         return any(word in rule for rule in self.rules for word in words)
 
 
-def is_filtered(family: str, bridge: str | None = None) -> bool:
+def passes_forward_chains(family: str, bridge: str | None = None) -> bool:
     """Whether frames between the ports of a bridge pass the forward chains of a family.
 
     :param bridge: whose own setting counts, too; ``None`` asks for the namespace's alone.
@@ -82,7 +82,7 @@ def _is_one(path: Path) -> bool:
         return False
 
 
-def drop_chains() -> list[DropChain]:
+def read_drop_chains() -> list[DropChain]:
     """Read the forward chains that drop by their policy or last rule, in this thread's namespace.
 
     :raise OSError: the kernel does not say, or says more than is read; EPERM without
@@ -149,11 +149,11 @@ def _dump(kind: int, family: int, body: bytes) -> Iterator[tuple[int, memoryview
             view = memoryview(sock.recv(1 << 17))
             size += len(view)
             while len(view) >= _HEADER.size:
-                length, kind_, _, _, _ = _HEADER.unpack_from(view)
+                length, message_type, _, _, _ = _HEADER.unpack_from(view)
                 content = view[_HEADER.size : length]
-                if kind_ == _DONE:
+                if message_type == _DONE:
                     return
-                if kind_ == _ERROR:
+                if message_type == _ERROR:
                     number = -struct.unpack_from("=i", content)[0]
                     raise OSError(number, os.strerror(number))
                 yield content[0], content[_FAMILY.size :]

@@ -34,7 +34,7 @@ from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import inbound_address
-from linkmgr.unix_sockets import UnixSocket, connections
+from linkmgr.unix_sockets import UnixSocket, accept_connections
 
 __all__ = ["MonitorListener", "Dialled"]  # noqa: RUF022 - most important first
 
@@ -179,7 +179,7 @@ class MonitorListener:
 
     async def _accept(self) -> None:
         calls = Bucket(CALLS_PER_SECOND, CALLS_BURST)
-        async for sock in connections(self._sock, burst=BURST_SECONDS):
+        async for sock in accept_connections(self._sock, burst=BURST_SECONDS):
             try:
                 await asyncio.sleep(calls.take(1))
                 await self._looking.acquire()
@@ -234,7 +234,7 @@ class MonitorListener:
         if len(self._calls) > LOOKING:
             self._calls = {p: bucket for p, bucket in self._calls.items() if not bucket.full}
         new = Bucket(PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST)
-        return self._calls.setdefault(process, new).take_one()
+        return self._calls.setdefault(process, new).try_take()
 
     async def _hang_up(self, sock: socket.socket) -> None:
         """Close a refused connection, at once if that cannot hurt a QEMU that starts."""

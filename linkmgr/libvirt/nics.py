@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from linkmgr.errors import CannotPrepare, UnknownNic
 from linkmgr.libvirt.domain_xml import Document, Element
-from linkmgr.suggest import instead
+from linkmgr.suggest import hint_for_unknown
 from linkmgr.untrusted import printable, quoted
 
 _AUTOMATIC = re.compile(r"net[0-9]{1,9}")  #: an alias that libvirt gives at the start, by the order
@@ -78,7 +78,7 @@ def chosen(document: Document, which: str | None) -> list[DomainNic]:
         there = [nic.alias or nic.mac or "one without either" for nic in nics]
         raise UnknownNic(
             f"domain {name} has no NIC with the alias or address {quoted(which)}",
-            hint=instead(which, there, "it has") if there else "it has no NICs at all",
+            hint=hint_for_unknown(which, there, "it has") if there else "it has no NICs at all",
         )
     if len(found) > 1:
         raise CannotPrepare(

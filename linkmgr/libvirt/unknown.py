@@ -13,7 +13,7 @@ from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking, LibvirtSide
 from linkmgr.model import DirectMode
-from linkmgr.suggest import meant
+from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command, shell_word
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into a command
@@ -40,7 +40,7 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
                     return _unreadable(view, unreadable)
     except (LinkmgrError, TimeoutError):
         pass
-    if said := meant(name, [each.name for each in known if each.record]):
+    if said := did_you_mean(name, [each.name for each in known if each.record]):
         error.hint = said
     return error
 

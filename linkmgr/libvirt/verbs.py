@@ -46,9 +46,9 @@ from linkmgr.model import (
     Port,
     parse_choice,
 )
-from linkmgr.naming import Named, NicName, find_nic
+from linkmgr.naming import NicCandidate, NicName, find_nic
 from linkmgr.qmp.dialer import inbound_address
-from linkmgr.suggest import instead
+from linkmgr.suggest import hint_for_unknown
 from linkmgr.untrusted import shell_command
 
 NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
@@ -103,7 +103,9 @@ class DomainVerbs:
                 document = read_document(await side.xml(view.uuid, live=False), vm)
         except (LinkmgrError, TimeoutError):
             return None
-        nics = [Named(NicRef(vm, nic.alias), nic.mac) for nic in nics_of(document) if nic.alias]
+        nics = [
+            NicCandidate(NicRef(vm, nic.alias), nic.mac) for nic in nics_of(document) if nic.alias
+        ]
         return find_nic(name, nics, [vm]) if nics else None
 
     async def plug(
@@ -378,7 +380,7 @@ class DomainVerbs:
             there = [each.alias for each in nics_of(document) if each.alias]
             raise UnknownNic(
                 f"domain {ref.vm} will have no NIC {ref.alias} at its next start",
-                hint=instead(
+                hint=hint_for_unknown(
                     ref.alias,
                     there,
                     "its NICs with an alias that stays are",

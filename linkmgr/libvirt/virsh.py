@@ -24,7 +24,7 @@ from linkmgr.errors import (
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.monitor_xml import in_order
 from linkmgr.libvirt.nics import chosen
-from linkmgr.suggest import meant
+from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command
 
 SECONDS = 30.0  #: that libvirt may take for one answer
@@ -248,7 +248,7 @@ class Virsh:
         if no_domain and words[0] != "list":
             raise NotFound(
                 f"libvirt has no domain {words[-1]}",
-                hint=meant(words[-1], self._names())
+                hint=did_you_mean(words[-1], self._names())
                 or "see 'virsh list --all'; a file is written with a slash or ends with .xml",
             )
         raise LibvirtRefused(f"'virsh {words[0]}' failed: {said}", hint="see libvirt's own log")

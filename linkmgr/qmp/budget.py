@@ -84,7 +84,7 @@ class EventRateLimit:
 
     def __call__(self, event: MonitorEvent) -> None:
         """Take an event of QEMU."""
-        if self._bucket.take_one():
+        if self._bucket.try_take():
             self._on_event(event)
             return
         self._missed += 1

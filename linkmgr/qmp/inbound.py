@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from qemu.qmp.error import ProtocolError
 
 from linkmgr.qmp.events import HANDLED_EVENTS, ID_MEMBERS, MAX_ID_CHARS, MonitorEvent
-from linkmgr.untrusted import is_deeper, printable
+from linkmgr.untrusted import is_nested_deeper_than, printable
 
 #: Bytes of a message: the longest that is usual is an error text.
 MAX_MESSAGE_BYTES = 64 << 10
@@ -81,7 +81,9 @@ def decode(
     if not isinstance(said, dict):
         raise NotQmpError(f"a message that is no object: {printable(said, 80)}")
     # Each level takes a bracket, so hardly a message has enough of them to be looked at.
-    if counted[0] + counted[1] > MAX_MESSAGE_DEPTH and is_deeper(said, MAX_MESSAGE_DEPTH):
+    if counted[0] + counted[1] > MAX_MESSAGE_DEPTH and is_nested_deeper_than(
+        said, MAX_MESSAGE_DEPTH
+    ):
         raise NotQmpError("a message that is nested too deeply")
     return said
 

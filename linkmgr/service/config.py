@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from linkmgr.errors import BadConfig, BadName, BadOption, LinkmgrError
 from linkmgr.model import Drift, check_name
 from linkmgr.service.toml_lines import key_lines, line_of
-from linkmgr.suggest import listed
+from linkmgr.suggest import join_names
 from linkmgr.untrusted import quoted
 
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
@@ -352,7 +352,7 @@ def _bad_rules(config: Config) -> Iterator[_Mistake]:
             yield ("access", "rules", number, "user"), f"there is no user {quoted(rule.user)} here"
         for key, verbs in (("nics", PERMISSIONS_ON_NICS), ("networks", PERMISSIONS_ON_NETWORKS)):
             if key not in rule.model_fields_set and not verbs.isdisjoint(rule.verbs):
-                allowed = listed([verb for verb in rule.verbs if verb in verbs])
+                allowed = join_names([verb for verb in rule.verbs if verb in verbs])
                 yield (
                     ("access", "rules", number),
                     f"allows {allowed}, but does not say of which {key}: add {key}, which are "

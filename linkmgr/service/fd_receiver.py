@@ -15,7 +15,7 @@ from pathlib import Path
 from linkmgr.errors import BadFd, HostError
 from linkmgr.host import Fd, receive_fd
 from linkmgr.service.problems import ServiceProblem
-from linkmgr.unix_sockets import readable
+from linkmgr.unix_sockets import wait_readable
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
 RECEIVE_S = 5.0
@@ -77,7 +77,7 @@ class Receivers:
             ours.setblocking(False)
             try:
                 async with asyncio.timeout(RECEIVE_S):
-                    await readable(ours)
+                    await wait_readable(ours)
                 # It has nothing more to do; only a file system can hold it now.
                 await asyncio.wait({reaping}, timeout=_END_S)
                 return _read(ours)

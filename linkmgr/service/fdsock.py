@@ -29,7 +29,7 @@ from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
-from linkmgr.unix_sockets import UnixSocket, connections, readable
+from linkmgr.unix_sockets import UnixSocket, accept_connections, wait_readable
 
 DEFAULT_PATH = Path("/run/linkmgr/fd.sock")
 IDLE_SECONDS = 10.0  #: how long a connection may say nothing
@@ -122,7 +122,7 @@ class FdSocket:
         await drain()
 
     async def _accept(self) -> None:
-        async for sock in connections(self._listening):
+        async for sock in accept_connections(self._listening):
             self._start(self._serve(sock), "fd socket peer")
 
     async def _serve(self, sock: UnixSocket) -> None:
@@ -207,7 +207,7 @@ def _name(packet: Packet) -> str:
 async def _look(sock: UnixSocket) -> bool:
     """Wait for a packet; return whether it brings descriptors, which stay where they are."""
     while True:
-        await readable(sock)
+        await wait_readable(sock)
         with contextlib.suppress(BlockingIOError):
             flags = sock.recvmsg(1, 0, socket.MSG_PEEK)[2]
             return bool(flags & socket.MSG_CTRUNC)

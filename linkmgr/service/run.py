@@ -263,7 +263,7 @@ async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncI
             log.info("listening on %s", path)
             yield sock
         return
-    with UnixSocket.adopt(fd.take()) as sock:
+    with UnixSocket.from_fd(fd.take()) as sock:
         yield sock
 
 
@@ -272,7 +272,7 @@ async def _fd_socket(
     passed: PassedFds, links: LinkManager, core: Core, path: Path
 ) -> AsyncIterator[None]:
     fd = passed.take(HANDOVER)
-    sock = fdsock.bind(path) if fd is None else UnixSocket.adopt(fd.take())
+    sock = fdsock.bind(path) if fd is None else UnixSocket.from_fd(fd.take())
 
     def allow(peer: Peer) -> None:
         core.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
@@ -294,7 +294,7 @@ async def _monitors(
             if fd is None:
                 sock = await stack.enter_async_context(listening(path))
             else:
-                sock = stack.enter_context(UnixSocket.adopt(fd.take()))
+                sock = stack.enter_context(UnixSocket.from_fd(fd.take()))
             files = DomainFiles(Path(settings.libvirt.run_dir))
             timeout = settings.limits.monitor_seconds
             listener = await stack.enter_async_context(

@@ -22,7 +22,7 @@ from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
 from linkmgr.service.reading import READ_MOST, Reading
-from linkmgr.unix_sockets import UnixSocket, connections
+from linkmgr.unix_sockets import UnixSocket, accept_connections
 
 _limit = LogLimit(__name__)
 
@@ -237,8 +237,8 @@ class _Acceptor:
 
     async def _accept(self, make: Callable[[], asyncio.Protocol]) -> None:
         loop = asyncio.get_running_loop()
-        async for sock in connections(self._sock):
-            sock.read_most = READ_MOST
+        async for sock in accept_connections(self._sock):
+            sock.recv_max = READ_MOST
             await loop.connect_accepted_socket(make, sock)
 
     def close(self) -> None:

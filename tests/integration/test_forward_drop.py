@@ -13,7 +13,7 @@ from pyroute2.nftables.main import NFTables
 
 from linkmgr.cli import probes
 from linkmgr.cli.probes import Verdict
-from linkmgr.host.netfilter import drop_chains
+from linkmgr.host.netfilter import read_drop_chains
 from linkmgr.model import Finding
 from tests.integration.lab import Lab, make_lab
 
@@ -154,4 +154,4 @@ async def test_what_a_chain_does_at_its_end_counts(
     await chain(policy=policy)
     for each in rules:
         await rule(*each)
-    assert bool(drop_chains()) is drops
+    assert bool(read_drop_chains()) is drops

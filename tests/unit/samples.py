@@ -23,7 +23,7 @@ from linkmgr.model import (
     VmInfo,
     VmState,
 )
-from linkmgr.naming import Named, NicName, find_nic
+from linkmgr.naming import NicCandidate, NicName, find_nic
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 BLUE = Network("blue", "bridge", {"bridge": "br0"})
@@ -65,7 +65,7 @@ def nic(
 def named(name: str | NicRef, nics: Iterable[Nic], vms: Iterable[str] = ()) -> NicRef:
     """Which of these NICs a name means, as `LinkManager.resolve` would say."""
     known = [
-        Named(each.ref, each.mac, each.connection.device if each.connection else None)
+        NicCandidate(each.ref, each.mac, each.connection.device if each.connection else None)
         for each in nics
     ]
     return find_nic(NicName.parse(name), known, {*vms, *(each.ref.vm for each in known)})

@@ -9,7 +9,7 @@ import pytest
 from linkmgr.errors import AmbiguousNic, BadName, NotFound, NotOnHub, UnknownNic, UnknownVm
 from linkmgr.manager import LinkManager
 from linkmgr.model import NicRef
-from linkmgr.naming import Named, NicName, find_nic
+from linkmgr.naming import NicCandidate, NicName, find_nic
 from linkmgr.suggest import COMPARED_MAX
 from tests.unit.qmp_peer import nothing_left_behind
 from tests.unit.test_manager_vms import HOT, HUB, FakeQemu, links, qemu
@@ -18,13 +18,15 @@ __all__ = ["links", "nothing_left_behind", "qemu"]  # fixtures
 
 A, B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 NICS = [
-    Named(NicRef("web1", "net0"), A, "vnet0"),
-    Named(NicRef("web2", "net0"), B, None, "vnet9"),
-    Named(NicRef("web2", "net1"), "52:54:00:00:00:0c"),
+    NicCandidate(NicRef("web1", "net0"), A, "vnet0"),
+    NicCandidate(NicRef("web2", "net0"), B, None, "vnet9"),
+    NicCandidate(NicRef("web2", "net1"), "52:54:00:00:00:0c"),
 ]
 
 
-def found(name: str, nics: list[Named] = NICS, vms: tuple[str, ...] = ("web1", "web2")) -> str:
+def found(
+    name: str, nics: list[NicCandidate] = NICS, vms: tuple[str, ...] = ("web1", "web2")
+) -> str:
     return str(find_nic(NicName.parse(name), nics, vms))
 
 
@@ -59,7 +61,7 @@ def test_a_name_that_several_nics_have_is_an_error_that_lists_them() -> None:
     assert str(raised.value) == (
         "web2 may be any of 2 NICs. To do: name one of them: web2/net0, web2/net1"
     )
-    many = [Named(NicRef("web3", f"net{number}")) for number in range(400)]
+    many = [NicCandidate(NicRef("web3", f"net{number}")) for number in range(400)]
     with pytest.raises(AmbiguousNic, match="any of 400 NICs") as raised:
         found("web3", many)
     assert len(str(raised.value)) < 300
@@ -80,12 +82,12 @@ def test_a_name_that_no_nic_has_is_not_found() -> None:
 @pytest.mark.parametrize(
     ("name", "claim"),
     [
-        (A, Named(NicRef("evil", "net0"), A)),
-        ("web1", Named(NicRef("evil", "net0"), None, "web1")),
-        ("vnet0", Named(NicRef("vnet0", "net0"))),
+        (A, NicCandidate(NicRef("evil", "net0"), A)),
+        ("web1", NicCandidate(NicRef("evil", "net0"), None, "web1")),
+        ("vnet0", NicCandidate(NicRef("vnet0", "net0"))),
     ],
 )
-def test_a_name_that_another_vm_claims_too_is_ambiguous(name: str, claim: Named) -> None:
+def test_a_name_that_another_vm_claims_too_is_ambiguous(name: str, claim: NicCandidate) -> None:
     with pytest.raises(AmbiguousNic, match=r"(evil|vnet0)/net0"):
         found(name, [*NICS, claim])
 
@@ -93,14 +95,14 @@ def test_a_name_that_another_vm_claims_too_is_ambiguous(name: str, claim: Named)
 @pytest.mark.parametrize(
     ("name", "claim"),
     [
-        ("web1/net0", Named(NicRef("evil", "net0"), A, "vnet0")),
-        ("web1/net0", Named(NicRef("web1", "net1"), None, "net0")),  # its alias is exact
-        ("vnet0", Named(NicRef("evil", "vnet0"))),  # an alias alone is no name
-        ("vnet0", Named(NicRef("evil", "net0"), None, None, "vnet0")),  # wished for, not there
-        (A, Named(NicRef("evil", "net0"), None)),  # its guest has ended
+        ("web1/net0", NicCandidate(NicRef("evil", "net0"), A, "vnet0")),
+        ("web1/net0", NicCandidate(NicRef("web1", "net1"), None, "net0")),  # its alias is exact
+        ("vnet0", NicCandidate(NicRef("evil", "vnet0"))),  # an alias alone is no name
+        ("vnet0", NicCandidate(NicRef("evil", "net0"), None, None, "vnet0")),  # wanted, not there
+        (A, NicCandidate(NicRef("evil", "net0"), None)),  # its guest has ended
     ],
 )
-def test_a_claim_of_another_vm_takes_no_name_away(name: str, claim: Named) -> None:
+def test_a_claim_of_another_vm_takes_no_name_away(name: str, claim: NicCandidate) -> None:
     assert found(name, [claim, *NICS, claim]) == "web1/net0"
 
 

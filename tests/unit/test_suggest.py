@@ -9,36 +9,39 @@ import pytest
 from linkmgr.errors import BadOption, LinkmgrError, NotFound
 from linkmgr.manager import LinkManager
 from linkmgr.model import Notify, parse_choice
-from linkmgr.suggest import NAMES_SHOWN_MAX, close_to, instead, listed
+from linkmgr.suggest import NAMES_SHOWN_MAX, close_matches, hint_for_unknown, join_names
 
 
 def test_the_closest_names_are_meant() -> None:
-    assert close_to("bleu", ["green", "blue", "black"]) == ["blue"]
-    assert close_to("WEB1", ["web1", "db"]) == ["web1"]
-    assert close_to("zzz", ["green", "blue"]) == []
-    assert close_to("on", ["up", "down"]) == []
-    assert instead("bleu", ["blue", "red"], "the networks are", "create it first") == (
+    assert close_matches("bleu", ["green", "blue", "black"]) == ["blue"]
+    assert close_matches("WEB1", ["web1", "db"]) == ["web1"]
+    assert close_matches("zzz", ["green", "blue"]) == []
+    assert close_matches("on", ["up", "down"]) == []
+    assert hint_for_unknown("bleu", ["blue", "red"], "the networks are", "create it first") == (
         "did you mean blue? Else create it first; the networks are: blue, red"
     )
-    assert instead("net12", ["net1", "net2"], "its NICs are") == (
+    assert hint_for_unknown("net12", ["net1", "net2"], "its NICs are") == (
         "did you mean net2 or net1? Its NICs are: net1, net2"
     )
-    assert instead("x", ["blue", "red"], "the networks are", "create it first") == (
+    assert hint_for_unknown("x", ["blue", "red"], "the networks are", "create it first") == (
         "create it first; the networks are: blue, red"
     )
-    assert instead("x", [], "the VMs are", "add it first") == "add it first; the VMs are: none"
+    assert (
+        hint_for_unknown("x", [], "the VMs are", "add it first")
+        == "add it first; the VMs are: none"
+    )
 
 
 def test_many_names_are_a_few_and_a_number() -> None:
     names = [f"net{number:03}" for number in range(400)]
-    assert listed(names) == ", ".join(names[:NAMES_SHOWN_MAX]) + " and 392 more"
-    assert close_to("bleu", [*names, "blue"]) == ["blue"]
+    assert join_names(names) == ", ".join(names[:NAMES_SHOWN_MAX]) + " and 392 more"
+    assert close_matches("bleu", [*names, "blue"]) == ["blue"]
 
 
 def test_a_long_word_and_many_names_cost_little() -> None:
     names = [f"{'ab' * 26}{number:06}" for number in range(50_000)]
     began = time.process_time()
-    close_to("ba" * 5000, names)
+    close_matches("ba" * 5000, names)
     assert time.process_time() - began < 0.5
 
 

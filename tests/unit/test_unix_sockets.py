@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 from linkmgr import unix_sockets
-from linkmgr.unix_sockets import CONNECTION_COST_S, USER_CONNECTIONS_SHARE, UnixSocket, connections
+from linkmgr.unix_sockets import (
+    CONNECTION_COST_S,
+    USER_CONNECTIONS_SHARE,
+    UnixSocket,
+    accept_connections,
+)
 
 
 @contextlib.contextmanager
@@ -45,7 +50,7 @@ async def test_connections_wait_while_no_descriptor_is_free(
         accepted: list[UnixSocket] = []
 
         async def accept() -> None:
-            async for each in connections(listening):
+            async for each in accept_connections(listening):
                 accepted.append(stack.enter_context(each))
 
         task = asyncio.create_task(accept())
@@ -92,7 +97,7 @@ async def test_a_user_that_connects_without_end_is_hung_up_on_and_root_is_not(
         accepted: list[UnixSocket] = []
 
         async def accept() -> None:
-            async for each in connections(listening, burst=burst):
+            async for each in accept_connections(listening, burst=burst):
                 accepted.append(stack.enter_context(each))
 
         task = asyncio.create_task(accept())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from linkmgr.untrusted import is_deeper, printable
+from linkmgr.untrusted import is_nested_deeper_than, printable
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_levels_are_counted_alike_on_every_python() -> None:
     deep: object = {"a": "text"}
     for _ in range(62):
         deep = [1, deep, {}]
-    assert not is_deeper(deep, 63)
-    assert is_deeper(deep, 62)
-    assert is_deeper({"a": [deep]}, 64)
-    assert not is_deeper("text", 0)
+    assert not is_nested_deeper_than(deep, 63)
+    assert is_nested_deeper_than(deep, 62)
+    assert is_nested_deeper_than({"a": [deep]}, 64)
+    assert not is_nested_deeper_than("text", 0)
 
 
 def test_levels_that_python_itself_reads(differs: Callable[[str, str], None]) -> None:
@@ -89,5 +89,5 @@ def test_levels_that_python_itself_reads(differs: Callable[[str, str], None]) ->
         here = "refused by Python"
     else:
         here = "read by Python, refused by linkmgr"
-        assert is_deeper(deep, 64)
+        assert is_nested_deeper_than(deep, 64)
     differs("JSON of 20,000 levels", here)

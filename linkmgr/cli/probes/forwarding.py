@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from linkmgr.cli.probes.line import Line, Verdict, run
-from linkmgr.filtered import described
-from linkmgr.host.netfilter import drop_chains, is_filtered
+from linkmgr.filtered import describe_drop_chain
+from linkmgr.host.netfilter import passes_forward_chains, read_drop_chains
 
 _AREA, _NAME = "network", "bridged frames"
 _OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the iptables before nf_tables
@@ -23,16 +23,16 @@ async def forwarding() -> list[Line]:
 
 def _of_nf_tables() -> Line:
     try:
-        chains = drop_chains()
+        chains = read_drop_chains()
     except OSError as error:
         if error.errno == errno.EPERM:
             return Line(_AREA, _NAME, Verdict.UNKNOWN, "only root sees the firewall", "ask as root")
         what = f"nf_tables does not say: {error.strerror or error}"
         return Line(_AREA, _NAME, Verdict.UNKNOWN, what)
     for chain in chains:
-        if is_filtered(chain.family) and not chain.cares_for():
-            return Line(_AREA, _NAME, Verdict.MISSING, *described(chain))
-    if is_filtered("inet"):
+        if passes_forward_chains(chain.family) and not chain.mentions():
+            return Line(_AREA, _NAME, Verdict.MISSING, *describe_drop_chain(chain))
+    if passes_forward_chains("inet"):
         what = "pass the firewall (br_netfilter), which drops none of them by its policy"
     else:
         what = "do not pass the firewall"
@@ -44,7 +44,7 @@ async def _of_old_iptables() -> list[Line]:
         tables = _OLD_TABLES.read_text(encoding="ascii").split()
     except OSError:  # not root's, or there are none
         return []
-    if "filter" not in tables or not is_filtered("ip"):
+    if "filter" not in tables or not passes_forward_chains("ip"):
         return []
     program = shutil.which("iptables-legacy")
     if program is None:
