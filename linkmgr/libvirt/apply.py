@@ -19,7 +19,7 @@ from linkmgr.errors import (
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Trouble, Wish
-from linkmgr.libvirt.metadata import Cable
+from linkmgr.libvirt.metadata import DesiredCable
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.records import records_of
@@ -98,7 +98,7 @@ class Applier:
         except LinkmgrError as error:
             if self._has_ended(domain):
                 return wish  # and whoever sees that forgets the wish, too
-            if not isinstance(error, UnknownNic) or cable != Cable(cable.nic):
+            if not isinstance(error, UnknownNic) or cable != DesiredCable(cable.nic):
                 self.trouble(domain, cable.nic, _trouble(error, cable))
                 return wish
             # Nothing is asked for a NIC that is not there.
@@ -110,7 +110,7 @@ class Applier:
         self.trouble(domain, cable.nic, None)
         return replace(wish, done=True)
 
-    async def _plug(self, ref: NicRef, cable: Cable) -> None:
+    async def _plug(self, ref: NicRef, cable: DesiredCable) -> None:
         if cable.link is LinkState.DOWN:  # before: the guest is not to see the new cable
             await self._links.set_link(ref, cable.link)
         if cable.raw is not None:
@@ -170,7 +170,7 @@ def _off_hub(nic: DomainNic, seen: Nic) -> Trouble:
     )
 
 
-def _trouble(error: LinkmgrError, cable: Cable) -> Trouble:
+def _trouble(error: LinkmgrError, cable: DesiredCable) -> Trouble:
     hint = error.hint
     if isinstance(error, UnknownNetwork | UnknownPort):
         hint = f"create it; {cable.nic} is plugged into it then by itself"

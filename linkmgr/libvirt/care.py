@@ -23,7 +23,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble, Wish
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
-from linkmgr.libvirt.metadata import CABLES, cables_of, read_document
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
 from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.side import Asking, LibvirtSide
 from linkmgr.libvirt.silent import SECONDS, silent
@@ -219,7 +219,7 @@ class DomainCare:
                 for domain in self.known:
                     domain.is_stale()
                 self._look_at_all()
-            case DomainEventKind.METADATA if event.detail == CABLES:
+            case DomainEventKind.METADATA if event.detail == CABLES_NAMESPACE:
                 known = self.known.known(event.uuid)
                 if known is not None:
                     known.is_stale()
@@ -296,8 +296,8 @@ class DomainCare:
             if domain.wired != process:
                 self.applier.look(domain, document)
             try:
-                wanted = cables_of(document)
-                done = set(wanted.of) if new and self.known.is_lost(process) else domain.acted
+                wanted = desired_cables_of(document)
+                done = set(wanted.by_nic) if new and self.known.is_lost(process) else domain.acted
                 domain.record = domain.record.follow(wanted).done(done)
                 domain.budget.spend(WISH_SECONDS * len(domain.record.pending))
                 domain.acted.clear()
@@ -322,7 +322,9 @@ class DomainCare:
             self._is_unwritten(domain, error)
             return
         assert domain.record is not None
-        nics = [nic for nic in {**before.of, **after.of} if before.get(nic) != after.get(nic)]
+        nics = [
+            nic for nic in {**before.by_nic, **after.by_nic} if before.get(nic) != after.get(nic)
+        ]
         domain.record = domain.record.put(*(Wish(after.get(nic), done=True) for nic in nics))
 
     def _is_unwritten(self, domain: Domain, error: LinkmgrError) -> None:

@@ -20,14 +20,14 @@ from linkmgr.documents import Documents, SavedDocument
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
-from linkmgr.libvirt.metadata import Cable, Cables, parse, render
+from linkmgr.libvirt.metadata import DesiredCable, DesiredCables, parse, render
 
 log = logging.getLogger(__name__)
 
 DOCUMENT = "domains"
 
 #: Changes what a domain asks for.
-Edit = Callable[[Cables], Cables]
+Edit = Callable[[DesiredCables], DesiredCables]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Wish:
     :param done: whether it was done, or an operator has done something else since.
     """
 
-    cable: Cable
+    cable: DesiredCable
     done: bool = False
 
 
@@ -71,10 +71,10 @@ class Record:
         """What is still to be done."""
         return [wish for wish in self.wishes.values() if not wish.done]
 
-    def asked(self, nic: str) -> Cable:
+    def asked(self, nic: str) -> DesiredCable:
         """What was last asked for a NIC, also if nothing was."""
         wish = self.wishes.get(nic)
-        return wish.cable if wish else Cable(nic)
+        return wish.cable if wish else DesiredCable(nic)
 
     def put(self, *wishes: Wish) -> Record:
         """Have these, instead of what there was of their NICs."""
@@ -85,9 +85,9 @@ class Record:
         asked = [wish for nic, wish in self.wishes.items() if nic in nics]
         return self.put(*(replace(wish, done=True) for wish in asked))
 
-    def follow(self, now: Cables) -> Record:
+    def follow(self, now: DesiredCables) -> Record:
         """Have what is asked for now; what is as before stays done, or to be done."""
-        names = dict.fromkeys([*self.wishes, *now.of])
+        names = dict.fromkeys([*self.wishes, *now.by_nic])
         changed = [Wish(now.get(nic)) for nic in names if now.get(nic) != self.asked(nic)]
         return self.put(*changed)
 
@@ -246,7 +246,7 @@ def _form(record: Record) -> dict[str, object]:
     return {
         "pid": record.process.pid,
         "started": record.process.started,
-        "cables": render(Cables({nic: wish.cable for nic, wish in record.wishes.items()})),
+        "cables": render(DesiredCables({nic: wish.cable for nic, wish in record.wishes.items()})),
         "undone": [wish.cable.nic for wish in record.pending],
     }
 
@@ -266,5 +266,5 @@ def _read_domain(form: Form) -> tuple[str, Record]:
         cables = parse(form.text("cables"))
     except LinkmgrError as error:
         raise ValueError(str(error)) from None
-    wishes = {nic: Wish(cable, nic not in waits) for nic, cable in cables.of.items()}
+    wishes = {nic: Wish(cable, nic not in waits) for nic, cable in cables.by_nic.items()}
     return form.text("name"), Record(process, wishes)

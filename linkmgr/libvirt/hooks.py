@@ -15,7 +15,7 @@ from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.apply import in_a_line, summary
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Domains
-from linkmgr.libvirt.metadata import Cables, cables_of, read_document
+from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.migration import expect
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.raw_ports import RawPorts
@@ -87,7 +87,7 @@ class Hooks:
             domain.bring(xml)
             if operation == "migrate":
                 return await self._expected(domain, document)
-            cables_of(document)
+            desired_cables_of(document)
             return HookAnswer(True, "its cables are plugged when it runs")
         if operation == "started":
             return await self._started(domain, document, xml)
@@ -111,15 +111,15 @@ class Hooks:
         """Wait until the cables are in. `applied` is unset since the hook was called before."""
         _check_monitor(document)
         try:
-            wanted = cables_of(document)
+            wanted = desired_cables_of(document)
         except BadMetadata:
-            wanted = Cables()
+            wanted = DesiredCables()
             raise
         finally:
             # Of a process whose XML was read it would be stale as soon as anybody edits that.
             if domain.read is None or not domain.read.lives():
                 domain.bring(xml)
-        if not wanted.of or not records_of(document):
+        if not wanted.by_nic or not records_of(document):
             return HookAnswer(True, "it asks for no cables")
         while not domain.applied.is_set():
             try:
@@ -129,7 +129,7 @@ class Hooks:
                     return HookAnswer(True, "its cables are plugged when it is resumed")
         if domain.troubles:
             return HookAnswer(False, summary(domain.troubles, domain.name))
-        said = [f"{domain.name}/{each.nic}: {each}" for each in wanted.of.values()]
+        said = [f"{domain.name}/{each.nic}: {each}" for each in wanted.by_nic.values()]
         return HookAnswer(True, in_a_line(said))
 
     async def _freed(self, domain: Domain) -> None:

@@ -12,7 +12,7 @@ from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
-from linkmgr.libvirt.metadata import Cables, cables_of, read_document
+from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.refusals import KINDS, can_be_vm, rename_command
@@ -120,9 +120,9 @@ class Listing:
     def _of(self, view: DomainView, document: Document, later: set[str]) -> DomainInfo:
         name, prepared = view.name, records_of(document)
         try:
-            cables = cables_of(document)
+            cables = desired_cables_of(document)
         except LinkmgrError:  # `check` says what is wrong
-            cables = Cables()
+            cables = DesiredCables()
         vm = self._vms.get(name) if view.active else None
         interfaces = nics_of(document)[:MAX_NICS]
         nics = tuple(
@@ -146,10 +146,10 @@ class Listing:
             nics=nics,
         )
 
-    def _nic(self, vm: str, nic: DomainNic, prepared: bool, cables: Cables) -> DomainNicInfo:
+    def _nic(self, vm: str, nic: DomainNic, prepared: bool, cables: DesiredCables) -> DomainNicInfo:
         seen = self._nics.get((vm, nic.alias))
         link = nic.element.get("link", "state") or "up"
-        wanted = cables.of.get(nic.alias)
+        wanted = cables.by_nic.get(nic.alias)
         if seen is not None:
             return _of_linkmgr(seen, prepared, _cut(str(wanted)) if wanted else None)
         source = next(

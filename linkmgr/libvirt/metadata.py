@@ -1,4 +1,4 @@
-"""The cables that a domain's own XML asks for: ``<metadata>``, namespace ``urn:linkmgr:cables``.
+"""The desired cables in a domain's own XML: ``<metadata>``, namespace ``urn:linkmgr:cables``.
 
 docs/metadata.md has the schema. Text in, data out, and back; nothing here talks to libvirt. libvirt
 gives the element without its namespace, and takes it so; in a domain's XML it has one. Both are
@@ -19,16 +19,17 @@ from linkmgr.libvirt.domain_xml import Document, Element, quoted
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.model import LinkState, Notify, check_name
 
-CABLES = "urn:linkmgr:cables"  #: namespace of the element
-KEY = "lm"  #: its prefix, where linkmgr writes it
+CABLES_NAMESPACE = "urn:linkmgr:cables"  #: namespace of the element
+CABLES_PREFIX = "lm"  #: its prefix, where linkmgr writes it
 MAX_CABLES = 256  #: of a domain, each of which is a task, a finding and an event; NICs are fewer
 #: Bytes of the element: it is kept for each domain, and written down with each change of any.
 MAX_CABLES_BYTES = 32 << 10
-RESERVED = frozenset({"fd"})  #: networks of what somebody hands over: not there at the next start
+#: Networks of what somebody hands over: not there at the next start.
+TRANSIENT_NETWORKS = frozenset({"fd"})
 
-_TAG = {"cables", f"{{{CABLES}}}cables"}
-_CABLE = {"cable", f"{{{CABLES}}}cable"}
-_OPTION = {"option", f"{{{CABLES}}}option"}
+_TAG = {"cables", f"{{{CABLES_NAMESPACE}}}cables"}
+_CABLE = {"cable", f"{{{CABLES_NAMESPACE}}}cable"}
+_OPTION = {"option", f"{{{CABLES_NAMESPACE}}}option"}
 _DOCS = "see docs/metadata.md"
 
 E = TypeVar("E", LinkState, Notify)
@@ -50,8 +51,8 @@ class RawPort:
 
 
 @dataclass(frozen=True)
-class Cable:
-    """What one NIC is to be plugged into, and what its guest is to see.
+class DesiredCable:
+    """The cable that a domain asks for on one NIC, and what its guest is to see.
 
     :param network: ``None``, and no `raw` either, means that it is unplugged.
     :param link: the carrier whenever it is plugged.
@@ -80,46 +81,50 @@ class Cable:
 
 
 @dataclass(frozen=True)
-class Cables:
-    """All that a domain asks for, by NIC. What is not named is unplugged, its link up."""
+class DesiredCables:
+    """The desired cable of each NIC of a domain. A NIC not named is unplugged, its link up."""
 
-    of: Mapping[str, Cable] = field(default_factory=dict)
+    by_nic: Mapping[str, DesiredCable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "of", MappingProxyType(dict(self.of)))
+        object.__setattr__(self, "by_nic", MappingProxyType(dict(self.by_nic)))
 
-    def get(self, nic: str) -> Cable:
+    def get(self, nic: str) -> DesiredCable:
         """What is asked for a NIC, also if it is not named."""
-        return self.of.get(nic, Cable(nic))
+        return self.by_nic.get(nic, DesiredCable(nic))
 
-    def put(self, cable: Cable) -> Cables:
-        """Ask for this, too. What is as if it were not named is not named any more."""
-        others = {nic: each for nic, each in self.of.items() if nic != cable.nic}
-        return Cables(others if cable == Cable(cable.nic) else {**others, cable.nic: cable})
+    def with_cable(self, cable: DesiredCable) -> DesiredCables:
+        """Ask for this cable, too. One that says the same as none is left out."""
+        others = {nic: each for nic, each in self.by_nic.items() if nic != cable.nic}
+        return DesiredCables(
+            others if cable == DesiredCable(cable.nic) else {**others, cable.nic: cable}
+        )
 
-    def with_target(self, nic: str, target: str | None, notify: Notify = Notify.AUTO) -> Cables:
+    def with_target(
+        self, nic: str, target: str | None, notify: Notify = Notify.AUTO
+    ) -> DesiredCables:
         """Ask for a network or port, ``None`` for no cable; the link stays.
 
         :raise BadMetadata: such a cable cannot be asked for.
         """
         network, _, port = (target or "").partition(":")
-        if network in RESERVED:
+        if network in TRANSIENT_NETWORKS:
             raise BadMetadata(
                 f"{target} is an fd that somebody handed over, and a domain's XML cannot ask for "
                 "it: it is not there at the next start",
                 hint="name a network",
             )
         here = self.get(nic)
-        return self.put(
+        return self.with_cable(
             replace(here, network=network or None, port=port or None, raw=None, notify=notify)
         )
 
-    def with_link(self, nic: str, link: LinkState) -> Cables:
+    def with_link(self, nic: str, link: LinkState) -> DesiredCables:
         """Ask for a link state; the cable stays."""
-        return self.put(replace(self.get(nic), link=link))
+        return self.with_cable(replace(self.get(nic), link=link))
 
 
-def parse(text: str | bytes | None, *, domain: str = "") -> Cables:
+def parse(text: str | bytes | None, *, domain: str = "") -> DesiredCables:
     """Read a ``<cables>`` element, as `render` writes it or with its namespace.
 
     :param text: ``None`` asks for nothing.
@@ -127,15 +132,15 @@ def parse(text: str | bytes | None, *, domain: str = "") -> Cables:
     :raise BadMetadata: names the NIC and the attribute, and what it may be.
     """
     with _told_of(domain):
-        return Cables() if text is None else _read(_document(text).root)
+        return DesiredCables() if text is None else _read(_document(text).root)
 
 
-def desired_of(domain_xml: str | bytes) -> Cables:
+def desired_cables_of_xml(domain_xml: str | bytes) -> DesiredCables:
     """Read what a domain's whole XML asks for.
 
     :raise BadMetadata: as `parse`, and names the domain.
     """
-    return cables_of(read_document(domain_xml))
+    return desired_cables_of(read_document(domain_xml))
 
 
 def read_document(domain_xml: str | bytes, domain: str = "") -> Document:
@@ -148,29 +153,31 @@ def read_document(domain_xml: str | bytes, domain: str = "") -> Document:
         return _document(domain_xml)
 
 
-def cables_of(document: Document) -> Cables:
-    """As `desired_of`, for a document that is parsed already."""
+def desired_cables_of(document: Document) -> DesiredCables:
+    """As `desired_cables_of_xml`, for a document that is parsed already."""
     with _told_of(domain_name(document)):
         metadata = document.root.find("metadata")
         there = metadata.children if metadata else []
         # Of that namespace, whatever it is called: misspelt it would ask for no cables, silently.
-        found = [each for each in there if each.name.startswith(f"{{{CABLES}}}")]
+        found = [each for each in there if each.name.startswith(f"{{{CABLES_NAMESPACE}}}")]
         if len(found) > 1:
             _refuse(
-                None, f"there are {len(found)} elements of {CABLES}", "merge them into one <cables>"
+                None,
+                f"there are {len(found)} elements of {CABLES_NAMESPACE}",
+                "merge them into one <cables>",
             )
-        return _read(found[0]) if found else Cables()
+        return _read(found[0]) if found else DesiredCables()
 
 
-def render(cables: Cables, *, key: str | None = None) -> str:
+def render(cables: DesiredCables, *, key: str | None = None) -> str:
     """Write a ``<cables>`` element.
 
     :param key: the prefix for a domain's XML; ``None`` is how libvirt takes and gives it.
     """
     p = f"{key}:" if key else ""
-    declared = f" xmlns:{key}={quoted(CABLES)}" if key else ""
+    declared = f" xmlns:{key}={quoted(CABLES_NAMESPACE)}" if key else ""
     lines = [f"<{p}cables{declared}>"]
-    for cable in cables.of.values():
+    for cable in cables.by_nic.values():
         tag = f"  <{p}cable {_attributes(cable)}"
         options = cable.raw.options if cable.raw else {}
         if not options:
@@ -185,7 +192,7 @@ def render(cables: Cables, *, key: str | None = None) -> str:
     return "\n".join([*lines, f"</{p}cables>"])
 
 
-def _attributes(cable: Cable) -> str:
+def _attributes(cable: DesiredCable) -> str:
     said = {
         "nic": cable.nic,
         "network": cable.network,
@@ -218,7 +225,7 @@ def _document(text: str | bytes) -> Document:
         raise BadMetadata("the XML is not text", hint="save it as UTF-8") from None
 
 
-def _read(element: Element) -> Cables:
+def _read(element: Element) -> DesiredCables:
     if element.name not in _TAG:
         _refuse(None, f"<{_shown(element.name)}> is not <cables>", "begin with <cables>")
     if element.end - element.start > MAX_CABLES_BYTES:
@@ -226,7 +233,7 @@ def _read(element: Element) -> Cables:
     if len(element.children) > MAX_CABLES:
         _refuse(None, f"there are more than {MAX_CABLES} cables", "leave out what is unplugged")
     _check(None, element, {})
-    found: dict[str, Cable] = {}
+    found: dict[str, DesiredCable] = {}
     for child in element.children:
         if child.name not in _CABLE:
             _refuse(None, f"<cables> has a <{_shown(child.name)}>", "it takes only <cable>")
@@ -234,10 +241,10 @@ def _read(element: Element) -> Cables:
         if cable.nic in found:
             _refuse(cable.nic, "it has two <cable>", "leave one of them")
         found[cable.nic] = cable
-    return Cables(found)
+    return DesiredCables(found)
 
 
-def _cable(element: Element) -> Cable:
+def _cable(element: Element) -> DesiredCable:
     given = element.attributes
     if "nic" not in given:
         _refuse(None, "a <cable> does not say for which NIC", "add nic='ALIAS'")
@@ -247,7 +254,7 @@ def _cable(element: Element) -> Cable:
     network = _name("network", nic, "network", given["network"]) if "network" in given else None
     port = _name("port", nic, "port", given["port"]) if "port" in given else None
     driver = _name("driver", nic, "driver", given["driver"]) if "driver" in given else None
-    if network in RESERVED:
+    if network in TRANSIENT_NETWORKS:
         _refuse(
             nic,
             "network='fd' is what somebody hands over: it is not there at the next start",
@@ -260,7 +267,7 @@ def _cable(element: Element) -> Cable:
     options = _options(nic, element)
     if options and not driver:
         _refuse(nic, "options belong to a raw port", "add driver='DRIVER', or remove <option>")
-    return Cable(
+    return DesiredCable(
         nic=nic,
         network=network,
         port=port,

@@ -8,7 +8,7 @@ follows is as at any other start; see docs/migration.md.
 from __future__ import annotations
 
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.metadata import cables_of
+from linkmgr.libvirt.metadata import desired_cables_of
 from linkmgr.libvirt.nics import DomainNic, domain_name, nics_of
 from linkmgr.libvirt.raw_ports import RawPorts
 from linkmgr.libvirt.records import records_of
@@ -23,7 +23,7 @@ async def expect(reservations: Reservations, raw: RawPorts, document: Document) 
     :raise LinkmgrError: about the first NIC that cannot be plugged here; nothing is held.
     """
     domain = domain_name(document)
-    cables, prepared = cables_of(document), records_of(document)
+    cables, prepared = desired_cables_of(document), records_of(document)
     held: list[str] = []
     try:
         for nic in nics_of(document):

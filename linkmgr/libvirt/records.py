@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from linkmgr.libvirt.domain_xml import Document, Edit, Element, cdata, character_data, quoted
 
-PREPARED = "urn:linkmgr:prepared"  #: namespace of the records
+PREPARED_NAMESPACE = "urn:linkmgr:prepared"  #: namespace of the records
 
 _LINES = "lines"  # of a record whose lines end in different ways
 
@@ -45,7 +45,7 @@ def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document
     if element is not None:
         return document.append(element, [(0, each) for each in made])
     lines = [
-        (0, f"<linkmgr:prepared xmlns:linkmgr={quoted(PREPARED)}>"),
+        (0, f"<linkmgr:prepared xmlns:linkmgr={quoted(PREPARED_NAMESPACE)}>"),
         *((1, each) for each in made),
         (0, "</linkmgr:prepared>"),
     ]
@@ -69,12 +69,14 @@ def removals(document: Document, aliases: Collection[str]) -> list[Edit]:
 
 def _records(document: Document) -> list[Element]:
     element = _element(document)
-    return [e for e in element.children if e.name == f"{{{PREPARED}}}nic"] if element else []
+    return (
+        [e for e in element.children if e.name == f"{{{PREPARED_NAMESPACE}}}nic"] if element else []
+    )
 
 
 def _element(document: Document) -> Element | None:
     metadata = document.root.find("metadata")
-    return metadata.find(f"{{{PREPARED}}}prepared") if metadata else None
+    return metadata.find(f"{{{PREPARED_NAMESPACE}}}prepared") if metadata else None
 
 
 def _record(name: str, alias: str, interface: bytes, newline: bytes) -> str:

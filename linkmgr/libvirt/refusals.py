@@ -12,7 +12,7 @@ from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import QEMU, Document
 from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
-from linkmgr.libvirt.records import PREPARED, aliases_of_records
+from linkmgr.libvirt.records import PREPARED_NAMESPACE, aliases_of_records
 from linkmgr.model import check_name
 from linkmgr.untrusted import printable, shell_command
 
@@ -36,7 +36,7 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 _NAME_SHOWN = 63  # characters: as long as the name of a VM may be
 _NAME_MAX = 255  # characters of a domain's name: it is the name of a file
 _ONCE = frozenset(
-    {"name", "devices", "metadata", f"{{{PREPARED}}}prepared", f"{{{QEMU}}}commandline",
+    {"name", "devices", "metadata", f"{{{PREPARED_NAMESPACE}}}prepared", f"{{{QEMU}}}commandline",
      f"{{{QEMU}}}override"}
 )  # fmt: skip
 _SET = re.compile(r"device\.(net[0-9]{1,9})\.")

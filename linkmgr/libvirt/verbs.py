@@ -26,7 +26,15 @@ from linkmgr.errors import (
 )
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, Domains, Edit, Process, Wish
-from linkmgr.libvirt.metadata import CABLES, KEY, Cable, Cables, cables_of, read_document, render
+from linkmgr.libvirt.metadata import (
+    CABLES_NAMESPACE,
+    CABLES_PREFIX,
+    DesiredCable,
+    DesiredCables,
+    desired_cables_of,
+    read_document,
+    render,
+)
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import described
 from linkmgr.libvirt.records import records_of
@@ -171,8 +179,8 @@ class DomainVerbs:
         raw = described(network) if network else None
         if raw is None:
             return lambda cables: cables.with_target(ref.alias, str(target), how)
-        bare = Cable(ref.alias, raw=raw, notify=how)
-        return lambda cables: cables.put(replace(bare, link=cables.get(ref.alias).link))
+        bare = DesiredCable(ref.alias, raw=raw, notify=how)
+        return lambda cables: cables.with_cable(replace(bare, link=cables.get(ref.alias).link))
 
     # ------------------------------------------------------------------ how a verb runs
 
@@ -245,7 +253,7 @@ class DomainVerbs:
         async with domain.lock:
             outcome = await live()
             notes: tuple[str, ...] = ()
-            asked = domain.record.asked(ref.alias) if domain.record else Cable(ref.alias)
+            asked = domain.record.asked(ref.alias) if domain.record else DesiredCable(ref.alias)
             domain.unwritten.append(edit)
             try:
                 asked = (await self.write_down(domain))[1].get(ref.alias)
@@ -268,7 +276,7 @@ class DomainVerbs:
 
     async def write_down(
         self, domain: Domain, document: Document | None = None
-    ) -> tuple[Cables, Cables]:
+    ) -> tuple[DesiredCables, DesiredCables]:
         """Write into a domain's live metadata what was done to its NICs. Its lock is held.
 
         :param document: its live XML, if that is known.
@@ -352,7 +360,7 @@ class DomainVerbs:
 
     async def _write(
         self, domain: Domain, edit: Edit, *, live: bool, document: Document | None = None
-    ) -> tuple[Cables, Cables]:
+    ) -> tuple[DesiredCables, DesiredCables]:
         """Edit the cables in a domain's metadata; what they were before, and are now.
 
         :raise LinkmgrError: nothing was written, or libvirt did not say so.
@@ -361,12 +369,12 @@ class DomainVerbs:
         with _named(domain):
             if document is None:
                 document = read_document(await side.xml(domain.uuid, live=live), domain.name)
-            before = cables_of(document)
+            before = desired_cables_of(document)
             after = edit(before)
             if after != before:
                 await side.set_metadata(
-                    domain.uuid, CABLES, KEY, render(after) if after.of else None,
-                    live=live, config=not live,
+                    domain.uuid, CABLES_NAMESPACE, CABLES_PREFIX,
+                    render(after) if after.by_nic else None, live=live, config=not live,
                 )  # fmt: skip
         return before, after
 
@@ -396,7 +404,7 @@ class DomainVerbs:
             mtu=DEFAULT_MTU,
             state=NicState.GONE,
             link=None,
-            wanted_link=cables_of(document).get(ref.alias).link,
+            wanted_link=desired_cables_of(document).get(ref.alias).link,
             wiring="hub" if prepared else None,
             since=datetime.now(UTC),
         ), prepared
@@ -412,5 +420,5 @@ def _named(domain: Domain) -> Iterator[None]:
         raise
 
 
-def _apply(cables: Cables, edit: Edit) -> Cables:
+def _apply(cables: DesiredCables, edit: Edit) -> DesiredCables:
     return edit(cables)

@@ -11,20 +11,29 @@ from typing import Any
 
 from linkmgr.libvirt import binding, calls
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.metadata import CABLES, KEY, Cable, Cables, RawPort, desired_of, parse, render
+from linkmgr.libvirt.metadata import (
+    CABLES_NAMESPACE,
+    CABLES_PREFIX,
+    DesiredCable,
+    DesiredCables,
+    RawPort,
+    desired_cables_of_xml,
+    parse,
+    render,
+)
 from linkmgr.libvirt.records import _HEAD
 from linkmgr.model import LinkState, Notify
 from tests.corpus.rewriting import Wrong
 
 _EMPTY = re.compile(r"\n *<metadata(/>|>\s*</metadata>)")  # libvirt itself leaves that behind
 
-ASKED = Cables(
+ASKED = DesiredCables(
     {
         each.nic: each
         for each in (
-            Cable("ua-net0", network="blue", port="p1", notify=Notify.FLAP),
-            Cable("ua-net1", raw=RawPort("bridge", {"bridge": "br'0\"<&>", "vlan": "7"})),
-            Cable("ua-net2", link=LinkState.DOWN),
+            DesiredCable("ua-net0", network="blue", port="p1", notify=Notify.FLAP),
+            DesiredCable("ua-net1", raw=RawPort("bridge", {"bridge": "br'0\"<&>", "vlan": "7"})),
+            DesiredCable("ua-net2", link=LinkState.DOWN),
         )
     }
 )
@@ -35,9 +44,9 @@ def check_text(xml: bytes) -> None:
 
     :raise Wrong: says what does not hold.
     """
-    if desired_of(xml) != Cables():
+    if desired_cables_of_xml(xml) != DesiredCables():
         raise Wrong("it asks for cables")
-    document, lines = Document(xml), [(0, render(ASKED, key=KEY))]
+    document, lines = Document(xml), [(0, render(ASKED, key=CABLES_PREFIX))]
     metadata = document.root.find("metadata")
     if metadata is not None:
         document = document.append(metadata, lines)
@@ -45,7 +54,7 @@ def check_text(xml: bytes) -> None:
         head = [each for each in document.root.children if each.name in _HEAD]
         lines = [(0, "<metadata>"), *lines, (0, "</metadata>")]
         document = document.insert_after(head[-1], lines)
-    if desired_of(document.source) != ASKED:
+    if desired_cables_of_xml(document.source) != ASKED:
         raise Wrong("other cables are read than were written")
 
 
@@ -81,7 +90,10 @@ class Libvirt:
         if self._read(name) is not None:
             raise Wrong("libvirt has cables of it")
         self._write(name, render(ASKED))
-        if parse(self._read(name), domain=name) != ASKED or desired_of(domain.XMLDesc(0)) != ASKED:
+        if (
+            parse(self._read(name), domain=name) != ASKED
+            or desired_cables_of_xml(domain.XMLDesc(0)) != ASKED
+        ):
             raise Wrong("libvirt gives other cables than were written")
         self._write(name, None)
         after = domain.XMLDesc(0)
@@ -96,10 +108,10 @@ class Libvirt:
         return True
 
     def _read(self, name: str) -> str | None:
-        return calls.metadata(self._api, self._connection, name, CABLES, live=False)
+        return calls.metadata(self._api, self._connection, name, CABLES_NAMESPACE, live=False)
 
     def _write(self, name: str, text: str | None) -> None:
         calls.set_metadata(
             self._api, self._connection, name,
-            uri=CABLES, key=KEY, text=text, live=False, config=True,
+            uri=CABLES_NAMESPACE, key=CABLES_PREFIX, text=text, live=False, config=True,
         )  # fmt: skip

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from linkmgr.errors import BadMetadata, CannotPrepare, LinkmgrError
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import QEMU, Document
-from linkmgr.libvirt.metadata import CABLES, desired_of
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of_xml
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.prepare import prepare, refresh, undo
-from linkmgr.libvirt.records import PREPARED
+from linkmgr.libvirt.records import PREPARED_NAMESPACE
 from linkmgr.untrusted import SENTENCE_LIMIT
 from tests.corpus.rewriting import Wrong
 
@@ -168,7 +168,7 @@ HURTS: Mapping[str, Hurt] = {
     "overrides twice": _twice(rb"<qemu:device .*?</qemu:device>"),
     "two commandlines": _twice(rb"<qemu:commandline.*</qemu:commandline>"),
     "9,000 records": _metadata(
-        b"<prepared xmlns='%b'>" % PREPARED.encode()
+        b"<prepared xmlns='%b'>" % PREPARED_NAMESPACE.encode()
         + b"".join(b"<nic alias='ua-%d'/>" % n for n in range(9_000))
         + b"</prepared>"
     ),
@@ -190,9 +190,9 @@ HURTS: Mapping[str, Hurt] = {
     "an odd alias": _devices(
         b"<interface type='user'><alias name='net" + b"9" * 5_000 + b"'/></interface>"
     ),
-    "two cables elements": _metadata(b"<cables xmlns='%b'/>" % CABLES.encode() * 2),
+    "two cables elements": _metadata(b"<cables xmlns='%b'/>" % CABLES_NAMESPACE.encode() * 2),
     "5,000 cables": _metadata(
-        b"<cables xmlns='%b'>" % CABLES.encode()
+        b"<cables xmlns='%b'>" % CABLES_NAMESPACE.encode()
         + b"".join(b"<cable nic='n%d'/>" % n for n in range(5_000))
         + b"</cables>"
     ),
@@ -204,7 +204,7 @@ def judge(xml: bytes) -> None:
 
     :raise Wrong: says what does not hold.
     """
-    for look in (_leak, _nics, desired_of):
+    for look in (_leak, _nics, desired_cables_of_xml):
         _tried(look, xml, LOOP_S)
     _tried(refresh, xml, OFFLINE_S)
     _tried(undo, xml, OFFLINE_S)
@@ -216,7 +216,7 @@ def judge(xml: bytes) -> None:
         raise Wrong("prepared twice is not prepared once")
     if monitor_xml.leak(Document(made.xml)) is not None:
         raise Wrong("its guest could speak to the service")
-    if PREPARED.encode() in xml:
+    if PREPARED_NAMESPACE.encode() in xml:
         return  # what it was before is in its records, whatever they say
     back = _tried(lambda given: undo(given, trusting=True), made.xml, OFFLINE_S)
     if back is None or back.xml != xml:

@@ -15,7 +15,7 @@ import pytest
 
 from bench.served import Served
 from linkmgr import Client, NicState
-from linkmgr.libvirt.metadata import Cable, desired_of
+from linkmgr.libvirt.metadata import DesiredCable, desired_cables_of_xml
 from linkmgr.testing.guest import GuestTimeout
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook
@@ -46,10 +46,12 @@ class Cables:
             "metadata", "web1", "urn:linkmgr:cables", "--key", "lm", *where, "--set", cables
         )
 
-    async def asked(self, *, live: bool) -> Cable:
+    async def asked(self, *, live: bool) -> DesiredCable:
         """What the domain's XML asks for its first NIC."""
         words = () if live else ("--inactive",)
-        return desired_of(await self.libvirtd.virsh("dumpxml", *words, "web1")).get("ua-net0")
+        return desired_cables_of_xml(await self.libvirtd.virsh("dumpxml", *words, "web1")).get(
+            "ua-net0"
+        )
 
     async def on(self, nic: str) -> str | None:
         """What a NIC is plugged into; ``None`` for nothing, or for a NIC that is not known."""
@@ -192,7 +194,7 @@ async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_wh
         await lab.comes(NET0, "green")
         assert (await guest.ping("10.2.0.1")).received
         assert (await lab.links.nic(NET1)).since == since
-        assert await lab.asked(live=False) == Cable("ua-net0", "blue")
+        assert await lab.asked(live=False) == DesiredCable("ua-net0", "blue")
 
         # virsh edits what is stored: nothing until the next start.
         changes = await guest.carrier_changes("eth0")

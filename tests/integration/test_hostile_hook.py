@@ -11,7 +11,7 @@ from pathlib import Path
 from linkmgr import Client
 from linkmgr.errors import BadMetadata, CannotPrepare
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.metadata import cables_of
+from linkmgr.libvirt.metadata import desired_cables_of
 from linkmgr.libvirt.monitor_xml import leak
 from linkmgr.untrusted import SENTENCE_LIMIT
 from tests.corpus.hostile import HURTS
@@ -96,7 +96,7 @@ def _is_refused(xml: bytes) -> bool:
     """Whether a domain is one that is not to be started as it is."""
     try:
         document = Document(xml.decode(errors="replace").encode())  # as JSON has it
-        cables_of(document)
+        desired_cables_of(document)
     except (CannotPrepare, BadMetadata):
         return True
     return leak(document) is not None or document.root.find("uuid") is None

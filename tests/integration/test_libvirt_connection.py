@@ -27,7 +27,7 @@ from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, 
 from tests.own_time import own_time
 
 MAC, SPARE_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
-CABLES = "urn:linkmgr:cables"
+CABLES_NAMESPACE = "urn:linkmgr:cables"
 NOBODY = 65534
 K = DomainEventKind
 #: Sleeps as long as the file says, for the domain that it names.
@@ -138,21 +138,21 @@ async def test_a_domains_life_is_told_and_its_metadata_and_links_can_be_set() ->
 async def _metadata(libvirtd: Libvirtd, libvirt: Libvirt, events: DomainEvents, uuid: str) -> None:
     """Live and config are two."""
     for live in (True, False):
-        assert await libvirt.metadata(uuid, CABLES, live=live) is None
+        assert await libvirt.metadata(uuid, CABLES_NAMESPACE, live=live) is None
         text = f"<cables><cable nic='live-{live}'/></cables>"
-        await libvirt.set_metadata(uuid, CABLES, "lm", text, live=live, config=not live)
-        (event,) = await told(events, (K.METADATA, CABLES))
+        await libvirt.set_metadata(uuid, CABLES_NAMESPACE, "lm", text, live=live, config=not live)
+        (event,) = await told(events, (K.METADATA, CABLES_NAMESPACE))
         assert (event.uuid, event.name) == (uuid, "web1")
     for live in (True, False):
-        assert f"live-{live}" in (await libvirt.metadata(uuid, CABLES, live=live) or "")
+        assert f"live-{live}" in (await libvirt.metadata(uuid, CABLES_NAMESPACE, live=live) or "")
         assert f"live-{live}" in await libvirt.xml(uuid, live=live)
         words = [] if live else ["--config"]
-        said = await libvirtd.virsh("metadata", "web1", CABLES, *words)
+        said = await libvirtd.virsh("metadata", "web1", CABLES_NAMESPACE, *words)
         assert f"live-{live}" in said
     for _ in range(2):  # the second time there is nothing to remove
-        await libvirt.set_metadata(uuid, CABLES, "lm", None, live=True, config=True)
+        await libvirt.set_metadata(uuid, CABLES_NAMESPACE, "lm", None, live=True, config=True)
     assert "live-" not in await libvirt.xml(uuid, live=True)
-    assert await libvirt.metadata(uuid, CABLES, live=False) is None
+    assert await libvirt.metadata(uuid, CABLES_NAMESPACE, live=False) is None
 
 
 async def _links(libvirtd: Libvirtd, libvirt: Libvirt, guest: DomainGuest, uuid: str) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from linkmgr import Client, EventKind
 from linkmgr.errors import NetworkInUse
-from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.model import LinkState, NicState
 from linkmgr.testing import NetnsPeer
 from linkmgr.testing.process import Child, Result, execute, until
@@ -187,7 +187,9 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
             input=xml, capture_output=True, text=True, check=True,
         )  # fmt: skip
         await left.libvirtd.define(prepared.stdout)
-        await left.libvirtd.virsh("metadata", "web1", CABLES, "lm", "--config", "--set", CABLE)
+        await left.libvirtd.virsh(
+            "metadata", "web1", CABLES_NAMESPACE, "lm", "--config", "--set", CABLE
+        )
         await left.libvirtd.virsh("start", "web1")
         heard = tmp_path / "heard"
         heard.touch()

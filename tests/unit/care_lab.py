@@ -27,7 +27,7 @@ from linkmgr.events import Event, EventKind, Events, Switchboard
 from linkmgr.libvirt.calls import DomainState, DomainView
 from linkmgr.libvirt.care import DomainCare
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents, DomainHub
-from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
     BridgeEndpoint,
@@ -57,7 +57,7 @@ NIC = """<interface type='ethernet'><mac address='52:54:00:00:00:0{n}'/>
 
 def cables(*lines: str) -> str:
     """A ``<cables>`` element as it stands in a domain's XML."""
-    return f"<lm:cables xmlns:lm='{CABLES}'>{''.join(lines)}</lm:cables>"
+    return f"<lm:cables xmlns:lm='{CABLES_NAMESPACE}'>{''.join(lines)}</lm:cables>"
 
 
 def cable(nic: str, **attributes: str) -> str:
@@ -287,7 +287,7 @@ class FakeLibvirt:
     def edit(self, wanted: str) -> None:
         """Somebody changes the live metadata."""
         self.live = domain_xml(wanted)
-        self.tell(DomainEventKind.METADATA, CABLES)
+        self.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
 
     # --- as Libvirt has it ---
     def events(self) -> DomainEvents:

@@ -13,7 +13,7 @@ import pytest
 from linkmgr.errors import LinkMissing, NotOnHub, PortInUse
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEventKind
-from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.model import NicRef, NicState
 from tests.unit.care_lab import (
     BLUE,
@@ -60,7 +60,7 @@ async def test_it_is_done_once_for_a_process_whatever_is_told_again(lab: Lab) ->
         lab.links.board.tell(EventKind.VM_ANSWERS, "web1")
         lab.links.board.tell(EventKind.OVERFLOW, "")
         lab.libvirt.tell(DomainEventKind.CONNECTED)
-        lab.libvirt.tell(DomainEventKind.METADATA, CABLES)
+        lab.libvirt.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
         lab.libvirt.tell(DomainEventKind.RESUMED)
         await lab.settle()
         assert lab.links.calls == done
@@ -136,7 +136,7 @@ async def test_stored_metadata_changes_nothing_until_the_next_start(lab: Lab) ->
         lab.links.boot()
         await lab.settle()
         lab.libvirt.stored = domain_xml(RED)
-        lab.libvirt.tell(DomainEventKind.METADATA, CABLES)
+        lab.libvirt.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
         lab.libvirt.tell(DomainEventKind.DEFINED)
         await lab.settle()
         assert lab.links.on() == {"ua-net0": "blue"}

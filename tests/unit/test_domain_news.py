@@ -20,7 +20,7 @@ from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
 from linkmgr.libvirt.domain_xml import Document, Element
 from linkmgr.libvirt.listing import MAX_NICS, MAX_TEXT
-from linkmgr.libvirt.metadata import CABLES
+from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.prepare import refresh
 from linkmgr.libvirt.records import records_of
@@ -569,7 +569,7 @@ async def test_an_edit_from_before_the_start_does_not_make_a_waiting_hook_ask_li
         await care.on_new(Dialled())
         waiting = asyncio.create_task(care.on_hook("started", "begin", "-", domain_xml(BLUE)))
         await lab.settle()
-        lab.libvirt.tell(DomainEventKind.METADATA, CABLES)
+        lab.libvirt.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
         lab.links.resume()
         async with asyncio.timeout(2):
             assert (await waiting).ok

@@ -22,7 +22,7 @@ from linkmgr.errors import (
 )
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEventKind
-from linkmgr.libvirt.metadata import desired_of
+from linkmgr.libvirt.metadata import desired_cables_of_xml
 from linkmgr.model import Affects, NicRef, NicState, Notify, Outcome, Transport
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
@@ -44,7 +44,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def asked(xml: str, nic: str = "ua-net0") -> str:
-    return str(desired_of(xml).get(nic))
+    return str(desired_cables_of_xml(xml).get(nic))
 
 
 async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> None:
@@ -55,7 +55,7 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
         assert (outcome.changed, outcome.notes) == (True, ())
         await lab.settle()  # libvirt tells of the change that was ours
         assert lab.links.on() == {"ua-net0": "red:p7"}
-        assert desired_of(lab.libvirt.live).get("ua-net0").notify is Notify.FLAP
+        assert desired_cables_of_xml(lab.libvirt.live).get("ua-net0").notify is Notify.FLAP
         assert asked(lab.libvirt.stored) == "plugged into blue, link up"
         assert [call for call in lab.links.calls if call.startswith("plug")] == [
             "plug web1/ua-net0 blue", "plug web1/ua-net0 red:p7",
@@ -66,7 +66,7 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
         await care.verbs.unplug(NET0)
         assert asked(lab.libvirt.live) == "unplugged, link down"
         await care.verbs.set_link(NET0, "up")
-        assert desired_of(lab.libvirt.live).of == {}
+        assert desired_cables_of_xml(lab.libvirt.live).by_nic == {}
 
 
 async def test_what_the_verb_on_the_running_guest_notes_is_passed_on(
@@ -122,7 +122,7 @@ async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start
         outcome = await care.verbs.unplug(NET0, affects="persistent")
         assert (outcome.changed, outcome.nic.state) == (True, NicState.GONE)
         assert outcome.nic.mac == "52:54:00:00:00:00"
-        assert desired_of(lab.libvirt.stored).of == {}
+        assert desired_cables_of_xml(lab.libvirt.stored).by_nic == {}
         with pytest.raises(UnknownVm):
             await care.verbs.plug(NET0, "red")
 
@@ -140,7 +140,7 @@ async def test_a_guest_that_is_off_is_named_by_its_name_and_the_address_of_its_n
         with pytest.raises(UnknownVm, match="domain web1 is shut off"):
             await care.verbs.plug("web1", "red")
         assert (await care.verbs.unplug("web1", affects="config")).nic.ref == NET0
-        assert desired_of(lab.libvirt.stored).of == {}
+        assert desired_cables_of_xml(lab.libvirt.stored).by_nic == {}
         with pytest.raises(UnknownVm, match="there is no VM web7"):
             await care.verbs.plug("web7", "red", affects="config")
 
@@ -351,7 +351,7 @@ async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
         outcome = await care.verbs.plug("web1/ua-net1", name, notify="flap", affects="persistent")
         assert lab.links.on() == {"ua-net0": name, "ua-net1": name}
         for xml in (lab.libvirt.live, lab.libvirt.stored):
-            first, second = (desired_of(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
+            first, second = (desired_cables_of_xml(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
             assert (second.raw, second.network) == (first.raw, None)
             assert second.notify is Notify.FLAP
         said = "plugged into bridge(bridge=br0,create=true,mtu=9000), link up"

@@ -17,7 +17,7 @@ from linkmgr.libvirt.domain_xml import (
     MAX_NAMESPACE,
     Document,
 )
-from linkmgr.libvirt.metadata import MAX_CABLES, MAX_CABLES_BYTES, desired_of
+from linkmgr.libvirt.metadata import MAX_CABLES, MAX_CABLES_BYTES, desired_cables_of_xml
 from linkmgr.libvirt.status import BadStatus, parse_status
 
 #: Seconds of the loop that one domain may cost.
@@ -95,7 +95,7 @@ def test_what_would_take_long_is_refused_within_the_budget(xml: bytes) -> None:
 @pytest.mark.parametrize("xml", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_is_odd_and_within_the_bounds_is_read_within_the_budget(xml: bytes) -> None:
     assert cpu_of(lambda: Document(xml)) < BUDGET
-    assert cpu_of(lambda: desired_of(xml)) < BUDGET
+    assert cpu_of(lambda: desired_cables_of_xml(xml)) < BUDGET
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_is_odd_and_within_the_bounds_is_read_within_the_budget(xml: bytes)
 def test_cables_that_are_too_many_or_too_long_are_refused_briefly(inner: str, what: str) -> None:
     def read() -> None:
         with pytest.raises(BadMetadata) as raised:
-            desired_of(cables(inner))
+            desired_cables_of_xml(cables(inner))
         assert len(str(raised.value)) < 500
 
     assert cpu_of(read) < BUDGET
@@ -156,7 +156,7 @@ def test_a_large_domain_that_means_well_is_read() -> None:
     devices = "".join(nic.format(i) for i in range(MAX_CABLES))
     asked = "".join(f"<lm:cable nic='ua-net{i}' network='blue'/>" for i in range(MAX_CABLES))
     xml = cables(asked)[: -len(b"</domain>")] + f"<devices>{devices}</devices></domain>".encode()
-    assert len(desired_of(xml).of) == MAX_CABLES
+    assert len(desired_cables_of_xml(xml).by_nic) == MAX_CABLES
 
 
 def test_what_is_said_of_many_nics_or_long_options_stays_a_line() -> None:

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import BadMetadata
-from linkmgr.libvirt.metadata import Cable, Cables, RawPort, desired_of, parse, render
+from linkmgr.libvirt.metadata import (
+    DesiredCable,
+    DesiredCables,
+    RawPort,
+    desired_cables_of_xml,
+    parse,
+    render,
+)
 from linkmgr.model import LinkState, Notify
 
 DOCS = Path(__file__).parents[2] / "docs/metadata.md"
@@ -23,10 +30,10 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_character
 
 
 @st.composite
-def cables(draw: st.DrawFn) -> Cable:
+def cables(draw: st.DrawFn) -> DesiredCable:
     kind = draw(st.sampled_from(["none", "network", "port", "raw"]))
     raw = RawPort(draw(NAMES), draw(st.dictionaries(TEXTS, TEXTS, max_size=3)))
-    return Cable(
+    return DesiredCable(
         nic=draw(NAMES),
         network=draw(NAMES.filter(lambda n: n != "fd")) if kind in ("network", "port") else None,
         port=draw(NAMES) if kind == "port" else None,
@@ -37,27 +44,27 @@ def cables(draw: st.DrawFn) -> Cable:
 
 
 @given(st.lists(cables(), max_size=4))
-def test_what_is_written_is_read_again_bare_and_in_a_domain(made: list[Cable]) -> None:
-    wanted = Cables({each.nic: each for each in made})
+def test_what_is_written_is_read_again_bare_and_in_a_domain(made: list[DesiredCable]) -> None:
+    wanted = DesiredCables({each.nic: each for each in made})
     assert parse(render(wanted)) == wanted
     assert parse(render(wanted, key="lm")) == wanted
-    assert desired_of(DOMAIN.format(render(wanted, key="lm"))) == wanted
+    assert desired_cables_of_xml(DOMAIN.format(render(wanted, key="lm"))) == wanted
 
 
 def test_the_example_of_the_documentation_says_what_the_documentation_says() -> None:
     example = re.search(r"```xml\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert example is not None
-    found = desired_of(DOMAIN.format(example[1]))
-    assert found == Cables(
+    found = desired_cables_of_xml(DOMAIN.format(example[1]))
+    assert found == DesiredCables(
         {
-            "ua-net0": Cable("ua-net0", "blue", "p1"),
-            "ua-net1": Cable(
+            "ua-net0": DesiredCable("ua-net0", "blue", "p1"),
+            "ua-net1": DesiredCable(
                 "ua-net1", raw=RawPort("bridge", {"bridge": "br0"}), notify=Notify.ANNOUNCE
             ),
-            "ua-net2": Cable("ua-net2", link=LinkState.DOWN),
+            "ua-net2": DesiredCable("ua-net2", link=LinkState.DOWN),
         }
     )
-    assert [str(each) for each in found.of.values()] == [
+    assert [str(each) for each in found.by_nic.values()] == [
         "plugged into blue:p1, link up",
         "plugged into bridge(bridge=br0), link up",
         "unplugged, link down",
@@ -66,19 +73,19 @@ def test_the_example_of_the_documentation_says_what_the_documentation_says() -> 
 
 def test_a_domain_that_asks_for_nothing_wants_every_nic_unplugged_with_its_link_up() -> None:
     for xml in (DOMAIN.format(""), "<domain><name>x</name></domain>"):
-        assert desired_of(xml) == Cables()
-    assert parse(None).get("ua-net0") == Cable("ua-net0")
+        assert desired_cables_of_xml(xml) == DesiredCables()
+    assert parse(None).get("ua-net0") == DesiredCable("ua-net0")
     assert not parse(None).get("ua-net0").plugged
 
 
 def test_changing_one_nic_leaves_the_others_and_what_means_nothing_is_not_written() -> None:
     wanted = parse("<cables><cable nic='a' network='blue' link='down'/><cable nic='b'/></cables>")
     wanted = wanted.with_target("b", "red:p7", Notify.FLAP)
-    assert wanted.get("b") == Cable("b", "red", "p7", notify=Notify.FLAP)
+    assert wanted.get("b") == DesiredCable("b", "red", "p7", notify=Notify.FLAP)
     wanted = wanted.with_target("a", None)
-    assert wanted.get("a") == Cable("a", link=LinkState.DOWN)
+    assert wanted.get("a") == DesiredCable("a", link=LinkState.DOWN)
     wanted = wanted.with_link("a", LinkState.UP)
-    assert list(wanted.of) == ["b"]
+    assert list(wanted.by_nic) == ["b"]
     with pytest.raises(BadMetadata, match="not there at the next start"):
         wanted.with_target("a", "fd:tap7")
 
@@ -127,21 +134,21 @@ def test_what_cannot_be_read_is_refused_with_domain_nic_and_what_to_do(
     if text.startswith("<cables>"):
         inside = text.replace("<cables>", "<cables xmlns='urn:linkmgr:cables'>")
         with pytest.raises(BadMetadata) as raised:
-            desired_of(DOMAIN.format(inside))
+            desired_cables_of_xml(DOMAIN.format(inside))
         assert raised.value.nic == error.nic
 
 
 @pytest.mark.parametrize("tag", ["cabels", "cable", "Cables"])
 def test_a_misspelt_element_does_not_ask_for_no_cables(tag: str) -> None:
     with pytest.raises(BadMetadata, match=rf"web1: .*{tag}'> is not <cables>"):
-        desired_of(DOMAIN.format(f"<{tag} xmlns='urn:linkmgr:cables'/>"))
-    assert desired_of(DOMAIN.format("<cabels xmlns='urn:others'/>")) == Cables()
+        desired_cables_of_xml(DOMAIN.format(f"<{tag} xmlns='urn:linkmgr:cables'/>"))
+    assert desired_cables_of_xml(DOMAIN.format("<cabels xmlns='urn:others'/>")) == DesiredCables()
 
 
 def test_two_elements_in_one_domain_are_refused() -> None:
     twice = "<cables xmlns='urn:linkmgr:cables'/>" * 2
     with pytest.raises(BadMetadata, match=r"web1: .*there are 2 elements"):
-        desired_of(DOMAIN.format(twice))
+        desired_cables_of_xml(DOMAIN.format(twice))
 
 
 @given(st.text(max_size=200))
