@@ -18,7 +18,7 @@ from linkmgr.errors import (
 )
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Trouble, Wish
+from linkmgr.libvirt.domains import ApplyFailure, DesiredState, Domain
 from linkmgr.libvirt.metadata import DesiredCable
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.raw_ports import RawPorts
@@ -48,10 +48,10 @@ class Applier:
         self._raw = raw
 
     def look(self, domain: Domain, document: Document) -> None:
-        """Look whether each prepared NIC is on its hub. One that is not is told as a trouble."""
+        """Look whether each prepared NIC is on its hub. One that is not is a failure."""
         for nic, seen in self._prepared(domain, document):
             if seen.state is NicState.UNMANAGED:
-                self.trouble(domain, nic.alias, _off_hub(nic, seen))
+                self.note_failure(domain, nic.alias, _off_hub(nic, seen))
 
     async def wire(self, domain: Domain, document: Document) -> None:
         """Give each NIC that is on its hub the placeholder and the names that libvirt knows.
@@ -65,50 +65,54 @@ class Applier:
     async def carry_out(self, domain: Domain) -> bool:
         """Do what is still to be done; whether all that waits is done now.
 
-        The domain's lock is held, and it has a record.
+        The domain's lock is held, and it has an applied state.
         """
-        assert domain.record is not None
-        done = await asyncio.gather(*(self._one(domain, each) for each in domain.record.pending))
-        domain.record = domain.record.put(*done)
-        waiting = [domain.troubles.get(each.cable.nic) for each in domain.record.pending]
-        return not any(trouble and trouble.waits for trouble in waiting)
+        assert domain.applied_state is not None
+        done = await asyncio.gather(
+            *(self._one(domain, each) for each in domain.applied_state.pending)
+        )
+        domain.applied_state = domain.applied_state.with_states(*done)
+        left = [domain.failures.get(each.cable.nic) for each in domain.applied_state.pending]
+        return not any(failure and failure.retried for failure in left)
 
-    def trouble(self, domain: Domain, alias: str, trouble: Trouble | None) -> None:
-        """Note what is wrong with a NIC, or with all of the domain; tell it if that is news."""
-        before = domain.troubles.pop(alias, None)
-        if trouble is None:
+    def note_failure(self, domain: Domain, alias: str, failure: ApplyFailure | None) -> None:
+        """Note the failure of a NIC, or of the whole domain; publish it if it is a new one."""
+        before = domain.failures.pop(alias, None)
+        if failure is None:
             return
-        domain.troubles[alias] = trouble
-        if before and (before.code, before.what) == (trouble.code, trouble.what):
+        domain.failures[alias] = failure
+        if before and (before.code, before.what) == (failure.code, failure.what):
             return
-        subject = domain.subject(alias, trouble)
-        log.warning("%s: %s. To do: %s", subject, trouble.what, trouble.hint)
+        subject = domain.subject(alias, failure)
+        log.warning("%s: %s. To do: %s", subject, failure.what, failure.hint)
         self._links.tell(
             EventKind.NOT_APPLIED, subject,
-            code=trouble.code, what=trouble.what, hint=trouble.hint, waits=trouble.waits,
+            code=failure.code, what=failure.what, hint=failure.hint, waits=failure.retried,
         )  # fmt: skip
 
-    async def _one(self, domain: Domain, wish: Wish) -> Wish:
-        cable = wish.cable
-        here = domain.troubles.get(cable.nic)
+    async def _one(self, domain: Domain, desired: DesiredState) -> DesiredState:
+        cable = desired.cable
+        here = domain.failures.get(cable.nic)
         if here is not None and here.code == _OFF_HUB:
-            return wish  # it is told already, and nothing can be done
+            return desired  # it is told already, and nothing can be done
         try:
             await self._plug(NicRef(domain.name, cable.nic), cable)
         except LinkmgrError as error:
             if self._has_ended(domain):
-                return wish  # and whoever sees that forgets the wish, too
+                return desired  # whoever sees the end forgets this state, too
             if not isinstance(error, UnknownNic) or cable != DesiredCable(cable.nic):
-                self.trouble(domain, cable.nic, _trouble(error, cable))
-                return wish
+                self.note_failure(domain, cable.nic, _failure_of(error, cable))
+                return desired
             # Nothing is asked for a NIC that is not there.
         except Exception as error:
             log.exception("%s: a fault", domain.subject(cable.nic))
             what = f"the service failed: {type(error).__name__}"
-            self.trouble(domain, cable.nic, Trouble("error", what, "look at the service's log"))
-            return wish
-        self.trouble(domain, cable.nic, None)
-        return replace(wish, done=True)
+            self.note_failure(
+                domain, cable.nic, ApplyFailure("error", what, "look at the service's log")
+            )
+            return desired
+        self.note_failure(domain, cable.nic, None)
+        return replace(desired, done=True)
 
     async def _plug(self, ref: NicRef, cable: DesiredCable) -> None:
         if cable.link is LinkState.DOWN:  # before: the guest is not to see the new cable
@@ -152,36 +156,36 @@ class Applier:
 _OFF_HUB = "not-on-hub"
 
 
-def _off_hub(nic: DomainNic, seen: Nic) -> Trouble:
-    """Make the trouble of a NIC that is prepared, and not wired as it was prepared."""
+def _off_hub(nic: DomainNic, seen: Nic) -> ApplyFailure:
+    """Make the failure of a NIC that is prepared, and not wired as it was prepared."""
     where = (
         "the guest is isolated: its NIC leads to a tap that is on no network"
         if nic.kind == "ethernet"
         else f"the guest is connected as its <interface type='{nic.kind}'> says"
     )
-    return Trouble(
+    return ApplyFailure(
         _OFF_HUB,
         f"the NIC is not on its hub, though it was prepared for that: no qemu:override was in "
         f"force for its alias when the guest was started; {where}",
         f"run '{shell_command('linkmgr prepare', nic.domain, '--define')}', shut the guest "
         "down and start it again",
         seen.describe(),
-        waits=False,
+        retried=False,
     )
 
 
-def _trouble(error: LinkmgrError, cable: DesiredCable) -> Trouble:
+def _failure_of(error: LinkmgrError, cable: DesiredCable) -> ApplyFailure:
     hint = error.hint
     if isinstance(error, UnknownNetwork | UnknownPort):
         hint = f"create it; {cable.nic} is plugged into it then by itself"
-    waits = not isinstance(error, _FINAL)
-    return replace(Trouble.of(error, waits=waits), hint=hint or "look at the log")
+    retried = not isinstance(error, _FINAL)
+    return replace(ApplyFailure.of(error, retried=retried), hint=hint or "look at the log")
 
 
-def summary(troubles: Mapping[str, Trouble], name: str) -> str:
-    """All troubles of a domain in one line."""
+def summary(failures: Mapping[str, ApplyFailure], name: str) -> str:
+    """All failures of a domain in one line."""
     return in_a_line(
-        [f"{f'{name}/{alias}' if alias else name}: {each.what}" for alias, each in troubles.items()]
+        [f"{f'{name}/{alias}' if alias else name}: {each.what}" for alias, each in failures.items()]
     )
 
 

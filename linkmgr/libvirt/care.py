@@ -20,7 +20,14 @@ from linkmgr.journal import started_at
 from linkmgr.libvirt.apply import Applier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Domains, Process, Record, Trouble, Wish
+from linkmgr.libvirt.domains import (
+    AppliedState,
+    ApplyFailure,
+    DesiredState,
+    Domain,
+    Domains,
+    Process,
+)
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
@@ -82,7 +89,7 @@ class DomainCare:
         self._raw = RawPorts(links)
         self.applier = Applier(links, self._raw)
         self._hooks = Hooks(self.known, links, self._raw)
-        self.verbs = DomainVerbs(links, self.known, self.asking, self._is_unwritten)
+        self.verbs = DomainVerbs(links, self.known, self.asking, self._on_save_failed)
         self._pauses = pauses
         self.began = 0.0  #: when, in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,9 +135,9 @@ class DomainCare:
         try:
             await self.links.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
         except LinkmgrError as error:
-            before = domain.troubles.get("")
+            before = domain.failures.get("")
             if before is None or before.code != error.code:  # the rest is what QEMU says, each time
-                self.applier.trouble(domain, "", Trouble.of(error))
+                self.applier.note_failure(domain, "", ApplyFailure.of(error))
             raise
 
     async def on_hook(
@@ -158,7 +165,7 @@ class DomainCare:
         return [
             Finding(each.code, domain.subject(alias, each), each.what, each.hint)
             for domain in self.known
-            for alias, each in domain.troubles.items()
+            for alias, each in domain.failures.items()
         ]
 
     async def check(self) -> list[Finding]:
@@ -167,7 +174,7 @@ class DomainCare:
 
     async def _check(self) -> list[Finding]:
         known = {vm.name for vm in self.links.seen()[0]}
-        known |= {domain.name for domain in self.known if domain.troubles or domain.hooks}
+        known |= {domain.name for domain in self.known if domain.failures or domain.running_hooks}
         if asyncio.get_running_loop().time() - self.began < SECONDS:
             return self.findings()
         return [*self.findings(), *await silent(self._libvirt, known, self._budget)]
@@ -186,7 +193,7 @@ class DomainCare:
             self._spawn(self._look(event.subject), f"look at domain {event.subject}")
         elif event.kind is EventKind.VM_REMOVED:
             if (domain := self.known.find(event.subject)) is not None:
-                domain.wired = None  # whoever adds it again does that anew
+                domain.wired_for = None  # whoever adds it again does that anew
         elif event.kind is EventKind.VM_GONE:
             self._spawn(self._gone(event.subject), f"forget domain {event.subject}")
         elif event.kind is EventKind.OVERFLOW:
@@ -217,13 +224,13 @@ class DomainCare:
         match event.kind:
             case DomainEventKind.CONNECTED:
                 for domain in self.known:
-                    domain.is_stale()
+                    domain.drop_hook_xml()
                 self._look_at_all()
             case DomainEventKind.METADATA if event.detail == CABLES_NAMESPACE:
                 known = self.known.known(event.uuid)
                 if known is not None:
-                    known.is_stale()
-                if known is None or not known.queued:  # else the look that waits will see it
+                    known.drop_hook_xml()
+                if known is None or not known.look_queued:  # else the look that waits will see it
                     self._spawn(self._look(event.name), f"look at domain {event.name}")
             case DomainEventKind.STOPPED:
                 # Of one whose process linkmgr cannot watch nobody else tells.
@@ -233,7 +240,7 @@ class DomainCare:
 
     def _try_again(self, codes: set[str]) -> None:
         for domain in self.known:
-            if any(each.code in codes for each in domain.troubles.values()):
+            if any(each.code in codes for each in domain.failures.values()):
                 self._spawn(self._look(domain.name), f"look at domain {domain.name}")
 
     # ------------------------------------------------------------------ what is done
@@ -244,13 +251,13 @@ class DomainCare:
         if vm is None or vm.state is not VmState.ANSWERS:
             return
         found = await self._identify(vm)
-        if found is None or found[0].queued:
+        if found is None or found[0].look_queued:
             return  # the look that waits already will see it
         domain, process = found
-        domain.queued = True
+        domain.look_queued = True
         await asyncio.sleep(domain.budget.wait)
         async with domain.lock:
-            domain.queued = False
+            domain.look_queued = False
             if self.known.get(domain.uuid, domain.name) is not domain:  # it ended meanwhile
                 self._spawn(self._look(name), f"look at domain {name}")
                 return
@@ -260,9 +267,9 @@ class DomainCare:
             try:
                 await self._bring_about(domain, vm, process)
             except LinkmgrError as error:
-                waits = not isinstance(error, BadRequest)  # somebody has to write it anew
-                self.applier.trouble(domain, "", Trouble.of(error, waits=waits))
-                if waits:
+                retried = not isinstance(error, BadRequest)  # somebody has to write it anew
+                self.applier.note_failure(domain, "", ApplyFailure.of(error, retried=retried))
+                if retried:
                     self._later(domain)
             await self.known.save()
 
@@ -271,7 +278,7 @@ class DomainCare:
 
         :raise LinkmgrError: what it asks for is not known, or cannot be read.
         """
-        new = domain.record is None or domain.record.process != process
+        new = domain.applied_state is None or domain.applied_state.process != process
         if new and vm.running is False:
             return  # libvirt sets links itself until it runs; and a guest on its way in has no net
         try:
@@ -285,52 +292,58 @@ class DomainCare:
                 raise
             return  # while it is away nobody need ask: all is compared when it is back
         try:
-            domain.bring(None)
-            domain.read = process
+            domain.set_hook_xml(None)
+            domain.xml_read_for = process
             if new:
-                domain.troubles.clear()
-                domain.record = Record(process)
-            assert domain.record is not None
+                domain.failures.clear()
+                domain.applied_state = AppliedState(process)
+            assert domain.applied_state is not None
             with domain.budget.spending():
                 document = read_document(xml, domain.name)
-            if domain.wired != process:
+            if domain.wired_for != process:
                 self.applier.look(domain, document)
             try:
                 wanted = desired_cables_of(document)
-                done = set(wanted.by_nic) if new and self.known.is_lost(process) else domain.acted
-                domain.record = domain.record.follow(wanted).done(done)
-                domain.budget.spend(WISH_SECONDS * len(domain.record.pending))
-                domain.acted.clear()
-                self.applier.trouble(domain, "", None)
-                await self._write_down(domain, document)
+                done = (
+                    set(wanted.by_nic)
+                    if new and self.known.is_lost(process)
+                    else domain.changed_early
+                )
+                domain.applied_state = domain.applied_state.rebase(wanted).mark_done(done)
+                domain.budget.spend(WISH_SECONDS * len(domain.applied_state.pending))
+                domain.changed_early.clear()
+                self.applier.note_failure(domain, "", None)
+                await self._save_edits(domain, document)
                 await self.known.save()  # before: what a crash cuts off is done after the restart
                 await self._carry_out(domain)
             finally:  # also when its metadata cannot be read
-                if domain.wired != process:
+                if domain.wired_for != process:
                     await self.applier.wire(domain, document)
-                    domain.wired = process
+                    domain.wired_for = process
         finally:
-            domain.applied.set()
+            domain.apply_finished.set()
 
-    async def _write_down(self, domain: Domain, document: Document) -> None:
-        """Make up for what could not be written into the live XML when it was done."""
-        if not domain.unwritten:
+    async def _save_edits(self, domain: Domain, document: Document) -> None:
+        """Write edits to the live XML that failed earlier."""
+        if not domain.unsaved_edits:
             return
         try:
-            before, after = await self.verbs.write_down(domain, document)
+            before, after = await self.verbs.save_edits(domain, document)
         except LinkmgrError as error:
-            self._is_unwritten(domain, error)
+            self._on_save_failed(domain, error)
             return
-        assert domain.record is not None
+        assert domain.applied_state is not None
         nics = [
             nic for nic in {**before.by_nic, **after.by_nic} if before.get(nic) != after.get(nic)
         ]
-        domain.record = domain.record.put(*(Wish(after.get(nic), done=True) for nic in nics))
+        domain.applied_state = domain.applied_state.with_states(
+            *(DesiredState(after.get(nic), done=True) for nic in nics)
+        )
 
-    def _is_unwritten(self, domain: Domain, error: LinkmgrError) -> None:
+    def _on_save_failed(self, domain: Domain, error: LinkmgrError) -> None:
         what = f"its live XML does not say yet what was done to its NICs: {error.what}"
         hint = error.hint or "look at libvirt's log"
-        self.applier.trouble(domain, "", Trouble(error.code, what, hint))
+        self.applier.note_failure(domain, "", ApplyFailure(error.code, what, hint))
         self._later(domain)
 
     async def _carry_out(self, domain: Domain) -> None:
@@ -345,7 +358,7 @@ class DomainCare:
         if domain is None:
             return
         async with domain.lock:
-            process = domain.record.process if domain.record else None
+            process = domain.applied_state.process if domain.applied_state else None
             unseen = process is not None and process.pid is None and self._vm(name) is None
             if process is None or unseen or not process.lives():
                 await self.known.ended(domain)
@@ -356,7 +369,7 @@ class DomainCare:
 
     async def _retry(self, domain: Domain) -> None:
         number = 0
-        while any(trouble.waits for trouble in domain.troubles.values()):
+        while any(failure.retried for failure in domain.failures.values()):
             await asyncio.sleep(self._pauses[min(number, len(self._pauses) - 1)])
             number += 1
             await self._look(domain.name)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 DOCUMENT = "domains"
 
 #: Changes what a domain asks for.
-Edit = Callable[[DesiredCables], DesiredCables]
+CablesEdit = Callable[[DesiredCables], DesiredCables]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was last asked for one NIC.
+class DesiredState:
+    """The desired cable of one NIC, and whether it is applied.
 
     :param done: whether it was done, or an operator has done something else since.
     """
@@ -57,47 +57,47 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was asked for the NICs of one process."""
+class AppliedState:
+    """What is applied to the NICs of one process, and what is still to be."""
 
     process: Process
-    wishes: Mapping[str, Wish] = field(default_factory=dict)
+    states: Mapping[str, DesiredState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "wishes", MappingProxyType(dict(self.wishes)))
+        object.__setattr__(self, "states", MappingProxyType(dict(self.states)))
 
     @property
-    def pending(self) -> list[Wish]:
+    def pending(self) -> list[DesiredState]:
         """What is still to be done."""
-        return [wish for wish in self.wishes.values() if not wish.done]
+        return [state for state in self.states.values() if not state.done]
 
-    def asked(self, nic: str) -> DesiredCable:
-        """What was last asked for a NIC, also if nothing was."""
-        wish = self.wishes.get(nic)
-        return wish.cable if wish else DesiredCable(nic)
+    def desired(self, nic: str) -> DesiredCable:
+        """The cable that was last desired for a NIC, also if none was."""
+        state = self.states.get(nic)
+        return state.cable if state else DesiredCable(nic)
 
-    def put(self, *wishes: Wish) -> Record:
-        """Have these, instead of what there was of their NICs."""
-        return replace(self, wishes={**self.wishes, **{each.cable.nic: each for each in wishes}})
+    def with_states(self, *states: DesiredState) -> AppliedState:
+        """Replace the states of these NICs."""
+        return replace(self, states={**self.states, **{each.cable.nic: each for each in states}})
 
-    def done(self, nics: Collection[str]) -> Record:
-        """Have what is asked for these NICs as done."""
-        asked = [wish for nic, wish in self.wishes.items() if nic in nics]
-        return self.put(*(replace(wish, done=True) for wish in asked))
+    def mark_done(self, nics: Collection[str]) -> AppliedState:
+        """Mark the states of these NICs as done."""
+        states = [state for nic, state in self.states.items() if nic in nics]
+        return self.with_states(*(replace(state, done=True) for state in states))
 
-    def follow(self, now: DesiredCables) -> Record:
-        """Have what is asked for now; what is as before stays done, or to be done."""
-        names = dict.fromkeys([*self.wishes, *now.by_nic])
-        changed = [Wish(now.get(nic)) for nic in names if now.get(nic) != self.asked(nic)]
-        return self.put(*changed)
+    def rebase(self, now: DesiredCables) -> AppliedState:
+        """Adopt new desired cables. NICs whose cable changed become pending."""
+        names = dict.fromkeys([*self.states, *now.by_nic])
+        changed = [DesiredState(now.get(nic)) for nic in names if now.get(nic) != self.desired(nic)]
+        return self.with_states(*changed)
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Why something that a domain asks for is not so.
+class ApplyFailure:
+    """Why a desired state of a domain is not applied.
 
     :param state: of the NIC, as the end of "NIC is ...".
-    :param waits: whether it is tried again by itself.
+    :param retried: whether it is tried again by itself.
     :param about: the NIC, if it is not the one that it is noted for.
     """
 
@@ -105,63 +105,65 @@ class Trouble:
     what: str
     hint: str
     state: str | None = None
-    waits: bool = True
+    retried: bool = True
     about: str | None = None
 
     @classmethod
-    def of(cls, error: LinkmgrError, *, waits: bool = True) -> Trouble:
-        """Make one of an error."""
+    def of(cls, error: LinkmgrError, *, retried: bool = True) -> ApplyFailure:
+        """Make a failure of an error."""
         return cls(
-            error.code, error.what, error.hint or "look at the log", error.state, waits, error.nic
+            error.code, error.what, error.hint or "look at the log", error.state, retried, error.nic
         )
 
 
 class Domain:
     """A domain. Everything that changes its cables holds `lock`.
 
-    :param brought: the XML that the hook has brought of a process that is about to run.
+    :param hook_xml: the XML that the hook has brought of a process that is about to run.
     """
 
     def __init__(self, uuid: str, name: str) -> None:
         self.uuid = uuid
         self.name = name
         self.lock = asyncio.Lock()
-        self.record: Record | None = None
-        self.troubles: dict[str, Trouble] = {}  #: by alias; of the whole domain without one
-        self.brought: str | None = None
-        self.bringing = asyncio.Event()  #: set while there is such XML
-        self.read: Process | None = None  #: which process's XML was read since the service started
-        self.applied = asyncio.Event()  #: set when all is done for its process that can be now
-        self.wired: Process | None = None  #: of which process the wiring was looked at
-        self.queued = False  #: somebody waits for the lock to look at everything
-        #: What was done to its NICs, and could not be written into its live metadata yet.
-        self.unwritten: list[Edit] = []
-        self.acted: set[str] = set()  #: NICs that were changed before it was known what is asked
-        self.hooks = 0  #: of it that libvirt waits for now
+        self.applied_state: AppliedState | None = None
+        self.failures: dict[str, ApplyFailure] = {}  #: by alias; of the whole domain without one
+        self.hook_xml: str | None = None
+        self.hook_xml_ready = asyncio.Event()  #: set while there is such XML
+        self.xml_read_for: Process | None = None  #: whose XML the service has read itself
+        #: Set when all is done for its process that can be now.
+        self.apply_finished = asyncio.Event()
+        self.wired_for: Process | None = None  #: whose wiring was checked
+        self.look_queued = False  #: a look waits for the lock
+        #: Edits of its live metadata that could not be written yet.
+        self.unsaved_edits: list[CablesEdit] = []
+        #: NICs that a verb changed before the desired cables were known.
+        self.changed_early: set[str] = set()
+        self.running_hooks = 0  #: which libvirt waits for
         self.retry: asyncio.Task[None] | None = None
         #: What its author's words may cost: who edits them without end is looked at later.
         self.budget = TimeBudget()
 
-    def is_stale(self) -> None:
+    def drop_hook_xml(self) -> None:
         """The metadata was edited, or may have been, since a hook brought the XML.
 
         While one waits it is not: nobody can edit the metadata then, and libvirt cannot be asked.
         """
-        if not self.hooks:
-            self.bring(None)
+        if not self.running_hooks:
+            self.set_hook_xml(None)
 
-    def bring(self, xml: str | None) -> None:
-        """Have the XML of a process that is about to run, or no more."""
-        self.brought = xml
+    def set_hook_xml(self, xml: str | None) -> None:
+        """Keep the XML of a process that is about to run; ``None`` drops it."""
+        self.hook_xml = xml
         if xml is None:
-            self.bringing.clear()
+            self.hook_xml_ready.clear()
         else:
-            self.bringing.set()
+            self.hook_xml_ready.set()
 
-    def subject(self, alias: str, trouble: Trouble | None = None) -> str:
-        """Whom a trouble is about that is noted for a NIC, or for all of the domain."""
-        if trouble and trouble.about:
-            return trouble.about
+    def subject(self, alias: str, failure: ApplyFailure | None = None) -> str:
+        """What a failure is about: the NIC that it is noted for, or the whole domain."""
+        if failure and failure.about:
+            return failure.about
         return f"{self.name}/{alias}" if alias else self.name
 
 
@@ -195,7 +197,7 @@ class Domains:
     def find(self, name: str) -> Domain | None:
         """The domain of that name that has a process, else any of that name."""
         found = [each for each in self if each.name == name]
-        return next((each for each in found if each.record), found[0] if found else None)
+        return next((each for each in found if each.applied_state), found[0] if found else None)
 
     async def load(self) -> None:
         """Read what an earlier run knew; leave out what has ended since."""
@@ -203,9 +205,9 @@ class Domains:
         if found is None and self._documents.damage(DOCUMENT):
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._lost_at = int(now * os.sysconf("SC_CLK_TCK"))
-        for uuid, (name, record) in (found or {}).items():
-            if record.process.lives():
-                self.get(uuid, name).record = record
+        for uuid, (name, state) in (found or {}).items():
+            if state.process.lives():
+                self.get(uuid, name).applied_state = state
         await self.save()
 
     def is_lost(self, process: Process) -> bool:
@@ -226,36 +228,38 @@ class Domains:
 
     def _content(self) -> dict[str, object]:
         known = {
-            each.uuid: {"name": each.name, **_form(each.record)} for each in self if each.record
+            each.uuid: {"name": each.name, **_form(each.applied_state)}
+            for each in self
+            if each.applied_state
         }
         return {"domains": known} if known else {}
 
     async def ended(self, domain: Domain) -> None:
         """The domain's process has ended: nothing of it is kept."""
-        domain.record = domain.wired = domain.read = None
-        domain.troubles.clear()
-        domain.acted.clear()
-        domain.unwritten.clear()
-        domain.applied.clear()
-        if domain.hooks <= 1 and domain.brought is None:  # a hook that says so is one itself
+        domain.applied_state = domain.wired_for = domain.xml_read_for = None
+        domain.failures.clear()
+        domain.changed_early.clear()
+        domain.unsaved_edits.clear()
+        domain.apply_finished.clear()
+        if domain.running_hooks <= 1 and domain.hook_xml is None:  # this may be within one hook
             self._known.pop(domain.uuid, None)
         await self.save()
 
 
-def _form(record: Record) -> dict[str, object]:
+def _form(state: AppliedState) -> dict[str, object]:
     return {
-        "pid": record.process.pid,
-        "started": record.process.started,
-        "cables": render(DesiredCables({nic: wish.cable for nic, wish in record.wishes.items()})),
-        "undone": [wish.cable.nic for wish in record.pending],
+        "pid": state.process.pid,
+        "started": state.process.started,
+        "cables": render(DesiredCables({nic: each.cable for nic, each in state.states.items()})),
+        "undone": [each.cable.nic for each in state.pending],
     }
 
 
-def _read(form: Form) -> dict[str, tuple[str, Record]]:
+def _read(form: Form) -> dict[str, tuple[str, AppliedState]]:
     return form.children("domains", _read_domain)
 
 
-def _read_domain(form: Form) -> tuple[str, Record]:
+def _read_domain(form: Form) -> tuple[str, AppliedState]:
     process = Process(
         form.integer("pid") if "pid" in form else None,
         form.integer("started") if "started" in form else None,
@@ -266,5 +270,5 @@ def _read_domain(form: Form) -> tuple[str, Record]:
         cables = parse(form.text("cables"))
     except LinkmgrError as error:
         raise ValueError(str(error)) from None
-    wishes = {nic: Wish(cable, nic not in waits) for nic, cable in cables.by_nic.items()}
-    return form.text("name"), Record(process, wishes)
+    states = {nic: DesiredState(cable, nic not in waits) for nic, cable in cables.by_nic.items()}
+    return form.text("name"), AppliedState(process, states)

@@ -70,21 +70,21 @@ class Hooks:
         except LinkmgrError as error:
             return HookAnswer(False, str(error))
         domain = self._known.get(uuid.text.strip(), domain_name(document))
-        domain.hooks += 1
+        domain.running_hooks += 1
         try:
             return await self._answer(domain, operation, sub_operation, document, domain_xml)
         except LinkmgrError as error:
             return HookAnswer(False, str(error))
         finally:
-            domain.hooks -= 1
+            domain.running_hooks -= 1
 
     async def _answer(
         self, domain: Domain, operation: str, sub_operation: str, document: Document, xml: str
     ) -> HookAnswer:
         if operation in _COMING:
             _check_monitor(document)
-            domain.applied.clear()
-            domain.bring(xml)
+            domain.apply_finished.clear()
+            domain.set_hook_xml(xml)
             if operation == "migrate":
                 return await self._expected(domain, document)
             desired_cables_of(document)
@@ -92,7 +92,7 @@ class Hooks:
         if operation == "started":
             return await self._started(domain, document, xml)
         if operation in ("stopped", "release"):
-            domain.bring(None)
+            domain.set_hook_xml(None)
             await self._links.reservations.end_all(domain.name)
             await self._freed(domain)
             return HookAnswer(True, "nothing of it is left")
@@ -103,12 +103,12 @@ class Hooks:
         try:
             held = await expect(self._links.reservations, self._raw, document)
         except LinkmgrError:
-            domain.bring(None)
+            domain.set_hook_xml(None)
             raise
         return HookAnswer(True, f"held for it: {', '.join(held) or 'nothing'}")
 
     async def _started(self, domain: Domain, document: Document, xml: str) -> HookAnswer:
-        """Wait until the cables are in. `applied` is unset since the hook was called before."""
+        """Wait until the cables are in. An earlier call has unset `apply_finished`."""
         _check_monitor(document)
         try:
             wanted = desired_cables_of(document)
@@ -116,30 +116,30 @@ class Hooks:
             wanted = DesiredCables()
             raise
         finally:
-            # Of a process whose XML was read it would be stale as soon as anybody edits that.
-            if domain.read is None or not domain.read.lives():
-                domain.bring(xml)
+            # Only if we have not read this process's XML ourselves: ours may be newer.
+            if domain.xml_read_for is None or not domain.xml_read_for.lives():
+                domain.set_hook_xml(xml)
         if not wanted.by_nic or not records_of(document):
             return HookAnswer(True, "it asks for no cables")
-        while not domain.applied.is_set():
+        while not domain.apply_finished.is_set():
             try:
-                await asyncio.wait_for(domain.applied.wait(), LOOK)
+                await asyncio.wait_for(domain.apply_finished.wait(), LOOK)
             except TimeoutError:
                 if self._is_paused(domain):
                     return HookAnswer(True, "its cables are plugged when it is resumed")
-        if domain.troubles:
-            return HookAnswer(False, summary(domain.troubles, domain.name))
+        if domain.failures:
+            return HookAnswer(False, summary(domain.failures, domain.name))
         said = [f"{domain.name}/{each.nic}: {each}" for each in wanted.by_nic.values()]
         return HookAnswer(True, in_a_line(said))
 
     async def _freed(self, domain: Domain) -> None:
         """Wait until what the process held is free. Another one may come after that."""
-        process = domain.record.process if domain.record else None
-        while process and domain.record and domain.record.process == process:
+        process = domain.applied_state.process if domain.applied_state else None
+        while process and domain.applied_state and domain.applied_state.process == process:
             if process.lives():
                 return  # it has not ended after all
             await asyncio.sleep(LOOK / 5)  # `DomainCare` does it as soon as it sees the end
-        if domain.record is None:
+        if domain.applied_state is None:
             await self._known.ended(domain)
 
     def _is_paused(self, domain: Domain) -> bool:

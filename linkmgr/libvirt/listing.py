@@ -58,14 +58,16 @@ class Listing:
         :raise LibvirtError: when libvirt is stopped or does not answer: some would be missing.
         """
         if self._libvirt is None or not self._libvirt.installed:
-            return [self._unseen(each.name, each.uuid) for each in self._known if each.record]
+            return [
+                self._unseen(each.name, each.uuid) for each in self._known if each.applied_state
+            ]
         looks = [await self._one(self._libvirt, each) for each in await self._libvirt.domains()]
         return [info for info in looks if info is not None]
 
     async def _one(self, libvirt: LibvirtSide, view: DomainView) -> DomainInfo | None:
         """Look at one domain: one that cannot be looked at hides no other."""
         domain = self._known.known(view.uuid)
-        if domain is not None and domain.hooks:  # libvirt would not answer
+        if domain is not None and domain.running_hooks:  # libvirt would not answer
             return self._unseen(view.name, view.uuid)
         try:
             document = await self._read(libvirt, view, live=True)

@@ -89,7 +89,7 @@ class Asking:
         side = self.side
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HOOK_SECONDS):
-                while domain.hooks:  # noqa: ASYNC110 - a hook has no end that could be told
+                while domain.running_hooks:  # noqa: ASYNC110 - a hook has no end that could be told
                     await asyncio.sleep(0.05)
         self.check(domain)
         return side
@@ -99,7 +99,7 @@ class Asking:
 
         :raise LibvirtUnreachable: when one does.
         """
-        if domain.hooks:
+        if domain.running_hooks:
             raise LibvirtUnreachable(
                 f"a hook of domain {domain.name} waits, and libvirt with it", hint="try again"
             )
@@ -110,19 +110,19 @@ class Asking:
 
         :raise LibvirtError: when neither gives it.
         """
-        if domain.brought is not None:
-            return domain.brought
+        if domain.hook_xml is not None:
+            return domain.hook_xml
         asked = asyncio.ensure_future(self._asked(domain))
-        brought = asyncio.ensure_future(domain.bringing.wait())
+        from_hook = asyncio.ensure_future(domain.hook_xml_ready.wait())
         try:
-            await asyncio.wait({asked, brought}, return_when=asyncio.FIRST_COMPLETED)
-            if domain.brought is not None:
-                return domain.brought
+            await asyncio.wait({asked, from_hook}, return_when=asyncio.FIRST_COMPLETED)
+            if domain.hook_xml is not None:
+                return domain.hook_xml
             return await asked
         finally:
-            for task in (asked, brought):
+            for task in (asked, from_hook):
                 task.cancel()
-            await asyncio.gather(asked, brought, return_exceptions=True)
+            await asyncio.gather(asked, from_hook, return_exceptions=True)
 
     async def _asked(self, domain: Domain) -> str:
         return await (await self.quiet(domain)).xml(domain.uuid, live=True)

@@ -27,7 +27,7 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
         time.
     """
     domain = known.find(name)
-    if domain is not None and domain.hooks:  # libvirt would wait for the hook
+    if domain is not None and domain.running_hooks:  # libvirt would wait for the hook
         return error
     try:
         async with asyncio.timeout(PATIENCE):
@@ -40,7 +40,7 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
                     return _unreadable(view, unreadable)
     except (LinkmgrError, TimeoutError):
         pass
-    if said := did_you_mean(name, [each.name for each in known if each.record]):
+    if said := did_you_mean(name, [each.name for each in known if each.applied_state]):
         error.hint = said
     return error
 

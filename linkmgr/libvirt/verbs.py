@@ -25,7 +25,7 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Domains, Edit, Process, Wish
+from linkmgr.libvirt.domains import CablesEdit, DesiredState, Domain, Domains, Process
 from linkmgr.libvirt.metadata import (
     CABLES_NAMESPACE,
     CABLES_PREFIX,
@@ -66,7 +66,7 @@ class DomainVerbs:
     """Plugs NICs of libvirt's guests, and says so in their XML.
 
     :param links: the verbs for guests that run.
-    :param on_unwritten: called when what was done could not be written; see `write_down`.
+    :param on_save_failed: called when the live XML could not be written; see `save_edits`.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class DomainVerbs:
         links: LinkManager,
         known: Domains,
         asking: Asking,
-        on_unwritten: Callable[[Domain, LinkmgrError], None],
+        on_save_failed: Callable[[Domain, LinkmgrError], None],
     ) -> None:
-        self._on_unwritten = on_unwritten
+        self._on_save_failed = on_save_failed
         self._links = links
         self._known = known
         self._asking = asking
@@ -100,7 +100,7 @@ class DomainVerbs:
     async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
         """A NIC of a domain that is off; ``None`` if libvirt has no such domain, or it no NIC."""
         domain = self._known.find(vm)
-        if (name.vm is None and name.is_mac) or (domain is not None and domain.hooks):
+        if (name.vm is None and name.is_mac) or (domain is not None and domain.running_hooks):
             return None
         try:
             async with asyncio.timeout(NAMING_SECONDS):
@@ -169,7 +169,9 @@ class DomainVerbs:
             lambda cables: cables.with_link(ref.alias, link),
         )
 
-    async def _asking_for(self, ref: NicRef, target: str | Network | Port, how: Notify) -> Edit:
+    async def _asking_for(
+        self, ref: NicRef, target: str | Network | Port, how: Notify
+    ) -> CablesEdit:
         """Make the edit that asks for a target; for a raw port by what it is.
 
         Its network is there for as long as somebody is plugged into it, and not at the next start.
@@ -189,7 +191,7 @@ class DomainVerbs:
         ref: NicRef,
         affects: str | Affects,
         live: Callable[[], Awaitable[Outcome]],
-        edit: Edit,
+        edit: CablesEdit,
     ) -> Outcome:
         domain = self._known.find(ref.vm)
         runs = domain if domain and self._is_here(domain) else None
@@ -206,7 +208,7 @@ class DomainVerbs:
                 return await self._next_of_idle(ref, live, edit)
 
     async def _both(
-        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: Edit
+        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the guest that runs, then its next start; that the latter failed is a note."""
         outcome = await self._now(ref, domain, live, edit)
@@ -222,7 +224,7 @@ class DomainVerbs:
         return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
 
     async def _next_of_idle(
-        self, ref: NicRef, live: Callable[[], Awaitable[Outcome]], edit: Edit
+        self, ref: NicRef, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the next start of a domain that is off; a guest without libvirt has none."""
         if not await self._is_plain(ref.vm):
@@ -245,7 +247,7 @@ class DomainVerbs:
             raise await explained(error, ref.vm, self._known, self._asking) from None
 
     async def _now(
-        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: Edit
+        self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the guest that runs, then what its live metadata says."""
         with contextlib.suppress(LinkmgrError):
@@ -253,28 +255,34 @@ class DomainVerbs:
         async with domain.lock:
             outcome = await live()
             notes: tuple[str, ...] = ()
-            asked = domain.record.asked(ref.alias) if domain.record else DesiredCable(ref.alias)
-            domain.unwritten.append(edit)
+            desired = (
+                domain.applied_state.desired(ref.alias)
+                if domain.applied_state
+                else DesiredCable(ref.alias)
+            )
+            domain.unsaved_edits.append(edit)
             try:
-                asked = (await self.write_down(domain))[1].get(ref.alias)
+                desired = (await self.save_edits(domain))[1].get(ref.alias)
             except LinkmgrError as error:
                 if isinstance(error, LibvirtError) and not self._asking.without:
-                    self._on_unwritten(domain, error)
-                else:  # no XML can say it, or none that is there: nothing to be made up for
-                    domain.unwritten.remove(edit)
+                    self._on_save_failed(domain, error)
+                else:  # no XML can say it, or none that is there: nothing to write later
+                    domain.unsaved_edits.remove(edit)
                 notes = (
-                    f"the domain's live XML still asks for what it did before ({asked}): {error}",
+                    f"the domain's live XML still asks for what it did before ({desired}): {error}",
                 )
             # What an operator did holds: it is not undone by what was still to be done.
-            if domain.record is not None:
-                domain.record = domain.record.put(Wish(asked, done=True))
+            if domain.applied_state is not None:
+                domain.applied_state = domain.applied_state.with_states(
+                    DesiredState(desired, done=True)
+                )
             else:
-                domain.acted.add(ref.alias)
-            domain.troubles.pop(ref.alias, None)
+                domain.changed_early.add(ref.alias)
+            domain.failures.pop(ref.alias, None)
             await self._known.save()
         return replace(outcome, notes=outcome.notes + notes)
 
-    async def write_down(
+    async def save_edits(
         self, domain: Domain, document: Document | None = None
     ) -> tuple[DesiredCables, DesiredCables]:
         """Write into a domain's live metadata what was done to its NICs. Its lock is held.
@@ -283,20 +291,20 @@ class DomainVerbs:
         :return: what the metadata asked for before, and now.
         :raise LinkmgrError: nothing was written, or libvirt did not say so; it is kept.
         """
-        edits = list(domain.unwritten)
+        edits = list(domain.unsaved_edits)
         found = await self._write(
             domain, lambda cables: reduce(_apply, edits, cables), live=True, document=document
         )
-        del domain.unwritten[: len(edits)]
+        del domain.unsaved_edits[: len(edits)]
         return found
 
     def _is_here(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, and not another one that was added under it."""
         vm = next((vm for vm in self._links.seen()[0] if vm.name == domain.name), None)
-        if vm is None or domain.record is None:
+        if vm is None or domain.applied_state is None:
             return vm is not None and vm.qmp == inbound_address(domain.uuid)
         known = self._links.process_of(vm.name)
-        return known is not None and Process(*known) == domain.record.process
+        return known is not None and Process(*known) == domain.applied_state.process
 
     async def _is_plain(self, vm: str) -> bool:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
@@ -313,7 +321,7 @@ class DomainVerbs:
             return False
         return False
 
-    async def _next(self, ref: NicRef, edit: Edit) -> Outcome:
+    async def _next(self, ref: NicRef, edit: CablesEdit) -> Outcome:
         """Change what holds from the next start on.
 
         :raise UnknownVm: libvirt has no such domain.
@@ -359,7 +367,7 @@ class DomainVerbs:
         return Outcome(nic, changed=before != after, notes=tuple(notes))
 
     async def _write(
-        self, domain: Domain, edit: Edit, *, live: bool, document: Document | None = None
+        self, domain: Domain, edit: CablesEdit, *, live: bool, document: Document | None = None
     ) -> tuple[DesiredCables, DesiredCables]:
         """Edit the cables in a domain's metadata; what they were before, and are now.
 
@@ -420,5 +428,5 @@ def _named(domain: Domain) -> Iterator[None]:
         raise
 
 
-def _apply(cables: DesiredCables, edit: Edit) -> DesiredCables:
+def _apply(cables: DesiredCables, edit: CablesEdit) -> DesiredCables:
     return edit(cables)

@@ -162,7 +162,7 @@ async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab)
         assert not (await care.on_hook("migrate", "begin", "-", bad)).ok
         # What it brought is not taken for the XML of a process that runs.
         domain = care.known.find("web1")
-        assert domain is None or domain.brought is None
+        assert domain is None or domain.hook_xml is None
 
 
 async def test_a_guest_that_asks_for_nothing_holds_no_hook_up(lab: Lab) -> None:
@@ -221,7 +221,7 @@ async def test_a_process_of_which_nothing_is_known_ends_when_libvirt_says_so(lab
     async with lab.care() as care:
         lab.links.boot(transport=Transport.LIBVIRT, watched=False)
         await lab.settle()
-        assert [each.record is not None for each in care.known] == [True]
+        assert [each.applied_state is not None for each in care.known] == [True]
         lab.links.vms.clear()
         lab.libvirt.tell(DomainEventKind.STOPPED, "destroyed")
         await lab.settle()
@@ -556,8 +556,8 @@ async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resume
         await lab.settle()
         domain = care.known.find("web1")
         assert domain is not None
-        assert domain.record is not None
-        assert domain.record.asked("ua-net0").network == "red"
+        assert domain.applied_state is not None
+        assert domain.applied_state.desired("ua-net0").network == "red"
         assert lab.links.on() == {"ua-net0": "red"}
 
 
