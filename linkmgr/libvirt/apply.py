@@ -39,12 +39,12 @@ _FINAL = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
 class Applier:
     """Applies cables through the verbs.
 
-    :param links: the verbs.
+    :param manager: plugs, unplugs and sets links.
     :param raw: the networks of raw ports.
     """
 
-    def __init__(self, links: LinkManager, raw: RawPorts) -> None:
-        self._links = links
+    def __init__(self, manager: LinkManager, raw: RawPorts) -> None:
+        self._manager = manager
         self._raw = raw
 
     def look(self, domain: Domain, document: Document) -> None:
@@ -85,7 +85,7 @@ class Applier:
             return
         subject = domain.subject(alias, failure)
         log.warning("%s: %s. To do: %s", subject, failure.what, failure.hint)
-        self._links.tell(
+        self._manager.tell(
             EventKind.NOT_APPLIED, subject,
             code=failure.code, what=failure.what, hint=failure.hint, waits=failure.retried,
         )  # fmt: skip
@@ -116,16 +116,16 @@ class Applier:
 
     async def _plug(self, ref: NicRef, cable: DesiredCable) -> None:
         if cable.link is LinkState.DOWN:  # before: the guest is not to see the new cable
-            await self._links.set_link(ref, cable.link)
+            await self._manager.set_link(ref, cable.link)
         if cable.raw is not None:
             async with self._raw.network(cable.raw) as network:
-                await self._links.plug(ref, network, notify=cable.notify)
+                await self._manager.plug(ref, network, notify=cable.notify)
         elif cable.target is not None:
-            await self._links.plug(ref, cable.target, notify=cable.notify)
+            await self._manager.plug(ref, cable.target, notify=cable.notify)
         else:
-            await self._links.unplug(ref)
+            await self._manager.unplug(ref)
         if cable.link is LinkState.UP:  # behind: nor the old one, if that was hidden from it
-            await self._links.set_link(ref, cable.link)
+            await self._manager.set_link(ref, cable.link)
         await self._raw.tidy()
 
     async def _wire(self, nic: DomainNic, seen: Nic) -> None:
@@ -133,21 +133,21 @@ class Applier:
             return
         device = nic.element.get("target", "dev")
         try:
-            await self._links.place_stub(seen.ref)
+            await self._manager.place_stub(seen.ref)
             if device:
-                await self._links.name_device(seen.ref, device)
+                await self._manager.name_device(seen.ref, device)
         except LinkmgrError as error:  # libvirt shows less; the guest and its cable are well
             log.warning("%s: libvirt does not know its device: %s", seen.ref, error)
         except Exception:
             log.exception("%s: a fault", seen.ref)
 
     def _has_ended(self, domain: Domain) -> bool:
-        vm = self._links.seen_vm(domain.name)
+        vm = self._manager.seen_vm(domain.name)
         return vm is None or vm.state is VmState.GONE
 
     def _prepared(self, domain: Domain, document: Document) -> list[tuple[DomainNic, Nic]]:
         """The NICs that were prepared, in the XML and as they are."""
-        nics = self._links.seen()[1]
+        nics = self._manager.seen()[1]
         seen = {each.ref.alias: each for each in nics if each.ref.vm == domain.name}
         prepared = records_of(document).keys() & seen.keys()
         return [(nic, seen[nic.alias]) for nic in nics_of(document) if nic.alias in prepared]

@@ -70,26 +70,26 @@ class Dialled(Protocol):
 class DomainCare:
     """Looks after libvirt's domains. An asynchronous context manager.
 
-    :param links: the verbs; entered already, and closed later.
+    :param manager: entered already, and closed later.
     :param libvirt: ``None`` does without: then only hooks tell what a domain asks for.
     :param pauses: seconds between two tries.
     """
 
     def __init__(
         self,
-        links: LinkManager,
+        manager: LinkManager,
         libvirt: LibvirtSide | None,
         *,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
-        self.links = links
-        self.known = Domains(links.documents)
+        self.manager = manager
+        self.known = Domains(manager.documents)
         self.asking = Asking(libvirt)
         self._libvirt = libvirt
-        self._raw = RawPorts(links)
-        self.applier = Applier(links, self._raw)
-        self._hooks = Hooks(self.known, links, self._raw)
-        self.verbs = DomainVerbs(links, self.known, self.asking, self._on_save_failed)
+        self._raw = RawPorts(manager)
+        self.applier = Applier(manager, self._raw)
+        self._hooks = Hooks(self.known, manager, self._raw)
+        self.verbs = DomainVerbs(manager, self.known, self.asking, self._on_save_failed)
         self._pauses = pauses
         self.began = 0.0  #: when, in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -103,7 +103,7 @@ class DomainCare:
         """Begin: look at what is there, and listen."""
         self.began = asyncio.get_running_loop().time()
         await self.known.load()
-        events = self.links.events()
+        events = self.manager.events()
         self._listening.append(events)
         self._spawn(self._hear(events), "listen for VMs")
         if self._libvirt is not None:
@@ -133,7 +133,7 @@ class DomainCare:
         """
         domain = self.known.get(dialled.uuid, dialled.name)
         try:
-            await self.links.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
+            await self.manager.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
         except LinkmgrError as error:
             before = domain.failures.get("")
             if before is None or before.code != error.code:  # the rest is what QEMU says, each time
@@ -158,7 +158,7 @@ class DomainCare:
         return list(await self._listing.get())
 
     async def _list(self) -> list[DomainInfo]:
-        return await Listing(self.links, self.known, self._libvirt, self._budget).all()
+        return await Listing(self.manager, self.known, self._libvirt, self._budget).all()
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
@@ -173,7 +173,7 @@ class DomainCare:
         return list(await self._checking.get())
 
     async def _check(self) -> list[Finding]:
-        known = {vm.name for vm in self.links.seen()[0]}
+        known = {vm.name for vm in self.manager.seen()[0]}
         known |= {domain.name for domain in self.known if domain.failures or domain.running_hooks}
         if asyncio.get_running_loop().time() - self.began < SECONDS:
             return self.findings()
@@ -205,7 +205,7 @@ class DomainCare:
             self._spawn(self._raw.tidy(), "tidy raw ports")
 
     def _look_at_all(self) -> None:
-        for vm in self.links.seen()[0]:
+        for vm in self.manager.seen()[0]:
             if vm.state is VmState.GONE:
                 self._spawn(self._gone(vm.name), f"forget domain {vm.name}")
             else:
@@ -354,7 +354,7 @@ class DomainCare:
         """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
         vm, domain = self._vm(name), self.known.find(name)
         if vm is not None and (domain is not None or vm.transport is not Transport.SOCKET):
-            await self.links.forget_ended(name)  # one that is not libvirt's stays known, as gone
+            await self.manager.forget_ended(name)  # one that is not libvirt's stays known, as gone
         if domain is None:
             return
         async with domain.lock:
@@ -376,7 +376,7 @@ class DomainCare:
 
     async def _identify(self, vm: VmInfo) -> tuple[Domain, Process] | None:
         """Which domain a VM is, and which process; ``None`` if libvirt knows nothing of it."""
-        known = self.links.process_of(vm.name)
+        known = self.manager.process_of(vm.name)
         if known is None:
             return None
         process = Process(*known)
@@ -397,7 +397,7 @@ class DomainCare:
         return self.known.get(view.uuid, vm.name), seen
 
     def _vm(self, name: str) -> VmInfo | None:
-        return self.links.seen_vm(name)
+        return self.manager.seen_vm(name)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(work, name), name=name)

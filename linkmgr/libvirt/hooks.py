@@ -48,13 +48,13 @@ class Hooks:
     """Answers the hook.
 
     :param known: all domains.
-    :param links: the verbs.
+    :param manager: knows the VMs and their reservations.
     :param raw: the networks of raw ports.
     """
 
-    def __init__(self, known: Domains, links: LinkManager, raw: RawPorts) -> None:
+    def __init__(self, known: Domains, manager: LinkManager, raw: RawPorts) -> None:
         self._known = known
-        self._links = links
+        self._manager = manager
         self._raw = raw
 
     async def on_hook(
@@ -93,7 +93,7 @@ class Hooks:
             return await self._started(domain, document, xml)
         if operation in ("stopped", "release"):
             domain.set_hook_xml(None)
-            await self._links.reservations.end_all(domain.name)
+            await self._manager.reservations.end_all(domain.name)
             await self._freed(domain)
             return HookAnswer(True, "nothing of it is left")
         return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
@@ -101,7 +101,7 @@ class Hooks:
     async def _expected(self, domain: Domain, document: Document) -> HookAnswer:
         """It is about to come from another host: hold a place for each cable, or refuse it."""
         try:
-            held = await expect(self._links.reservations, self._raw, document)
+            held = await expect(self._manager.reservations, self._raw, document)
         except LinkmgrError:
             domain.set_hook_xml(None)
             raise
@@ -145,7 +145,7 @@ class Hooks:
     def _is_paused(self, domain: Domain) -> bool:
         return any(
             vm.name == domain.name and vm.state is VmState.ANSWERS and vm.running is False
-            for vm in self._links.seen()[0]
+            for vm in self._manager.seen()[0]
         )
 
 

@@ -125,15 +125,15 @@ class LinkFollower:
     def __init__(
         self,
         run_dir: Path,
-        links: LinkManager,
+        manager: LinkManager,
         *,
         set_link: SetLink | None = None,
         wish: TakeWish | None = None,
     ) -> None:
         self._run_dir = run_dir
-        self._links = links
+        self._manager = manager
         self._set_link = set_link
-        self._wish = wish or links.set_link
+        self._wish = wish or manager.set_link
         self._domains: dict[str, _Domain] = {}  # by name
         self._bells: dict[str, asyncio.Event] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
@@ -141,7 +141,7 @@ class LinkFollower:
         #: By name: what may be spent on a domain's status file, which has its author's words in it.
         self._budgets: dict[str, TimeBudget] = {}
         self._saved = SavedDocument(
-            links.documents, DOCUMENT, "what libvirt said of links", self._content
+            manager.documents, DOCUMENT, "what libvirt said of links", self._content
         )
 
     async def run(self) -> None:
@@ -150,7 +150,7 @@ class LinkFollower:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._hear_libvirt())
-                tasks.create_task(self._hear_links())
+                tasks.create_task(self._follow_events())
         finally:
             serving = list(self._serving.values())
             for task in serving:
@@ -168,7 +168,7 @@ class LinkFollower:
 
     def ring_all(self) -> None:
         """Look at all domains: something may have been missed."""
-        for vm in self._links.seen()[0]:
+        for vm in self._manager.seen()[0]:
             self.ring(vm.name)
 
     async def look(self, vm: str) -> None:
@@ -179,7 +179,7 @@ class LinkFollower:
         :raise LinkmgrError: when something cannot be done; look again.
         :raise BadStatus: when libvirt's file cannot be understood.
         """
-        info = next((each for each in self._links.seen()[0] if each.name == vm), None)
+        info = next((each for each in self._manager.seen()[0] if each.name == vm), None)
         if info is None:
             self._budgets.pop(vm, None)
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
@@ -192,11 +192,11 @@ class LinkFollower:
             return
         domain = self._domain(status)
         try:
-            for nic in [nic for nic in self._links.seen()[1] if nic.ref.vm == vm]:
+            for nic in [nic for nic in self._manager.seen()[1] if nic.ref.vm == vm]:
                 about = status.nics.get(nic.ref.alias)
                 if about is None or about.mac != nic.mac or link_of(nic) is None:
                     continue
-                if nic.ref in self._links.reservations:
+                if nic.ref in self._manager.reservations:
                     continue  # it comes from another host, and what libvirt says came with it
                 before = domain.said.get(nic.ref.alias)
                 domain.said[nic.ref.alias] = about.link
@@ -210,7 +210,7 @@ class LinkFollower:
         Not of another QEMU that was added under the domain's name, nor of one that has ended: files
         may be renamed, or left behind.
         """
-        pid, _ = self._links.process_of(vm.name) or (None, None)
+        pid, _ = self._manager.process_of(vm.name) or (None, None)
         if pid is None:
             return vm.transport is not Transport.SOCKET  # libvirt's uuid led to it
         return pid == status.pid
@@ -230,7 +230,7 @@ class LinkFollower:
                 domain.said[alias] = _other(verdict.wish)
                 raise
         if verdict.show:
-            await self._links.show_link(ref)
+            await self._manager.show_link(ref)
         if verdict.tell is not None and self._set_link is not None:
             # Whether it came to pass is not known if this fails: then what is said is no wish.
             del domain.said[alias]
@@ -260,7 +260,7 @@ class LinkFollower:
                     log.warning("VM %s: link state and libvirt do not agree yet: %s", vm, error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(bell.wait(), PAUSE)
-                if vm in {each.name for each in self._links.seen()[0]}:
+                if vm in {each.name for each in self._manager.seen()[0]}:
                     bell.set()
             except Exception:
                 log.exception("VM %s: link state cannot be compared with libvirt", vm)
@@ -282,11 +282,11 @@ class LinkFollower:
                     self.ring_all()
                 elif event.name is not None and event.name.suffix == ".xml":
                     vm = event.name.stem
-                    if self._links.process_of(vm) is not None:  # a guest's user may make any file
+                    if self._manager.process_of(vm) is not None:  # a guest's user may make any file
                         self.ring(vm)
 
-    async def _hear_links(self) -> None:
-        events = self._links.events()
+    async def _follow_events(self) -> None:
+        events = self._manager.events()
         try:
             async for event in events:
                 if event.kind in _TELLING:
@@ -299,7 +299,7 @@ class LinkFollower:
     # --- what is kept over a restart ----------------------------------------------------------
     async def load(self) -> None:
         """Read what an earlier run kept; `run` does it."""
-        found = await self._links.documents.read(DOCUMENT, _read)
+        found = await self._manager.documents.read(DOCUMENT, _read)
         if found is not None:
             self._domains = found
 

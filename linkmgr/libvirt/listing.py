@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 class Listing:
     """One look.
 
-    :param links: knows the VMs that it takes care of.
+    :param manager: knows the VMs.
     :param libvirt: ``None`` does without.
     :param budget: what reading the domains' XML may cost.
     """
 
     def __init__(
         self,
-        links: LinkManager,
+        manager: LinkManager,
         known: Domains,
         libvirt: LibvirtSide | None,
         budget: TimeBudget,
@@ -48,7 +48,7 @@ class Listing:
         self._known = known
         self._budget = budget
         self._libvirt = libvirt
-        vms, nics = links.seen()
+        vms, nics = manager.seen()
         self._vms = {vm.name: vm for vm in vms}
         self._nics = {(nic.ref.vm, nic.ref.alias): nic for nic in nics}
 

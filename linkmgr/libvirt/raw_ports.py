@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class RawPorts:
     """The networks of all raw ports."""
 
-    def __init__(self, links: Links) -> None:
-        self._links = links
+    def __init__(self, api: Links) -> None:
+        self._api = api
         self._held: Counter[str] = Counter()
 
     @asynccontextmanager
@@ -44,7 +44,7 @@ class RawPorts:
         name = network_name(raw.driver, options)
         self._held[name] += 1
         try:
-            await self._links.create_network(name, raw.driver, **options)
+            await self._api.create_network(name, raw.driver, **options)
             yield name
         finally:
             self._held[name] -= 1
@@ -53,12 +53,12 @@ class RawPorts:
 
     async def tidy(self) -> None:
         """Forget the networks that no NIC is plugged into any more."""
-        there = [each for each in await self._links.networks() if is_raw(each)]
-        used = {each.network for each in await self._links.connections()} if there else set()
+        there = [each for each in await self._api.networks() if is_raw(each)]
+        used = {each.network for each in await self._api.connections()} if there else set()
         for network in there:
             if network.name not in used and not self._held[network.name]:
                 with contextlib.suppress(LinkmgrError):  # in use after all, say
-                    await self._links.delete_network(network.name)
+                    await self._api.delete_network(network.name)
 
 
 def network_name(driver: str, options: Options) -> str:

@@ -65,19 +65,19 @@ NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain tha
 class DomainVerbs:
     """Plugs NICs of libvirt's guests, and says so in their XML.
 
-    :param links: the verbs for guests that run.
+    :param manager: the verbs for guests that run.
     :param on_save_failed: called when the live XML could not be written; see `save_edits`.
     """
 
     def __init__(
         self,
-        links: LinkManager,
+        manager: LinkManager,
         known: Domains,
         asking: Asking,
         on_save_failed: Callable[[Domain, LinkmgrError], None],
     ) -> None:
         self._on_save_failed = on_save_failed
-        self._links = links
+        self._manager = manager
         self._known = known
         self._asking = asking
 
@@ -87,7 +87,7 @@ class DomainVerbs:
         A domain that is off is named by its name: ``web1``, ``web1/52:54:00:12:34:56``.
         """
         try:
-            return await self._links.resolve(nic)
+            return await self._manager.resolve(nic)
         except NotFound as error:
             name = NicName.parse(nic)
             vm = name.vm or name.word
@@ -136,7 +136,7 @@ class DomainVerbs:
             return await self._change(
                 ref,
                 affects,
-                lambda: self._links.plug(ref, target, notify=how, uid=uid),
+                lambda: self._manager.plug(ref, target, notify=how, uid=uid),
                 await self._asking_for(ref, target, how),
             )
         except UnknownNetwork as error:
@@ -148,7 +148,7 @@ class DomainVerbs:
         return await self._change(
             ref,
             affects,
-            lambda: self._links.unplug(ref),
+            lambda: self._manager.unplug(ref),
             lambda cables: cables.with_target(ref.alias, None),
         )
 
@@ -165,7 +165,7 @@ class DomainVerbs:
         return await self._change(
             ref,
             affects,
-            lambda: self._links.set_link(ref, link),
+            lambda: self._manager.set_link(ref, link),
             lambda cables: cables.with_link(ref.alias, link),
         )
 
@@ -176,7 +176,7 @@ class DomainVerbs:
 
         Its network is there for as long as somebody is plugged into it, and not at the next start.
         """
-        networks = await self._links.networks()
+        networks = await self._manager.networks()
         network = next((each for each in networks if each.name == str(target)), None)
         raw = described(network) if network else None
         if raw is None:
@@ -300,15 +300,15 @@ class DomainVerbs:
 
     def _is_here(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, and not another one that was added under it."""
-        vm = next((vm for vm in self._links.seen()[0] if vm.name == domain.name), None)
+        vm = next((vm for vm in self._manager.seen()[0] if vm.name == domain.name), None)
         if vm is None or domain.applied_state is None:
             return vm is not None and vm.qmp == inbound_address(domain.uuid)
-        known = self._links.process_of(vm.name)
+        known = self._manager.process_of(vm.name)
         return known is not None and Process(*known) == domain.applied_state.process
 
     async def _is_plain(self, vm: str) -> bool:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
-        if not any(each.name == vm for each in self._links.seen()[0]):
+        if not any(each.name == vm for each in self._manager.seen()[0]):
             return False
         if self._asking.absent or self._asking.without:
             return True
@@ -356,7 +356,7 @@ class DomainVerbs:
         cable = after.get(ref.alias)
         notes = [f"from its next start on it is {cable}"]
         if cable.network and cable.network not in {
-            each.name for each in await self._links.networks()
+            each.name for each in await self._manager.networks()
         }:
             notes.append(f"network {cable.network} does not exist yet; it is plugged when it does")
         if not prepared:
@@ -404,7 +404,7 @@ class DomainVerbs:
                 ),
             )
         prepared = ref.alias in records_of(document)
-        seen = next((nic for nic in self._links.seen()[1] if nic.ref == ref), None)
+        seen = next((nic for nic in self._manager.seen()[1] if nic.ref == ref), None)
         return seen or Nic(
             ref=ref,
             model=found.element.get("model", "type") or "?",

@@ -317,7 +317,7 @@ async def _discovered(ready: Awaitable[DomainCare], guest: Dialled) -> None:
     :param ready: who looks after it, once what was known before is recovered.
     """
     care, address = await asyncio.shield(ready), inbound_address(guest.uuid)
-    for vm in care.links.seen()[0]:
+    for vm in care.manager.seen()[0]:
         if (vm.name, vm.qmp) == (guest.name, address) and vm.state is not VmState.GONE:
             return  # it takes the connection itself, in a moment
     await care.on_new(guest)

@@ -87,7 +87,7 @@ class Dialled:
     name, uuid, pid = "web1", UUID.upper(), 1
 
 
-class FakeLinks:
+class FakeManager:
     """Verbs that remember. What `broken` names fails; `gate` holds up every plug."""
 
     def __init__(self) -> None:
@@ -345,7 +345,7 @@ class Lab:
     """A care that runs, and what is around it."""
 
     folder: Path
-    links: FakeLinks = field(default_factory=FakeLinks)
+    manager: FakeManager = field(default_factory=FakeManager)
     libvirt: FakeLibvirt = field(default_factory=FakeLibvirt)
     pauses: tuple[float, ...] = (0.01,)
     events: list[Event] = field(default_factory=list)
@@ -353,17 +353,17 @@ class Lab:
     @contextlib.asynccontextmanager
     async def care(self, *, libvirt: bool = True) -> AsyncIterator[DomainCare]:
         """Run one; several in a row are one service that is restarted."""
-        self.links.documents = Documents(self.folder)  # a later run has read nothing yet
+        self.manager.documents = Documents(self.folder)  # a later run has read nothing yet
         made = DomainCare(
-            cast("LinkManager", self.links),
+            cast("LinkManager", self.manager),
             self.libvirt if libvirt else None,
             pauses=self.pauses,
         )
         self.folder.mkdir(exist_ok=True)
-        events = self.links.events()
+        events = self.manager.events()
         with pytest.MonkeyPatch.context() as patch:
             for module in ("domains", "care", "silent"):
-                patch.setattr(f"linkmgr.libvirt.{module}.started_at", self.links.started.get)
+                patch.setattr(f"linkmgr.libvirt.{module}.started_at", self.manager.started.get)
             async with made:
                 yield made
                 await self.settle()
@@ -394,5 +394,5 @@ def lab(tmp_path: Path) -> Lab:
     """One with the networks blue and red."""
     made = Lab(tmp_path / "state")
     for name in ("blue", "red"):
-        made.links.network(name)
+        made.manager.network(name)
     return made

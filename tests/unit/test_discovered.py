@@ -26,7 +26,7 @@ async def added(*vms: VmInfo) -> list[Dialled]:
     async def on_new(guest: Dialled) -> None:
         told.append(guest)
 
-    care = SimpleNamespace(links=SimpleNamespace(seen=lambda: (list(vms), [])), on_new=on_new)
+    care = SimpleNamespace(manager=SimpleNamespace(seen=lambda: (list(vms), [])), on_new=on_new)
     ready: asyncio.Future[DomainCare] = asyncio.get_running_loop().create_future()
     adding = asyncio.create_task(_discovered(ready, WEB1))
     await asyncio.sleep(0)

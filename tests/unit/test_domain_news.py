@@ -50,12 +50,12 @@ async def test_libvirt_is_not_asked_while_a_hook_of_the_domain_waits(lab: Lab) -
         for operation in ("prepare", "start"):
             assert (await care.on_hook(operation, "begin", "-", xml)).ok
         await care.on_new(Dialled())
-        lab.links.resume()
+        lab.manager.resume()
         async with asyncio.timeout(2):
             answer = await care.on_hook("started", "begin", "-", xml)
         assert answer.ok
         assert "plugged into blue" in answer.said
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         assert not [call for call in lab.libvirt.calls if call.startswith("xml")]
         lab.libvirt.gate.set()
 
@@ -63,12 +63,12 @@ async def test_libvirt_is_not_asked_while_a_hook_of_the_domain_waits(lab: Lab) -
 async def test_a_hook_that_comes_while_libvirt_is_asked_answers_the_question(lab: Lab) -> None:
     lab.libvirt.gate.clear()
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert lab.libvirt.calls == [f"xml {UUID} True"]
         async with asyncio.timeout(2):
             assert (await care.on_hook("started", "begin", "-", domain_xml(BLUE))).ok
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         lab.libvirt.gate.set()
 
 
@@ -82,14 +82,14 @@ async def test_the_hook_at_started_waits_for_the_cables_but_not_for_a_paused_gue
         answer = await care.on_hook("started", "begin", "-", xml)
         assert answer.ok
         assert "when it is resumed" in answer.said
-        lab.links.gate.clear()
-        lab.links.resume()
+        lab.manager.gate.clear()
+        lab.manager.resume()
         waiting = asyncio.create_task(care.on_hook("started", "begin", "-", xml))
         await lab.settle()
         assert not waiting.done()
-        lab.links.gate.set()
+        lab.manager.gate.set()
         assert (await waiting).ok
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
 
 
 async def test_what_the_hook_brings_while_the_cables_go_in_undoes_nothing_afterwards(
@@ -100,17 +100,17 @@ async def test_what_the_hook_brings_while_the_cables_go_in_undoes_nothing_afterw
         await lab.settle()
         for operation in ("prepare", "start"):
             await care.on_hook(operation, "begin", "-", xml)
-        lab.links.gate.clear()
-        lab.links.boot()
+        lab.manager.gate.clear()
+        lab.manager.boot()
         await lab.settle()
         waiting = asyncio.create_task(care.on_hook("started", "begin", "-", xml))
         await lab.settle()
-        lab.links.gate.set()
+        lab.manager.gate.set()
         assert (await waiting).ok
         await lab.settle()
         await care.verbs.plug(NET0, "red")  # libvirt tells of the live metadata that it changes
         await lab.settle()
-        plugs = [call for call in lab.links.calls if call.startswith(f"plug {NET0}")]
+        plugs = [call for call in lab.manager.calls if call.startswith(f"plug {NET0}")]
         assert plugs == [f"plug {NET0} blue", f"plug {NET0} red"]
 
 
@@ -126,19 +126,19 @@ async def test_the_hook_says_no_to_what_cannot_be_read_and_tells_what_was_not_do
         assert not refused.ok
         assert refused.said.startswith("web1/ua-net0: the cables in <metadata> cannot be read")
         assert (await care.on_hook("prepare", "begin", "-", missing)).ok, "it may appear"
-        lab.links.boot()
+        lab.manager.boot()
         answer = await care.on_hook("started", "begin", "-", missing)
         assert not answer.ok
         assert answer.said == "web1/ua-net0: there is no network green"
         assert (await care.on_hook("reconnect", "begin", "-", bad)).ok
-        lab.links.end()
+        lab.manager.end()
         assert (await care.on_hook("release", "end", "-", missing)).ok
-        assert lab.links.vms == {}
+        assert lab.manager.vms == {}
         assert list(care.known) == []
 
 
 async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab) -> None:
-    places = cast("FakeReservations", lab.links.reservations)
+    places = cast("FakeReservations", lab.manager.reservations)
     raw = "<lm:option name='bridge' value='br9'/>"
     xml = domain_xml(
         cables(
@@ -177,18 +177,18 @@ async def test_what_libvirt_does_not_say_is_asked_again_until_it_does(lab: Lab) 
     lab.libvirt.connected = False
     lab.pauses = (60.0,)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert [each.code for each in care.findings()] == ["libvirt-unreachable"]
         lab.libvirt.connected = True
         lab.libvirt.tell(DomainEventKind.CONNECTED)
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         assert care.findings() == []
 
 
 async def test_a_qemu_that_cannot_be_taken_charge_of_is_told(lab: Lab) -> None:
-    lab.links.broken["add_vm"] = MonitorUnreachable("nobody answers")
+    lab.manager.broken["add_vm"] = MonitorUnreachable("nobody answers")
     async with lab.care() as care:
         with pytest.raises(MonitorUnreachable):
             await care.on_new(Dialled())
@@ -203,43 +203,43 @@ async def test_a_guest_of_another_transport_is_a_domain_only_if_it_is_that_very_
     lab.libvirt.live = domain_xml(BLUE)
     lab.libvirt.pid = 1
     async with lab.care():
-        pid = lab.links.boot(transport=Transport.SOCKET)
+        pid = lab.manager.boot(transport=Transport.SOCKET)
         await lab.settle()
-        assert lab.links.on() == {}, "another QEMU that is called the same"
+        assert lab.manager.on() == {}, "another QEMU that is called the same"
         lab.libvirt.pid = pid
-        lab.links.board.tell(EventKind.VM_ANSWERS, "web1")
+        lab.manager.board.tell(EventKind.VM_ANSWERS, "web1")
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue"}
-        lab.links.end()
-        lab.libvirt.pid = lab.links.boot(transport=Transport.LIBVIRT, watched=False)
+        assert lab.manager.on() == {"ua-net0": "blue"}
+        lab.manager.end()
+        lab.libvirt.pid = lab.manager.boot(transport=Transport.LIBVIRT, watched=False)
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
 
 
 async def test_a_process_of_which_nothing_is_known_ends_when_libvirt_says_so(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
-        lab.links.boot(transport=Transport.LIBVIRT, watched=False)
+        lab.manager.boot(transport=Transport.LIBVIRT, watched=False)
         await lab.settle()
         assert [each.applied_state is not None for each in care.known] == [True]
-        lab.links.vms.clear()
+        lab.manager.vms.clear()
         lab.libvirt.tell(DomainEventKind.STOPPED, "destroyed")
         await lab.settle()
         assert list(care.known) == []
 
 
 async def test_what_waits_is_plugged_also_while_libvirt_is_away(lab: Lab) -> None:
-    del lab.links.the_networks["blue"]
+    del lab.manager.the_networks["blue"]
     lab.pauses = (60.0,)
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.connected = False
-        lab.links.network("blue")
+        lab.manager.network("blue")
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue"}
-        lab.links.resume()  # and nobody is told again and again that it is away
+        assert lab.manager.on() == {"ua-net0": "blue"}
+        lab.manager.resume()  # and nobody is told again and again that it is away
         await lab.settle()
         assert care.findings() == []
 
@@ -247,7 +247,7 @@ async def test_what_waits_is_plugged_also_while_libvirt_is_away(lab: Lab) -> Non
 async def test_what_a_libvirt_that_is_there_does_not_answer_is_asked_again(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
         lab.libvirt.edit(RED)
@@ -256,7 +256,7 @@ async def test_what_a_libvirt_that_is_there_does_not_answer_is_asked_again(lab: 
         lab.libvirt.fails = None
         await asyncio.sleep(0.05)
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
         assert care.findings() == []
 
 
@@ -264,9 +264,9 @@ async def test_without_libvirt_and_without_a_hook_nothing_is_asked_for_and_nothi
     lab: Lab,
 ) -> None:
     async with lab.care(libvirt=False) as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        assert lab.links.calls == []
+        assert lab.manager.calls == []
         assert care.findings() == []
 
 
@@ -283,7 +283,7 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
         lab.libvirt.connected = False
         assert await care.check() == [], "nobody knows"
         lab.libvirt.connected = True
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert await care.check() == []
 
@@ -297,9 +297,9 @@ async def test_who_cannot_have_dialled_yet_or_was_never_to_is_no_finding(lab: La
         assert await care.check() == [], "does not run"
         lab.libvirt.active, lab.libvirt.pid = True, os.getpid()
         now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
-        lab.links.started[os.getpid()] = now
+        lab.manager.started[os.getpid()] = now
         assert await care.check() == [], "it has only begun"
-        lab.links.started[os.getpid()] = 0
+        lab.manager.started[os.getpid()] = 0
         assert len(await care.check()) == 1
         lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
         assert await care.check() == []
@@ -307,7 +307,7 @@ async def test_who_cannot_have_dialled_yet_or_was_never_to_is_no_finding(lab: La
 
 async def test_a_qemu_that_cannot_be_taken_charge_of_is_found_once(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
-    lab.links.broken["add_vm"] = MonitorUnreachable("nobody answers")
+    lab.manager.broken["add_vm"] = MonitorUnreachable("nobody answers")
     async with lab.care() as care:
         with pytest.raises(MonitorUnreachable):
             await care.on_new(Dialled())
@@ -319,7 +319,7 @@ async def test_a_qemu_that_is_refused_for_another_reason_each_time_does_not_fill
 ) -> None:
     async with lab.care() as care:
         for number in range(3):
-            lab.links.broken["add_vm"] = MonitorUnreachable(f"it says {number}")
+            lab.manager.broken["add_vm"] = MonitorUnreachable(f"it says {number}")
             with pytest.raises(MonitorUnreachable):
                 await care.on_new(Dialled())
     assert len(lab.told()) == 1
@@ -328,23 +328,23 @@ async def test_a_qemu_that_is_refused_for_another_reason_each_time_does_not_fill
 
 async def test_a_guest_that_is_not_libvirts_stays_known_as_gone(lab: Lab) -> None:
     async with lab.care():
-        lab.links.boot("plain", transport=Transport.SOCKET)
+        lab.manager.boot("plain", transport=Transport.SOCKET)
         await lab.settle()
-        lab.links.end("plain")
+        lab.manager.end("plain")
         await lab.settle()
-        assert [vm.state for vm in lab.links.vms.values()] == [VmState.GONE]
+        assert [vm.state for vm in lab.manager.vms.values()] == [VmState.GONE]
 
 
 async def test_ends_that_were_not_heard_of_are_seen(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        lab.links.vms["web1"] = replace(lab.links.vms["web1"], state=VmState.GONE)
-        lab.links.started.clear()
-        lab.links.board.tell(EventKind.OVERFLOW, "")
+        lab.manager.vms["web1"] = replace(lab.manager.vms["web1"], state=VmState.GONE)
+        lab.manager.started.clear()
+        lab.manager.board.tell(EventKind.OVERFLOW, "")
         await lab.settle()
-        assert lab.links.vms == {}
+        assert lab.manager.vms == {}
         assert list(care.known) == []
 
 
@@ -489,7 +489,7 @@ async def test_who_edits_large_metadata_without_end_is_looked_at_now_and_then(la
     """Each look costs the loop a while; it is done in the end, with what was written last."""
     large = f"<x:x xmlns:x='urn:x'>{'<x:a/> ' * 9_000}</x:x>"
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.calls.clear()
         domain = care.known.known(UUID)
@@ -506,7 +506,7 @@ async def test_who_edits_large_metadata_without_end_is_looked_at_now_and_then(la
         assert budget.spent - last <= 0.02 * (time.monotonic() - begun)
         lab.libvirt.edit(BLUE + large)
         async with asyncio.timeout(20):
-            while lab.links.on() != {"ua-net0": "blue"}:  # noqa: ASYNC110 - it knows no test
+            while lab.manager.on() != {"ua-net0": "blue"}:  # noqa: ASYNC110 - it knows no test
                 await asyncio.sleep(0.02)
 
 
@@ -535,12 +535,12 @@ async def test_metadata_that_is_edited_while_the_guest_is_paused_holds_when_it_i
         )
         lab.libvirt.edit(RED)
         await lab.settle()
-        lab.links.resume()
+        lab.manager.resume()
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
         lab.libvirt.edit("")
         await lab.settle()
-        assert lab.links.on() == {}
+        assert lab.manager.on() == {}
 
 
 async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resumed(
@@ -552,13 +552,13 @@ async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resume
         await care.on_hook("started", "begin", "-", domain_xml(BLUE))
         lab.libvirt.live = domain_xml(BLUE)
         await care.verbs.plug(NET0, "red")
-        lab.links.resume()
+        lab.manager.resume()
         await lab.settle()
         domain = care.known.find("web1")
         assert domain is not None
         assert domain.applied_state is not None
         assert domain.applied_state.desired("ua-net0").network == "red"
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
 
 
 async def test_an_edit_from_before_the_start_does_not_make_a_waiting_hook_ask_libvirt(
@@ -570,30 +570,30 @@ async def test_an_edit_from_before_the_start_does_not_make_a_waiting_hook_ask_li
         waiting = asyncio.create_task(care.on_hook("started", "begin", "-", domain_xml(BLUE)))
         await lab.settle()
         lab.libvirt.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
-        lab.links.resume()
+        lab.manager.resume()
         async with asyncio.timeout(2):
             assert (await waiting).ok
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         lab.libvirt.gate.set()
 
 
 async def test_who_is_removed_and_added_again_gets_its_names_again(lab: Lab) -> None:
     async with lab.care():
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        named = [call for call in lab.links.calls if call.startswith("name_device")]
+        named = [call for call in lab.manager.calls if call.startswith("name_device")]
         assert named
-        lab.links.board.tell(EventKind.VM_REMOVED, "web1")
-        lab.links.board.tell(EventKind.VM_ADDED, "web1")
+        lab.manager.board.tell(EventKind.VM_REMOVED, "web1")
+        lab.manager.board.tell(EventKind.VM_ADDED, "web1")
         await lab.settle()
-        again = [call for call in lab.links.calls if call.startswith("name_device")]
+        again = [call for call in lab.manager.calls if call.startswith("name_device")]
         assert again == named + named
 
 
 async def test_a_nic_that_is_not_there_is_no_trouble_once_nothing_asks_for_it(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(cables(cable("ua-net9", network="blue")))
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert [each.code for each in care.findings()] == ["unknown-nic"]
         lab.libvirt.edit(BLUE)
@@ -605,7 +605,7 @@ async def test_what_could_not_be_written_into_the_live_xml_is_a_finding_until_it
     lab: Lab,
 ) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.connected = False
         outcome = await care.verbs.plug(NET0, "red")
@@ -621,14 +621,14 @@ async def test_what_could_not_be_written_into_the_live_xml_is_a_finding_until_it
         await lab.settle()
         assert "nic='ua-net0' network='red' link='down'" in lab.libvirt.live
         assert "nic='ua-net1' network='blue'" in lab.libvirt.live
-        assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
+        assert lab.manager.on() == {"ua-net0": "red", "ua-net1": "blue"}
         assert care.findings() == []
 
 
 async def test_what_no_xml_can_say_does_not_keep_later_things_from_being_written(lab: Lab) -> None:
-    lab.links.network("fd")
+    lab.manager.network("fd")
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         outcome = await care.verbs.plug(NET0, "fd:mine")
         assert "cannot ask for it" in outcome.notes[0]

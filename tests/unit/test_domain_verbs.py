@@ -38,7 +38,7 @@ class Dialled:
 def lab(tmp_path: Path) -> Lab:
     made = Lab(tmp_path / "state", pauses=(60.0,))
     for name in ("blue", "red"):
-        made.links.network(name)
+        made.manager.network(name)
     made.libvirt.live = made.libvirt.stored = domain_xml(BLUE)
     return made
 
@@ -49,15 +49,15 @@ def asked(xml: str, nic: str = "ua-net0") -> str:
 
 async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         outcome = await care.verbs.plug("web1/ua-net0", "red:p7", notify="flap")
         assert (outcome.changed, outcome.notes) == (True, ())
         await lab.settle()  # libvirt tells of the change that was ours
-        assert lab.links.on() == {"ua-net0": "red:p7"}
+        assert lab.manager.on() == {"ua-net0": "red:p7"}
         assert desired_cables_of_xml(lab.libvirt.live).get("ua-net0").notify is Notify.FLAP
         assert asked(lab.libvirt.stored) == "plugged into blue, link up"
-        assert [call for call in lab.links.calls if call.startswith("plug")] == [
+        assert [call for call in lab.manager.calls if call.startswith("plug")] == [
             "plug web1/ua-net0 blue", "plug web1/ua-net0 red:p7",
         ]  # fmt: skip
 
@@ -72,14 +72,14 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
 async def test_what_the_verb_on_the_running_guest_notes_is_passed_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plug = lab.links.plug
+    plug = lab.manager.plug
 
     async def noting(nic: NicRef, target: str, **more: Any) -> Outcome:
         return replace(await plug(nic, target, **more), notes=("its device is moved",))
 
-    monkeypatch.setattr(lab.links, "plug", noting)
+    monkeypatch.setattr(lab.manager, "plug", noting)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert (await care.verbs.plug(NET0, "blue")).notes == ("its device is moved",)
         both = await care.verbs.plug(NET0, "blue", affects="persistent")
@@ -89,9 +89,9 @@ async def test_what_the_verb_on_the_running_guest_notes_is_passed_on(
 
 async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        before = list(lab.links.calls)
+        before = list(lab.manager.calls)
         outcome = await care.verbs.plug(NET0, "green", affects="config")
         assert outcome.changed
         assert outcome.notes == (
@@ -102,7 +102,7 @@ async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) 
         await care.verbs.set_link(NET0, "down", affects="config")
         await care.verbs.unplug("web1/ua-net1", affects="config")
         await lab.settle()
-        assert lab.links.calls == before
+        assert lab.manager.calls == before
         assert asked(lab.libvirt.live) == "plugged into blue, link up"
         assert asked(lab.libvirt.stored) == "plugged into green, link down"
         assert not (await care.verbs.plug(NET0, "green", affects="config")).changed
@@ -110,13 +110,13 @@ async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) 
 
 async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start(lab: Lab) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         outcome = await care.verbs.plug(NET0, "red", affects=Affects.PERSISTENT)
         assert outcome.notes == ("from its next start on it is plugged into red, link up",)
         assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into red, link up"
-        assert lab.links.on() == {"ua-net0": "red"}
-        lab.links.end()
+        assert lab.manager.on() == {"ua-net0": "red"}
+        lab.manager.end()
         await lab.settle()
         lab.libvirt.active = False
         outcome = await care.verbs.unplug(NET0, affects="persistent")
@@ -177,7 +177,7 @@ async def test_a_network_of_libvirts_own_is_told_with_what_makes_it_one_of_linkm
     if xml is not None:
         lab.libvirt.networks["default"] = xml
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         with pytest.raises(UnknownNetwork) as raised:
             await care.verbs.plug(NET0, "default")
@@ -190,7 +190,7 @@ async def test_persistent_on_a_guest_without_libvirt_is_done_and_says_what_it_me
 ) -> None:
     lab.libvirt.installed = lab.libvirt.connected = installed
     async with lab.care() as care:
-        lab.links.boot("plain", transport=Transport.SOCKET)
+        lab.manager.boot("plain", transport=Transport.SOCKET)
         outcome = await care.verbs.plug("plain/ua-net0", "red", affects="persistent")
         assert outcome.changed
         assert outcome.notes == (
@@ -206,19 +206,19 @@ async def test_persistent_on_a_guest_without_libvirt_is_done_and_says_what_it_me
 async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab: Lab) -> None:
     lab.libvirt.persistent = False
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         for target in ("red", "blue"):  # blue is what its XML asks for already
             with pytest.raises(Conflict, match="web1 is transient: it has no next start") as raised:
                 await care.verbs.plug(NET0, target, affects="config")
             assert "virsh define" in str(raised.value)
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         outcome = await care.verbs.plug(NET0, "red", affects="persistent")
         assert outcome.changed
         assert outcome.notes == (
             "it holds until the guest ends: web1 is transient: it has no next start",
         )
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
         assert asked(lab.libvirt.live) == "plugged into red, link up"
 
 
@@ -307,7 +307,7 @@ async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is
     lab: Lab,
 ) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.connected = False
         outcome = await care.verbs.plug(NET0, "red", affects="persistent")
@@ -325,12 +325,12 @@ async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is
         await lab.settle()
         lab.libvirt.edit(BLUE)
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
 
 
 async def test_an_error_of_libvirt_calls_the_domain_by_its_name(lab: Lab) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.fails = LibvirtUnreachable(f"the XML of domain {UUID}: no answer")
         outcome = await care.verbs.plug(NET0, "red")
@@ -344,12 +344,12 @@ async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
     raw = f"<lm:cable nic='ua-net0' driver='bridge'>{options}</lm:cable>"
     lab.libvirt.live = lab.libvirt.stored = domain_xml(cables(raw))
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        (name,) = lab.links.on().values()
+        (name,) = lab.manager.on().values()
         assert name.startswith("raw-bridge-")
         outcome = await care.verbs.plug("web1/ua-net1", name, notify="flap", affects="persistent")
-        assert lab.links.on() == {"ua-net0": name, "ua-net1": name}
+        assert lab.manager.on() == {"ua-net0": name, "ua-net1": name}
         for xml in (lab.libvirt.live, lab.libvirt.stored):
             first, second = (desired_cables_of_xml(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
             assert (second.raw, second.network) == (first.raw, None)
@@ -362,21 +362,21 @@ async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
 
 
 async def test_what_an_operator_does_ends_what_was_still_to_be_done(lab: Lab) -> None:
-    del lab.links.the_networks["blue"]
+    del lab.manager.the_networks["blue"]
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert len(care.findings()) == 1
         await care.verbs.plug(NET0, "red")
         assert care.findings() == []
-        lab.links.network("blue")
+        lab.manager.network("blue")
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
 
 
 async def test_a_verb_that_fails_writes_nothing(lab: Lab) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         with pytest.raises(UnknownNetwork):
             await care.verbs.plug(NET0, "green", affects="persistent")
@@ -384,12 +384,12 @@ async def test_a_verb_that_fails_writes_nothing(lab: Lab) -> None:
 
 
 async def test_an_fd_is_plugged_now_and_cannot_be_asked_for_at_the_next_start(lab: Lab) -> None:
-    lab.links.network("fd")
+    lab.manager.network("fd")
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         outcome = await care.verbs.plug(NET0, "fd:tap7")
-        assert lab.links.on() == {"ua-net0": "fd:tap7"}
+        assert lab.manager.on() == {"ua-net0": "fd:tap7"}
         assert "not there at the next start" in outcome.notes[0]
         with pytest.raises(BadMetadata):
             await care.verbs.plug(NET0, "fd:tap7", affects="config")
@@ -398,7 +398,7 @@ async def test_an_fd_is_plugged_now_and_cannot_be_asked_for_at_the_next_start(la
 async def test_metadata_that_cannot_be_read_is_not_overwritten(lab: Lab) -> None:
     broken = domain_xml(cables("<lm:cable/>"))
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         lab.libvirt.live = lab.libvirt.stored = broken
         outcome = await care.verbs.plug(NET0, "red")
@@ -429,9 +429,9 @@ async def test_nics_and_domains_that_are_not_there_are_refused_and_the_unprepare
 async def test_a_guest_that_is_not_libvirts_is_plugged_as_ever(lab: Lab) -> None:
     async with lab.care() as care:
         lab.libvirt.pid = None
-        lab.links.boot("plain")
-        lab.links.vms["plain"] = type(lab.links.vms["plain"])(
-            "plain", "/run/p.qmp", *list(vars(lab.links.vms["plain"]).values())[2:5]
+        lab.manager.boot("plain")
+        lab.manager.vms["plain"] = type(lab.manager.vms["plain"])(
+            "plain", "/run/p.qmp", *list(vars(lab.manager.vms["plain"]).values())[2:5]
         )
         outcome = await care.verbs.plug("plain/ua-net0", "red")
         assert (outcome.changed, outcome.notes) == (True, ())
@@ -440,7 +440,7 @@ async def test_a_guest_that_is_not_libvirts_is_plugged_as_ever(lab: Lab) -> None
 
 async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
     async with lab.care(libvirt=False) as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert (await care.verbs.plug(NET0, "blue")).changed
         for change in (
@@ -450,11 +450,11 @@ async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
         ):
             with pytest.raises(LibvirtUnreachable, match="without libvirt"):
                 await change
-        assert lab.links.on() == {"ua-net0": "blue"}
+        assert lab.manager.on() == {"ua-net0": "blue"}
         outcome = await care.verbs.unplug(NET0, affects="persistent")
         assert outcome.changed
         assert "without libvirt" in outcome.notes[-1]
-        assert lab.links.on() == {}
+        assert lab.manager.on() == {}
         assert lab.libvirt.calls == []
 
 
@@ -466,7 +466,7 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         (off,) = await care.domains()
         assert (off.name, off.uuid, off.transport) == ("web1", UUID, None)
         assert off.nics[0].wanted == "plugged into blue, link up"
-        lab.links.boot(nics=1)
+        lab.manager.boot(nics=1)
         await lab.settle()
         (info,) = await care.domains()
         assert (info.state, info.transport, info.prepared) == ("running", "dials", False)
@@ -496,14 +496,14 @@ async def test_what_an_operator_does_before_a_paused_guest_runs_holds(lab: Lab) 
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
         await care.on_hook("prepare", "begin", "-", lab.libvirt.live)
-        lab.links.boot(running=False)
+        lab.manager.boot(running=False)
         await lab.settle()
         await care.verbs.plug("web1/ua-net0", "red")
         assert "red" in lab.libvirt.live
-        lab.links.resume()
+        lab.manager.resume()
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red"}
-        assert "plug web1/ua-net0 blue" not in lab.links.calls
+        assert lab.manager.on() == {"ua-net0": "red"}
+        assert "plug web1/ua-net0 blue" not in lab.manager.calls
 
 
 async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(lab: Lab) -> None:
@@ -511,28 +511,28 @@ async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(
     lab.libvirt.live = asked
     lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
         assert (await care.verbs.plug("web1/ua-net0", "red")).notes
         lab.libvirt.fails = None
         lab.libvirt.tell(DomainEventKind.CONNECTED)
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "red", "ua-net1": "blue"}
+        assert lab.manager.on() == {"ua-net0": "red", "ua-net1": "blue"}
         assert "'ua-net0' network='red'" in lab.libvirt.live, "and its live XML says so, late"
-        lab.links.end()
+        lab.manager.end()
         await lab.settle()
         lab.libvirt.live = asked
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue", "ua-net1": "blue"}, "it was for one process"
+        assert lab.manager.on() == {"ua-net0": "blue", "ua-net1": "blue"}, "it was for one process"
 
 
 async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab: Lab) -> None:
-    lab.links.broken["add_vm"] = AlreadyExists("VM web1 exists with another monitor")
+    lab.manager.broken["add_vm"] = AlreadyExists("VM web1 exists with another monitor")
     async with lab.care() as care:
         with pytest.raises(AlreadyExists):
             await care.on_new(Dialled())
-        lab.links.boot(transport=Transport.SOCKET)
+        lab.manager.boot(transport=Transport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
         await care.verbs.plug("web1/ua-net0", "red")
@@ -543,14 +543,14 @@ async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no
     lab: Lab,
 ) -> None:
     async with lab.care() as care:
-        lab.links.boot()
+        lab.manager.boot()
         await lab.settle()
-        assert lab.links.on() == {"ua-net0": "blue"}
-        del lab.links.vms["web1"]  # "vm remove", and the domain runs on
-        lab.links.board.tell(EventKind.VM_REMOVED, "web1")
-        lab.links.boot(transport=Transport.SOCKET)
+        assert lab.manager.on() == {"ua-net0": "blue"}
+        del lab.manager.vms["web1"]  # "vm remove", and the domain runs on
+        lab.manager.board.tell(EventKind.VM_REMOVED, "web1")
+        lab.manager.boot(transport=Transport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
         await care.verbs.plug("web1/ua-net0", "red")
-        assert lab.links.on() == {"ua-net0": "red"}
+        assert lab.manager.on() == {"ua-net0": "red"}
         assert lab.libvirt.live == before

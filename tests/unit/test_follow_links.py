@@ -133,7 +133,7 @@ async def happens(true: Callable[[], bool]) -> None:
     await until(asked, timeout=5, what="it happens", interval=0.01)
 
 
-class Links:
+class FakeManager:
     """A manager with one NIC, that writes down what it was asked for."""
 
     def __init__(self, documents: Documents) -> None:
@@ -180,17 +180,17 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.kept = folder / "links.json"
-        self.links = Links(Documents(folder))
+        self.manager = FakeManager(Documents(folder))
         self.refuse = False
         self.follower = self.make()
 
     def make(self) -> LinkFollower:
-        links = cast("LinkManager", self.links)
-        return LinkFollower(self.run_dir, links, set_link=self.tell)
+        manager = cast("LinkManager", self.manager)
+        return LinkFollower(self.run_dir, manager, set_link=self.tell)
 
     async def tell(self, uuid: str, mac: str, up: bool) -> None:
         assert (uuid[:8], mac) == ("0f0e0d0c", MAC)
-        self.links.asked.append(f"tell {'up' if up else 'down'}")
+        self.manager.asked.append(f"tell {'up' if up else 'down'}")
         if self.refuse:
             raise HostError("libvirt is away")
         self.virsh(UP if up else DOWN)
@@ -204,16 +204,16 @@ class Bench:
 
     async def look(self) -> list[str]:
         """What is asked for by one look."""
-        self.links.asked.clear()
+        self.manager.asked.clear()
         await self.follower.look("web1")
-        return list(self.links.asked)
+        return list(self.manager.asked)
 
     async def asked(self, *what: str) -> None:
         """Wait until this was asked for, and nothing else afterwards."""
-        await happens(lambda: self.links.asked[-len(what) :] == list(what))
+        await happens(lambda: self.manager.asked[-len(what) :] == list(what))
         await asyncio.sleep(0.1)
-        assert self.links.asked[-len(what) :] == list(what)
-        self.links.asked.clear()
+        assert self.manager.asked[-len(what) :] == list(what)
+        self.manager.asked.clear()
 
 
 @pytest.fixture
@@ -224,22 +224,22 @@ def bench(tmp_path: Path) -> Bench:
 async def test_what_virsh_sets_is_taken_once(bench: Bench) -> None:
     bench.virsh(DOWN)
     assert await bench.look() == []
-    bench.links.plug()
+    bench.manager.plug()
     assert await bench.look() == ["tell up"]
     bench.virsh(DOWN)
     assert await bench.look() == ["link down"]
     assert await bench.look() == []
     bench.virsh(UP)
     assert await bench.look() == ["link up"]
-    bench.links.nic = replace(bench.links.nic, wanted_link=DOWN)
+    bench.manager.nic = replace(bench.manager.nic, wanted_link=DOWN)
     assert await bench.look() == ["tell down"]
     assert await bench.look() == []
 
 
 async def test_a_vm_that_has_only_the_name_of_a_domain_takes_nothing_from_it(bench: Bench) -> None:
     """Its NIC may even have the same alias and the same address."""
-    bench.links.transport, bench.links.pid = Transport.SOCKET, 1
-    bench.links.plug()
+    bench.manager.transport, bench.manager.pid = Transport.SOCKET, 1
+    bench.manager.plug()
     bench.virsh(DOWN, pid=2)
     assert await bench.look() == []
     bench.virsh(UP, pid=2)
@@ -256,9 +256,9 @@ async def test_what_virsh_sets_is_taken_by_whoever_writes_it_down_too(bench: Ben
         taken.append((str(ref), state))
 
     bench.follower = LinkFollower(
-        bench.run_dir, cast("LinkManager", bench.links), set_link=bench.tell, wish=take
+        bench.run_dir, cast("LinkManager", bench.manager), set_link=bench.tell, wish=take
     )
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(UP)
     await bench.look()
     bench.virsh(DOWN)
@@ -268,8 +268,8 @@ async def test_what_virsh_sets_is_taken_by_whoever_writes_it_down_too(bench: Ben
 
 async def test_a_record_of_another_process_says_nothing_of_the_one_that_runs(bench: Bench) -> None:
     """One that was left behind, say, renamed over the right one by a guest's user."""
-    bench.links.pid = 4711
-    bench.links.plug()
+    bench.manager.pid = 4711
+    bench.manager.plug()
     bench.virsh(UP, pid=4711)
     await bench.look()
     bench.virsh(DOWN, pid=1)
@@ -279,53 +279,53 @@ async def test_a_record_of_another_process_says_nothing_of_the_one_that_runs(ben
 
 
 async def test_up_for_an_unplugged_nic_is_kept_as_a_wish_and_taken_back(bench: Bench) -> None:
-    bench.links.nic = nic(NicState.UNPLUGGED, wanted=DOWN)
+    bench.manager.nic = nic(NicState.UNPLUGGED, wanted=DOWN)
     bench.virsh(DOWN)
     assert await bench.look() == []
     bench.virsh(UP)
     assert await bench.look() == ["link up", "show", "tell down"]
     assert await bench.look() == []
-    assert bench.links.nic.wanted_link is UP
+    assert bench.manager.nic.wanted_link is UP
 
 
 async def test_the_link_of_a_nic_that_is_on_its_way_here_is_left_as_it_came(bench: Bench) -> None:
-    bench.links.reservations.add(bench.links.nic.ref)
+    bench.manager.reservations.add(bench.manager.nic.ref)
     bench.virsh(UP)
     assert await bench.look() == []
-    bench.links.reservations.clear()
-    bench.links.plug()
+    bench.manager.reservations.clear()
+    bench.manager.plug()
     assert await bench.look() == []
 
 
 async def test_a_wish_that_could_not_be_taken_is_taken_the_next_time(bench: Bench) -> None:
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(UP)
     assert await bench.look() == []
     bench.virsh(DOWN)
-    bench.links.fails = HostError("no")
+    bench.manager.fails = HostError("no")
     with pytest.raises(HostError):
         await bench.look()
-    bench.links.fails = None
+    bench.manager.fails = None
     assert await bench.look() == ["link down"]
 
 
 async def test_what_libvirt_says_after_it_could_not_be_told_is_no_wish(bench: Bench) -> None:
     """A call that timed out may be carried out late."""
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(UP)
     await bench.look()
-    bench.links.nic = replace(bench.links.nic, state=NicState.UNPLUGGED)
+    bench.manager.nic = replace(bench.manager.nic, state=NicState.UNPLUGGED)
     bench.refuse = True
     with pytest.raises(HostError):
         await bench.look()
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(DOWN)
     bench.refuse = False
     assert await bench.look() == ["tell up"]
 
 
 async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(bench: Bench) -> None:
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(UP, pid=os.getpid())
     assert await bench.look() == []
     assert json.loads(bench.kept.read_text())["domains"]["web1"]["said"] == {"ua-net0": "up"}
@@ -334,7 +334,7 @@ async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(be
     await bench.follower.load()
     assert await bench.look() == ["link down"]
     # Of another QEMU of the domain it says nothing: what its XML says at the start is no wish.
-    bench.links.nic = nic()
+    bench.manager.nic = nic()
     bench.virsh(UP, pid=os.getpid())
     await bench.look()
     bench.virsh(DOWN, pid=1)
@@ -351,10 +351,10 @@ async def test_what_could_not_be_kept_is_told_and_kept_as_soon_as_it_can_be(
 ) -> None:
     monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
     bench.kept.mkdir()
-    bench.links.plug()
+    bench.manager.plug()
     bench.virsh(UP)
     await bench.look()
-    documents = bench.links.documents
+    documents = bench.manager.documents
     assert [document.name for document, _ in documents.unwritten()] == ["links"]
     bench.kept.rmdir()
     await happens(lambda: not documents.unwritten())
@@ -382,7 +382,7 @@ async def test_the_doorbell_rings_also_for_a_directory_that_comes_later(
     try:
         await asyncio.sleep(0.1)
         bench.virsh(DOWN)
-        bench.links.plug()
+        bench.manager.plug()
         await bench.asked("tell up")
         bench.virsh(DOWN)
         await bench.asked("link down")
@@ -433,8 +433,8 @@ async def test_what_fails_is_tried_again_and_told_once(
     task = asyncio.create_task(bench.follower.run())
     try:
         await asyncio.sleep(0.1)
-        bench.links.plug()
-        await happens(lambda: bench.links.asked.count("tell up") >= 3)
+        bench.manager.plug()
+        await happens(lambda: bench.manager.asked.count("tell up") >= 3)
         bench.refuse = False
         await happens(lambda: b"state='up'" in (bench.run_dir / "web1.xml").read_bytes())
         assert caplog.text.count("do not agree yet") == 1
@@ -448,8 +448,8 @@ async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> No
     task = asyncio.create_task(bench.follower.run())
     try:
         await happens(bench.kept.exists)
-        bench.links.ended = True
-        bench.links.board.tell(EventKind.VM_REMOVED, "web1")  # libvirt's file may still be there
+        bench.manager.ended = True
+        bench.manager.board.tell(EventKind.VM_REMOVED, "web1")  # libvirt's file may still be there
         await happens(lambda: not bench.kept.exists())
     finally:
         task.cancel()
