@@ -21,7 +21,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import ApplyFailure, DesiredState, Domain
 from linkmgr.libvirt.metadata import DesiredCable
 from linkmgr.libvirt.nics import DomainNic, nics_of
-from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.records import records_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, VmState
@@ -40,12 +40,12 @@ class Applier:
     """Applies cables through the verbs.
 
     :param manager: plugs, unplugs and sets links.
-    :param raw: the networks of raw ports.
+    :param inline_networks: makes those that a cable describes.
     """
 
-    def __init__(self, manager: LinkManager, raw: RawPorts) -> None:
+    def __init__(self, manager: LinkManager, inline_networks: InlineNetworks) -> None:
         self._manager = manager
-        self._raw = raw
+        self._inline_networks = inline_networks
 
     def look(self, domain: Domain, document: Document) -> None:
         """Look whether each prepared NIC is on its hub. One that is not is a failure."""
@@ -117,8 +117,8 @@ class Applier:
     async def _plug(self, ref: NicRef, cable: DesiredCable) -> None:
         if cable.link is LinkState.DOWN:  # before: the guest is not to see the new cable
             await self._manager.set_link(ref, cable.link)
-        if cable.raw is not None:
-            async with self._raw.network(cable.raw) as network:
+        if cable.inline is not None:
+            async with self._inline_networks.network(cable.inline) as network:
                 await self._manager.plug(ref, network, notify=cable.notify)
         elif cable.target is not None:
             await self._manager.plug(ref, cable.target, notify=cable.notify)
@@ -126,7 +126,7 @@ class Applier:
             await self._manager.unplug(ref)
         if cable.link is LinkState.UP:  # behind: nor the old one, if that was hidden from it
             await self._manager.set_link(ref, cable.link)
-        await self._raw.tidy()
+        await self._inline_networks.remove_unused()
 
     async def _wire(self, nic: DomainNic, seen: Nic) -> None:
         if seen.state is NicState.UNMANAGED:

@@ -31,7 +31,7 @@ from linkmgr.libvirt.domains import (
 from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
-from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.side import Asking, LibvirtSide
 from linkmgr.libvirt.silent import SECONDS, silent
 from linkmgr.libvirt.verbs import DomainVerbs
@@ -86,9 +86,9 @@ class DomainCare:
         self.known = Domains(manager.documents)
         self.asking = Asking(libvirt)
         self._libvirt = libvirt
-        self._raw = RawPorts(manager)
-        self.applier = Applier(manager, self._raw)
-        self._hooks = Hooks(self.known, manager, self._raw)
+        self._inline_networks = InlineNetworks(manager)
+        self.applier = Applier(manager, self._inline_networks)
+        self._hooks = Hooks(self.known, manager, self._inline_networks)
         self.verbs = DomainVerbs(manager, self.known, self.asking, self._on_save_failed)
         self._pauses = pauses
         self.began = 0.0  #: when, in the event loop's time
@@ -111,7 +111,7 @@ class DomainCare:
             self._listening.append(told)
             self._spawn(self._hear_libvirt(told), "listen to libvirt")
         self._look_at_all()
-        await self._raw.tidy()
+        await self._inline_networks.remove_unused()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -202,7 +202,7 @@ class DomainCare:
             self._try_again({"unknown-network", "unknown-port"})
         elif event.kind in _FREEING:
             self._try_again({"port-in-use", "mac-in-use"})
-            self._spawn(self._raw.tidy(), "tidy raw ports")
+            self._spawn(self._inline_networks.remove_unused(), "tidy inline networks")
 
     def _look_at_all(self) -> None:
         for vm in self.manager.seen()[0]:

@@ -18,7 +18,7 @@ from linkmgr.libvirt.domains import Domain, Domains
 from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.migration import expect
 from linkmgr.libvirt.nics import domain_name
-from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.records import records_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import VmState
@@ -49,13 +49,15 @@ class Hooks:
 
     :param known: all domains.
     :param manager: knows the VMs and their reservations.
-    :param raw: the networks of raw ports.
+    :param inline_networks: makes those that a cable describes.
     """
 
-    def __init__(self, known: Domains, manager: LinkManager, raw: RawPorts) -> None:
+    def __init__(
+        self, known: Domains, manager: LinkManager, inline_networks: InlineNetworks
+    ) -> None:
         self._known = known
         self._manager = manager
-        self._raw = raw
+        self._inline_networks = inline_networks
 
     async def on_hook(
         self, operation: str, sub_operation: str, extra: str, domain_xml: str
@@ -101,7 +103,7 @@ class Hooks:
     async def _expected(self, domain: Domain, document: Document) -> HookAnswer:
         """It is about to come from another host: hold a place for each cable, or refuse it."""
         try:
-            held = await expect(self._manager.reservations, self._raw, document)
+            held = await expect(self._manager.reservations, self._inline_networks, document)
         except LinkmgrError:
             domain.set_hook_xml(None)
             raise

@@ -36,8 +36,8 @@ E = TypeVar("E", LinkState, Notify)
 
 
 @dataclass(frozen=True)
-class RawPort:
-    """A port that is described where it is used: a driver and its options, as they are written."""
+class InlineNetwork:
+    """A network that is described where it is used: a driver and its options, as written."""
 
     driver: str
     options: Mapping[str, str] = field(default_factory=dict)
@@ -54,29 +54,29 @@ class RawPort:
 class DesiredCable:
     """The cable that a domain asks for on one NIC, and what its guest is to see.
 
-    :param network: ``None``, and no `raw` either, means that it is unplugged.
+    :param network: ``None``, and no `inline` either, means that it is unplugged.
     :param link: the carrier whenever it is plugged.
     """
 
     nic: str
     network: str | None = None
     port: str | None = None
-    raw: RawPort | None = None
+    inline: InlineNetwork | None = None
     link: LinkState = LinkState.UP
     notify: Notify = Notify.AUTO
 
     @property
     def target(self) -> str | None:
-        """``NETWORK`` or ``NETWORK:PORT``; ``None`` for a raw port and for no cable."""
+        """``NETWORK`` or ``NETWORK:PORT``; ``None`` for an inline network and for no cable."""
         return f"{self.network}:{self.port}" if self.port else self.network
 
     @property
     def plugged(self) -> bool:
         """Whether it is to be on a cable at all."""
-        return self.network is not None or self.raw is not None
+        return self.network is not None or self.inline is not None
 
     def __str__(self) -> str:
-        where = self.target or (str(self.raw) if self.raw else None)
+        where = self.target or (str(self.inline) if self.inline else None)
         return f"{f'plugged into {where}' if where else 'unplugged'}, link {self.link}"
 
 
@@ -116,7 +116,7 @@ class DesiredCables:
             )
         here = self.get(nic)
         return self.with_cable(
-            replace(here, network=network or None, port=port or None, raw=None, notify=notify)
+            replace(here, network=network or None, port=port or None, inline=None, notify=notify)
         )
 
     def with_link(self, nic: str, link: LinkState) -> DesiredCables:
@@ -179,7 +179,7 @@ def render(cables: DesiredCables, *, key: str | None = None) -> str:
     lines = [f"<{p}cables{declared}>"]
     for cable in cables.by_nic.values():
         tag = f"  <{p}cable {_attributes(cable)}"
-        options = cable.raw.options if cable.raw else {}
+        options = cable.inline.options if cable.inline else {}
         if not options:
             lines.append(f"{tag}/>")
             continue
@@ -197,7 +197,7 @@ def _attributes(cable: DesiredCable) -> str:
         "nic": cable.nic,
         "network": cable.network,
         "port": cable.port,
-        "driver": cable.raw.driver if cable.raw else None,
+        "driver": cable.inline.driver if cable.inline else None,
         "link": cable.link.value,
         "notify": None if cable.notify is Notify.AUTO else cable.notify.value,
     }
@@ -263,15 +263,19 @@ def _cable(element: Element) -> DesiredCable:
     if port and not network:
         _refuse(nic, "port is the port of no network", "add network='NETWORK'")
     if network and driver:
-        _refuse(nic, "network and driver are both there", "leave one: a raw port has a driver")
+        _refuse(
+            nic, "network and driver are both there", "leave one: an inline network has a driver"
+        )
     options = _options(nic, element)
     if options and not driver:
-        _refuse(nic, "options belong to a raw port", "add driver='DRIVER', or remove <option>")
+        _refuse(
+            nic, "options belong to an inline network", "add driver='DRIVER', or remove <option>"
+        )
     return DesiredCable(
         nic=nic,
         network=network,
         port=port,
-        raw=RawPort(driver, options) if driver else None,
+        inline=InlineNetwork(driver, options) if driver else None,
         link=_choice(nic, "link", given.get("link", "up"), LinkState),
         notify=_choice(nic, "notify", given.get("notify", "auto"), Notify),
     )

@@ -10,13 +10,15 @@ from __future__ import annotations
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.metadata import desired_cables_of
 from linkmgr.libvirt.nics import DomainNic, domain_name, nics_of
-from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.records import records_of
 from linkmgr.model import DEFAULT_MTU
 from linkmgr.reservations import Reservations
 
 
-async def expect(reservations: Reservations, raw: RawPorts, document: Document) -> list[str]:
+async def expect(
+    reservations: Reservations, inline_networks: InlineNetworks, document: Document
+) -> list[str]:
     """Hold a place for each cable of a domain that is about to be migrated to this host.
 
     :return: what is held, as ``NIC on TARGET``.
@@ -30,12 +32,12 @@ async def expect(reservations: Reservations, raw: RawPorts, document: Document) 
             cable, ref = cables.get(nic.alias), f"{domain}/{nic.alias}"
             if nic.alias not in prepared or not cable.plugged:
                 continue
-            if cable.raw is not None:
-                async with raw.network(cable.raw) as network:
+            if cable.inline is not None:
+                async with inline_networks.network(cable.inline) as network:
                     await reservations.make(ref, network, mac=nic.mac, mtu=_mtu(nic))
             elif cable.target is not None:
                 await reservations.make(ref, cable.target, mac=nic.mac, mtu=_mtu(nic))
-            held.append(f"{nic.alias} on {cable.target or cable.raw}")
+            held.append(f"{nic.alias} on {cable.target or cable.inline}")
     except BaseException:
         await reservations.end_all(domain)
         raise

@@ -1,6 +1,6 @@
-"""Raw ports: networks that nobody has created, implied by a driver and its options.
+"""Inline networks: described in the XML of a domain by a driver and its options.
 
-Such a network is named after what it is, so the same raw port is the same network wherever it is
+Such a network is named after what it is, so the same description is the same network wherever it is
 asked for, and one that linkmgr has made can be told from one of somebody else without a record.
 """
 
@@ -19,41 +19,41 @@ from linkmgr.drivers.options import Option, check_options
 from linkmgr.drivers.registry import find_driver
 from linkmgr.errors import LinkmgrError
 from linkmgr.jsonform import to_json
-from linkmgr.libvirt.metadata import RawPort
+from linkmgr.libvirt.metadata import InlineNetwork
 from linkmgr.model import Network, Options
 from linkmgr.protocol import Links
 
 log = logging.getLogger(__name__)
 
 
-class RawPorts:
-    """The networks of all raw ports."""
+class InlineNetworks:
+    """All inline networks."""
 
     def __init__(self, api: Links) -> None:
         self._api = api
         self._held: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def network(self, raw: RawPort) -> AsyncIterator[str]:
-        """Make a raw port's network, if need be, and give its name; it stays meanwhile.
+    async def network(self, inline: InlineNetwork) -> AsyncIterator[str]:
+        """Make an inline network, if need be, and give its name; it stays meanwhile.
 
         :raise BadOption: when the driver does not exist, or has no such option.
         :raise AlreadyExists: when somebody has created another network of that name.
         """
-        options = typed(raw)
-        name = network_name(raw.driver, options)
+        options = parse_options(inline)
+        name = network_name(inline.driver, options)
         self._held[name] += 1
         try:
-            await self._api.create_network(name, raw.driver, **options)
+            await self._api.create_network(name, inline.driver, **options)
             yield name
         finally:
             self._held[name] -= 1
             if not self._held[name]:
                 del self._held[name]
 
-    async def tidy(self) -> None:
-        """Forget the networks that no NIC is plugged into any more."""
-        there = [each for each in await self._api.networks() if is_raw(each)]
+    async def remove_unused(self) -> None:
+        """Delete the inline networks that no NIC is plugged into."""
+        there = [each for each in await self._api.networks() if is_inline(each)]
         used = {each.network for each in await self._api.connections()} if there else set()
         for network in there:
             if network.name not in used and not self._held[network.name]:
@@ -62,7 +62,7 @@ class RawPorts:
 
 
 def network_name(driver: str, options: Options) -> str:
-    """Name the network of a raw port: ``raw-bridge-1f0c3a9b27``.
+    """Name an inline network: ``raw-bridge-1f0c3a9b27``.
 
     :param options: in their proper types.
     """
@@ -70,36 +70,38 @@ def network_name(driver: str, options: Options) -> str:
     return f"raw-{driver[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def is_raw(network: Network) -> bool:
-    """Whether a network is one that was made for a raw port."""
+def is_inline(network: Network) -> bool:
+    """Whether a network is an inline one."""
     named = network.name.startswith("raw-")  # which costs less to know
     return named and network.name == network_name(network.driver, network.options)
 
 
-def described(network: Network) -> RawPort | None:
-    """The raw port that a network was made for; ``None`` for any other network."""
-    if not is_raw(network):
+def inline_network_of(network: Network) -> InlineNetwork | None:
+    """The description of an inline network; ``None`` for any other network."""
+    if not is_inline(network):
         return None
     options = {
         key: json.dumps(value) if isinstance(value, bool) else str(value)
         for key, value in network.options.items()
     }
-    raw = RawPort(network.driver, options)
+    inline = InlineNetwork(network.driver, options)
     try:
-        return raw if network_name(raw.driver, typed(raw)) == network.name else None
+        return (
+            inline if network_name(inline.driver, parse_options(inline)) == network.name else None
+        )
     except LinkmgrError:  # its driver is not installed any more, say
         return None
 
 
-def typed(raw: RawPort) -> dict[str, Any]:
-    """A raw port's options, in their proper types.
+def parse_options(inline: InlineNetwork) -> dict[str, Any]:
+    """Parse an inline network's options into their proper types.
 
     :raise BadOption: when there is no such driver, or it has no such option or value.
     """
-    driver = find_driver(raw.driver)
+    driver = find_driver(inline.driver)
     known = {**driver.port_options, **driver.network_options}
-    options = {key: _typed(known.get(key), text) for key, text in raw.options.items()}
-    return dict(check_options(f"the raw port {raw}", known, options))
+    options = {key: _typed(known.get(key), text) for key, text in inline.options.items()}
+    return dict(check_options(f"the inline network {inline}", known, options))
 
 
 def _typed(option: Option | None, text: str) -> object:

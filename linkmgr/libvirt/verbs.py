@@ -36,7 +36,7 @@ from linkmgr.libvirt.metadata import (
     render,
 )
 from linkmgr.libvirt.nics import nics_of
-from linkmgr.libvirt.raw_ports import described
+from linkmgr.libvirt.raw_ports import inline_network_of
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import Asking
 from linkmgr.libvirt.unknown import explained, network_explained
@@ -172,16 +172,16 @@ class DomainVerbs:
     async def _asking_for(
         self, ref: NicRef, target: str | Network | Port, how: Notify
     ) -> CablesEdit:
-        """Make the edit that asks for a target; for a raw port by what it is.
+        """Make the edit that asks for a target; for an inline network by its description.
 
         Its network is there for as long as somebody is plugged into it, and not at the next start.
         """
         networks = await self._manager.networks()
         network = next((each for each in networks if each.name == str(target)), None)
-        raw = described(network) if network else None
-        if raw is None:
+        inline = inline_network_of(network) if network else None
+        if inline is None:
             return lambda cables: cables.with_target(ref.alias, str(target), how)
-        bare = DesiredCable(ref.alias, raw=raw, notify=how)
+        bare = DesiredCable(ref.alias, inline=inline, notify=how)
         return lambda cables: cables.with_cable(replace(bare, link=cables.get(ref.alias).link))
 
     # ------------------------------------------------------------------ how a verb runs

@@ -16,7 +16,7 @@ from linkmgr.libvirt.metadata import (
     CABLES_PREFIX,
     DesiredCable,
     DesiredCables,
-    RawPort,
+    InlineNetwork,
     desired_cables_of_xml,
     parse,
     render,
@@ -32,7 +32,9 @@ ASKED = DesiredCables(
         each.nic: each
         for each in (
             DesiredCable("ua-net0", network="blue", port="p1", notify=Notify.FLAP),
-            DesiredCable("ua-net1", raw=RawPort("bridge", {"bridge": "br'0\"<&>", "vlan": "7"})),
+            DesiredCable(
+                "ua-net1", inline=InlineNetwork("bridge", {"bridge": "br'0\"<&>", "vlan": "7"})
+            ),
             DesiredCable("ua-net2", link=LinkState.DOWN),
         )
     }

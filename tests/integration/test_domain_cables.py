@@ -209,16 +209,16 @@ async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_wh
         await lab.metadata(both.format("green"), "--live")
         await lab.finds()
 
-        # A raw port, and back; its network is there only meanwhile.
+        # An inline network, and back; it is there only meanwhile.
         raw = "<cable nic='ua-net0' driver='bridge'><option name='bridge' value='br-blue'/></cable>"
         await lab.metadata(
             f"<cables>{raw}<cable nic='ua-net1' network='green'/></cables>", "--live"
         )
 
-        async def on_raw() -> bool:
+        async def on_inline() -> bool:
             return str(await lab.on(NET0)).startswith("raw-bridge-")
 
-        await until(on_raw, timeout=10, what="the raw port")
+        await until(on_inline, timeout=10, what="the inline network")
         assert (await guest.ping("10.1.0.1")).received
         await lab.linkmgr("plug", NET0, "green")
         assert (await lab.asked(live=True)).network == "green"
@@ -226,7 +226,7 @@ async def test_a_domain_boots_on_the_cables_that_its_xml_asks_for_and_follows_wh
         async def tidy() -> bool:
             return {each.name for each in await lab.links.networks()} == {"blue", "green"}
 
-        await until(tidy, timeout=5, what="the raw network's end")
+        await until(tidy, timeout=5, what="the inline network's end")
 
         # An operator, while libvirt is away; and then the service is started anew.
         await lab.libvirtd.stop()

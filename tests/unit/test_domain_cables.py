@@ -255,7 +255,7 @@ async def test_a_prepared_nic_that_is_not_on_its_hub_is_told_and_left_alone(lab:
         assert "plug web1/ua-net0 blue" not in lab.manager.calls
 
 
-async def test_a_raw_port_is_the_same_network_for_all_and_goes_with_the_last(lab: Lab) -> None:
+async def test_an_inline_network_is_the_same_for_all_and_goes_with_the_last(lab: Lab) -> None:
     raw = "<lm:cable nic='{}' driver='bridge'>{}</lm:cable>"
     option = "<lm:option name='{}' value='{}'/>"
     one = option.format("bridge", "br7") + option.format("isolated", "true")

@@ -337,7 +337,7 @@ async def test_an_error_of_libvirt_calls_the_domain_by_its_name(lab: Lab) -> Non
         assert "the XML of domain web1: no answer" in outcome.notes[0]
 
 
-async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
+async def test_an_inline_network_is_asked_for_by_its_description(lab: Lab) -> None:
     option = "<lm:option name='{}' value='{}'/>"
     options = option.format("bridge", "br0") + option.format("create", "true")
     options += option.format("mtu", "9000")
@@ -352,7 +352,7 @@ async def test_a_raw_port_is_asked_for_by_what_it_is(lab: Lab) -> None:
         assert lab.manager.on() == {"ua-net0": name, "ua-net1": name}
         for xml in (lab.libvirt.live, lab.libvirt.stored):
             first, second = (desired_cables_of_xml(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
-            assert (second.raw, second.network) == (first.raw, None)
+            assert (second.inline, second.network) == (first.inline, None)
             assert second.notify is Notify.FLAP
         said = "plugged into bridge(bridge=br0,create=true,mtu=9000), link up"
         assert outcome.notes == (f"from its next start on it is {said}",)

@@ -13,7 +13,7 @@ from linkmgr.errors import BadMetadata
 from linkmgr.libvirt.metadata import (
     DesiredCable,
     DesiredCables,
-    RawPort,
+    InlineNetwork,
     desired_cables_of_xml,
     parse,
     render,
@@ -31,13 +31,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_character
 
 @st.composite
 def cables(draw: st.DrawFn) -> DesiredCable:
-    kind = draw(st.sampled_from(["none", "network", "port", "raw"]))
-    raw = RawPort(draw(NAMES), draw(st.dictionaries(TEXTS, TEXTS, max_size=3)))
+    kind = draw(st.sampled_from(["none", "network", "port", "inline"]))
+    inline = InlineNetwork(draw(NAMES), draw(st.dictionaries(TEXTS, TEXTS, max_size=3)))
     return DesiredCable(
         nic=draw(NAMES),
         network=draw(NAMES.filter(lambda n: n != "fd")) if kind in ("network", "port") else None,
         port=draw(NAMES) if kind == "port" else None,
-        raw=raw if kind == "raw" else None,
+        inline=inline if kind == "inline" else None,
         link=draw(st.sampled_from(LinkState)),
         notify=draw(st.sampled_from(Notify)),
     )
@@ -59,7 +59,7 @@ def test_the_example_of_the_documentation_says_what_the_documentation_says() -> 
         {
             "ua-net0": DesiredCable("ua-net0", "blue", "p1"),
             "ua-net1": DesiredCable(
-                "ua-net1", raw=RawPort("bridge", {"bridge": "br0"}), notify=Notify.ANNOUNCE
+                "ua-net1", inline=InlineNetwork("bridge", {"bridge": "br0"}), notify=Notify.ANNOUNCE
             ),
             "ua-net2": DesiredCable("ua-net2", link=LinkState.DOWN),
         }
@@ -113,7 +113,7 @@ def test_changing_one_nic_leaves_the_others_and_what_means_nothing_is_not_writte
         ("<cables><cable nic='a'/><cable nic='a'/></cables>", "a", "it has two <cable>"),
         ("<cables><cable nic='a'>blue</cable></cables>", "a", "text in <cable>: 'blue'"),
         ("<cables><cable nic='a'><option name='x' value='y'/></cable></cables>", "a",
-         "options belong to a raw port"),
+         "options belong to an inline network"),
         ("<cables><cable nic='a' driver='bridge'><opt/></cable></cables>", "a", "has a <'opt'>"),
         ("<cables><cable nic='a' driver='d'><option name='x'/></cable></cables>", "a",
          "an <option> has no value"),

@@ -22,7 +22,7 @@ from linkmgr.errors import (
 from linkmgr.host import Host
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.migration import expect
-from linkmgr.libvirt.raw_ports import RawPorts
+from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
 from linkmgr.networks import Networks
 from linkmgr.reservations import Reservations
@@ -298,7 +298,7 @@ def domain(*cables: str) -> Document:
     return Document(DOMAIN.format(cables="".join(f"<lm:cable {c}/>" for c in cables)).encode())
 
 
-class NoRawPorts(RawPorts):
+class NoInlineNetworks(InlineNetworks):
     def __init__(self) -> None:
         pass
 
@@ -306,7 +306,7 @@ class NoRawPorts(RawPorts):
 async def test_a_domain_gets_a_place_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
     held = await expect(
         bench.places,
-        NoRawPorts(),
+        NoInlineNetworks(),
         domain(
             "nic='ua-net0' network='green' port='p1'",
             "nic='ua-net1' network='blue'",
@@ -328,7 +328,7 @@ async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_place_at_all(
     with pytest.raises(UnknownNetwork) as raised:
         await expect(
             bench.places,
-            NoRawPorts(),
+            NoInlineNetworks(),
             domain("nic='ua-net0' network='blue'", "nic='ua-net1' network='red'"),
         )
     assert "web1/ua-net1" in str(raised.value)
