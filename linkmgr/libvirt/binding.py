@@ -56,7 +56,7 @@ def load() -> Any:
         raise LibvirtUnreachable(f"libvirt-python cannot be used: {error}", hint=_INSTALL) from None
 
 
-def told(error: Exception, what: str, *, alive: bool) -> LibvirtError:
+def from_libvirt_error(error: Exception, what: str, *, alive: bool) -> LibvirtError:
     """Turn a ``libvirtError`` into one of ours.
 
     :param what: that was asked, for the text: "the XML of web1".

@@ -1,7 +1,7 @@
 """libvirt, for asyncio: what happens to its domains, and what can be asked of them.
 
 Nothing here is needed for a cable: what libvirt is asked can fail, and be late, without harm. Read
-`Libvirt` first; `handle` is one connection, `worker` its thread, `calls` what runs in it, `pool`
+`Libvirt` first; `handle` has one connection, `worker` its thread, `calls` what runs in it, `pool`
 how many there are.
 
 **Of each domain one call is under way at most.** libvirt can hold a call: while a hook of that
@@ -32,8 +32,8 @@ from linkmgr.libvirt.domain_events import (
     DomainHub,
     lifecycle,
 )
-from linkmgr.libvirt.handle import Handle
-from linkmgr.libvirt.pool import CallPool
+from linkmgr.libvirt.handle import LibvirtConnection
+from linkmgr.libvirt.pool import ConnectionPool
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class Libvirt:
         self.problem: str | None = "it has not been tried yet"  #: why there is no connection
         self._hint: str | None = None  #: what to do about that
         self._hub = DomainHub()
-        self._handle: Handle | None = None
-        self._pool: CallPool | None = None
+        self._connection: LibvirtConnection | None = None
+        self._pool: ConnectionPool | None = None
         self._up = asyncio.Event()
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._handle is not None and self._handle.alive
+        return self._connection is not None and self._connection.alive
 
     @property
     def installed(self) -> bool:
@@ -99,14 +99,14 @@ class Libvirt:
                     _look_for_daemon(self.uri)
                     # For as long as it takes: a libvirtd that is stopped answers when it goes on,
                     # and each further attempt would only add to what waits for it.
-                    handle = await Handle.open(self.uri, self._subscribe)
+                    connection = await LibvirtConnection.open(self.uri, self._subscribe)
                 except Exception as error:  # noqa: BLE001 - nobody else would connect again
                     self._note(error)
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
                     continue
                 pause = FIRST_PAUSE
-                await self._while_connected(handle)
+                await self._while_connected(connection)
         finally:
             self._hub.close()
 
@@ -125,7 +125,7 @@ class Libvirt:
         return await self._call(
             "the list of domains",
             "",
-            lambda api, made: calls.domains(api, made, self.run_dir),
+            lambda api, conn: calls.domains(api, conn, self.run_dir),
             timeout,
         )
 
@@ -137,7 +137,7 @@ class Libvirt:
         return await self._call(
             f"domain {which}",
             which,
-            lambda _, made: calls.view(calls.find(made, which), self.run_dir),
+            lambda _, conn: calls.view(calls.find(conn, which), self.run_dir),
             timeout,
         )
 
@@ -150,7 +150,7 @@ class Libvirt:
         return await self._call(
             f"the XML of domain {which}",
             which,
-            lambda api, made: calls.xml(api, made, which, live=live),
+            lambda api, conn: calls.xml(api, conn, which, live=live),
             timeout,
         )
 
@@ -159,7 +159,7 @@ class Libvirt:
         return await self._call(
             f"network {name} of libvirt",
             "/network",  # no domain is called that; one at a time will do
-            lambda api, made: calls.network_xml(api, made, name),
+            lambda api, conn: calls.network_xml(api, conn, name),
             timeout,
         )
 
@@ -175,7 +175,7 @@ class Libvirt:
         return await self._call(
             f"the metadata of domain {which}",
             which,
-            lambda api, made: calls.metadata(api, made, which, uri, live=live),
+            lambda api, conn: calls.metadata(api, conn, which, uri, live=live),
             timeout,
         )
 
@@ -201,8 +201,8 @@ class Libvirt:
         await self._call(
             f"writing the metadata of domain {which}",
             which,
-            lambda api, made: calls.set_metadata(
-                api, made, which, uri=uri, key=key, text=xml, live=live, config=config
+            lambda api, conn: calls.set_metadata(
+                api, conn, which, uri=uri, key=key, text=xml, live=live, config=config
             ),
             timeout,
         )
@@ -217,7 +217,7 @@ class Libvirt:
         await self._call(
             f"the link of {mac} in domain {which}",
             which,
-            lambda api, made: calls.set_link(api, made, which, mac, up=up),
+            lambda api, conn: calls.set_link(api, conn, which, mac, up=up),
             timeout,
         )
 
@@ -236,23 +236,25 @@ class Libvirt:
             or "it is connected by itself once libvirt is there; see 'linkmgr doctor'",
         )
 
-    async def _while_connected(self, handle: Handle) -> None:
+    async def _while_connected(self, connection: LibvirtConnection) -> None:
         """Use a connection until it is lost."""
-        self._handle, self.problem = handle, None
-        self._pool = CallPool(handle)
+        self._connection, self.problem = connection, None
+        self._pool = ConnectionPool(connection)
         self._up.set()
         log.info("connected to libvirt at %s", self.uri)
         self._hub.tell(DomainEvent(DomainEventKind.CONNECTED))
         try:
-            await handle.lost.wait()
+            await connection.lost.wait()
             self._note(LibvirtUnreachable("the connection was lost"))
             self._hub.tell(DomainEvent(DomainEventKind.LOST))
         finally:
             self._pool.close()
-            self._handle = self._pool = None
+            self._connection = self._pool = None
             self._up.clear()
             self.problem = self.problem or "the service ends"
-            await asyncio.shield(asyncio.create_task(handle.close(), name=f"libvirt {self.uri}"))
+            await asyncio.shield(
+                asyncio.create_task(connection.close(), name=f"libvirt {self.uri}")
+            )
 
     def _note(self, error: Exception) -> None:
         """Say once why there is no connection."""
@@ -265,7 +267,7 @@ class Libvirt:
         self.problem, self._hint = said, known.hint if known else None
 
     # --- events -----------------------------------------------------------------------------------
-    def _subscribe(self, handle: Handle, api: Any, connection: Any) -> None:
+    def _subscribe(self, connection: LibvirtConnection, api: Any, conn: Any) -> None:
         """Ask for all events that there is a kind of; in the thread."""
         lv = api.libvirt
         wanted = (
@@ -274,27 +276,35 @@ class Libvirt:
             (lv.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
             (lv.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
         )
-        for number, callback in wanted:
+        for event, callback in wanted:
             with contextlib.suppress(lv.libvirtError):  # the driver has no such event
-                made = connection.domainEventRegisterAny(None, number, callback, handle)
-                handle.undo(partial(connection.domainEventDeregisterAny, made))
+                number = conn.domainEventRegisterAny(None, event, callback, connection)
+                connection.on_close(partial(conn.domainEventDeregisterAny, number))
 
-    def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, handle: Handle) -> None:
+    def _on_lifecycle(
+        self, _: Any, domain: Any, event: int, detail: int, connection: LibvirtConnection
+    ) -> None:
         if said := lifecycle(event, detail):
-            self._tell(handle, said[0], domain, said[1])
+            self._tell(connection, said[0], domain, said[1])
 
-    def _on_reboot(self, _: Any, domain: Any, handle: Handle) -> None:
-        self._tell(handle, DomainEventKind.REBOOTED, domain, "")
+    def _on_reboot(self, _: Any, domain: Any, connection: LibvirtConnection) -> None:
+        self._tell(connection, DomainEventKind.REBOOTED, domain, "")
 
-    def _on_device_removed(self, _: Any, domain: Any, alias: str, handle: Handle) -> None:
-        self._tell(handle, DomainEventKind.DEVICE_REMOVED, domain, alias)
+    def _on_device_removed(
+        self, _: Any, domain: Any, alias: str, connection: LibvirtConnection
+    ) -> None:
+        self._tell(connection, DomainEventKind.DEVICE_REMOVED, domain, alias)
 
-    def _on_metadata(self, _: Any, domain: Any, kind: int, uri: str | None, handle: Handle) -> None:
+    def _on_metadata(
+        self, _: Any, domain: Any, kind: int, uri: str | None, connection: LibvirtConnection
+    ) -> None:
         del kind
-        self._tell(handle, DomainEventKind.METADATA, domain, uri or "")
+        self._tell(connection, DomainEventKind.METADATA, domain, uri or "")
 
-    def _tell(self, handle: Handle, kind: DomainEventKind, domain: Any, detail: str) -> None:
-        if handle is self._handle:  # before CONNECTED nobody knows of what to compare
+    def _tell(
+        self, connection: LibvirtConnection, kind: DomainEventKind, domain: Any, detail: str
+    ) -> None:
+        if connection is self._connection:  # before CONNECTED nobody knows of what to compare
             self._hub.tell(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
 
 

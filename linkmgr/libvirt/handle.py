@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from linkmgr.errors import LibvirtUnreachable
-from linkmgr.libvirt.binding import load, told
+from linkmgr.libvirt.binding import from_libvirt_error, load
 from linkmgr.libvirt.eventloop import shared
-from linkmgr.libvirt.worker import LateError, Worker
+from linkmgr.libvirt.worker import NoResultError, WorkerThread
 
 T = TypeVar("T")
 
@@ -24,19 +24,19 @@ KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
 BUSY_HINT = "look whether a hook of libvirt hangs or the guest's QEMU is stopped"
 CLOSE_SECONDS = 2.0  #: for taking leave; then libvirt is left to find out by itself
 
-#: Undoes one registration, in the thread.
-Undo = Callable[[], object]
+#: Takes one registration back, in the thread.
+Cleanup = Callable[[], object]
 
 
-class Handle:
-    """A connection, from `open` until `lost` or `close`. Made by `open`, never opened again."""
+class LibvirtConnection:
+    """A connection to libvirt, made by `open` once, until `lost` or `close`."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.lost = asyncio.Event()
-        self._worker = Worker(f"libvirt {uri}")
-        self._connection: Any = None
-        self._undo: list[Undo] = []
+        self._worker = WorkerThread(f"libvirt {uri}")
+        self._conn: Any = None
+        self._cleanups: list[Cleanup] = []
 
     @classmethod
     async def open(
@@ -48,45 +48,45 @@ class Handle:
     ) -> Self:
         """Connect.
 
-        :param prepare: called in the thread with the handle, `load` and libvirt-python's
-            connection, to register for events; see `undo`.
+        :param prepare: called in the thread with this connection, `load` and libvirt-python's
+            connection, to register for events; see `on_close`.
         :param timeout: seconds; ``None`` for as long as it takes. A libvirt that is stopped takes a
             connection and answers when it goes on.
         :raise LibvirtUnreachable: nobody listens, no permission, no libvirt-python, no answer.
         """
         shared.use()
-        handle = cls(uri)
+        connection = cls(uri)
         loop = asyncio.get_running_loop()
-        lost = handle.lost  # and not the handle: libvirt would keep it
+        lost = connection.lost  # and not the connection: libvirt would keep it
 
         def ended(*_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(lost.set)
 
         def connect() -> None:
-            handle._connect(ended, prepare)
+            connection._connect(ended, prepare)
 
         try:
-            await handle._worker.call(connect, timeout=timeout)
+            await connection._worker.call(connect, timeout=timeout)
         except BaseException as error:
-            # A connection that is made yet is closed as soon as it is.
-            handle._worker.finish(handle._leave)
-            if not isinstance(error, LateError):
+            # If the connection still comes up, close it at once.
+            connection._worker.finish(connection._disconnect)
+            if not isinstance(error, NoResultError):
                 raise
             raise LibvirtUnreachable(
                 f"libvirt at {uri} took the connection and did not answer within {timeout:g} s",
                 hint="look whether libvirtd is stopped or overloaded",
             ) from None
-        return handle
+        return connection
 
     @property
     def alive(self) -> bool:
         """Whether the connection has not ended."""
         return not self.lost.is_set()
 
-    def undo(self, *undo: Undo) -> None:
-        """Say how to take back what was registered; called in the thread, the last first."""
-        self._undo += undo
+    def on_close(self, *cleanups: Cleanup) -> None:
+        """Have these called when it is closed, in the thread, the last first."""
+        self._cleanups += cleanups
 
     async def call(self, what: str, work: Callable[[Any, Any], T]) -> T:
         """Run ``work(load(), connection)`` in the thread, behind other calls.
@@ -102,8 +102,8 @@ class Handle:
         if not self.alive:
             raise ended
         try:
-            return await self._worker.call(lambda: self._ask(what, work))
-        except LateError:  # it was closed meanwhile
+            return await self._worker.call(lambda: self._call(what, work))
+        except NoResultError:  # it was closed meanwhile
             raise ended from None
 
     @property
@@ -114,12 +114,12 @@ class Handle:
     def retire(self) -> None:
         """Close it as soon as its calls have ended; does not wait."""
         self.lost.set()
-        self._worker.finish(self._leave)
+        self._worker.finish(self._disconnect)
 
     async def close(self) -> None:
         """Take leave, for at most `CLOSE_SECONDS`. Idempotent, never raises."""
         self.lost.set()
-        await asyncio.wait({self._worker.finish(self._leave)}, timeout=CLOSE_SECONDS)
+        await asyncio.wait({self._worker.finish(self._disconnect)}, timeout=CLOSE_SECONDS)
 
     # --- in the thread ----------------------------------------------------------------------------
     def _connect(
@@ -128,49 +128,49 @@ class Handle:
         api = load()
         shared.register(api.libvirt)
         try:
-            made = api.libvirt.open(self.uri)
+            conn = api.libvirt.open(self.uri)
         except api.libvirt.libvirtError as error:
             text = " ".join(str(error.get_error_message() or error).split())
             raise LibvirtUnreachable(
                 f"cannot connect to libvirt at {self.uri}: {text}",
                 hint="'systemctl start libvirtd.socket' (or virtqemud.socket), and run as root",
             ) from None
-        self._connection = made
+        self._conn = conn
         try:
             with contextlib.suppress(api.libvirt.libvirtError):  # not every driver has it
-                made.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            made.registerCloseCallback(ended, None)
-            self.undo(made.unregisterCloseCallback)
+                conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+            conn.registerCloseCallback(ended, None)
+            self.on_close(conn.unregisterCloseCallback)
             if prepare is not None:
-                prepare(self, api, made)
+                prepare(self, api, conn)
         except BaseException as error:
-            self._leave()
+            self._disconnect()
             if isinstance(error, api.libvirt.libvirtError):
-                raise told(error, f"connecting to {self.uri}", alive=True) from None
+                raise from_libvirt_error(error, f"connecting to {self.uri}", alive=True) from None
             raise
 
-    def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
+    def _call(self, what: str, work: Callable[[Any, Any], T]) -> T:
         api = load()
-        connection = self._connection
+        conn = self._conn
         try:
-            return work(api, connection)
+            return work(api, conn)
         except api.libvirt.libvirtError as error:
-            raise told(error, what, alive=_is_alive(connection)) from None
+            raise from_libvirt_error(error, what, alive=_is_alive(conn)) from None
 
-    def _leave(self) -> None:
-        made, self._connection = self._connection, None
-        if made is None:
+    def _disconnect(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is None:
             return
         # On a connection that has ended each of these frees what is on this side, and fails.
-        undo, self._undo = self._undo, []
-        for each in (*reversed(undo), made.close):
+        cleanups, self._cleanups = self._cleanups, []
+        for each in (*reversed(cleanups), conn.close):
             with contextlib.suppress(load().libvirt.libvirtError):
                 each()
 
 
-def _is_alive(connection: Any) -> bool:
+def _is_alive(conn: Any) -> bool:
     """Whether libvirt's side has not hung up; asks nobody."""
     try:
-        return bool(connection.isAlive())
+        return bool(conn.isAlive())
     except Exception:  # noqa: BLE001 - of libvirt-python, which need not be loaded
         return False

@@ -29,7 +29,7 @@ from linkmgr.errors import (
 from linkmgr.libvirt.calls import find
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
-from linkmgr.libvirt.handle import Handle
+from linkmgr.libvirt.handle import LibvirtConnection
 from linkmgr.libvirt.status import pid_of
 from linkmgr.model import Transport
 from linkmgr.qmp.budget import EventRateLimit, FloodError, MessageRateLimit
@@ -142,7 +142,7 @@ class Passthrough:
         self._events = EventRateLimit(on_event)
         self._rate_limit = MessageRateLimit()
         self._on_closed = on_closed
-        self._handle: Handle
+        self._connection: LibvirtConnection
         self._domain: Any = None  # libvirt-python's; touched in the thread only
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
@@ -159,7 +159,7 @@ class Passthrough:
         """
         left = min(timeout, max(0.0, deadline - asyncio.get_running_loop().time()))
         try:
-            self._handle = await Handle.open(self._uri, self._begin, timeout=left)
+            self._connection = await LibvirtConnection.open(self._uri, self._begin, timeout=left)
         except LibvirtError as error:
             raise _unreachable(self.who, error) from error
         self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.who}")
@@ -188,7 +188,7 @@ class Passthrough:
 
         :raise MonitorGone: with `sent` false.
         """
-        if self._ending.is_set() or not self._handle.alive:
+        if self._ending.is_set() or not self._connection.alive:
             raise self.closed_error(what, sent=False)
 
     async def execute(self, name: str, arguments: Mapping[str, object]) -> Any:
@@ -201,7 +201,7 @@ class Passthrough:
         text = json.dumps({"execute": name, "arguments": dict(arguments)})
         descriptor, self._descriptor = self._descriptor, None
         task = asyncio.create_task(
-            self._handle.call(name, lambda api, _: self._command(api, text, descriptor))
+            self._connection.call(name, lambda api, _: self._command(api, text, descriptor))
         )
         self._asking.add(task)
         try:
@@ -229,23 +229,23 @@ class Passthrough:
             await asyncio.wait({self._watcher})
 
     # --- in the thread ----------------------------------------------------------------------------
-    def _begin(self, handle: Handle, api: Any, connection: Any) -> None:
+    def _begin(self, connection: LibvirtConnection, api: Any, conn: Any) -> None:
         """Find the domain, then follow its events; so it did run when the first can come."""
-        domain = find(connection, self._which)
-        end = connection.domainEventRegisterAny(domain, _LIFECYCLE, self._on_lifecycle, None)
-        handle.undo(lambda: connection.domainEventDeregisterAny(end))
+        domain = find(conn, self._which)
+        end = conn.domainEventRegisterAny(domain, _LIFECYCLE, self._on_lifecycle, None)
+        connection.on_close(lambda: conn.domainEventDeregisterAny(end))
         # The daemon keeps back what nobody needs.
         events = api.qemu.qemuMonitorEventRegister(
-            connection, domain, f"^({'|'.join(HANDLED_EVENTS)})$", self._on_qemu_event, None, _REGEX
+            conn, domain, f"^({'|'.join(HANDLED_EVENTS)})$", self._on_qemu_event, None, _REGEX
         )
-        handle.undo(lambda: api.qemu.qemuMonitorEventDeregister(connection, events))
+        connection.on_close(lambda: api.qemu.qemuMonitorEventDeregister(conn, events))
         if not domain.isActive():
             raise LibvirtRefused(
                 f"domain {domain.name()} does not run", number=_NOT_RUNNING, hint="start it"
             )
         self.pid = pid_of(domain.name(), self._run_dir)
         self._domain = domain
-        handle.undo(self._forget)
+        connection.on_close(self._forget)
 
     def _forget(self) -> None:
         self._domain = None
@@ -314,7 +314,7 @@ class Passthrough:
 
     async def _watch(self) -> None:
         """Wait for the ending, whoever caused it, and clean up after it."""
-        lost = asyncio.create_task(self._handle.lost.wait())
+        lost = asyncio.create_task(self._connection.lost.wait())
         ending = asyncio.create_task(self._ending.wait())
         try:
             await asyncio.wait({lost, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -325,10 +325,10 @@ class Passthrough:
                 task.cancel()
             if self._descriptor is not None:
                 self._descriptor.drop()
-            if self._handle.busy:
-                self._handle.retire()  # it is closed when libvirt lets go of the thread
+            if self._connection.busy:
+                self._connection.retire()  # it is closed when libvirt lets go of the thread
             else:
-                await self._handle.close()
+                await self._connection.close()
             self._closed.set()
             self._on_closed()
 

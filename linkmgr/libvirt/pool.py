@@ -2,10 +2,10 @@
 
 A call takes a millisecond. But libvirt can hold any call about a domain: while a hook of it runs, a
 job of it lasts, or its QEMU does not answer. So of each domain one call is under way at most. One
-that takes longer than `HELD_AFTER` seconds is *held*: it leaves the pool with its connection and
+that takes longer than `HELD_AFTER_S` seconds is *held*: it leaves the pool with its connection and
 its thread, another connection takes its place, and until it returns every other call about
 that domain is answered at once as busy. A domain whose last call was held is not counted among the
-pool's at all: it cannot delay the others for `HELD_AFTER` seconds again and again.
+pool's at all: it cannot delay the others for `HELD_AFTER_S` seconds again and again.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from functools import partial
 from typing import Any, TypeVar
 
 from linkmgr.errors import LibvirtUnreachable
-from linkmgr.libvirt.handle import BUSY_HINT, Handle
+from linkmgr.libvirt.handle import BUSY_HINT, LibvirtConnection
 
 T = TypeVar("T")
 
 #: Seconds after which a call is held. Nearly all take less than 0.01, on a busy host 0.1.
-HELD_AFTER = 0.25
+HELD_AFTER_S = 0.25
 #: Calls under way that are not held: fewer than libvirtd has workers (20), which others need too.
-AT_ONCE = 16
+MAX_RUNNING = 16
 #: Held calls, so domains: each is a thread and a connection. libvirtd itself takes no calls long
 #: before that, unless somebody has raised its ``max_workers``.
 MAX_HELD = 64
 #: Connections that stay open with nothing to do, beside the first.
-IDLE = 2
+MAX_IDLE = 2
 
 
 @dataclass(eq=False)
 class _Call:
-    """A call under way, or in line for a connection.
+    """A call under way, or queued for a connection.
 
     :param suspect: whether the last one about the same domain was held.
     :param since: when it was asked for, in the loop's time.
@@ -48,20 +48,21 @@ class _Call:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class CallPool:
+class ConnectionPool:
     """The connections over which calls are made.
 
     :param first: stays open, for its events, until its owner closes it.
     """
 
-    def __init__(self, first: Handle) -> None:
+    def __init__(self, first: LibvirtConnection) -> None:
         self._first = first
         self._idle = [first]
         self._calls: dict[str, _Call] = {}  # by domain
         self._suspects: set[str] = set()
-        self._line: dict[_Call, asyncio.Future[Handle]] = {}  # in the order in which they came
+        # In the order in which they came.
+        self._queue: dict[_Call, asyncio.Future[LibvirtConnection]] = {}
         self._running = 0  # calls under way that count
-        self._opening: asyncio.Task[Handle] | None = None
+        self._opening: asyncio.Task[LibvirtConnection] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def call(
@@ -77,18 +78,18 @@ class CallPool:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        await self._turn(what, domain, end)
+        await self._wait_turn(what, domain, end)
         call = self._calls[domain] = _Call(domain, domain in self._suspects, loop.time())
         try:
-            handle = await self._connection(what, call, timeout)
+            connection = await self._obtain(what, call, timeout)
         except BaseException:
             self._has_ended(call)
             raise
         # Its time up or its caller gone, it goes on: a call cannot be taken back.
-        task = asyncio.create_task(handle.call(what, work), name=f"libvirt: {what}")
+        task = asyncio.create_task(connection.call(what, work), name=f"libvirt: {what}")
         self._tasks.add(task)
-        late = loop.call_later(HELD_AFTER, self._hold, call)
-        task.add_done_callback(partial(self._returned, call, handle, late))
+        late = loop.call_later(HELD_AFTER_S, self._hold, call)
+        task.add_done_callback(partial(self._returned, call, connection, late))
         await asyncio.wait({task}, timeout=max(0.0, end - loop.time()))
         if not task.done():
             raise LibvirtUnreachable(
@@ -102,13 +103,13 @@ class CallPool:
         """Give up all connections but the first. Idempotent, waits for nothing."""
         if self._opening is not None:
             self._opening.cancel()
-        for handle in self._idle:
-            self._retire(handle)
+        for connection in self._idle:
+            self._retire(connection)
         self._idle.clear()
 
     # ------------------------------------------------------------------ whose turn it is
 
-    async def _turn(self, what: str, domain: str, end: float) -> None:
+    async def _wait_turn(self, what: str, domain: str, end: float) -> None:
         """Wait until no other call about the domain is under way.
 
         :raise LibvirtUnreachable: one is held, or all that may be are. What is about all domains
@@ -124,21 +125,21 @@ class CallPool:
                     hint=BUSY_HINT,
                 )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(before.ended.wait(), min(HELD_AFTER, left))
+                await asyncio.wait_for(before.ended.wait(), min(HELD_AFTER_S, left))
         if sum(each.held for each in self._calls.values()) >= MAX_HELD:
             raise LibvirtUnreachable(
                 f"{what}: libvirt holds {MAX_HELD} calls about other domains", hint=BUSY_HINT
             )
 
-    async def _connection(self, what: str, call: _Call, timeout: float) -> Handle:
+    async def _obtain(self, what: str, call: _Call, timeout: float) -> LibvirtConnection:
         """Have a connection for a call, and be counted with it.
 
         :raise LibvirtUnreachable: none in time, or none can be opened.
         """
         loop = asyncio.get_running_loop()
-        waits: asyncio.Future[Handle] = loop.create_future()
-        self._line[call] = waits
-        self._hand_out()
+        waits: asyncio.Future[LibvirtConnection] = loop.create_future()
+        self._queue[call] = waits
+        self._assign()
         try:
             left = call.since + timeout - loop.time()
             await asyncio.wait({waits}, timeout=max(0.0, left))
@@ -149,7 +150,7 @@ class CallPool:
                 self._give_back(call, waits.result())
             raise
         finally:
-            self._line.pop(call, None)
+            self._queue.pop(call, None)
             if not waits.cancel() and not waits.cancelled():
                 waits.exception()  # seen, also if nobody waits for it any more
         raise LibvirtUnreachable(
@@ -157,16 +158,16 @@ class CallPool:
             hint=BUSY_HINT,
         )
 
-    def _hand_out(self) -> None:
-        """Give idle connections to those in line who may have one, suspects last; or open one."""
-        for call, waits in sorted(self._line.items(), key=lambda each: each[0].suspect):
-            if not call.suspect and self._running >= AT_ONCE:
+    def _assign(self) -> None:
+        """Give idle connections to queued calls that may have one, suspects last; or open one."""
+        for call, waits in sorted(self._queue.items(), key=lambda each: each[0].suspect):
+            if not call.suspect and self._running >= MAX_RUNNING:
                 continue
             self._idle = [each for each in self._idle if each.alive]
             if not self._idle:
                 self._open()
                 return
-            del self._line[call]
+            del self._queue[call]
             self._running += not call.suspect
             waits.set_result(self._idle.pop())
 
@@ -176,22 +177,24 @@ class CallPool:
         It goes on if all who wait for it have left.
         """
         if self._opening is None and self._first.alive:
-            self._opening = asyncio.create_task(Handle.open(self._first.uri), name="open libvirt")
+            self._opening = asyncio.create_task(
+                LibvirtConnection.open(self._first.uri), name="open libvirt"
+            )
             self._opening.add_done_callback(self._opened)
 
-    def _opened(self, opening: asyncio.Task[Handle]) -> None:
+    def _opened(self, opening: asyncio.Task[LibvirtConnection]) -> None:
         self._opening = None
         if opening.cancelled():
             return
         if error := opening.exception():
-            for waits in self._line.values():
+            for waits in self._queue.values():
                 waits.set_exception(error)
-            self._line.clear()
+            self._queue.clear()
         elif not self._first.alive:
             opening.result().retire()
         else:
             self._idle.append(opening.result())
-            self._hand_out()
+            self._assign()
 
     # ------------------------------------------------------------------ what becomes of it
 
@@ -201,10 +204,14 @@ class CallPool:
         if not call.suspect:
             self._running -= 1
             self._suspects.add(call.domain)
-        self._hand_out()
+        self._assign()
 
     def _returned(
-        self, call: _Call, handle: Handle, late: asyncio.TimerHandle, task: asyncio.Task[Any]
+        self,
+        call: _Call,
+        connection: LibvirtConnection,
+        late: asyncio.TimerHandle,
+        task: asyncio.Task[Any],
     ) -> None:
         late.cancel()
         self._tasks.discard(task)
@@ -212,24 +219,24 @@ class CallPool:
             task.exception()  # its caller may have left
         if not call.held:
             self._suspects.discard(call.domain)
-        self._give_back(call, handle)
+        self._give_back(call, connection)
         self._has_ended(call)
 
-    def _give_back(self, call: _Call, handle: Handle) -> None:
+    def _give_back(self, call: _Call, connection: LibvirtConnection) -> None:
         """A call is over, or was never made: its connection is free."""
         if not call.suspect and not call.held:
             self._running -= 1
-        if handle is self._first or (self._first.alive and len(self._idle) <= IDLE):
-            self._idle.append(handle)
+        if connection is self._first or (self._first.alive and len(self._idle) <= MAX_IDLE):
+            self._idle.append(connection)
         else:
-            self._retire(handle)
-        self._hand_out()
+            self._retire(connection)
+        self._assign()
 
     def _has_ended(self, call: _Call) -> None:
         if self._calls.get(call.domain) is call:
             del self._calls[call.domain]
         call.ended.set()
 
-    def _retire(self, handle: Handle) -> None:
-        if handle is not self._first:
-            handle.retire()
+    def _retire(self, connection: LibvirtConnection) -> None:
+        if connection is not self._first:
+            connection.retire()

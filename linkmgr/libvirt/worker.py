@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class LateError(Exception):
-    """A call's time is up, or the thread has ended. A call that is begun goes on unseen."""
+class NoResultError(Exception):
+    """No result in time, or the thread has ended. A call that is begun goes on unseen."""
 
 
 class _Job(Generic[T]):
@@ -26,7 +26,7 @@ class _Job(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.work = work
-        self.left = False  # nobody waits for it any more
+        self.abandoned = False  # nobody waits for it any more
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
 
@@ -35,7 +35,7 @@ class _Job(Generic[T]):
         try:
             result = self.work()
         except BaseException as error:  # noqa: BLE001 - the caller's
-            # Its frames hold libvirt's objects, and the loop's thread must not be who frees them.
+            # The traceback keeps libvirt objects alive; free them in this thread, not the loop's.
             error.__traceback__ = error.__context__ = None
             self._in_loop(self.future.set_exception, error)
         else:
@@ -52,8 +52,8 @@ class _Job(Generic[T]):
             return  # the loop is closed, and with it whoever wanted to know
 
 
-class Worker:
-    """Runs what it is given, in its thread."""
+class WorkerThread:
+    """A thread that runs calls one after another."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,20 +67,20 @@ class Worker:
         """Run `work` in the thread when its turn comes.
 
         :param timeout: seconds, waiting for the turn included; ``None`` for as long as it takes.
-        :raise LateError: its time is up, or the thread takes no more.
+        :raise NoResultError: its time is up, or the thread takes no more.
         """
         job = _Job(work)
         with self._lock:
             if self._last is not None:
-                raise LateError
+                raise NoResultError
             self._put(job)
         try:
             await asyncio.wait({job.future}, timeout=timeout)
             if not job.future.done():
-                raise LateError
+                raise NoResultError
         finally:
             with self._lock:
-                job.left = True  # it is not begun from here on
+                job.abandoned = True  # it is not begun from here on
         return job.future.result()
 
     def finish(self, last: Callable[[], None]) -> asyncio.Future[None]:
@@ -103,7 +103,7 @@ class Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             with self._lock:
-                self.busy = not job.left
+                self.busy = not job.abandoned
             if self.busy:
                 job.run()
                 self.busy = False

@@ -19,7 +19,7 @@ from linkmgr.libvirt.calls import DomainState
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
 from linkmgr.libvirt.passthrough import LibvirtConnector
-from linkmgr.libvirt.pool import HELD_AFTER
+from linkmgr.libvirt.pool import HELD_AFTER_S
 from linkmgr.libvirt.side import Asking
 from linkmgr.libvirt.unknown import network_explained
 from linkmgr.testing.process import Child, execute, finish, until
@@ -291,7 +291,7 @@ async def test_eight_guests_whose_qemus_hang_delay_nothing_of_a_ninth() -> None:
                     took.append(own_time(*answering) - began)
                 assert max(took) < 0.4
                 assert sorted(took)[5] < 0.1
-                await asyncio.sleep(2 * HELD_AFTER)
+                await asyncio.sleep(2 * HELD_AFTER_S)
                 for name in hung:
                     with pytest.raises(LibvirtUnreachable, match="busy with it"):
                         await libvirt.set_link(name, MAC, True)

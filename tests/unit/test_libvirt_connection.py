@@ -27,9 +27,9 @@ from linkmgr.libvirt.domain_events import (
     lifecycle,
 )
 from linkmgr.libvirt.eventloop import READABLE, WRITABLE, EventLoop
-from linkmgr.libvirt.handle import Handle
-from linkmgr.libvirt.pool import AT_ONCE, HELD_AFTER, CallPool
-from linkmgr.libvirt.worker import LateError, Worker
+from linkmgr.libvirt.handle import LibvirtConnection
+from linkmgr.libvirt.pool import HELD_AFTER_S, MAX_RUNNING, ConnectionPool
+from linkmgr.libvirt.worker import NoResultError, WorkerThread
 from tests.own_time import own_time
 
 URI = "test:///default"
@@ -137,20 +137,20 @@ async def test_eight_domains_that_hang_delay_no_ninth_and_are_busy_themselves() 
         await asyncio.sleep(0)
         began = own_time(os.getpid())
         assert (await libvirt.domain("test")).name == "test"
-        assert own_time(os.getpid()) - began < HELD_AFTER
-        await asyncio.sleep(2 * HELD_AFTER)
+        assert own_time(os.getpid()) - began < HELD_AFTER_S
+        await asyncio.sleep(2 * HELD_AFTER_S)
         threads = threading.active_count()
         for each in hung:
             began = own_time(os.getpid())
             with pytest.raises(LibvirtUnreachable, match="busy with it") as busy:
                 await libvirt.domain(each)
-            assert own_time(os.getpid()) - began < HELD_AFTER
+            assert own_time(os.getpid()) - began < HELD_AFTER_S
             assert not busy.value.sent
         assert threading.active_count() == threads
         for _ in range(20):
             began = own_time(os.getpid())
             await libvirt.domain("test")
-            assert own_time(os.getpid()) - began < HELD_AFTER
+            assert own_time(os.getpid()) - began < HELD_AFTER_S
         await asyncio.gather(*stuck)  # and their callers have their answers, in the end
     for _ in range(40):
         if threading.active_count() <= before:
@@ -162,19 +162,21 @@ async def test_eight_domains_that_hang_delay_no_ninth_and_are_busy_themselves() 
 async def test_more_domains_than_may_be_asked_at_once_hang_and_delay_the_next_only_once() -> None:
     async with running() as libvirt:
         await libvirt.wait_connected(timeout=5)
-        names = [f"hung{number}" for number in range(AT_ONCE + 4)]
-        stuck = [asyncio.create_task(held(libvirt, 3 * HELD_AFTER, domain=each)) for each in names]
+        names = [f"hung{number}" for number in range(MAX_RUNNING + 4)]
+        stuck = [
+            asyncio.create_task(held(libvirt, 3 * HELD_AFTER_S, domain=each)) for each in names
+        ]
         await asyncio.sleep(0)
         began = own_time(os.getpid())
         await libvirt.domain("test")
-        assert own_time(os.getpid()) - began < 3 * HELD_AFTER
+        assert own_time(os.getpid()) - began < 3 * HELD_AFTER_S
         await asyncio.gather(*stuck)
         # Again, as of a guest that is stopped and goes on: now it is known whose calls are held.
         stuck = [asyncio.create_task(held(libvirt, 2.0, domain=each)) for each in names]
         await asyncio.sleep(0)
         began = own_time(os.getpid())
         await libvirt.domain("test")
-        assert own_time(os.getpid()) - began < HELD_AFTER
+        assert own_time(os.getpid()) - began < HELD_AFTER_S
         await asyncio.gather(*stuck)
 
 
@@ -201,7 +203,7 @@ async def test_whoever_leaves_a_call_that_hangs_leaves_it_held_all_the_same() ->
         await asyncio.sleep(0.05)
         stuck.cancel()
         await asyncio.wait({stuck})
-        await asyncio.sleep(HELD_AFTER)
+        await asyncio.sleep(HELD_AFTER_S)
         with pytest.raises(LibvirtUnreachable, match="busy with it"):
             await libvirt.domain("test")
         await asyncio.sleep(1.5)
@@ -223,11 +225,11 @@ async def test_with_too_many_held_calls_the_next_is_refused_at_once(
     async with running() as libvirt:
         await libvirt.wait_connected(timeout=5)
         stuck = [asyncio.create_task(held(libvirt, 1.0, domain=f"hung{n}")) for n in range(3)]
-        await asyncio.sleep(2 * HELD_AFTER)
+        await asyncio.sleep(2 * HELD_AFTER_S)
         began = own_time(os.getpid())
         with pytest.raises(LibvirtUnreachable, match="holds 3 calls") as refused:
             await libvirt.domain("test")
-        assert own_time(os.getpid()) - began < HELD_AFTER
+        assert own_time(os.getpid()) - began < HELD_AFTER_S
         assert not refused.value.sent
         await asyncio.gather(*stuck)
         assert len(await libvirt.domains()) == 1  # when they have ended, all is as before
@@ -236,17 +238,17 @@ async def test_with_too_many_held_calls_the_next_is_refused_at_once(
 async def test_however_many_calls_wait_for_a_libvirt_that_is_stopped_it_is_dialled_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    goes_on, dialled = threading.Event(), list[Handle]()
-    connect = Handle._connect
+    goes_on, dialled = threading.Event(), list[LibvirtConnection]()
+    connect = LibvirtConnection._connect
 
-    def stopped(handle: Handle, *arguments: Any) -> None:
-        dialled.append(handle)
+    def stopped(connection: LibvirtConnection, *arguments: Any) -> None:
+        dialled.append(connection)
         goes_on.wait(5)
-        connect(handle, *arguments)
+        connect(connection, *arguments)
 
     async with running() as libvirt:
         await libvirt.wait_connected(timeout=5)
-        monkeypatch.setattr(Handle, "_connect", stopped)
+        monkeypatch.setattr(LibvirtConnection, "_connect", stopped)
         stuck = asyncio.create_task(libvirt._call("waiting", "a", lambda *_: goes_on.wait(5), 5))
         await asyncio.sleep(0.02)
         for _ in range(5):  # one after another, each with time of its own
@@ -400,13 +402,13 @@ def test_the_run_directory_is_that_of_the_uri(monkeypatch: pytest.MonkeyPatch) -
 
 # --- the thread and the loop ----------------------------------------------------------------------
 async def test_calls_run_in_order_and_one_whose_caller_left_does_not_run() -> None:
-    worker, ran = Worker("a test"), list[int]()
+    worker, ran = WorkerThread("a test"), list[int]()
     release = threading.Event()
     first = asyncio.create_task(worker.call(lambda: release.wait(5)))
     async with asyncio.timeout(5):
         while not worker.busy:  # noqa: ASYNC110 - a thread tells no event
             await asyncio.sleep(0.001)
-    with pytest.raises(LateError):
+    with pytest.raises(NoResultError):
         await worker.call(lambda: ran.append(1), timeout=0.05)
     gone = asyncio.create_task(worker.call(lambda: ran.append(2)))
     rest = [asyncio.create_task(worker.call(lambda n=n: ran.append(n))) for n in (3, 4)]  # type: ignore[misc]
@@ -418,7 +420,7 @@ async def test_calls_run_in_order_and_one_whose_caller_left_does_not_run() -> No
     await asyncio.gather(*rest)
     assert ran == [3, 4]
     ended = worker.finish(lambda: ran.append(5))
-    with pytest.raises(LateError):
+    with pytest.raises(NoResultError):
         await worker.call(lambda: ran.append(6))
     await asyncio.wait_for(ended, 2)
     assert ran == [3, 4, 5]
@@ -428,18 +430,18 @@ async def test_a_connection_that_is_made_too_late_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     closed = threading.Event()
-    leave = Handle._leave
+    leave = LibvirtConnection._disconnect
 
-    def slow(handle: Handle, *_: object) -> None:
+    def slow(connection: LibvirtConnection, *_: object) -> None:
         time.sleep(0.3)
 
-    def noted(handle: Handle) -> None:
-        leave(handle)
+    def noted(connection: LibvirtConnection) -> None:
+        leave(connection)
         closed.set()
 
-    monkeypatch.setattr(Handle, "_leave", noted)
+    monkeypatch.setattr(LibvirtConnection, "_disconnect", noted)
     with pytest.raises(LibvirtUnreachable, match="did not answer within"):
-        await Handle.open(URI, slow, timeout=0.1)
+        await LibvirtConnection.open(URI, slow, timeout=0.1)
     assert await asyncio.to_thread(closed.wait, 2)
     await asyncio.sleep(0.05)
 
@@ -506,9 +508,9 @@ async def test_a_timer_rings_until_it_is_told_otherwise_from_any_thread() -> Non
 
 
 async def test_a_connection_of_the_pool_that_is_lost_alone_is_replaced() -> None:
-    first = await Handle.open(URI)
-    made = CallPool(first)
-    other = await Handle.open(URI)
+    first = await LibvirtConnection.open(URI)
+    made = ConnectionPool(first)
+    other = await LibvirtConnection.open(URI)
     other.lost.set()
     made._idle.append(other)
     assert await made.call("a name", "", lambda _, made: made.getHostname(), 2.0)
