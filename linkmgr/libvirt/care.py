@@ -18,7 +18,7 @@ from linkmgr.errors import BadRequest, LibvirtError, LinkmgrError
 from linkmgr.events import Event, EventKind, Events
 from linkmgr.journal import started_at
 from linkmgr.libvirt.apply import Applier
-from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
+from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import (
     AppliedState,
@@ -97,7 +97,7 @@ class DomainCare:
         self._budget = TimeBudget(burst=LISTING_BURST)
         self._listing = SingleFlight(self._list, "list domains")
         self._checking = SingleFlight(self._check, "check domains")
-        self._listening: list[Events | DomainEvents] = []
+        self._listening: list[Events | DomainEventSubscription] = []
 
     async def __aenter__(self) -> Self:
         """Begin: look at what is there, and listen."""
@@ -211,7 +211,7 @@ class DomainCare:
             else:
                 self._spawn(self._look(vm.name), f"look at domain {vm.name}")
 
-    async def _hear_libvirt(self, events: DomainEvents) -> None:
+    async def _hear_libvirt(self, events: DomainEventSubscription) -> None:
         async for event in events:
             try:
                 await self._on_libvirt(event)

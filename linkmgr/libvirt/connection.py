@@ -27,9 +27,9 @@ from linkmgr.libvirt import calls
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_events import (
     DomainEvent,
+    DomainEventBroadcast,
     DomainEventKind,
-    DomainEvents,
-    DomainHub,
+    DomainEventSubscription,
     lifecycle,
 )
 from linkmgr.libvirt.handle import LibvirtConnection
@@ -66,7 +66,7 @@ class Libvirt:
         self.run_dir = run_dir or default_run_dir(uri)
         self.problem: str | None = "it has not been tried yet"  #: why there is no connection
         self._hint: str | None = None  #: what to do about that
-        self._hub = DomainHub()
+        self._broadcast = DomainEventBroadcast()
         self._connection: LibvirtConnection | None = None
         self._pool: ConnectionPool | None = None
         self._up = asyncio.Event()
@@ -81,17 +81,17 @@ class Libvirt:
         """Whether this host has a libvirt at all, which may be stopped: else nothing is missed."""
         return self.connected or self.uri != "qemu:///system" or CONFIG_DIR.exists()
 
-    def events(self) -> DomainEvents:
-        """Listen from now on: an async iterator, with `close`.
+    def events(self) -> DomainEventSubscription:
+        """Subscribe from now on: an async iterator, with `close`.
 
         Its first event is `CONNECTED` once there is a connection. After each `CONNECTED` whatever
         libvirt says has to be compared: what happened meanwhile was told to nobody. It is told
         after the events are subscribed, so nothing is missed between the two.
         """
-        return self._hub.listen(connected=self.connected)
+        return self._broadcast.subscribe(connected=self.connected)
 
     async def run(self) -> None:
-        """Keep a connection, for ever; to be cancelled. Then listeners' iterations end."""
+        """Keep a connection, for ever; to be cancelled. Then all subscriptions end."""
         pause = FIRST_PAUSE
         try:
             while True:
@@ -108,7 +108,7 @@ class Libvirt:
                 pause = FIRST_PAUSE
                 await self._while_connected(connection)
         finally:
-            self._hub.close()
+            self._broadcast.close()
 
     async def wait_connected(self, *, timeout: float = TIMEOUT) -> None:
         """Wait until there is a connection.
@@ -242,11 +242,11 @@ class Libvirt:
         self._pool = ConnectionPool(connection)
         self._up.set()
         log.info("connected to libvirt at %s", self.uri)
-        self._hub.tell(DomainEvent(DomainEventKind.CONNECTED))
+        self._broadcast.tell(DomainEvent(DomainEventKind.CONNECTED))
         try:
             await connection.lost.wait()
             self._note(LibvirtUnreachable("the connection was lost"))
-            self._hub.tell(DomainEvent(DomainEventKind.LOST))
+            self._broadcast.tell(DomainEvent(DomainEventKind.LOST))
         finally:
             self._pool.close()
             self._connection = self._pool = None
@@ -305,7 +305,7 @@ class Libvirt:
         self, connection: LibvirtConnection, kind: DomainEventKind, domain: Any, detail: str
     ) -> None:
         if connection is self._connection:  # before CONNECTED nobody knows of what to compare
-            self._hub.tell(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
+            self._broadcast.tell(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
 
 
 def _look_for_daemon(uri: str) -> None:

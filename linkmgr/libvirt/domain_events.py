@@ -1,4 +1,4 @@
-"""What happens to libvirt's domains, and how it reaches whoever listens."""
+"""What happens to libvirt's domains, and how it reaches subscribers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from linkmgr.streams import Listeners, Stream
 
-LIMIT = 1000  #: events that wait for one slow listener
+MAX_PENDING_EVENTS = 1000  #: of one slow subscriber
 
 
 class DomainEventKind(StrEnum):
@@ -83,26 +83,26 @@ def lifecycle(event: int, detail: int) -> tuple[DomainEventKind, str] | None:
     return kind, known[detail] if 0 <= detail < len(known) else str(detail)
 
 
-class DomainEvents(Stream[DomainEvent]):
-    """One listener's events, from the moment it was made: an async iterator.
+class DomainEventSubscription(Stream[DomainEvent]):
+    """One subscriber's events from now on: an async iterator.
 
-    Instead of what a listener has missed, because it was `LIMIT` events behind, it is told
-    `CONNECTED`, which means the same: compare everything now.
+    A subscriber that is `MAX_PENDING_EVENTS` events behind loses the oldest ones. It gets
+    `CONNECTED` instead, which means the same: compare everything now.
     """
 
     def __init__(self) -> None:
-        super().__init__(LIMIT, lambda _: _CONNECTED)
+        super().__init__(MAX_PENDING_EVENTS, lambda _: _CONNECTED)
 
 
-class DomainHub(Listeners[DomainEvent]):
-    """Tells every listener of every event."""
+class DomainEventBroadcast(Listeners[DomainEvent]):
+    """Sends every event to every subscriber."""
 
-    def listen(self, *, connected: bool) -> DomainEvents:
-        """Begin to listen now.
+    def subscribe(self, *, connected: bool) -> DomainEventSubscription:
+        """Make a subscription that begins now.
 
         :param connected: whether there is a connection; then `CONNECTED` is the first event.
         """
-        events = DomainEvents()
+        events = DomainEventSubscription()
         if connected:
             events.put(_CONNECTED)
         self.add(events)

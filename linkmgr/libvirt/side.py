@@ -8,7 +8,7 @@ from typing import Protocol
 
 from linkmgr.errors import LibvirtUnreachable
 from linkmgr.libvirt.calls import DomainView
-from linkmgr.libvirt.domain_events import DomainEvents
+from linkmgr.libvirt.domain_events import DomainEventSubscription
 from linkmgr.libvirt.domains import Domain
 
 HOOK_SECONDS = 5.0  #: for which a call waits until a hook of the domain has ended
@@ -25,7 +25,7 @@ class LibvirtSide(Protocol):
     def installed(self) -> bool:
         """Whether this host has a libvirt at all, which may be stopped."""
 
-    def events(self) -> DomainEvents:
+    def events(self) -> DomainEventSubscription:
         """What happens, from now on; first `CONNECTED` if there is a connection."""
 
     async def domains(self) -> list[DomainView]:

@@ -17,7 +17,7 @@ import pytest
 from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, UnknownNetwork
 from linkmgr.libvirt.calls import DomainState
 from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents
+from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.libvirt.pool import HELD_AFTER_S
 from linkmgr.libvirt.side import Asking
@@ -38,7 +38,7 @@ exit 0
 
 
 @asynccontextmanager
-async def following(libvirtd: Libvirtd) -> AsyncIterator[tuple[Libvirt, DomainEvents]]:
+async def following(libvirtd: Libvirtd) -> AsyncIterator[tuple[Libvirt, DomainEventSubscription]]:
     libvirt = Libvirt(libvirtd.uri, run_dir=libvirtd.run / "libvirt/qemu")
     events = libvirt.events()
     task = asyncio.create_task(libvirt.run())
@@ -54,7 +54,7 @@ async def following(libvirtd: Libvirtd) -> AsyncIterator[tuple[Libvirt, DomainEv
 
 
 async def told(
-    events: DomainEvents, *wanted: tuple[DomainEventKind, str], timeout: float = 20.0
+    events: DomainEventSubscription, *wanted: tuple[DomainEventKind, str], timeout: float = 20.0
 ) -> list[DomainEvent]:
     """Wait for events of these kinds and details, in this order; others may lie between."""
     heard: list[DomainEvent] = []
@@ -135,7 +135,9 @@ async def test_a_domains_life_is_told_and_its_metadata_and_links_can_be_set() ->
         assert refused.value.no_domain
 
 
-async def _metadata(libvirtd: Libvirtd, libvirt: Libvirt, events: DomainEvents, uuid: str) -> None:
+async def _metadata(
+    libvirtd: Libvirtd, libvirt: Libvirt, events: DomainEventSubscription, uuid: str
+) -> None:
     """Live and config are two."""
     for live in (True, False):
         assert await libvirt.metadata(uuid, CABLES_NAMESPACE, live=live) is None
@@ -182,7 +184,7 @@ async def test_a_libvirtd_that_is_stopped_or_killed_costs_only_the_calls_of_that
 
 
 async def _killed_during_a_call_and_a_stop(
-    libvirtd: Libvirtd, libvirt: Libvirt, events: DomainEvents
+    libvirtd: Libvirtd, libvirt: Libvirt, events: DomainEventSubscription
 ) -> None:
     web1, web2 = await libvirt.domains()
     assert web1.pid is not None

@@ -26,7 +26,12 @@ from linkmgr.errors import (
 from linkmgr.events import Event, EventKind, Events, Switchboard
 from linkmgr.libvirt.calls import DomainState, DomainView
 from linkmgr.libvirt.care import DomainCare
-from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEvents, DomainHub
+from linkmgr.libvirt.domain_events import (
+    DomainEvent,
+    DomainEventBroadcast,
+    DomainEventKind,
+    DomainEventSubscription,
+)
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
@@ -268,7 +273,7 @@ class FakeLibvirt:
     """A libvirt with one domain, live and stored."""
 
     def __init__(self) -> None:
-        self.hub = DomainHub()
+        self.broadcast = DomainEventBroadcast()
         self.connected = self.installed = True
         self.live = self.stored = domain_xml()
         self.others: dict[str, str] = {}  #: more domains that run: the XML of each, by its uuid
@@ -282,7 +287,7 @@ class FakeLibvirt:
         self.gate.set()
 
     def tell(self, kind: DomainEventKind, detail: str = "") -> None:
-        self.hub.tell(DomainEvent(kind, UUID, "web1", detail))
+        self.broadcast.tell(DomainEvent(kind, UUID, "web1", detail))
 
     def edit(self, wanted: str) -> None:
         """Somebody changes the live metadata."""
@@ -290,8 +295,8 @@ class FakeLibvirt:
         self.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)
 
     # --- as Libvirt has it ---
-    def events(self) -> DomainEvents:
-        return self.hub.listen(connected=self.connected)
+    def events(self) -> DomainEventSubscription:
+        return self.broadcast.subscribe(connected=self.connected)
 
     async def domains(self) -> list[DomainView]:
         return [await self.domain(each) for each in (UUID, *self.others)]

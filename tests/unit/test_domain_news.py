@@ -353,7 +353,7 @@ async def test_the_end_of_a_guest_whose_name_no_vm_can_have_is_no_fault(
 ) -> None:
     async with lab.care():
         event = DomainEvent(DomainEventKind.STOPPED, UUID, "my guest", "destroyed")
-        lab.libvirt.hub.tell(event)
+        lab.libvirt.broadcast.tell(event)
         await lab.settle()
     assert caplog.text == ""
 

@@ -20,10 +20,10 @@ from linkmgr.errors import LibvirtRefused, LibvirtUnreachable
 from linkmgr.libvirt import binding, calls, connection, pool
 from linkmgr.libvirt.connection import Libvirt, default_run_dir
 from linkmgr.libvirt.domain_events import (
-    LIMIT,
+    MAX_PENDING_EVENTS,
     DomainEvent,
+    DomainEventBroadcast,
     DomainEventKind,
-    DomainHub,
     lifecycle,
 )
 from linkmgr.libvirt.eventloop import READABLE, WRITABLE, EventLoop
@@ -115,15 +115,15 @@ def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name(
 
 
 async def test_a_listener_that_is_too_slow_is_told_to_compare_instead() -> None:
-    hub = DomainHub()
-    slow = hub.listen(connected=True)
-    hub.tell(DomainEvent(K.LOST))
-    for number in range(LIMIT):
-        hub.tell(DomainEvent(K.STARTED, str(number)))
-    hub.close()
-    hub.close()
+    broadcast = DomainEventBroadcast()
+    slow = broadcast.subscribe(connected=True)
+    broadcast.tell(DomainEvent(K.LOST))
+    for number in range(MAX_PENDING_EVENTS):
+        broadcast.tell(DomainEvent(K.STARTED, str(number)))
+    broadcast.close()
+    broadcast.close()
     kinds = [event.kind async for event in slow]
-    assert kinds == [K.CONNECTED] + LIMIT * [K.STARTED]
+    assert kinds == [K.CONNECTED] + MAX_PENDING_EVENTS * [K.STARTED]
 
 
 # --- calls ----------------------------------------------------------------------------------------
