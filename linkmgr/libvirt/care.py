@@ -32,7 +32,7 @@ from linkmgr.libvirt.hooks import HookAnswer, Hooks
 from linkmgr.libvirt.listing import Listing
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
 from linkmgr.libvirt.raw_ports import InlineNetworks
-from linkmgr.libvirt.side import Asking, LibvirtSide
+from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
 from linkmgr.libvirt.silent import SECONDS, silent
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
@@ -78,18 +78,18 @@ class DomainCare:
     def __init__(
         self,
         manager: LinkManager,
-        libvirt: LibvirtSide | None,
+        libvirt: LibvirtApi | None,
         *,
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
         self.manager = manager
         self.known = Domains(manager.documents)
-        self.asking = Asking(libvirt)
+        self.gateway = HookSafeLibvirt(libvirt)
         self._libvirt = libvirt
         self._inline_networks = InlineNetworks(manager)
         self.applier = Applier(manager, self._inline_networks)
         self._hooks = Hooks(self.known, manager, self._inline_networks)
-        self.verbs = DomainVerbs(manager, self.known, self.asking, self._on_save_failed)
+        self.verbs = DomainVerbs(manager, self.known, self.gateway, self._on_save_failed)
         self._pauses = pauses
         self.began = 0.0  #: when, in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -282,7 +282,7 @@ class DomainCare:
         if new and vm.running is False:
             return  # libvirt sets links itself until it runs; and a guest on its way in has no net
         try:
-            xml = await self.asking.live_xml(domain)
+            xml = await self.gateway.live_xml(domain)
         except LibvirtError:
             if new and self._libvirt is None:
                 return  # without libvirt only a hook says what is asked for

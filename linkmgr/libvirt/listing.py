@@ -16,7 +16,7 @@ from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_docu
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.refusals import KINDS, can_be_vm, rename_command
-from linkmgr.libvirt.side import LibvirtSide
+from linkmgr.libvirt.side import LibvirtApi
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, DomainNicInfo, LinkState, Nic, VmInfo
 from linkmgr.untrusted import shell_command
@@ -42,7 +42,7 @@ class Listing:
         self,
         manager: LinkManager,
         known: Domains,
-        libvirt: LibvirtSide | None,
+        libvirt: LibvirtApi | None,
         budget: TimeBudget,
     ) -> None:
         self._known = known
@@ -64,7 +64,7 @@ class Listing:
         looks = [await self._one(self._libvirt, each) for each in await self._libvirt.domains()]
         return [info for info in looks if info is not None]
 
-    async def _one(self, libvirt: LibvirtSide, view: DomainView) -> DomainInfo | None:
+    async def _one(self, libvirt: LibvirtApi, view: DomainView) -> DomainInfo | None:
         """Look at one domain: one that cannot be looked at hides no other."""
         domain = self._known.known(view.uuid)
         if domain is not None and domain.running_hooks:  # libvirt would not answer
@@ -86,14 +86,14 @@ class Listing:
             return self._unseen(view.name, view.uuid, view.state)
         return info
 
-    async def _read(self, libvirt: LibvirtSide, view: DomainView, *, live: bool) -> Document:
+    async def _read(self, libvirt: LibvirtApi, view: DomainView, *, live: bool) -> Document:
         xml = await libvirt.xml(view.uuid, live=live)
         await asyncio.sleep(self._budget.wait)
         with self._budget.spending():
             return read_document(xml, view.name)
 
     async def _prepared_later(
-        self, libvirt: LibvirtSide, view: DomainView, document: Document
+        self, libvirt: LibvirtApi, view: DomainView, document: Document
     ) -> set[str]:
         """Aliases and addresses of the NICs that were prepared since the domain was started."""
         here = records_of(document)
@@ -108,7 +108,7 @@ class Listing:
         later = [nic for nic in nics_of(stored) if nic.alias in records_of(stored)]
         return {nic.alias for nic in later} | {nic.mac for nic in later if nic.mac}
 
-    async def _is_old(self, libvirt: LibvirtSide, view: DomainView, document: Document) -> bool:
+    async def _is_old(self, libvirt: LibvirtApi, view: DomainView, document: Document) -> bool:
         """Whether it was prepared by an older linkmgr, or damaged, and is so at its next start."""
         if not monitor_xml.is_outdated(document) or not view.persistent:
             return False

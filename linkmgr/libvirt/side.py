@@ -1,4 +1,4 @@
-"""What `DomainCare` needs of libvirt, and how it asks: never while a hook of the domain waits."""
+"""libvirt as `DomainCare` needs it, and never called while a hook of the domain waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linkmgr.libvirt.domains import Domain
 HOOK_SECONDS = 5.0  #: for which a call waits until a hook of the domain has ended
 
 
-class LibvirtSide(Protocol):
+class LibvirtApi(Protocol):
     """libvirt; see `linkmgr.libvirt.connection.Libvirt`. All but `events` raise `LibvirtError`."""
 
     @property
@@ -46,8 +46,8 @@ class LibvirtSide(Protocol):
         """Replace one element of a domain's ``<metadata>``; ``None`` removes it."""
 
 
-class Asking:
-    """Asks libvirt on behalf of a domain.
+class HookSafeLibvirt:
+    """libvirt, not called about a domain while a hook of it runs.
 
     A hook that libvirt waits for holds the domain: a call about it would wait for the hook, and the
     hook perhaps for us. So it is not made then, and given up when a hook brings the answer.
@@ -55,22 +55,22 @@ class Asking:
     :param libvirt: ``None`` when the service is told to do without.
     """
 
-    def __init__(self, libvirt: LibvirtSide | None) -> None:
+    def __init__(self, libvirt: LibvirtApi | None) -> None:
         self._libvirt = libvirt
 
     @property
-    def without(self) -> bool:
+    def disabled(self) -> bool:
         """Whether the service is told to do without libvirt."""
         return self._libvirt is None
 
     @property
-    def absent(self) -> bool:
+    def not_installed(self) -> bool:
         """Whether this host has no libvirt at all."""
         return self._libvirt is not None and not self._libvirt.installed
 
     @property
-    def side(self) -> LibvirtSide:
-        """What is asked.
+    def api(self) -> LibvirtApi:
+        """The API itself, whether or not a hook waits.
 
         :raise LibvirtUnreachable: when the service does without.
         """
@@ -81,20 +81,20 @@ class Asking:
             )
         return self._libvirt
 
-    async def quiet(self, domain: Domain) -> LibvirtSide:
+    async def after_hooks(self, domain: Domain) -> LibvirtApi:
         """libvirt, when no hook of the domain waits.
 
         :raise LibvirtUnreachable: when one waits for too long.
         """
-        side = self.side
+        api = self.api
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HOOK_SECONDS):
                 while domain.running_hooks:  # noqa: ASYNC110 - a hook has no end that could be told
                     await asyncio.sleep(0.05)
-        self.check(domain)
-        return side
+        self.unless_hook(domain)
+        return api
 
-    def check(self, domain: Domain) -> LibvirtSide:
+    def unless_hook(self, domain: Domain) -> LibvirtApi:
         """libvirt, if no hook of the domain waits now.
 
         :raise LibvirtUnreachable: when one does.
@@ -103,7 +103,7 @@ class Asking:
             raise LibvirtUnreachable(
                 f"a hook of domain {domain.name} waits, and libvirt with it", hint="try again"
             )
-        return self.side
+        return self.api
 
     async def live_xml(self, domain: Domain) -> str:
         """The XML of the process that runs: from its hook if that has brought it, or from libvirt.
@@ -112,17 +112,17 @@ class Asking:
         """
         if domain.hook_xml is not None:
             return domain.hook_xml
-        asked = asyncio.ensure_future(self._asked(domain))
+        from_libvirt = asyncio.ensure_future(self._xml_from_libvirt(domain))
         from_hook = asyncio.ensure_future(domain.hook_xml_ready.wait())
         try:
-            await asyncio.wait({asked, from_hook}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({from_libvirt, from_hook}, return_when=asyncio.FIRST_COMPLETED)
             if domain.hook_xml is not None:
                 return domain.hook_xml
-            return await asked
+            return await from_libvirt
         finally:
-            for task in (asked, from_hook):
+            for task in (from_libvirt, from_hook):
                 task.cancel()
-            await asyncio.gather(asked, from_hook, return_exceptions=True)
+            await asyncio.gather(from_libvirt, from_hook, return_exceptions=True)
 
-    async def _asked(self, domain: Domain) -> str:
-        return await (await self.quiet(domain)).xml(domain.uuid, live=True)
+    async def _xml_from_libvirt(self, domain: Domain) -> str:
+        return await (await self.after_hooks(domain)).xml(domain.uuid, live=True)

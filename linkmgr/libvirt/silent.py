@@ -15,7 +15,7 @@ from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
-from linkmgr.libvirt.side import LibvirtSide
+from linkmgr.libvirt.side import LibvirtApi
 from linkmgr.model import Finding
 from linkmgr.untrusted import shell_command
 
@@ -27,7 +27,7 @@ PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait 
 
 
 async def silent(
-    libvirt: LibvirtSide | None, known: Collection[str], budget: TimeBudget
+    libvirt: LibvirtApi | None, known: Collection[str], budget: TimeBudget
 ) -> list[Finding]:
     """Find them, as far as libvirt says in time what runs.
 
@@ -48,7 +48,7 @@ async def silent(
     return found
 
 
-async def _look(libvirt: LibvirtSide, view: DomainView, budget: TimeBudget) -> list[Finding]:
+async def _look(libvirt: LibvirtApi, view: DomainView, budget: TimeBudget) -> list[Finding]:
     """Look at one guest. One that cannot be looked at hides no other."""
     try:
         xml = await libvirt.xml(view.uuid, live=True)

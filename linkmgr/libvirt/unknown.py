@@ -11,7 +11,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domains
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
-from linkmgr.libvirt.side import Asking, LibvirtSide
+from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
 from linkmgr.model import DirectMode
 from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command, shell_word
@@ -20,7 +20,9 @@ _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into
 PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
 
 
-async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking) -> UnknownVm:
+async def explained(
+    error: UnknownVm, name: str, known: Domains, gateway: HookSafeLibvirt
+) -> UnknownVm:
     """Say of a VM that is not known what its domain lacks.
 
     :return: the error itself when libvirt has no such domain, is not there, or does not say in
@@ -31,11 +33,11 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
         return error
     try:
         async with asyncio.timeout(PATIENCE):
-            side = asking.side
-            view = await side.domain(name)
+            api = gateway.api
+            view = await api.domain(name)
             if view.name == name:  # and was not asked for by its uuid
                 try:
-                    return await _of(view, side)
+                    return await _of(view, api)
                 except (BadMetadata, LibvirtRefused) as unreadable:
                     return _unreadable(view, unreadable)
     except (LinkmgrError, TimeoutError):
@@ -45,14 +47,16 @@ async def explained(error: UnknownVm, name: str, known: Domains, asking: Asking)
     return error
 
 
-async def network_explained(error: UnknownNetwork, name: str, asking: Asking) -> UnknownNetwork:
+async def network_explained(
+    error: UnknownNetwork, name: str, gateway: HookSafeLibvirt
+) -> UnknownNetwork:
     """Say of a network that is not known that libvirt has one of that name, and how to use it.
 
     :return: the error itself when libvirt has none, is not there, or does not say in time.
     """
     try:
         async with asyncio.timeout(PATIENCE):
-            text = await asking.side.network_xml(name)
+            text = await gateway.api.network_xml(name)
         return error if text is None else _of_network(name, read_document(text, name))
     except (LinkmgrError, TimeoutError):
         return error
@@ -83,12 +87,12 @@ def _of_network(name: str, document: Document) -> UnknownNetwork:
     )
 
 
-async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:
+async def _of(view: DomainView, api: LibvirtApi) -> UnknownVm:
     name = view.name
     prepare = f"run '{shell_command('linkmgr prepare', name, '--define')}'"
     if not view.persistent:
         prepare = "prepare the file that it is created from ('linkmgr prepare --xml FILE.xml')"
-    stored = await _prepared(view, side, live=False)
+    stored = await _prepared(view, api, live=False)
     if not view.active:
         if stored:
             start = shell_command("virsh start", name)
@@ -96,7 +100,7 @@ async def _of(view: DomainView, side: LibvirtSide) -> UnknownVm:
             return UnknownVm(f"domain {name} is {view.state}", hint=hint)
         what = f"domain {name} is {view.state}, and was never prepared"
         return UnknownVm(what, hint=f"{prepare}, then start it")
-    if await _prepared(view, side, live=True):
+    if await _prepared(view, api, live=True):
         return UnknownVm(
             f"domain {name} runs and is prepared, but its QEMU has not dialled",
             hint="try again if it has just been started; else 'linkmgr check' says what to look at",
@@ -124,5 +128,5 @@ def _unreadable(view: DomainView, error: BadMetadata | LibvirtRefused) -> Unknow
     )
 
 
-async def _prepared(view: DomainView, side: LibvirtSide, *, live: bool) -> bool:
-    return bool(records_of(read_document(await side.xml(view.uuid, live=live), view.name)))
+async def _prepared(view: DomainView, api: LibvirtApi, *, live: bool) -> bool:
+    return bool(records_of(read_document(await api.xml(view.uuid, live=live), view.name)))

@@ -38,7 +38,7 @@ from linkmgr.libvirt.metadata import (
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import inline_network_of
 from linkmgr.libvirt.records import records_of
-from linkmgr.libvirt.side import Asking
+from linkmgr.libvirt.side import HookSafeLibvirt
 from linkmgr.libvirt.unknown import explained, network_explained
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
@@ -73,13 +73,13 @@ class DomainVerbs:
         self,
         manager: LinkManager,
         known: Domains,
-        asking: Asking,
+        gateway: HookSafeLibvirt,
         on_save_failed: Callable[[Domain, LinkmgrError], None],
     ) -> None:
         self._on_save_failed = on_save_failed
         self._manager = manager
         self._known = known
-        self._asking = asking
+        self._gateway = gateway
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
         """Which NIC a name means: as `LinkManager.resolve`; also one of a domain that is off.
@@ -94,7 +94,7 @@ class DomainVerbs:
             if found := await self._in_stored(name, vm):
                 return found
             if isinstance(error, UnknownVm):
-                raise await explained(error, vm, self._known, self._asking) from None
+                raise await explained(error, vm, self._known, self._gateway) from None
             raise
 
     async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
@@ -104,11 +104,11 @@ class DomainVerbs:
             return None
         try:
             async with asyncio.timeout(NAMING_SECONDS):
-                side = self._asking.side
-                view = await side.domain(vm)
+                api = self._gateway.api
+                view = await api.domain(vm)
                 if view.name != vm or view.active:
                     return None
-                document = read_document(await side.xml(view.uuid, live=False), vm)
+                document = read_document(await api.xml(view.uuid, live=False), vm)
         except (LinkmgrError, TimeoutError):
             return None
         nics = [
@@ -140,7 +140,7 @@ class DomainVerbs:
                 await self._asking_for(ref, target, how),
             )
         except UnknownNetwork as error:
-            raise await network_explained(error, str(target), self._asking) from None
+            raise await network_explained(error, str(target), self._gateway) from None
 
     async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
         """Take a NIC off its cable; see `LinkManager.unplug` and `plug`."""
@@ -244,14 +244,14 @@ class DomainVerbs:
         try:
             return await live()
         except UnknownVm as error:
-            raise await explained(error, ref.vm, self._known, self._asking) from None
+            raise await explained(error, ref.vm, self._known, self._gateway) from None
 
     async def _now(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the guest that runs, then what its live metadata says."""
         with contextlib.suppress(LinkmgrError):
-            await self._asking.quiet(domain)
+            await self._gateway.after_hooks(domain)
         async with domain.lock:
             outcome = await live()
             notes: tuple[str, ...] = ()
@@ -264,7 +264,7 @@ class DomainVerbs:
             try:
                 desired = (await self.save_edits(domain))[1].get(ref.alias)
             except LinkmgrError as error:
-                if isinstance(error, LibvirtError) and not self._asking.without:
+                if isinstance(error, LibvirtError) and not self._gateway.disabled:
                     self._on_save_failed(domain, error)
                 else:  # no XML can say it, or none that is there: nothing to write later
                     domain.unsaved_edits.remove(edit)
@@ -310,11 +310,11 @@ class DomainVerbs:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
         if not any(each.name == vm for each in self._manager.seen()[0]):
             return False
-        if self._asking.absent or self._asking.without:
+        if self._gateway.not_installed or self._gateway.disabled:
             return True
         try:
             async with asyncio.timeout(NAMING_SECONDS):
-                await self._asking.side.domain(vm)
+                await self._gateway.api.domain(vm)
         except LibvirtRefused as error:
             return error.no_domain
         except (LibvirtError, TimeoutError):
@@ -330,7 +330,7 @@ class DomainVerbs:
         :raise LibvirtError: it could not be written.
         """
         try:
-            view = None if self._asking.absent else await self._asking.side.domain(ref.vm)
+            view = None if self._gateway.not_installed else await self._gateway.api.domain(ref.vm)
         except LibvirtRefused as error:
             if not error.no_domain:
                 raise
@@ -348,9 +348,9 @@ class DomainVerbs:
             )
         domain = self._known.get(view.uuid, view.name)
         async with domain.lock:
-            side = await self._asking.quiet(domain)
+            api = await self._gateway.after_hooks(domain)
             with _named(domain):
-                document = read_document(await side.xml(domain.uuid, live=False), domain.name)
+                document = read_document(await api.xml(domain.uuid, live=False), domain.name)
             nic, prepared = self._stored(ref, document)
             before, after = await self._write(domain, edit, live=False, document=document)
         cable = after.get(ref.alias)
@@ -373,14 +373,14 @@ class DomainVerbs:
 
         :raise LinkmgrError: nothing was written, or libvirt did not say so.
         """
-        side = self._asking.check(domain)
+        api = self._gateway.unless_hook(domain)
         with _named(domain):
             if document is None:
-                document = read_document(await side.xml(domain.uuid, live=live), domain.name)
+                document = read_document(await api.xml(domain.uuid, live=live), domain.name)
             before = desired_cables_of(document)
             after = edit(before)
             if after != before:
-                await side.set_metadata(
+                await api.set_metadata(
                     domain.uuid, CABLES_NAMESPACE, CABLES_PREFIX,
                     render(after) if after.by_nic else None, live=live, config=not live,
                 )  # fmt: skip

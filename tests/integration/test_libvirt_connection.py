@@ -20,7 +20,7 @@ from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.libvirt.pool import HELD_AFTER_S
-from linkmgr.libvirt.side import Asking
+from linkmgr.libvirt.side import HookSafeLibvirt
 from linkmgr.libvirt.unknown import network_explained
 from linkmgr.testing.process import Child, execute, finish, until
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
@@ -87,7 +87,7 @@ async def test_a_network_of_libvirts_own_is_found_by_its_name_and_explained() ->
         assert await libvirt.network_xml("nope") is None
         assert "br-lab" in str(await libvirt.network_xml("lab"))
         unknown = UnknownNetwork("there is no network lab", hint="create it first")
-        told_of = await network_explained(unknown, "lab", Asking(libvirt))
+        told_of = await network_explained(unknown, "lab", HookSafeLibvirt(libvirt))
         assert str(told_of) == (
             "lab is a network of libvirt's own (bridge, bridge br-lab), and linkmgr has none of "
             "that name. To do: run 'linkmgr network create lab bridge bridge=br-lab', then plug "
