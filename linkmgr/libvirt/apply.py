@@ -36,8 +36,8 @@ MAX_TOLD, MAX_TEXT = 10, 300
 _FINAL = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
 
 
-class Applier:
-    """Applies cables through the verbs.
+class CableApplier:
+    """Applies desired cables through the verbs.
 
     :param manager: plugs, unplugs and sets links.
     :param inline_networks: makes those that a cable describes.
@@ -47,8 +47,8 @@ class Applier:
         self._manager = manager
         self._inline_networks = inline_networks
 
-    def look(self, domain: Domain, document: Document) -> None:
-        """Look whether each prepared NIC is on its hub. One that is not is a failure."""
+    def check_wiring(self, domain: Domain, document: Document) -> None:
+        """Check that each prepared NIC is on its hub. One that is not is a failure."""
         for nic, seen in self._prepared(domain, document):
             if seen.state is NicState.UNMANAGED:
                 self.note_failure(domain, nic.alias, _off_hub(nic, seen))
@@ -62,14 +62,14 @@ class Applier:
         nics = self._prepared(domain, document)
         await asyncio.gather(*(self._wire(*each) for each in nics))
 
-    async def carry_out(self, domain: Domain) -> bool:
-        """Do what is still to be done; whether all that waits is done now.
+    async def apply_pending(self, domain: Domain) -> bool:
+        """Apply the pending states; return whether none is left that is retried.
 
         The domain's lock is held, and it has an applied state.
         """
         assert domain.applied_state is not None
         done = await asyncio.gather(
-            *(self._one(domain, each) for each in domain.applied_state.pending)
+            *(self._apply(domain, each) for each in domain.applied_state.pending)
         )
         domain.applied_state = domain.applied_state.with_states(*done)
         left = [domain.failures.get(each.cable.nic) for each in domain.applied_state.pending]
@@ -90,7 +90,7 @@ class Applier:
             code=failure.code, what=failure.what, hint=failure.hint, waits=failure.retried,
         )  # fmt: skip
 
-    async def _one(self, domain: Domain, desired: DesiredState) -> DesiredState:
+    async def _apply(self, domain: Domain, desired: DesiredState) -> DesiredState:
         cable = desired.cable
         here = domain.failures.get(cable.nic)
         if here is not None and here.code == _OFF_HUB:

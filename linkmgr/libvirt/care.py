@@ -1,4 +1,4 @@
-"""Brings libvirt's domains and their cables together.
+"""The controller of libvirt's domains: applies the cables that their XML asks for.
 
 Who tells what: the listener that a QEMU has dialled (`on_new`), QEMU that it runs (the events of
 `LinkManager`), libvirt that somebody changed the metadata (its events), libvirt's hook what is
@@ -17,7 +17,7 @@ from linkmgr.budget import TimeBudget
 from linkmgr.errors import BadRequest, LibvirtError, LinkmgrError
 from linkmgr.events import Event, EventKind, Events
 from linkmgr.journal import started_at
-from linkmgr.libvirt.apply import Applier
+from linkmgr.libvirt.apply import CableApplier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import (
@@ -28,8 +28,8 @@ from linkmgr.libvirt.domains import (
     Domains,
     Process,
 )
-from linkmgr.libvirt.hooks import HookAnswer, Hooks
-from linkmgr.libvirt.listing import Listing
+from linkmgr.libvirt.hooks import HookAnswer, HookHandler
+from linkmgr.libvirt.listing import DomainInventory
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
@@ -50,9 +50,9 @@ LISTING_BURST = 0.5
 #: Processor seconds that it takes to try one cable, about (measured: 0.3 ms where it fails).
 WISH_SECONDS = 0.001
 
-_LOOK = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
-_MORE = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
-_FREEING = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
+_VM_READY = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
+_TARGET_ADDED = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
+_TARGET_FREED = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
 
 
 class Dialled(Protocol):
@@ -67,8 +67,8 @@ class Dialled(Protocol):
         """The domain's uuid."""
 
 
-class DomainCare:
-    """Looks after libvirt's domains. An asynchronous context manager.
+class DomainController:
+    """The controller of libvirt's domains. An asynchronous context manager.
 
     :param manager: entered already, and closed later.
     :param libvirt: ``None`` does without: then only hooks tell what a domain asks for.
@@ -87,37 +87,37 @@ class DomainCare:
         self.gateway = HookSafeLibvirt(libvirt)
         self._libvirt = libvirt
         self._inline_networks = InlineNetworks(manager)
-        self.applier = Applier(manager, self._inline_networks)
-        self._hooks = Hooks(self.known, manager, self._inline_networks)
+        self.applier = CableApplier(manager, self._inline_networks)
+        self._hooks = HookHandler(self.known, manager, self._inline_networks)
         self.verbs = DomainVerbs(manager, self.known, self.gateway, self._on_save_failed)
         self._pauses = pauses
-        self.began = 0.0  #: when, in the event loop's time
+        self.start_time = 0.0  #: in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
         #: What looks at all domains may cost that anybody may ask for.
         self._budget = TimeBudget(burst=LISTING_BURST)
         self._listing = SingleFlight(self._list, "list domains")
         self._checking = SingleFlight(self._check, "check domains")
-        self._listening: list[Events | DomainEventSubscription] = []
+        self._subscriptions: list[Events | DomainEventSubscription] = []
 
     async def __aenter__(self) -> Self:
         """Begin: look at what is there, and listen."""
-        self.began = asyncio.get_running_loop().time()
+        self.start_time = asyncio.get_running_loop().time()
         await self.known.load()
         events = self.manager.events()
-        self._listening.append(events)
-        self._spawn(self._hear(events), "listen for VMs")
+        self._subscriptions.append(events)
+        self._spawn(self._follow_events(events), "follow VMs")
         if self._libvirt is not None:
-            told = self._libvirt.events()
-            self._listening.append(told)
-            self._spawn(self._hear_libvirt(told), "listen to libvirt")
-        self._look_at_all()
+            domain_events = self._libvirt.events()
+            self._subscriptions.append(domain_events)
+            self._spawn(self._follow_libvirt(domain_events), "follow libvirt")
+        self._reconcile_all()
         await self._inline_networks.remove_unused()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop. Guests stay on the cables that they have."""
-        for listening in self._listening:
-            listening.close()
+        for each in self._subscriptions:
+            each.close()
         await asyncio.gather(self._listing.close(), self._checking.close())
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
@@ -158,7 +158,7 @@ class DomainCare:
         return list(await self._listing.get())
 
     async def _list(self) -> list[DomainInfo]:
-        return await Listing(self.manager, self.known, self._libvirt, self._budget).all()
+        return await DomainInventory(self.manager, self.known, self._libvirt, self._budget).all()
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
@@ -175,13 +175,13 @@ class DomainCare:
     async def _check(self) -> list[Finding]:
         known = {vm.name for vm in self.manager.seen()[0]}
         known |= {domain.name for domain in self.known if domain.failures or domain.running_hooks}
-        if asyncio.get_running_loop().time() - self.began < SECONDS:
+        if asyncio.get_running_loop().time() - self.start_time < SECONDS:
             return self.findings()
         return [*self.findings(), *await silent(self._libvirt, known, self._budget)]
 
-    # ------------------------------------------------------------------ what is heard
+    # ------------------------------------------------------------------ events
 
-    async def _hear(self, events: Events) -> None:
+    async def _follow_events(self, events: Events) -> None:
         async for event in events:
             try:
                 self._on_event(event)
@@ -189,92 +189,92 @@ class DomainCare:
                 log.exception("the event %s of %s was not handled", event.kind, event.subject)
 
     def _on_event(self, event: Event) -> None:
-        if event.kind in _LOOK:
-            self._spawn(self._look(event.subject), f"look at domain {event.subject}")
+        if event.kind in _VM_READY:
+            self._spawn(self._reconcile(event.subject), f"reconcile domain {event.subject}")
         elif event.kind is EventKind.VM_REMOVED:
             if (domain := self.known.find(event.subject)) is not None:
                 domain.wired_for = None  # whoever adds it again does that anew
         elif event.kind is EventKind.VM_GONE:
-            self._spawn(self._gone(event.subject), f"forget domain {event.subject}")
+            self._spawn(self._on_process_gone(event.subject), f"forget domain {event.subject}")
         elif event.kind is EventKind.OVERFLOW:
-            self._look_at_all()
-        if event.kind in _MORE:
-            self._try_again({"unknown-network", "unknown-port"})
-        elif event.kind in _FREEING:
-            self._try_again({"port-in-use", "mac-in-use"})
+            self._reconcile_all()
+        if event.kind in _TARGET_ADDED:
+            self._retry_failed_with({"unknown-network", "unknown-port"})
+        elif event.kind in _TARGET_FREED:
+            self._retry_failed_with({"port-in-use", "mac-in-use"})
             self._spawn(self._inline_networks.remove_unused(), "tidy inline networks")
 
-    def _look_at_all(self) -> None:
+    def _reconcile_all(self) -> None:
         for vm in self.manager.seen()[0]:
             if vm.state is VmState.GONE:
-                self._spawn(self._gone(vm.name), f"forget domain {vm.name}")
+                self._spawn(self._on_process_gone(vm.name), f"forget domain {vm.name}")
             else:
-                self._spawn(self._look(vm.name), f"look at domain {vm.name}")
+                self._spawn(self._reconcile(vm.name), f"reconcile domain {vm.name}")
 
-    async def _hear_libvirt(self, events: DomainEventSubscription) -> None:
+    async def _follow_libvirt(self, events: DomainEventSubscription) -> None:
         async for event in events:
             try:
-                await self._on_libvirt(event)
+                await self._on_libvirt_event(event)
             except LinkmgrError as error:
                 log.warning("libvirt: %s", error)
             except Exception:
                 log.exception("the event %s of domain %s was not handled", event.kind, event.name)
 
-    async def _on_libvirt(self, event: DomainEvent) -> None:
+    async def _on_libvirt_event(self, event: DomainEvent) -> None:
         match event.kind:
             case DomainEventKind.CONNECTED:
                 for domain in self.known:
                     domain.drop_hook_xml()
-                self._look_at_all()
+                self._reconcile_all()
             case DomainEventKind.METADATA if event.detail == CABLES_NAMESPACE:
                 known = self.known.known(event.uuid)
                 if known is not None:
                     known.drop_hook_xml()
-                if known is None or not known.look_queued:  # else the look that waits will see it
-                    self._spawn(self._look(event.name), f"look at domain {event.name}")
+                if known is None or not known.reconcile_queued:  # else the queued one will see it
+                    self._spawn(self._reconcile(event.name), f"reconcile domain {event.name}")
             case DomainEventKind.STOPPED:
-                # Of one whose process linkmgr cannot watch nobody else tells.
-                self._spawn(self._gone(event.name), f"forget domain {event.name}")
+                # For a process that we cannot watch this is the only notice of its exit.
+                self._spawn(self._on_process_gone(event.name), f"forget domain {event.name}")
             case _:
                 pass
 
-    def _try_again(self, codes: set[str]) -> None:
+    def _retry_failed_with(self, codes: set[str]) -> None:
         for domain in self.known:
             if any(each.code in codes for each in domain.failures.values()):
-                self._spawn(self._look(domain.name), f"look at domain {domain.name}")
+                self._spawn(self._reconcile(domain.name), f"reconcile domain {domain.name}")
 
     # ------------------------------------------------------------------ what is done
 
-    async def _look(self, name: str) -> None:
-        """Bring about what the domain of a VM asks for, if it is one and its process runs."""
+    async def _reconcile(self, name: str) -> None:
+        """Apply what the domain of a VM asks for, if it is one and its process runs."""
         vm = self._vm(name)
         if vm is None or vm.state is not VmState.ANSWERS:
             return
         found = await self._identify(vm)
-        if found is None or found[0].look_queued:
-            return  # the look that waits already will see it
+        if found is None or found[0].reconcile_queued:
+            return  # the queued one will see it
         domain, process = found
-        domain.look_queued = True
+        domain.reconcile_queued = True
         await asyncio.sleep(domain.budget.wait)
         async with domain.lock:
-            domain.look_queued = False
+            domain.reconcile_queued = False
             if self.known.get(domain.uuid, domain.name) is not domain:  # it ended meanwhile
-                self._spawn(self._look(name), f"look at domain {name}")
+                self._spawn(self._reconcile(name), f"reconcile domain {name}")
                 return
             vm = self._vm(name)
             if vm is None or vm.state is not VmState.ANSWERS:
                 return
             try:
-                await self._bring_about(domain, vm, process)
+                await self._apply(domain, vm, process)
             except LinkmgrError as error:
                 retried = not isinstance(error, BadRequest)  # somebody has to write it anew
                 self.applier.note_failure(domain, "", ApplyFailure.of(error, retried=retried))
                 if retried:
-                    self._later(domain)
+                    self._schedule_retry(domain)
             await self.known.save()
 
-    async def _bring_about(self, domain: Domain, vm: VmInfo, process: Process) -> None:
-        """As `_look`. The domain's lock is held.
+    async def _apply(self, domain: Domain, vm: VmInfo, process: Process) -> None:
+        """See `_reconcile`. The domain's lock is held.
 
         :raise LinkmgrError: what it asks for is not known, or cannot be read.
         """
@@ -287,7 +287,7 @@ class DomainCare:
             if new and self._libvirt is None:
                 return  # without libvirt only a hook says what is asked for
             if not new:
-                await self._carry_out(domain)  # that much is known
+                await self._apply_pending(domain)  # that much is known
             if new or (self._libvirt is not None and self._libvirt.connected):
                 raise
             return  # while it is away nobody need ask: all is compared when it is back
@@ -301,7 +301,7 @@ class DomainCare:
             with domain.budget.spending():
                 document = read_document(xml, domain.name)
             if domain.wired_for != process:
-                self.applier.look(domain, document)
+                self.applier.check_wiring(domain, document)
             try:
                 wanted = desired_cables_of(document)
                 done = (
@@ -315,7 +315,7 @@ class DomainCare:
                 self.applier.note_failure(domain, "", None)
                 await self._save_edits(domain, document)
                 await self.known.save()  # before: what a crash cuts off is done after the restart
-                await self._carry_out(domain)
+                await self._apply_pending(domain)
             finally:  # also when its metadata cannot be read
                 if domain.wired_for != process:
                     await self.applier.wire(domain, document)
@@ -344,13 +344,13 @@ class DomainCare:
         what = f"its live XML does not say yet what was done to its NICs: {error.what}"
         hint = error.hint or "look at libvirt's log"
         self.applier.note_failure(domain, "", ApplyFailure(error.code, what, hint))
-        self._later(domain)
+        self._schedule_retry(domain)
 
-    async def _carry_out(self, domain: Domain) -> None:
-        if not await self.applier.carry_out(domain):
-            self._later(domain)
+    async def _apply_pending(self, domain: Domain) -> None:
+        if not await self.applier.apply_pending(domain):
+            self._schedule_retry(domain)
 
-    async def _gone(self, name: str) -> None:
+    async def _on_process_gone(self, name: str) -> None:
         """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
         vm, domain = self._vm(name), self.known.find(name)
         if vm is not None and (domain is not None or vm.transport is not Transport.SOCKET):
@@ -363,7 +363,7 @@ class DomainCare:
             if process is None or unseen or not process.lives():
                 await self.known.ended(domain)
 
-    def _later(self, domain: Domain) -> None:
+    def _schedule_retry(self, domain: Domain) -> None:
         if domain.retry is None or domain.retry.done():
             domain.retry = self._spawn(self._retry(domain), f"try again {domain.name}")
 
@@ -372,7 +372,7 @@ class DomainCare:
         while any(failure.retried for failure in domain.failures.values()):
             await asyncio.sleep(self._pauses[min(number, len(self._pauses) - 1)])
             number += 1
-            await self._look(domain.name)
+            await self._reconcile(domain.name)
 
     async def _identify(self, vm: VmInfo) -> tuple[Domain, Process] | None:
         """Which domain a VM is, and which process; ``None`` if libvirt knows nothing of it."""
@@ -399,15 +399,15 @@ class DomainCare:
     def _vm(self, name: str) -> VmInfo | None:
         return self.manager.seen_vm(name)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._guarded(work, name), name=name)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guarded(coroutine, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    async def _guarded(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         try:
-            await work
+            await coroutine
         except LinkmgrError as error:
             log.warning("%s: %s", name, error)
         except Exception:

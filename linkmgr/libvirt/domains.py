@@ -134,7 +134,7 @@ class Domain:
         #: Set when all is done for its process that can be now.
         self.apply_finished = asyncio.Event()
         self.wired_for: Process | None = None  #: whose wiring was checked
-        self.look_queued = False  #: a look waits for the lock
+        self.reconcile_queued = False  #: one waits for the lock
         #: Edits of its live metadata that could not be written yet.
         self.unsaved_edits: list[CablesEdit] = []
         #: NICs that a verb changed before the desired cables were known.

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 LOOK = 0.1  #: seconds between two looks whether there is anything to wait for
 
 #: Operations of libvirt's hook before a process runs; each brings what that process is to have.
-_COMING = {"prepare", "start", "restore", "migrate"}
+_BEFORE_START = {"prepare", "start", "restore", "migrate"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class HookAnswer:
     said: str
 
 
-class Hooks:
-    """Answers the hook.
+class HookHandler:
+    """Handles the calls of libvirt's hook.
 
     :param known: all domains.
     :param manager: knows the VMs and their reservations.
@@ -62,7 +62,7 @@ class Hooks:
     async def on_hook(
         self, operation: str, sub_operation: str, extra: str, domain_xml: str
     ) -> HookAnswer:
-        """See `DomainCare.on_hook`."""
+        """See `DomainController.on_hook`."""
         del extra
         try:
             document = read_document(domain_xml)
@@ -83,12 +83,12 @@ class Hooks:
     async def _answer(
         self, domain: Domain, operation: str, sub_operation: str, document: Document, xml: str
     ) -> HookAnswer:
-        if operation in _COMING:
+        if operation in _BEFORE_START:
             _check_monitor(document)
             domain.apply_finished.clear()
             domain.set_hook_xml(xml)
             if operation == "migrate":
-                return await self._expected(domain, document)
+                return await self._reserve(domain, document)
             desired_cables_of(document)
             return HookAnswer(True, "its cables are plugged when it runs")
         if operation == "started":
@@ -96,12 +96,12 @@ class Hooks:
         if operation in ("stopped", "release"):
             domain.set_hook_xml(None)
             await self._manager.reservations.end_all(domain.name)
-            await self._freed(domain)
+            await self._wait_until_freed(domain)
             return HookAnswer(True, "nothing of it is left")
         return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
 
-    async def _expected(self, domain: Domain, document: Document) -> HookAnswer:
-        """It is about to come from another host: hold a place for each cable, or refuse it."""
+    async def _reserve(self, domain: Domain, document: Document) -> HookAnswer:
+        """Reserve a place for each cable of a guest that migrates here, or refuse it."""
         try:
             held = await expect(self._manager.reservations, self._inline_networks, document)
         except LinkmgrError:
@@ -134,13 +134,13 @@ class Hooks:
         said = [f"{domain.name}/{each.nic}: {each}" for each in wanted.by_nic.values()]
         return HookAnswer(True, in_a_line(said))
 
-    async def _freed(self, domain: Domain) -> None:
+    async def _wait_until_freed(self, domain: Domain) -> None:
         """Wait until what the process held is free. Another one may come after that."""
         process = domain.applied_state.process if domain.applied_state else None
         while process and domain.applied_state and domain.applied_state.process == process:
             if process.lives():
                 return  # it has not ended after all
-            await asyncio.sleep(LOOK / 5)  # `DomainCare` does it as soon as it sees the end
+            await asyncio.sleep(LOOK / 5)  # `DomainController` does it as soon as it sees the end
         if domain.applied_state is None:
             await self._known.ended(domain)
 

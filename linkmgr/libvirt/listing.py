@@ -30,8 +30,8 @@ MAX_NICS, MAX_TEXT = 512, 300
 log = logging.getLogger(__name__)
 
 
-class Listing:
-    """One look.
+class DomainInventory:
+    """The domains as they are at one moment.
 
     :param manager: knows the VMs.
     :param libvirt: ``None`` does without.
@@ -61,10 +61,10 @@ class Listing:
             return [
                 self._unseen(each.name, each.uuid) for each in self._known if each.applied_state
             ]
-        looks = [await self._one(self._libvirt, each) for each in await self._libvirt.domains()]
+        looks = [await self._look_at(self._libvirt, each) for each in await self._libvirt.domains()]
         return [info for info in looks if info is not None]
 
-    async def _one(self, libvirt: LibvirtApi, view: DomainView) -> DomainInfo | None:
+    async def _look_at(self, libvirt: LibvirtApi, view: DomainView) -> DomainInfo | None:
         """Look at one domain: one that cannot be looked at hides no other."""
         domain = self._known.known(view.uuid)
         if domain is not None and domain.running_hooks:  # libvirt would not answer

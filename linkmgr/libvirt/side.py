@@ -1,4 +1,4 @@
-"""libvirt as `DomainCare` needs it, and never called while a hook of the domain waits."""
+"""libvirt as `DomainController` needs it, and never called while a hook of the domain waits."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from linkmgr.documents import Documents
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.model import (
     Network,
     Nic,
@@ -74,7 +74,7 @@ class Core:
         self.links = links
         #: Looks after libvirt's domains, also without libvirt. Set when the configuration is in
         #: force, for it plugs into the networks of that; before anybody is answered.
-        self.guests: DomainCare
+        self.guests: DomainController
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()

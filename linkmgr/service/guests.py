@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.links import LinkFollower
 from linkmgr.manager import LinkManager
@@ -31,10 +31,10 @@ async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
 @asynccontextmanager
 async def care(
     links: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection
-) -> AsyncIterator[DomainCare]:
+) -> AsyncIterator[DomainController]:
     """Look after libvirt's domains."""
     async with contextlib.AsyncExitStack() as stack:
-        made = await stack.enter_async_context(DomainCare(links, libvirt))
+        made = await stack.enter_async_context(DomainController(links, libvirt))
         if settings.run_dir:
             follower = LinkFollower(
                 Path(settings.run_dir),

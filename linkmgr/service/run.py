@@ -19,7 +19,7 @@ from pathlib import Path
 
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import BadConfig
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.identity import DomainFiles
 from linkmgr.libvirt.listener import Dialled, MonitorListener, OnNew
@@ -105,7 +105,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         fd_store = SystemdFdStore(notifier, passed) if notifier.connected else None
         if fd_store is not None:
             stack.callback(fd_store.close)
-        ready: asyncio.Future[DomainCare] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[DomainController] = asyncio.get_running_loop().create_future()
         stack.callback(ready.cancel)
         qmp_path = socket.with_name(QMP_SOCKET)
         libvirt = await stack.enter_async_context(guests.connection(settings.libvirt))
@@ -311,7 +311,7 @@ async def _monitors(
         yield connector
 
 
-async def _discovered(ready: Awaitable[DomainCare], guest: Dialled) -> None:
+async def _discovered(ready: Awaitable[DomainController], guest: Dialled) -> None:
     """Add a guest that has dialled and that nobody waits for.
 
     :param ready: who looks after it, once what was known before is recovered.

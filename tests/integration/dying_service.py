@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from linkmgr.cli import main
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.hooks import HookAnswer
 from linkmgr.manager import LinkManager
 from linkmgr.service import run
@@ -58,13 +58,13 @@ def arm(note: Path) -> None:
         await _pass(note, step.value)
 
     run.LinkManager = partial(LinkManager, probe=probe)  # type: ignore[attr-defined,assignment]
-    heard = DomainCare.on_hook
+    heard = DomainController.on_hook
 
-    async def on_hook(self: DomainCare, operation: str, *rest: str) -> HookAnswer:
+    async def on_hook(self: DomainController, operation: str, *rest: str) -> HookAnswer:
         await _pass(note, f"hook {operation}")
         return await heard(self, operation, *rest)
 
-    DomainCare.on_hook = on_hook  # type: ignore[assignment]
+    DomainController.on_hook = on_hook  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

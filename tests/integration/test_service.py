@@ -13,7 +13,7 @@ import pytest
 
 from linkmgr.documents import Documents
 from linkmgr.events import EventKind
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.model import Drift
 from linkmgr.service.config import Config, NetworkSection
 from linkmgr.service.core import Core
@@ -53,7 +53,10 @@ class Api:
 @contextlib.asynccontextmanager
 async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
     """Run the service over the lab's verbs."""
-    async with listening(lab.workdir / "api.sock") as sock, DomainCare(lab.links, None) as care:
+    async with (
+        listening(lab.workdir / "api.sock") as sock,
+        DomainController(lab.links, None) as care,
+    ):
         core = Core(lab.links, config or Config(), Documents(lab.workdir))
         await core.configured.use(core.config.networks)
         core.guests = care

@@ -1,4 +1,4 @@
-"""`DomainCare` over verbs, a libvirt and processes that are only remembered."""
+"""`DomainController` over verbs, a libvirt and processes that are only remembered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from linkmgr.errors import (
 )
 from linkmgr.events import Event, EventKind, Events, Switchboard
 from linkmgr.libvirt.calls import DomainState, DomainView
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.domain_events import (
     DomainEvent,
     DomainEventBroadcast,
@@ -356,10 +356,10 @@ class Lab:
     events: list[Event] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
-    async def care(self, *, libvirt: bool = True) -> AsyncIterator[DomainCare]:
+    async def care(self, *, libvirt: bool = True) -> AsyncIterator[DomainController]:
         """Run one; several in a row are one service that is restarted."""
         self.manager.documents = Documents(self.folder)  # a later run has read nothing yet
-        made = DomainCare(
+        made = DomainController(
             cast("LinkManager", self.manager),
             self.libvirt if libvirt else None,
             pauses=self.pauses,
@@ -381,7 +381,7 @@ class Lab:
         for _ in range(200):
             await asyncio.sleep(0.002)
             names = [task.get_name() for task in asyncio.all_tasks()]
-            busy = any(name.startswith(("look at", "forget", "tidy")) for name in names)
+            busy = any(name.startswith(("reconcile", "forget", "tidy")) for name in names)
             quiet = 0 if busy else quiet + 1
             if quiet == 10:
                 return

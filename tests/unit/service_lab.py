@@ -20,7 +20,7 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventKind, Events, Switchboard
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.hooks import HookAnswer
 from linkmgr.model import (
     Affects,
@@ -207,7 +207,7 @@ class FakeLinks:
 
 
 class FakeGuests:
-    """A `DomainCare` whose verbs, its own, remember what they were to affect."""
+    """A `DomainController` whose verbs, its own, remember what they were to affect."""
 
     def __init__(self, links: FakeLinks) -> None:
         self.links = links
@@ -339,7 +339,7 @@ async def running(
         core = Core(links, config or Config())
         await core.configured.use(core.config.networks)
         guests = FakeGuests(links)
-        core.guests = cast("DomainCare", guests)
+        core.guests = cast("DomainController", guests)
         service = Service(core, Notifier(None), path)
         lab = Lab(links, core, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.identity import Dialled
 from linkmgr.model import VmInfo, VmState
 from linkmgr.service.run import _discovered
@@ -27,11 +27,11 @@ async def added(*vms: VmInfo) -> list[Dialled]:
         told.append(guest)
 
     care = SimpleNamespace(manager=SimpleNamespace(seen=lambda: (list(vms), [])), on_new=on_new)
-    ready: asyncio.Future[DomainCare] = asyncio.get_running_loop().create_future()
+    ready: asyncio.Future[DomainController] = asyncio.get_running_loop().create_future()
     adding = asyncio.create_task(_discovered(ready, WEB1))
     await asyncio.sleep(0)
     assert not told, "what is known from before is not recovered yet"
-    ready.set_result(cast("DomainCare", care))
+    ready.set_result(cast("DomainController", care))
     await adding
     return told
 

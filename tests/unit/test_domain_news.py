@@ -274,7 +274,7 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
         assert await care.check() == [], "nobody can have dialled before the service was there"
-        care.began -= 10
+        care.start_time -= 10
         assert [(each.code, each.subject) for each in await care.check()] == [
             ("guest-does-not-dial", "web1")
         ]
@@ -290,7 +290,7 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
 
 async def test_who_cannot_have_dialled_yet_or_was_never_to_is_no_finding(lab: Lab) -> None:
     async with lab.care() as care:
-        care.began -= 10
+        care.start_time -= 10
         lab.libvirt.live = domain_xml(BLUE, prepared=0)
         assert await care.check() == [], "never prepared"
         lab.libvirt.live, lab.libvirt.active = domain_xml(BLUE), False

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from linkmgr.libvirt.care import DomainCare
+from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.domain_xml import MAX_BYTES
 from linkmgr.service import routes_libvirt, wire
 from linkmgr.service.config import Config, HookSection
@@ -55,7 +55,7 @@ def care() -> Care:
 @pytest.fixture
 async def lab(tmp_path: Path, care: Care) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        made.core.guests = cast("DomainCare", care)
+        made.core.guests = cast("DomainController", care)
         yield made
 
 
