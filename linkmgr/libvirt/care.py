@@ -25,7 +25,7 @@ from linkmgr.libvirt.domains import (
     ApplyFailure,
     DesiredState,
     Domain,
-    Domains,
+    KnownDomains,
     Process,
 )
 from linkmgr.libvirt.hooks import HookAnswer, HookHandler
@@ -83,13 +83,13 @@ class DomainController:
         pauses: tuple[float, ...] = PAUSES,
     ) -> None:
         self.manager = manager
-        self.known = Domains(manager.documents)
+        self.known_domains = KnownDomains(manager.documents)
         self.gateway = HookSafeLibvirt(libvirt)
         self._libvirt = libvirt
         self._inline_networks = InlineNetworks(manager)
         self.applier = CableApplier(manager, self._inline_networks)
-        self._hooks = HookHandler(self.known, manager, self._inline_networks)
-        self.verbs = DomainVerbs(manager, self.known, self.gateway, self._on_save_failed)
+        self._hooks = HookHandler(self.known_domains, manager, self._inline_networks)
+        self.verbs = DomainVerbs(manager, self.known_domains, self.gateway, self._on_save_failed)
         self._pauses = pauses
         self.start_time = 0.0  #: in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -102,7 +102,7 @@ class DomainController:
     async def __aenter__(self) -> Self:
         """Begin: look at what is there, and listen."""
         self.start_time = asyncio.get_running_loop().time()
-        await self.known.load()
+        await self.known_domains.load()
         events = self.manager.events()
         self._subscriptions.append(events)
         self._spawn(self._follow_events(events), "follow VMs")
@@ -131,7 +131,7 @@ class DomainController:
 
         :raise LinkmgrError: when that cannot be; it is told in the log and in `findings` too.
         """
-        domain = self.known.get(dialled.uuid, dialled.name)
+        domain = self.known_domains.ensure(dialled.uuid, dialled.name)
         try:
             await self.manager.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
         except LinkmgrError as error:
@@ -158,13 +158,15 @@ class DomainController:
         return list(await self._listing.get())
 
     async def _list(self) -> list[DomainInfo]:
-        return await DomainInventory(self.manager, self.known, self._libvirt, self._budget).all()
+        return await DomainInventory(
+            self.manager, self.known_domains, self._libvirt, self._budget
+        ).all()
 
     def findings(self) -> list[Finding]:
         """What domains ask for and is not so."""
         return [
             Finding(each.code, domain.subject(alias, each), each.what, each.hint)
-            for domain in self.known
+            for domain in self.known_domains
             for alias, each in domain.failures.items()
         ]
 
@@ -174,7 +176,9 @@ class DomainController:
 
     async def _check(self) -> list[Finding]:
         known = {vm.name for vm in self.manager.seen()[0]}
-        known |= {domain.name for domain in self.known if domain.failures or domain.running_hooks}
+        known |= {
+            domain.name for domain in self.known_domains if domain.failures or domain.running_hooks
+        }
         if asyncio.get_running_loop().time() - self.start_time < SECONDS:
             return self.findings()
         return [*self.findings(), *await silent(self._libvirt, known, self._budget)]
@@ -192,7 +196,7 @@ class DomainController:
         if event.kind in _VM_READY:
             self._spawn(self._reconcile(event.subject), f"reconcile domain {event.subject}")
         elif event.kind is EventKind.VM_REMOVED:
-            if (domain := self.known.find(event.subject)) is not None:
+            if (domain := self.known_domains.by_name(event.subject)) is not None:
                 domain.wired_for = None  # whoever adds it again does that anew
         elif event.kind is EventKind.VM_GONE:
             self._spawn(self._on_process_gone(event.subject), f"forget domain {event.subject}")
@@ -223,11 +227,11 @@ class DomainController:
     async def _on_libvirt_event(self, event: DomainEvent) -> None:
         match event.kind:
             case DomainEventKind.CONNECTED:
-                for domain in self.known:
+                for domain in self.known_domains:
                     domain.drop_hook_xml()
                 self._reconcile_all()
             case DomainEventKind.METADATA if event.detail == CABLES_NAMESPACE:
-                known = self.known.known(event.uuid)
+                known = self.known_domains.by_uuid(event.uuid)
                 if known is not None:
                     known.drop_hook_xml()
                 if known is None or not known.reconcile_queued:  # else the queued one will see it
@@ -239,7 +243,7 @@ class DomainController:
                 pass
 
     def _retry_failed_with(self, codes: set[str]) -> None:
-        for domain in self.known:
+        for domain in self.known_domains:
             if any(each.code in codes for each in domain.failures.values()):
                 self._spawn(self._reconcile(domain.name), f"reconcile domain {domain.name}")
 
@@ -258,7 +262,8 @@ class DomainController:
         await asyncio.sleep(domain.budget.wait)
         async with domain.lock:
             domain.reconcile_queued = False
-            if self.known.get(domain.uuid, domain.name) is not domain:  # it ended meanwhile
+            if self.known_domains.ensure(domain.uuid, domain.name) is not domain:
+                # It ended meanwhile.
                 self._spawn(self._reconcile(name), f"reconcile domain {name}")
                 return
             vm = self._vm(name)
@@ -271,7 +276,7 @@ class DomainController:
                 self.applier.note_failure(domain, "", ApplyFailure.of(error, retried=retried))
                 if retried:
                     self._schedule_retry(domain)
-            await self.known.save()
+            await self.known_domains.save()
 
     async def _apply(self, domain: Domain, vm: VmInfo, process: Process) -> None:
         """See `_reconcile`. The domain's lock is held.
@@ -306,7 +311,7 @@ class DomainController:
                 wanted = desired_cables_of(document)
                 done = (
                     set(wanted.by_nic)
-                    if new and self.known.is_lost(process)
+                    if new and self.known_domains.is_history_lost(process)
                     else domain.changed_early
                 )
                 domain.applied_state = domain.applied_state.rebase(wanted).mark_done(done)
@@ -314,7 +319,8 @@ class DomainController:
                 domain.changed_early.clear()
                 self.applier.note_failure(domain, "", None)
                 await self._save_edits(domain, document)
-                await self.known.save()  # before: what a crash cuts off is done after the restart
+                # Before: what a crash cuts off is done after the restart.
+                await self.known_domains.save()
                 await self._apply_pending(domain)
             finally:  # also when its metadata cannot be read
                 if domain.wired_for != process:
@@ -352,7 +358,7 @@ class DomainController:
 
     async def _on_process_gone(self, name: str) -> None:
         """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
-        vm, domain = self._vm(name), self.known.find(name)
+        vm, domain = self._vm(name), self.known_domains.by_name(name)
         if vm is not None and (domain is not None or vm.transport is not Transport.SOCKET):
             await self.manager.forget_ended(name)  # one that is not libvirt's stays known, as gone
         if domain is None:
@@ -361,7 +367,7 @@ class DomainController:
             process = domain.applied_state.process if domain.applied_state else None
             unseen = process is not None and process.pid is None and self._vm(name) is None
             if process is None or unseen or not process.lives():
-                await self.known.ended(domain)
+                await self.known_domains.process_ended(domain)
 
     def _schedule_retry(self, domain: Domain) -> None:
         if domain.retry is None or domain.retry.done():
@@ -382,7 +388,7 @@ class DomainController:
         process = Process(*known)
         _, _, uuid = vm.qmp.partition(":")
         if vm.transport is Transport.DIALS:
-            return self.known.get(uuid, vm.name), process
+            return self.known_domains.ensure(uuid, vm.name), process
         if self._libvirt is None or not self._libvirt.connected:
             return None
         through_libvirt = vm.transport is Transport.LIBVIRT
@@ -394,7 +400,7 @@ class DomainController:
         seen = Process(view.pid, None if view.pid is None else started_at(view.pid))
         if not through_libvirt and (view.pid is None or seen != process):
             return None  # of the same name, no more
-        return self.known.get(view.uuid, vm.name), seen
+        return self.known_domains.ensure(view.uuid, vm.name), seen
 
     def _vm(self, name: str) -> VmInfo | None:
         return self.manager.seen_vm(name)

@@ -167,34 +167,34 @@ class Domain:
         return f"{self.name}/{alias}" if alias else self.name
 
 
-class Domains:
-    """All domains that linkmgr has to do with, by uuid.
+class KnownDomains:
+    """The domains that linkmgr has to do with.
 
     :param documents: of the state directory, in one of which it is kept what was done.
     """
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
-        self._known: dict[str, Domain] = {}
+        self._by_uuid: dict[str, Domain] = {}
         self._saved = SavedDocument(
             documents, DOCUMENT, "what is done of the domains' cables", self._content
         )
         self._lost_at: int | None = None
 
     def __iter__(self) -> Iterator[Domain]:
-        return iter(list(self._known.values()))
+        return iter(list(self._by_uuid.values()))
 
-    def get(self, uuid: str, name: str) -> Domain:
+    def ensure(self, uuid: str, name: str) -> Domain:
         """A domain, made if it is new. It may have been renamed."""
-        domain = self._known.setdefault(uuid.lower(), Domain(uuid.lower(), name))
+        domain = self._by_uuid.setdefault(uuid.lower(), Domain(uuid.lower(), name))
         domain.name = name
         return domain
 
-    def known(self, uuid: str) -> Domain | None:
+    def by_uuid(self, uuid: str) -> Domain | None:
         """The domain of that uuid, if linkmgr has to do with it."""
-        return self._known.get(uuid.lower())
+        return self._by_uuid.get(uuid.lower())
 
-    def find(self, name: str) -> Domain | None:
+    def by_name(self, name: str) -> Domain | None:
         """The domain of that name that has a process, else any of that name."""
         found = [each for each in self if each.name == name]
         return next((each for each in found if each.applied_state), found[0] if found else None)
@@ -207,10 +207,10 @@ class Domains:
             self._lost_at = int(now * os.sysconf("SC_CLK_TCK"))
         for uuid, (name, state) in (found or {}).items():
             if state.process.lives():
-                self.get(uuid, name).applied_state = state
+                self.ensure(uuid, name).applied_state = state
         await self.save()
 
-    def is_lost(self, process: Process) -> bool:
+    def is_history_lost(self, process: Process) -> bool:
         """Whether what was done for it stood in a file that cannot be read any more.
 
         Then nothing is done anew: an operator may have changed it since.
@@ -234,7 +234,7 @@ class Domains:
         }
         return {"domains": known} if known else {}
 
-    async def ended(self, domain: Domain) -> None:
+    async def process_ended(self, domain: Domain) -> None:
         """The domain's process has ended: nothing of it is kept."""
         domain.applied_state = domain.wired_for = domain.xml_read_for = None
         domain.failures.clear()
@@ -242,7 +242,7 @@ class Domains:
         domain.unsaved_edits.clear()
         domain.apply_finished.clear()
         if domain.running_hooks <= 1 and domain.hook_xml is None:  # this may be within one hook
-            self._known.pop(domain.uuid, None)
+            self._by_uuid.pop(domain.uuid, None)
         await self.save()
 
 

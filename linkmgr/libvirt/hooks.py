@@ -14,7 +14,7 @@ from linkmgr.errors import BadMetadata, CannotPrepare, LinkmgrError
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.apply import in_a_line, summary
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domain, Domains
+from linkmgr.libvirt.domains import Domain, KnownDomains
 from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.migration import expect
 from linkmgr.libvirt.nics import domain_name
@@ -47,15 +47,15 @@ class HookAnswer:
 class HookHandler:
     """Handles the calls of libvirt's hook.
 
-    :param known: all domains.
+    :param domains: those that linkmgr has to do with.
     :param manager: knows the VMs and their reservations.
     :param inline_networks: makes those that a cable describes.
     """
 
     def __init__(
-        self, known: Domains, manager: LinkManager, inline_networks: InlineNetworks
+        self, domains: KnownDomains, manager: LinkManager, inline_networks: InlineNetworks
     ) -> None:
-        self._known = known
+        self._domains = domains
         self._manager = manager
         self._inline_networks = inline_networks
 
@@ -71,7 +71,7 @@ class HookHandler:
                 raise BadMetadata("the XML has no <uuid>", hint="see which hook called")
         except LinkmgrError as error:
             return HookAnswer(False, str(error))
-        domain = self._known.get(uuid.text.strip(), domain_name(document))
+        domain = self._domains.ensure(uuid.text.strip(), domain_name(document))
         domain.running_hooks += 1
         try:
             return await self._answer(domain, operation, sub_operation, document, domain_xml)
@@ -142,7 +142,7 @@ class HookHandler:
                 return  # it has not ended after all
             await asyncio.sleep(LOOK / 5)  # `DomainController` does it as soon as it sees the end
         if domain.applied_state is None:
-            await self._known.ended(domain)
+            await self._domains.process_ended(domain)
 
     def _is_paused(self, domain: Domain) -> bool:
         return any(

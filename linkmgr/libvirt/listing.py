@@ -11,7 +11,7 @@ from linkmgr.errors import LibvirtRefused, LinkmgrError
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domains
+from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.records import records_of
@@ -41,11 +41,11 @@ class DomainInventory:
     def __init__(
         self,
         manager: LinkManager,
-        known: Domains,
+        domains: KnownDomains,
         libvirt: LibvirtApi | None,
         budget: TimeBudget,
     ) -> None:
-        self._known = known
+        self._domains = domains
         self._budget = budget
         self._libvirt = libvirt
         vms, nics = manager.seen()
@@ -59,14 +59,14 @@ class DomainInventory:
         """
         if self._libvirt is None or not self._libvirt.installed:
             return [
-                self._unseen(each.name, each.uuid) for each in self._known if each.applied_state
+                self._unseen(each.name, each.uuid) for each in self._domains if each.applied_state
             ]
         looks = [await self._look_at(self._libvirt, each) for each in await self._libvirt.domains()]
         return [info for info in looks if info is not None]
 
     async def _look_at(self, libvirt: LibvirtApi, view: DomainView) -> DomainInfo | None:
         """Look at one domain: one that cannot be looked at hides no other."""
-        domain = self._known.known(view.uuid)
+        domain = self._domains.by_uuid(view.uuid)
         if domain is not None and domain.running_hooks:  # libvirt would not answer
             return self._unseen(view.name, view.uuid)
         try:

@@ -8,7 +8,7 @@ import re
 from linkmgr.errors import BadMetadata, LibvirtRefused, LinkmgrError, UnknownNetwork, UnknownVm
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import Domains
+from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.libvirt.metadata import read_document
 from linkmgr.libvirt.records import records_of
 from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
@@ -21,14 +21,14 @@ PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed alrea
 
 
 async def explained(
-    error: UnknownVm, name: str, known: Domains, gateway: HookSafeLibvirt
+    error: UnknownVm, name: str, domains: KnownDomains, gateway: HookSafeLibvirt
 ) -> UnknownVm:
     """Say of a VM that is not known what its domain lacks.
 
     :return: the error itself when libvirt has no such domain, is not there, or does not say in
         time.
     """
-    domain = known.find(name)
+    domain = domains.by_name(name)
     if domain is not None and domain.running_hooks:  # libvirt would wait for the hook
         return error
     try:
@@ -42,7 +42,7 @@ async def explained(
                     return _unreadable(view, unreadable)
     except (LinkmgrError, TimeoutError):
         pass
-    if said := did_you_mean(name, [each.name for each in known if each.applied_state]):
+    if said := did_you_mean(name, [each.name for each in domains if each.applied_state]):
         error.hint = said
     return error
 

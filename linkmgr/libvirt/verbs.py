@@ -25,7 +25,7 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.domains import CablesEdit, DesiredState, Domain, Domains, Process
+from linkmgr.libvirt.domains import CablesEdit, DesiredState, Domain, KnownDomains, Process
 from linkmgr.libvirt.metadata import (
     CABLES_NAMESPACE,
     CABLES_PREFIX,
@@ -72,13 +72,13 @@ class DomainVerbs:
     def __init__(
         self,
         manager: LinkManager,
-        known: Domains,
+        domains: KnownDomains,
         gateway: HookSafeLibvirt,
         on_save_failed: Callable[[Domain, LinkmgrError], None],
     ) -> None:
         self._on_save_failed = on_save_failed
         self._manager = manager
-        self._known = known
+        self._domains = domains
         self._gateway = gateway
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
@@ -94,12 +94,12 @@ class DomainVerbs:
             if found := await self._in_stored(name, vm):
                 return found
             if isinstance(error, UnknownVm):
-                raise await explained(error, vm, self._known, self._gateway) from None
+                raise await explained(error, vm, self._domains, self._gateway) from None
             raise
 
     async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
         """A NIC of a domain that is off; ``None`` if libvirt has no such domain, or it no NIC."""
-        domain = self._known.find(vm)
+        domain = self._domains.by_name(vm)
         if (name.vm is None and name.is_mac) or (domain is not None and domain.running_hooks):
             return None
         try:
@@ -193,7 +193,7 @@ class DomainVerbs:
         live: Callable[[], Awaitable[Outcome]],
         edit: CablesEdit,
     ) -> Outcome:
-        domain = self._known.find(ref.vm)
+        domain = self._domains.by_name(ref.vm)
         runs = domain if domain and self._is_here(domain) else None
         match parse_choice(Affects, affects, "thing to change"):
             case Affects.LIVE if runs:
@@ -244,7 +244,7 @@ class DomainVerbs:
         try:
             return await live()
         except UnknownVm as error:
-            raise await explained(error, ref.vm, self._known, self._gateway) from None
+            raise await explained(error, ref.vm, self._domains, self._gateway) from None
 
     async def _now(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
@@ -279,7 +279,7 @@ class DomainVerbs:
             else:
                 domain.changed_early.add(ref.alias)
             domain.failures.pop(ref.alias, None)
-            await self._known.save()
+            await self._domains.save()
         return replace(outcome, notes=outcome.notes + notes)
 
     async def save_edits(
@@ -346,7 +346,7 @@ class DomainVerbs:
                 f"{view.name} is transient: it has no next start",
                 hint="change what runs, without --config; 'virsh define' gives it a next start",
             )
-        domain = self._known.get(view.uuid, view.name)
+        domain = self._domains.ensure(view.uuid, view.name)
         async with domain.lock:
             api = await self._gateway.after_hooks(domain)
             with _named(domain):

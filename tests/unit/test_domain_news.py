@@ -134,7 +134,7 @@ async def test_the_hook_says_no_to_what_cannot_be_read_and_tells_what_was_not_do
         lab.manager.end()
         assert (await care.on_hook("release", "end", "-", missing)).ok
         assert lab.manager.vms == {}
-        assert list(care.known) == []
+        assert list(care.known_domains) == []
 
 
 async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab) -> None:
@@ -161,7 +161,7 @@ async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab)
         bad = domain_xml(cables(cable("ua-net0", link="on")))
         assert not (await care.on_hook("migrate", "begin", "-", bad)).ok
         # What it brought is not taken for the XML of a process that runs.
-        domain = care.known.find("web1")
+        domain = care.known_domains.by_name("web1")
         assert domain is None or domain.hook_xml is None
 
 
@@ -221,11 +221,11 @@ async def test_a_process_of_which_nothing_is_known_ends_when_libvirt_says_so(lab
     async with lab.care() as care:
         lab.manager.boot(transport=Transport.LIBVIRT, watched=False)
         await lab.settle()
-        assert [each.applied_state is not None for each in care.known] == [True]
+        assert [each.applied_state is not None for each in care.known_domains] == [True]
         lab.manager.vms.clear()
         lab.libvirt.tell(DomainEventKind.STOPPED, "destroyed")
         await lab.settle()
-        assert list(care.known) == []
+        assert list(care.known_domains) == []
 
 
 async def test_what_waits_is_plugged_also_while_libvirt_is_away(lab: Lab) -> None:
@@ -345,7 +345,7 @@ async def test_ends_that_were_not_heard_of_are_seen(lab: Lab) -> None:
         lab.manager.board.tell(EventKind.OVERFLOW, "")
         await lab.settle()
         assert lab.manager.vms == {}
-        assert list(care.known) == []
+        assert list(care.known_domains) == []
 
 
 async def test_the_end_of_a_guest_whose_name_no_vm_can_have_is_no_fault(
@@ -492,7 +492,7 @@ async def test_who_edits_large_metadata_without_end_is_looked_at_now_and_then(la
         lab.manager.boot()
         await lab.settle()
         lab.libvirt.calls.clear()
-        domain = care.known.known(UUID)
+        domain = care.known_domains.by_uuid(UUID)
         assert domain is not None
         domain.budget = budget = SpentBudget(burst=0.0, share=0.02)
         begun = time.monotonic()
@@ -554,7 +554,7 @@ async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resume
         await care.verbs.plug(NET0, "red")
         lab.manager.resume()
         await lab.settle()
-        domain = care.known.find("web1")
+        domain = care.known_domains.by_name("web1")
         assert domain is not None
         assert domain.applied_state is not None
         assert domain.applied_state.desired("ua-net0").network == "red"

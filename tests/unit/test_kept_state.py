@@ -17,7 +17,7 @@ import pytest
 from linkmgr.documents import Documents
 from linkmgr.journal import Journal, NicRecord, VmRecord
 from linkmgr.jsonform import Form
-from linkmgr.libvirt.domains import Domains
+from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
 
@@ -91,7 +91,7 @@ async def test_no_document_is_taken_for_damaged_and_nothing_in_it_is_lost(
 
 
 async def test_domains_that_have_ended_are_forgotten_and_the_rest_is_read(folder: Path) -> None:
-    domains = Domains(Documents(folder))
+    domains = KnownDomains(Documents(folder))
     await domains.load()
     assert list(domains) == []  # its process is not there
     assert (
