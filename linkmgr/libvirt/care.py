@@ -1,9 +1,9 @@
 """The controller of libvirt's domains: applies the cables that their XML asks for.
 
-Who tells what: the listener that a QEMU has dialled (`on_new`), QEMU that it runs (the events of
-`LinkManager`), libvirt that somebody changed the metadata (its events), libvirt's hook what is
-about to happen (`on_hook`). Each of them may be missing, late or twice: what is done depends only
-on what is there. docs/metadata.md has the table of what wins when.
+It hears from four sides: from the listener that a QEMU has connected (`on_unclaimed`), from
+`LinkManager` that QEMU runs, from libvirt that the metadata has changed, and from libvirt's hook
+what is about to happen (`on_hook`). Each of them may be missing, late or twice:
+what is done depends only on what is there. docs/metadata.md has the table of what wins when.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _TARGET_ADDED = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
 _TARGET_FREED = {EventKind.UNPLUGGED, EventKind.REPLUGGED, EventKind.VM_REMOVED, EventKind.VM_GONE}
 
 
-class Dialled(Protocol):
-    """A QEMU that dialled, and who it is; the listener has checked that."""
+class QemuIdentity(Protocol):
+    """The domain of a connected QEMU, which the listener has checked."""
 
     @property
     def name(self) -> str:
@@ -126,14 +126,14 @@ class DomainController:
 
     # ------------------------------------------------------------------ what others call
 
-    async def on_new(self, dialled: Dialled) -> None:
-        """A QEMU that nobody waited for has dialled: take charge of its NICs.
+    async def on_unclaimed(self, qemu: QemuIdentity) -> None:
+        """Add a QEMU that has connected and that nobody waits for.
 
         :raise LinkmgrError: when that cannot be; it is told in the log and in `findings` too.
         """
-        domain = self.known_domains.ensure(dialled.uuid, dialled.name)
+        domain = self.known_domains.ensure(qemu.uuid, qemu.name)
         try:
-            await self.manager.add_vm(dialled.name, f"{Transport.DIALS}:{domain.uuid}")
+            await self.manager.add_vm(qemu.name, f"{Transport.DIALS}:{domain.uuid}")
         except LinkmgrError as error:
             before = domain.failures.get("")
             if before is None or before.code != error.code:  # the rest is what QEMU says, each time

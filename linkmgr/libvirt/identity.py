@@ -43,18 +43,18 @@ RUN_DIR = Path("/run/libvirt/qemu")
 
 #: Files that the directory may have: a guest's user may make more, and all are looked at. 200
 #: guests have 400 files and some directories.
-MOST_FILES = 20_000
+MAX_FILES = 20_000
 
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock with 64-bit offsets: type, whence, start, len, pid
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5; Python has no name for it
-_PID_BYTES = 32
-_TICK = 100_000_000  # nanoseconds; the clock that files are stamped with goes in steps of 10 ms
+_MAX_PID_BYTES = 32
+_CLOCK_STEP_NS = 100_000_000  # of the clock that files are stamped with: 10 ms, and a margin
 
 
 @dataclass(frozen=True)
-class Dialled:
-    """A domain's QEMU that has dialled.
+class ConnectedQemu:
+    """A domain's QEMU that has connected to the service's socket.
 
     :param uuid: in lower case with hyphens.
     """
@@ -64,12 +64,12 @@ class Dialled:
     pid: int
 
 
-class Stranger(Exception):
-    """Who dialled is no QEMU of libvirt's; the text says why, as a clause."""
+class UntrustedPeer(Exception):
+    """The peer is no QEMU of libvirt's; the text says why, as a clause."""
 
 
-class DomainFiles:
-    """libvirt's files about the domains that run.
+class PeerIdentifier:
+    """Identifies the peer of a connection by libvirt's files about the domains that run.
 
     :param run_dir: where libvirt keeps ``NAME.pid`` and ``NAME.xml`` of those that run.
     """
@@ -77,28 +77,28 @@ class DomainFiles:
     def __init__(self, run_dir: Path = RUN_DIR) -> None:
         self._run_dir = run_dir
         self._pid_files: dict[int, str] = {}  # their names without .pid: a hint, checked at use
-        self._looked = 0  # the directory's mtime then
-        self._looking = threading.Lock()  # strangers may come in crowds
+        self._dir_mtime_ns = 0  # of the directory when they were read
+        self._read_lock = threading.Lock()  # untrusted peers may come in crowds
 
-    def identify(self, sock: socket.socket) -> Dialled:
+    def identify(self, sock: socket.socket) -> ConnectedQemu:
         """Find out which domain's QEMU is at the other end. Waits for the file system.
 
-        :raise Stranger: it is none.
+        :raise UntrustedPeer: it is none.
         """
         pid, uid = _peer(sock)
         began = started_at(pid)
         if began is None:
-            raise Stranger("it has ended")
-        status = self._record_of(pid, began, self._pid_file_of(pid))
+            raise UntrustedPeer("it has ended")
+        status = self._status_of(pid, began, self._pid_file_of(pid))
         # Last of all: while it lives its pid is nobody else's, so all that was read is about it.
         if _has_ended(sock) or started_at(pid) != began or _effective_uid(pid) != uid:
-            raise Stranger("it has ended")
+            raise UntrustedPeer("it has ended")
         if why := _no_monitor(status):
-            raise Stranger(f"domain {status.name}: {why}")
-        return Dialled(status.name, status.uuid, pid)
+            raise UntrustedPeer(f"domain {status.name}: {why}")
+        return ConnectedQemu(status.name, status.uuid, pid)
 
-    def doubt(self, name: str) -> str | None:
-        """Why the QEMU of the record ``NAME.xml`` would be a stranger; ``None`` when it would not.
+    def untrusted_reason(self, name: str) -> str | None:
+        """Why the QEMU of the status file ``NAME.xml`` would be refused; ``None`` if it would not.
 
         :param name: of the file.
         """
@@ -112,8 +112,8 @@ class DomainFiles:
         if began is None:
             return f"its process {status.pid} has ended, and libvirt has not noticed"
         try:
-            self._record_of(status.pid, began, self._pid_file_of(status.pid))
-        except Stranger as error:
+            self._status_of(status.pid, began, self._pid_file_of(status.pid))
+        except UntrustedPeer as error:
             return str(error)
         if status.name != name:
             return f"it is the record of domain {status.name}: somebody has renamed it"
@@ -124,24 +124,24 @@ class DomainFiles:
         hint = self._pid_files.get(pid)
         if hint is not None and self._is_locked_by(hint, pid):
             return hint
-        with self._looking:
-            self._look()
+        with self._read_lock:
+            self._read_pid_files()
         name = self._pid_files.get(pid)
         if name is None:
-            raise Stranger(f"its pid is in no file {self._run_dir}/NAME.pid of root's")
+            raise UntrustedPeer(f"its pid is in no file {self._run_dir}/NAME.pid of root's")
         if not self._is_locked_by(name, pid):
-            raise Stranger(f"it does not hold the write lock on {self._run_dir}/{name}.pid")
+            raise UntrustedPeer(f"it does not hold the write lock on {self._run_dir}/{name}.pid")
         return name
 
-    def _look(self) -> None:
-        """Read all pid files, if there may be others: strangers are to cost little."""
+    def _read_pid_files(self) -> None:
+        """Read all pid files, unless the directory is as before: refusals are to cost little."""
         try:
             changed = self._run_dir.stat().st_mtime_ns
-            if changed == self._looked:
+            if changed == self._dir_mtime_ns:
                 return
             names = self._names(".pid")
         except OSError as error:
-            raise Stranger(f"{self._run_dir} cannot be read: {error.strerror}") from error
+            raise UntrustedPeer(f"{self._run_dir} cannot be read: {error.strerror}") from error
         found: dict[int, str] = {}
         for name in names:
             try:
@@ -151,8 +151,8 @@ class DomainFiles:
             if holder == pid or pid not in found:  # another file may have been left behind
                 found[pid] = name
         self._pid_files = found
-        settled = time.time_ns() - changed > _TICK
-        self._looked = changed if settled else 0
+        settled = time.time_ns() - changed > _CLOCK_STEP_NS
+        self._dir_mtime_ns = changed if settled else 0
 
     def _names(self, suffix: str) -> list[str]:
         """The files of a kind in the directory, without the suffix.
@@ -160,9 +160,9 @@ class DomainFiles:
         :raise OSError: it cannot be read.
         """
         with os.scandir(self._run_dir) as entries:
-            there = [each.name for each in islice(entries, MOST_FILES + 1)]
-        if len(there) > MOST_FILES:
-            raise OSError(errno.E2BIG, f"it has more than {MOST_FILES} files")
+            there = [each.name for each in islice(entries, MAX_FILES + 1)]
+        if len(there) > MAX_FILES:
+            raise OSError(errno.E2BIG, f"it has more than {MAX_FILES} files")
         return [name.removesuffix(suffix) for name in there if name.endswith(suffix)]
 
     def _is_locked_by(self, name: str, pid: int) -> bool:
@@ -171,43 +171,43 @@ class DomainFiles:
         except (OSError, ValueError):
             return False
 
-    def _record_of(self, pid: int, began: int, name: str) -> Status:
-        """The record that libvirt has of a process: most likely the one beside its pid file.
+    def _status_of(self, pid: int, began: int, name: str) -> Status:
+        """The status file of a process: most likely the one beside its pid file.
 
         :param began: when the process did, in clock ticks since boot.
         """
         try:
-            return self._believe(name, pid, began)
-        except Stranger as error:
+            return self._checked_status(name, pid, began)
+        except UntrustedPeer as error:
             why = error
         try:  # somebody has renamed files
             others = [each for each in self._names(".xml") if each != name]
         except OSError as error:
-            raise Stranger(f"{self._run_dir} cannot be read: {error.strerror}") from error
+            raise UntrustedPeer(f"{self._run_dir} cannot be read: {error.strerror}") from error
         for each in others:
             if pid_hint(self._run_dir / f"{each}.xml") == pid:
                 try:
-                    return self._believe(each, pid, began)
-                except Stranger as error:
+                    return self._checked_status(each, pid, began)
+                except UntrustedPeer as error:
                     why = error
         raise why
 
-    def _believe(self, name: str, pid: int, began: int) -> Status:
-        """The record in one file, if it is of this process.
+    def _checked_status(self, name: str, pid: int, began: int) -> Status:
+        """The status in one file, if it is of this process.
 
-        :raise Stranger: it is not.
+        :raise UntrustedPeer: it is not.
         """
         path = self._run_dir / f"{name}.xml"
         try:
             status = read_status(path)
         except BadStatus as error:
-            raise Stranger(f"{path} cannot be used: {error}") from error
+            raise UntrustedPeer(f"{path} cannot be used: {error}") from error
         if status is None:
-            raise Stranger(f"there is no {path}")
+            raise UntrustedPeer(f"there is no {path}")
         if status.pid != pid:
-            raise Stranger(f"{path} says that its QEMU is the process {status.pid}")
-        if _in_real_time(began) > status.written + _TICK:
-            raise Stranger(
+            raise UntrustedPeer(f"{path} says that its QEMU is the process {status.pid}")
+        if _in_real_time(began) > status.written + _CLOCK_STEP_NS:
+            raise UntrustedPeer(
                 f"it began after {path} was written, so that tells of an earlier process with its "
                 "pid; if the host's clock was set meanwhile, have libvirt write it anew: "
                 "'systemctl restart libvirtd', which no guest notices"
@@ -218,7 +218,7 @@ class DomainFiles:
 def peer_pid(sock: socket.socket) -> int:
     """The process that connected.
 
-    :raise Stranger: the kernel cannot say, as for one of another pid namespace.
+    :raise UntrustedPeer: the kernel cannot say, as for one of another pid namespace.
     """
     return _peer(sock)[0]
 
@@ -226,7 +226,7 @@ def peer_pid(sock: socket.socket) -> int:
 def peer_uid(sock: socket.socket) -> int:
     """The user of the process that connected.
 
-    :raise Stranger: as `peer_pid`.
+    :raise UntrustedPeer: as `peer_pid`.
     """
     return _peer(sock)[1]
 
@@ -234,15 +234,15 @@ def peer_uid(sock: socket.socket) -> int:
 def _peer(sock: socket.socket) -> tuple[int, int]:
     """The process that connected, and its effective uid then.
 
-    :raise Stranger: as `peer_pid`.
+    :raise UntrustedPeer: as `peer_pid`.
     """
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     except OSError as error:
-        raise Stranger(f"the kernel does not say who it is: {error.strerror}") from error
+        raise UntrustedPeer(f"the kernel does not say who it is: {error.strerror}") from error
     pid, uid, _ = _UCRED.unpack(raw)
     if pid <= 0:
-        raise Stranger("it is of another pid namespace")
+        raise UntrustedPeer("it is of another pid namespace")
     return pid, uid
 
 
@@ -302,7 +302,7 @@ def _read_pid(path: Path) -> tuple[int, int | None]:
     """
     fd = open_root_file(path)
     try:
-        pid = int(os.read(fd, _PID_BYTES))
+        pid = int(os.read(fd, _MAX_PID_BYTES))
         # The byte that libvirt locks, and no other: the kernel names one lock of those that are in
         # the way, and on all other bytes anybody can have had a shared one before.
         ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)

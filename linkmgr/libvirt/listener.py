@@ -29,14 +29,14 @@ from typing import Any, Self
 from linkmgr.budget import Bucket
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.journal import started_at
-from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid, peer_uid
+from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid, peer_uid
 from linkmgr.log_limit import LogLimit
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import inbound_address
 from linkmgr.unix_sockets import UnixSocket, accept_connections
 
-__all__ = ["MonitorListener", "Dialled"]  # noqa: RUF022 - most important first
+__all__ = ["MonitorListener", "ConnectedQemu"]  # noqa: RUF022 - most important first
 
 log = logging.getLogger(__name__)
 
@@ -61,59 +61,64 @@ REFUSED_SECONDS, MOST_REFUSED = 5.0, 64
 MOST_REFUSED_OF_USER = 20
 _REMEMBERED = 1000  # processes, so that each refusal is told of once
 
-Identify = Callable[[socket.socket], Dialled]
-OnNew = Callable[[Dialled], Awaitable[None]]
+Identify = Callable[[socket.socket], ConnectedQemu]
+OnUnclaimed = Callable[[ConnectedQemu], Awaitable[None]]
 _Process = tuple[int, int | None]  # pid, and when it began
 
 
 @dataclass(eq=False)
-class _Offer:
+class _PendingConnection:
     """A connection that nobody has taken yet."""
 
-    who: Dialled
+    qemu: ConnectedQemu
     monitor: Monitor
     taken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(eq=False)
-class _Guest:
+class _GuestConnections:
     """One uuid.
 
     :param used: the connection that was last taken.
     :param waiting: those who want the next one, in the order in which they came.
     """
 
-    offer: _Offer | None = None
+    pending: _PendingConnection | None = None
     used: Monitor | None = None
     waiting: deque[asyncio.Future[Monitor]] = field(default_factory=deque)
 
     @property
     def idle(self) -> bool:
-        return not (self.offer or self.waiting or (self.used and not self.used.closed))
+        return not (self.pending or self.waiting or (self.used and not self.used.closed))
 
 
 class MonitorListener:
     """Takes the calls of QEMUs. ``async with`` owns the socket and all that nobody has taken.
 
     A connection goes to the task that waits for its uuid (of a `QemuProcess` that connects again,
-    or of a recovery). Else `on_new` is told of it, and again each second for as long as nobody
-    takes it; a connection that is refused would only be made again by QEMU, each second. A
-    `LinkmgrError` of it is logged.
+    or of a recovery). Else `on_unclaimed` is called, and again each second for as long as nobody
+    takes it; a connection that is refused would only be made again by QEMU, each second. Its
+    `LinkmgrError` is logged.
 
     :param sock: listening.
     :param identify: says which domain's QEMU is at the other end; called in a thread.
-    :param on_new: has the guest added, as ``dials:UUID``.
+    :param on_unclaimed: has the guest added, as ``dials:UUID``.
     :param timeout: seconds that a QEMU may take for its greeting, and for each answer.
     """
 
     def __init__(
-        self, sock: UnixSocket, identify: Identify, on_new: OnNew, *, timeout: float = 5.0
+        self,
+        sock: UnixSocket,
+        identify: Identify,
+        on_unclaimed: OnUnclaimed,
+        *,
+        timeout: float = 5.0,
     ) -> None:
         self._sock = sock
         self._identify = identify
-        self._on_new = on_new
+        self._on_unclaimed = on_unclaimed
         self._timeout = timeout
-        self._guests: dict[str, _Guest] = {}
+        self._guests: dict[str, _GuestConnections] = {}
         self._greeting: Counter[int] = Counter()  # by pid
         self._looking = asyncio.Semaphore(LOOKING)
         self._limit = LogLimit(__name__)
@@ -150,10 +155,10 @@ class MonitorListener:
         :param timeout: seconds to wait.
         :raise MonitorUnreachable: it has not dialled by then.
         """
-        guest = self._guests.setdefault(domain, _Guest())
+        guest = self._guests.setdefault(domain, _GuestConnections())
         try:
-            if (offer := guest.offer) is not None and not offer.monitor.closed:
-                return self._take(guest, offer)
+            if (pending := guest.pending) is not None and not pending.monitor.closed:
+                return self._take(guest, pending)
             call: asyncio.Future[Monitor] = asyncio.get_running_loop().create_future()
             guest.waiting.append(call)
             try:
@@ -175,7 +180,7 @@ class MonitorListener:
         finally:
             self._tidy(domain)
 
-    # ------------------------------------------------------------------ one call
+    # ------------------------------------------------------------------ one connection
 
     async def _accept(self) -> None:
         calls = Bucket(CALLS_PER_SECOND, CALLS_BURST)
@@ -190,28 +195,28 @@ class MonitorListener:
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
-            who = await self._who(sock)
+            qemu = await self._identify_peer(sock)
         except BaseException:
             sock.close()
             raise
         finally:
             self._looking.release()
-        if who is None:
-            await self._hang_up(sock)
+        if qemu is None:
+            await self._close_refused(sock)
             return
-        self._greeting[who.pid] += 1
+        self._greeting[qemu.pid] += 1
         try:
-            monitor = await self._greeted(sock, who)
+            monitor = await self._greeted(sock, qemu)
         finally:
-            self._greeting -= Counter([who.pid])
+            self._greeting -= Counter([qemu.pid])
         if monitor is not None:
-            await self._hand_on(who, monitor)
+            await self._hand_on(qemu, monitor)
 
-    async def _who(self, sock: socket.socket) -> Dialled | None:
+    async def _identify_peer(self, sock: socket.socket) -> ConnectedQemu | None:
         try:
             pid = peer_pid(sock)
-        except Stranger as error:
-            self._limit.warning("monitor listener", "a stranger was refused: %s", error)
+        except UntrustedPeer as error:
+            self._limit.warning("monitor listener", "an untrusted peer was refused: %s", error)
             return None
         now = asyncio.get_running_loop().time()
         process = (pid, started_at(pid))
@@ -219,15 +224,15 @@ class MonitorListener:
         if process in self._refused or not self._may_call(process):
             return None
         try:
-            who = await asyncio.to_thread(self._identify, sock)
-        except Stranger as error:
+            qemu = await asyncio.to_thread(self._identify, sock)
+        except UntrustedPeer as error:
             self._refuse(process, f"uid {peer_uid(sock)}", str(error))
             return None
         except Exception as error:  # noqa: BLE001 - whatever it is, only this call is concerned
             about = "monitor listener: pid %d cannot be looked at"
             self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None
-        return who if self._greeting[pid] < GREETING else None
+        return qemu if self._greeting[pid] < GREETING else None
 
     def _may_call(self, process: _Process) -> bool:
         """Whether a process may make one more connection now."""
@@ -236,17 +241,17 @@ class MonitorListener:
         new = Bucket(PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST)
         return self._calls.setdefault(process, new).try_take()
 
-    async def _hang_up(self, sock: socket.socket) -> None:
+    async def _close_refused(self, sock: socket.socket) -> None:
         """Close a refused connection, at once if that cannot hurt a QEMU that starts."""
         try:
             pid, uid = peer_pid(sock), peer_uid(sock)
             if self._may_keep(pid, uid):
                 self._kept[pid] = uid
                 try:
-                    await _says_something(sock, REFUSED_SECONDS)
+                    await _is_readable(sock, REFUSED_SECONDS)
                 finally:
                     del self._kept[pid]
-        except Stranger:
+        except UntrustedPeer:
             pass  # it has ended
         finally:
             sock.close()
@@ -257,36 +262,36 @@ class MonitorListener:
         full = len(self._kept) >= MOST_REFUSED or of_user >= MOST_REFUSED_OF_USER
         return not full and pid not in self._kept
 
-    async def _greeted(self, sock: socket.socket, who: Dialled) -> Monitor | None:
+    async def _greeted(self, sock: socket.socket, qemu: ConnectedQemu) -> Monitor | None:
         """Negotiate, and compare what QEMU says of itself."""
-        process = (who.pid, started_at(who.pid))
+        process = (qemu.pid, started_at(qemu.pid))
         try:
-            if not await _says_something(sock, self._timeout):
-                about = f"domain {who.name}"
+            if not await _is_readable(sock, self._timeout):
+                about = f"domain {qemu.name}"
                 self._tell(process, about, f"{about} has dialled and says nothing yet")
-                await _says_something(sock, None)
+                await _is_readable(sock, None)
         except BaseException:
             sock.close()
             raise
         try:
             monitor = await Monitor.from_socket(
-                sock, name=f"of VM {who.name}", timeout=self._timeout
+                sock, name=f"of VM {qemu.name}", timeout=self._timeout
             )
         except MonitorError as error:
-            about = f"domain {who.name}"
+            about = f"domain {qemu.name}"
             self._refuse(process, about, f"{about}: {error}")
             return None
         try:
             said = [await monitor.execute(each) for each in ("query-uuid", "query-name")]
-            wrong = _what_is_wrong(who, *said)
-            if wrong is None:
+            mismatch = _identity_mismatch(qemu, *said)
+            if mismatch is None:
                 return monitor
         except MonitorError as error:
-            wrong = f"domain {who.name}: {error}"
+            mismatch = f"domain {qemu.name}: {error}"
         except BaseException:
             await monitor.close()
             raise
-        self._refuse(process, f"domain {who.name}", wrong)
+        self._refuse(process, f"domain {qemu.name}", mismatch)
         await monitor.close()
         return None
 
@@ -295,9 +300,9 @@ class MonitorListener:
         self._tell(process, key, f"pid {process[0]} was refused: {why}")
 
     def _tell(self, process: _Process, key: str, what: str) -> None:
-        """Say it once of each process, for QEMU dials again each second, and seldom of each key.
+        """Log it once of each process, for QEMU dials again each second, and seldom of each key.
 
-        :param key: a domain, or the user of a stranger, who can have a new process each time.
+        :param key: a domain, or an untrusted peer's user, who can have a new process each time.
         """
         told = self._told.setdefault(process, set())
         if what not in told and len(told) < WORDS:
@@ -307,40 +312,40 @@ class MonitorListener:
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
 
-    # ------------------------------------------------------------------ whose it is
+    # ------------------------------------------------------------------ who takes it
 
-    async def _hand_on(self, who: Dialled, monitor: Monitor) -> None:
+    async def _hand_on(self, qemu: ConnectedQemu, monitor: Monitor) -> None:
         """Give the connection to who waits for it, or keep it until somebody wants it."""
-        guest = self._guests.setdefault(who.uuid, _Guest())
-        offer = _Offer(who, monitor)
-        before, guest.offer = guest.offer, offer
+        guest = self._guests.setdefault(qemu.uuid, _GuestConnections())
+        pending = _PendingConnection(qemu, monitor)
+        before, guest.pending = guest.pending, pending
         for call in guest.waiting:
             if not call.done():
-                call.set_result(self._take(guest, offer))
+                call.set_result(self._take(guest, pending))
                 break
         try:
             if before is not None:  # QEMU has given that one up, or has two monitors that dial
                 await before.monitor.close()
-            await self._until_taken(guest, offer)
-            if offer.taken.is_set():
+            await self._until_taken(guest, pending)
+            if pending.taken.is_set():
                 await monitor.wait_closed()
         finally:
             if guest.used is monitor:
                 guest.used = None
-            if guest.offer is offer:
-                guest.offer = None
-            self._tidy(who.uuid)
-            if not offer.taken.is_set():
+            if guest.pending is pending:
+                guest.pending = None
+            self._tidy(qemu.uuid)
+            if not pending.taken.is_set():
                 await monitor.close()
 
-    async def _until_taken(self, guest: _Guest, offer: _Offer) -> None:
-        ends = asyncio.create_task(offer.monitor.wait_closed())
-        taken = asyncio.create_task(offer.taken.wait())
+    async def _until_taken(self, guest: _GuestConnections, pending: _PendingConnection) -> None:
+        ends = asyncio.create_task(pending.monitor.wait_closed())
+        taken = asyncio.create_task(pending.taken.wait())
         try:
-            while not (taken.done() or ends.done() or guest.offer is not offer):
+            while not (taken.done() or ends.done() or guest.pending is not pending):
                 used = guest.used
-                if used is None or used.closed or used.pid != offer.who.pid:
-                    await self._ask(offer.who)
+                if used is None or used.closed or used.pid != pending.qemu.pid:
+                    await self._announce(pending.qemu)
                 await asyncio.wait(
                     {ends, taken}, timeout=RETRY, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -349,20 +354,20 @@ class MonitorListener:
                 each.cancel()
             await asyncio.gather(ends, taken, return_exceptions=True)
 
-    async def _ask(self, who: Dialled) -> None:
+    async def _announce(self, qemu: ConnectedQemu) -> None:
         try:
-            await self._on_new(who)
+            await self._on_unclaimed(qemu)
         except LinkmgrError as error:
-            process = (who.pid, started_at(who.pid))
-            about = f"domain {who.name}"
+            process = (qemu.pid, started_at(qemu.pid))
+            about = f"domain {qemu.name}"
             self._tell(process, about, f"{about} dialled, and cannot be added: {error}")
         except Exception:
-            log.exception("domain %s dialled: a fault while it was added", who.name)
+            log.exception("domain %s dialled: a fault while it was added", qemu.name)
 
-    def _take(self, guest: _Guest, offer: _Offer) -> Monitor:
-        guest.offer, guest.used = None, offer.monitor
-        offer.taken.set()
-        return offer.monitor
+    def _take(self, guest: _GuestConnections, pending: _PendingConnection) -> Monitor:
+        guest.pending, guest.used = None, pending.monitor
+        pending.taken.set()
+        return pending.monitor
 
     def _tidy(self, domain: str) -> None:
         if (guest := self._guests.get(domain)) is not None and guest.idle:
@@ -398,8 +403,8 @@ class ListenerConnector:
         return isinstance(error, MonitorUnreachable) and isinstance(error.__cause__, TimeoutError)
 
 
-async def _says_something(sock: socket.socket, seconds: float | None) -> bool:
-    """Wait until something can be read, the end included; tell whether it can."""
+async def _is_readable(sock: socket.socket, seconds: float | None) -> bool:
+    """Wait until something can be read, the end included; return whether it can."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     loop.add_reader(sock, lambda: None if readable.done() else readable.set_result(None))
@@ -413,12 +418,12 @@ async def _says_something(sock: socket.socket, seconds: float | None) -> bool:
     return True
 
 
-def _what_is_wrong(who: Dialled, its_uuid: object, its_name: object) -> str | None:
-    """What QEMU says of itself and libvirt does not say of it."""
+def _identity_mismatch(qemu: ConnectedQemu, its_uuid: object, its_name: object) -> str | None:
+    """Return how QEMU's own uuid or name contradicts libvirt's, or ``None``."""
     uuid = its_uuid.get("UUID") if isinstance(its_uuid, dict) else None
-    if not isinstance(uuid, str) or uuid.lower() != who.uuid:
-        return f"it is the QEMU of domain {who.name}, and says that its uuid is {ascii(uuid)[:60]}"
+    if not isinstance(uuid, str) or uuid.lower() != qemu.uuid:
+        return f"it is the QEMU of domain {qemu.name}, and says that its uuid is {ascii(uuid)[:60]}"
     name = its_name.get("name") if isinstance(its_name, dict) else None
-    if name != who.name:
-        return f"it is the QEMU of domain {who.name}, and says that its name is {ascii(name)[:60]}"
+    if name != qemu.name:
+        return f"it is the QEMU of domain {qemu.name}, and says that its name is {ascii(name)[:60]}"
     return None

@@ -21,8 +21,8 @@ from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import BadConfig
 from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.identity import DomainFiles
-from linkmgr.libvirt.listener import Dialled, MonitorListener, OnNew
+from linkmgr.libvirt.identity import PeerIdentifier
+from linkmgr.libvirt.listener import ConnectedQemu, MonitorListener, OnUnclaimed
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.manager import LinkManager
 from linkmgr.model import Transport, VmState
@@ -284,7 +284,11 @@ async def _fd_socket(
 
 @contextlib.asynccontextmanager
 async def _monitors(
-    passed: PassedFds, path: Path, settings: Config, libvirt: Libvirt | None, on_new: OnNew
+    passed: PassedFds,
+    path: Path,
+    settings: Config,
+    libvirt: Libvirt | None,
+    on_unclaimed: OnUnclaimed,
 ) -> AsyncIterator[ConnectorFactory]:
     """The ways to reach a monitor; takes the calls of QEMUs, if the configuration says so."""
     async with contextlib.AsyncExitStack() as stack:
@@ -295,10 +299,10 @@ async def _monitors(
                 sock = await stack.enter_async_context(listening(path))
             else:
                 sock = stack.enter_context(UnixSocket.from_fd(fd.take()))
-            files = DomainFiles(Path(settings.libvirt.run_dir))
+            identifier = PeerIdentifier(Path(settings.libvirt.run_dir))
             timeout = settings.limits.monitor_seconds
             listener = await stack.enter_async_context(
-                MonitorListener(sock, files.identify, on_new, timeout=timeout)
+                MonitorListener(sock, identifier.identify, on_unclaimed, timeout=timeout)
             )
 
         def connector(address: str) -> Connector:
@@ -311,17 +315,17 @@ async def _monitors(
         yield connector
 
 
-async def _discovered(ready: Awaitable[DomainController], guest: Dialled) -> None:
+async def _discovered(ready: Awaitable[DomainController], qemu: ConnectedQemu) -> None:
     """Add a guest that has dialled and that nobody waits for.
 
     :param ready: who looks after it, once what was known before is recovered.
     """
-    care, address = await asyncio.shield(ready), inbound_address(guest.uuid)
+    care, address = await asyncio.shield(ready), inbound_address(qemu.uuid)
     for vm in care.manager.seen()[0]:
-        if (vm.name, vm.qmp) == (guest.name, address) and vm.state is not VmState.GONE:
+        if (vm.name, vm.qmp) == (qemu.name, address) and vm.state is not VmState.GONE:
             return  # it takes the connection itself, in a moment
-    await care.on_new(guest)
-    log.info("VM %s dialled (uuid %s, pid %d) and was added", *astuple(guest))
+    await care.on_unclaimed(qemu)
+    log.info("VM %s dialled (uuid %s, pid %d) and was added", *astuple(qemu))
 
 
 def _allow_many_files() -> None:

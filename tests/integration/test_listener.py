@@ -20,7 +20,7 @@ import pytest
 
 from bench.served import Served
 from linkmgr import Client, EventKind, NicState
-from linkmgr.libvirt.identity import Dialled, Stranger, peer_pid
+from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid
 from linkmgr.libvirt.listener import MonitorListener
 from linkmgr.model import Nic, Transport, VmInfo, VmState
 from linkmgr.testing.process import Child, execute, until
@@ -398,11 +398,11 @@ async def test_a_qemu_that_is_refused_while_it_starts_goes_on(qemu: str, tmp_pat
     """QEMU ends by SIGSEGV if its monitor's connection is closed before its main loop runs."""
     calls = Counter[int]()
 
-    def refuse(sock: socket.socket) -> Dialled:
+    def refuse(sock: socket.socket) -> ConnectedQemu:
         calls[peer_pid(sock)] += 1
-        raise Stranger("no")
+        raise UntrustedPeer("no")
 
-    async def offered(who: Dialled) -> None:
+    async def offered(who: ConnectedQemu) -> None:
         raise AssertionError(who)
 
     path = tmp_path / "qmp.sock"

@@ -86,7 +86,7 @@ RED = cables(cable("ua-net0", network="red"))
 BOTH = cables(cable("ua-net0", network="blue"), cable("ua-net1", network="red", link="down"))
 
 
-class Dialled:
+class ConnectedQemu:
     """A QEMU that has dialled."""
 
     name, uuid, pid = "web1", UUID.upper(), 1

@@ -10,23 +10,25 @@ from typing import cast
 import pytest
 
 from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.identity import Dialled
+from linkmgr.libvirt.identity import ConnectedQemu
 from linkmgr.model import VmInfo, VmState
 from linkmgr.service.run import _discovered
 from tests.unit.samples import NOW
 
 UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
-WEB1 = Dialled("web1", UUID, 4711)
+WEB1 = ConnectedQemu("web1", UUID, 4711)
 
 
-async def added(*vms: VmInfo) -> list[Dialled]:
+async def added(*vms: VmInfo) -> list[ConnectedQemu]:
     """Whom the care of domains is told of when web1 dials and these are there."""
-    told: list[Dialled] = []
+    told: list[ConnectedQemu] = []
 
-    async def on_new(guest: Dialled) -> None:
+    async def on_unclaimed(guest: ConnectedQemu) -> None:
         told.append(guest)
 
-    care = SimpleNamespace(manager=SimpleNamespace(seen=lambda: (list(vms), [])), on_new=on_new)
+    care = SimpleNamespace(
+        manager=SimpleNamespace(seen=lambda: (list(vms), [])), on_unclaimed=on_unclaimed
+    )
     ready: asyncio.Future[DomainController] = asyncio.get_running_loop().create_future()
     adding = asyncio.create_task(_discovered(ready, WEB1))
     await asyncio.sleep(0)

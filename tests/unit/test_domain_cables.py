@@ -21,7 +21,7 @@ from tests.unit.care_lab import (
     NET0,
     RED,
     UUID,
-    Dialled,
+    ConnectedQemu,
     Lab,
     cable,
     cables,
@@ -35,7 +35,7 @@ __all__ = ["lab"]  # a fixture
 async def test_a_guest_is_plugged_when_it_runs_and_not_before(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BOTH)
     async with lab.care() as care:
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         await lab.settle()
         assert lab.manager.calls == [f"add_vm web1 dials:{UUID}"]
         lab.manager.resume()

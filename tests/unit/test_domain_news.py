@@ -31,7 +31,7 @@ from tests.unit.care_lab import (
     NET0,
     RED,
     UUID,
-    Dialled,
+    ConnectedQemu,
     FakeReservations,
     Lab,
     cable,
@@ -49,7 +49,7 @@ async def test_libvirt_is_not_asked_while_a_hook_of_the_domain_waits(lab: Lab) -
     async with lab.care() as care:
         for operation in ("prepare", "start"):
             assert (await care.on_hook(operation, "begin", "-", xml)).ok
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         lab.manager.resume()
         async with asyncio.timeout(2):
             answer = await care.on_hook("started", "begin", "-", xml)
@@ -78,7 +78,7 @@ async def test_the_hook_at_started_waits_for_the_cables_but_not_for_a_paused_gue
     xml = domain_xml(BLUE)
     async with lab.care(libvirt=False) as care:
         await care.on_hook("start", "begin", "-", xml)
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         answer = await care.on_hook("started", "begin", "-", xml)
         assert answer.ok
         assert "when it is resumed" in answer.said
@@ -191,7 +191,7 @@ async def test_a_qemu_that_cannot_be_taken_charge_of_is_told(lab: Lab) -> None:
     lab.manager.broken["add_vm"] = MonitorUnreachable("nobody answers")
     async with lab.care() as care:
         with pytest.raises(MonitorUnreachable):
-            await care.on_new(Dialled())
+            await care.on_unclaimed(ConnectedQemu())
         assert [(each.code, each.subject) for each in care.findings()] == [
             ("monitor-unreachable", "web1")
         ]
@@ -310,7 +310,7 @@ async def test_a_qemu_that_cannot_be_taken_charge_of_is_found_once(lab: Lab) -> 
     lab.manager.broken["add_vm"] = MonitorUnreachable("nobody answers")
     async with lab.care() as care:
         with pytest.raises(MonitorUnreachable):
-            await care.on_new(Dialled())
+            await care.on_unclaimed(ConnectedQemu())
         assert [each.code for each in await care.check()] == ["monitor-unreachable"]
 
 
@@ -321,7 +321,7 @@ async def test_a_qemu_that_is_refused_for_another_reason_each_time_does_not_fill
         for number in range(3):
             lab.manager.broken["add_vm"] = MonitorUnreachable(f"it says {number}")
             with pytest.raises(MonitorUnreachable):
-                await care.on_new(Dialled())
+                await care.on_unclaimed(ConnectedQemu())
     assert len(lab.told()) == 1
     assert caplog.text.count("it says") == 1
 
@@ -528,7 +528,7 @@ async def test_metadata_that_is_edited_while_the_guest_is_paused_holds_when_it_i
     async with lab.care() as care:
         for operation in ("prepare", "start"):
             await care.on_hook(operation, "begin", "-", domain_xml(BLUE))
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         assert (
             "when it is resumed"
             in (await care.on_hook("started", "begin", "-", domain_xml(BLUE))).said
@@ -548,7 +548,7 @@ async def test_what_is_plugged_while_the_guest_is_paused_holds_when_it_is_resume
 ) -> None:
     async with lab.care() as care:
         await care.on_hook("start", "begin", "-", domain_xml(BLUE))
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         await care.on_hook("started", "begin", "-", domain_xml(BLUE))
         lab.libvirt.live = domain_xml(BLUE)
         await care.verbs.plug(NET0, "red")
@@ -566,7 +566,7 @@ async def test_an_edit_from_before_the_start_does_not_make_a_waiting_hook_ask_li
 ) -> None:
     lab.libvirt.gate.clear()  # as libvirt does while a hook runs
     async with lab.care() as care:
-        await care.on_new(Dialled())
+        await care.on_unclaimed(ConnectedQemu())
         waiting = asyncio.create_task(care.on_hook("started", "begin", "-", domain_xml(BLUE)))
         await lab.settle()
         lab.libvirt.tell(DomainEventKind.METADATA, CABLES_NAMESPACE)

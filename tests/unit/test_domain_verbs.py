@@ -30,7 +30,7 @@ NET0 = NicRef("web1", "ua-net0")
 BLUE = cables(cable("ua-net0", network="blue"))
 
 
-class Dialled:
+class ConnectedQemu:
     name, uuid, pid = "web1", UUID, 1
 
 
@@ -531,7 +531,7 @@ async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab:
     lab.manager.broken["add_vm"] = AlreadyExists("VM web1 exists with another monitor")
     async with lab.care() as care:
         with pytest.raises(AlreadyExists):
-            await care.on_new(Dialled())
+            await care.on_unclaimed(ConnectedQemu())
         lab.manager.boot(transport=Transport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live

@@ -18,7 +18,7 @@ import pytest
 
 from linkmgr.cli.probes import Verdict, guest_files
 from linkmgr.libvirt import identity
-from linkmgr.libvirt.identity import Dialled, DomainFiles, Stranger
+from linkmgr.libvirt.identity import ConnectedQemu, PeerIdentifier, UntrustedPeer
 from linkmgr.libvirt.status import pid_of
 
 UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
@@ -63,7 +63,7 @@ class Libvirt:
     def __post_init__(self) -> None:
         self.run = self.folder / "run"
         self.run.mkdir(mode=0o755)
-        self.files = DomainFiles(self.run)
+        self.files = PeerIdentifier(self.run)
         self.listening = self.stack.enter_context(socket.socket(socket.AF_UNIX))
         self.listening.bind(str(self.folder / "qmp.sock"))
         (self.folder / "qmp.sock").chmod(0o666)
@@ -98,7 +98,7 @@ class Libvirt:
         return child.pid, ours
 
     def refuses(self, sock: socket.socket, why: str) -> None:
-        with pytest.raises(Stranger, match=why):
+        with pytest.raises(UntrustedPeer, match=why):
             self.files.identify(sock)
 
 
@@ -116,8 +116,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has processes 
 
 def test_a_process_that_libvirt_started_is_its_domain(libvirt: Libvirt) -> None:
     pid, sock = libvirt.started()
-    assert libvirt.files.identify(sock) == Dialled("web1", UUID, pid)
-    assert libvirt.files.identify(sock) == Dialled("web1", UUID, pid)  # now from memory
+    assert libvirt.files.identify(sock) == ConnectedQemu("web1", UUID, pid)
+    assert libvirt.files.identify(sock) == ConnectedQemu("web1", UUID, pid)  # now from memory
 
 
 @as_root
@@ -125,9 +125,9 @@ def test_it_is_known_in_a_directory_of_the_guests_user(libvirt: Libvirt) -> None
     """libvirt 11 and newer give it to the user that QEMU runs as."""
     os.chown(libvirt.run, 64055, 64055)
     pid, sock = libvirt.started()
-    assert libvirt.files.identify(sock) == Dialled("web1", UUID, pid)
+    assert libvirt.files.identify(sock) == ConnectedQemu("web1", UUID, pid)
     libvirt.run.chmod(0o777)
-    assert DomainFiles(libvirt.run).identify(sock) == Dialled("web1", UUID, pid)
+    assert PeerIdentifier(libvirt.run).identify(sock) == ConnectedQemu("web1", UUID, pid)
 
 
 @as_root
@@ -164,7 +164,7 @@ def test_a_lock_of_a_stranger_elsewhere_in_the_pid_file_hides_no_qemu(libvirt: L
     assert child.stdout is not None
     assert child.stdout.readline() == b"locked\n"
     pid, sock = libvirt.started()
-    assert libvirt.files.identify(sock) == Dialled("web1", UUID, pid)
+    assert libvirt.files.identify(sock) == ConnectedQemu("web1", UUID, pid)
 
 
 def test_a_record_that_is_older_than_the_process_tells_of_another_one(libvirt: Libvirt) -> None:
@@ -188,8 +188,8 @@ def test_names_of_files_prove_nothing(libvirt: Libvirt, swapped: str) -> None:
     for kind in swapped.split():
         a, b, c = (libvirt.run / f"{name}.{kind}" for name in ("web1", "web2", "aside"))
         a.rename(c), b.rename(a), c.rename(b)
-    assert libvirt.files.identify(first) == Dialled("web1", UUID, one)
-    assert libvirt.files.identify(second) == Dialled("web2", other, two)
+    assert libvirt.files.identify(first) == ConnectedQemu("web1", UUID, one)
+    assert libvirt.files.identify(second) == ConnectedQemu("web2", other, two)
 
 
 def test_one_record_over_another_makes_nobody_of_the_other_domain(libvirt: Libvirt) -> None:
@@ -313,7 +313,7 @@ def test_a_record_that_does_not_say_whose_the_process_is_is_refused(
 def test_a_directory_with_more_files_than_there_can_be_costs_no_more(
     libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "MOST_FILES", 5)
+    monkeypatch.setattr(identity, "MAX_FILES", 5)
     _, sock = libvirt.started()
     for number in range(4):
         (libvirt.run / f"{number}.pid").touch()
@@ -322,8 +322,8 @@ def test_a_directory_with_more_files_than_there_can_be_costs_no_more(
 
 def test_without_libvirt_everybody_is_a_stranger(libvirt: Libvirt) -> None:
     _, sock = libvirt.dialled("")
-    with pytest.raises(Stranger, match="cannot be read: No such file"):
-        DomainFiles(libvirt.folder / "nowhere").identify(sock)
+    with pytest.raises(UntrustedPeer, match="cannot be read: No such file"):
+        PeerIdentifier(libvirt.folder / "nowhere").identify(sock)
 
 
 def test_the_pid_of_a_domain_is_what_roots_record_of_that_domain_says(libvirt: Libvirt) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from linkmgr.errors import MonitorGone, MonitorUnreachable, StateError
 from linkmgr.libvirt import listener as module
-from linkmgr.libvirt.identity import Dialled, Stranger
+from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer
 from linkmgr.libvirt.listener import MonitorListener
 from linkmgr.model import Transport
 from linkmgr.qmp import Monitor
@@ -23,8 +23,8 @@ from tests.unit.qmp_peer import GREETING, FakeMonitor, Received, nothing_left_be
 
 __all__ = ["nothing_left_behind"]
 
-WEB1 = Dialled("web1", "e4575ab2-7cba-58df-aac2-669e6faac4ef", os.getpid())
-WEB2 = Dialled("web2", "1677ef29-849e-56f6-805e-cf6ae55a62f6", os.getpid())
+WEB1 = ConnectedQemu("web1", "e4575ab2-7cba-58df-aac2-669e6faac4ef", os.getpid())
+WEB2 = ConnectedQemu("web2", "1677ef29-849e-56f6-805e-cf6ae55a62f6", os.getpid())
 
 
 class Lab:
@@ -32,17 +32,17 @@ class Lab:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, Dialled | Exception] = {}  #: by the address that they dial from
+        self.known: dict[str, ConnectedQemu | Exception] = {}  #: by the address that they dial from
         self.looked_at: list[str] = []
-        self.offered: list[Dialled] = []
+        self.offered: list[ConnectedQemu] = []
         self.refusal: Exception | None = None
         self.peers: list[FakeMonitor] = []
         sock = UnixSocket.make()
         sock.bind(str(path))
         sock.listen()
-        self.listener = MonitorListener(sock, self._identify, self._on_new, timeout=0.5)
+        self.listener = MonitorListener(sock, self._identify, self._on_unclaimed, timeout=0.5)
 
-    def _identify(self, sock: socket.socket) -> Dialled:
+    def _identify(self, sock: socket.socket) -> ConnectedQemu:
         address = sock.getpeername()
         self.looked_at.append(address)
         who = self.known[address]
@@ -50,12 +50,12 @@ class Lab:
             raise who
         return who
 
-    async def _on_new(self, who: Dialled) -> None:
+    async def _on_unclaimed(self, who: ConnectedQemu) -> None:
         self.offered.append(who)
         if self.refusal:
             raise self.refusal
 
-    async def connect(self, who: Dialled | Exception = WEB1) -> FakeMonitor:
+    async def connect(self, who: ConnectedQemu | Exception = WEB1) -> FakeMonitor:
         """Dial, and say nothing."""
         sock = socket.socket(socket.AF_UNIX)
         address = str(self.path.with_name(f"peer{len(self.peers)}"))
@@ -65,20 +65,22 @@ class Lab:
         self.peers.append(FakeMonitor(sock))
         return self.peers[-1]
 
-    async def dial(self, who: Dialled = WEB1, *, claims: Dialled | None = None) -> FakeMonitor:
+    async def dial(
+        self, who: ConnectedQemu = WEB1, *, claims: ConnectedQemu | None = None
+    ) -> FakeMonitor:
         """Dial as QEMU does."""
         peer = await self.connect(who)
         await peer.handshake()
         peer.serve(lambda command: says(command, claims or who))
         return peer
 
-    async def take(self, who: Dialled = WEB1, timeout: float = 2.0) -> Monitor:
+    async def take(self, who: ConnectedQemu = WEB1, timeout: float = 2.0) -> Monitor:
         return await self.listener.connector(f"dials:{who.uuid}").connect(
             f"of VM {who.name}", timeout
         )
 
 
-def says(command: Received, who: Dialled) -> object:
+def says(command: Received, who: ConnectedQemu) -> object:
     """What the QEMU of a domain answers."""
     match command.name:
         case "query-uuid":
@@ -202,7 +204,7 @@ async def test_a_stranger_is_hung_up_on_unheard_and_told_of_once(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        peer = await lab.connect(Stranger("its pid is in no file"))
+        peer = await lab.connect(UntrustedPeer("its pid is in no file"))
         peer.send(GREETING)
         await hung_up(peer)
         assert peer.timeline == []
@@ -215,7 +217,7 @@ async def test_a_stranger_that_dials_without_a_pause_is_not_even_looked_at(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 10.0)
-    await hung_up(await lab.connect(Stranger("no")))
+    await hung_up(await lab.connect(UntrustedPeer("no")))
     await hung_up(await lab.connect())
     assert len(lab.looked_at) == 1
 
@@ -223,12 +225,12 @@ async def test_a_stranger_that_dials_without_a_pause_is_not_even_looked_at(
 @pytest.mark.parametrize(
     ("claims", "said"),
     [
-        (Dialled("web1", WEB2.uuid, 1), f"says that its uuid is '{WEB2.uuid.upper()}'"),
-        (Dialled("web2", WEB1.uuid, 1), "says that its name is 'web2'"),
+        (ConnectedQemu("web1", WEB2.uuid, 1), f"says that its uuid is '{WEB2.uuid.upper()}'"),
+        (ConnectedQemu("web2", WEB1.uuid, 1), "says that its name is 'web2'"),
     ],
 )
 async def test_a_qemu_that_claims_to_be_another_guest_is_refused(
-    lab: Lab, caplog: pytest.LogCaptureFixture, claims: Dialled, said: str
+    lab: Lab, caplog: pytest.LogCaptureFixture, claims: ConnectedQemu, said: str
 ) -> None:
     waiting = asyncio.create_task(lab.take(WEB2, 0.3))
     peer = await lab.dial(claims=claims)
@@ -243,7 +245,7 @@ async def test_a_qemu_that_lies_anew_each_time_does_not_fill_the_log(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(module.WORDS + 3):
-        await hung_up(await lab.dial(claims=Dialled("web1", f"{number}", 1)))
+        await hung_up(await lab.dial(claims=ConnectedQemu("web1", f"{number}", 1)))
     assert caplog.text.count("was refused") == module.WORDS
 
 
@@ -276,9 +278,9 @@ async def test_a_refused_process_is_not_hung_up_on_while_it_may_be_a_qemu_that_s
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
-    first = await lab.connect(Stranger("no"))
+    first = await lab.connect(UntrustedPeer("no"))
     await until(lambda: bool(lab.listener._kept))
-    await hung_up(await lab.connect(Stranger("no")))  # a QEMU has one
+    await hung_up(await lab.connect(UntrustedPeer("no")))  # a QEMU has one
     await asyncio.sleep(0.2)
     assert not has_hung_up(first)
     first.send(GREETING)
@@ -286,7 +288,7 @@ async def test_a_refused_process_is_not_hung_up_on_while_it_may_be_a_qemu_that_s
 
 
 async def test_a_refused_process_that_stays_silent_is_hung_up_on_in_the_end(lab: Lab) -> None:
-    await hung_up(await lab.connect(Stranger("no")))
+    await hung_up(await lab.connect(UntrustedPeer("no")))
 
 
 async def test_no_more_refused_connections_are_kept_than_the_bound(
@@ -295,7 +297,7 @@ async def test_no_more_refused_connections_are_kept_than_the_bound(
     monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
     monkeypatch.setattr(module, "MOST_REFUSED", 0)
     async with asyncio.timeout(1):
-        await hung_up(await lab.connect(Stranger("no")))
+        await hung_up(await lab.connect(UntrustedPeer("no")))
 
 
 # Dials as another user from as many processes, which say nothing.
@@ -320,14 +322,14 @@ async def test_silent_processes_of_one_user_take_no_protection_from_another_user
     for folder in (lab.path.parent, *lab.path.parent.parents[:2]):
         folder.chmod(0o755)
     lab.path.chmod(0o666)
-    lab.known[""] = Stranger("no")  # has no address
+    lab.known[""] = UntrustedPeer("no")  # has no address
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DIAL_SILENTLY, str(lab.path), str(module.MOST_REFUSED),
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
         await until(lambda: lab.looked_at.count("") == module.MOST_REFUSED, timeout=20)
-        starting = await lab.connect(Stranger("no"))
+        starting = await lab.connect(UntrustedPeer("no"))
         await until(lambda: len(lab.looked_at) > module.MOST_REFUSED)
         await asyncio.sleep(0.2)
         assert not has_hung_up(starting)

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from linkmgr.cli.probes.line import Line, Verdict
-from linkmgr.libvirt.identity import RUN_DIR, DomainFiles
+from linkmgr.libvirt.identity import RUN_DIR, PeerIdentifier
 from linkmgr.libvirt.status import only_root_writes
 from linkmgr.untrusted import shell_word
 
@@ -39,8 +39,8 @@ def _look(run_dir: Path) -> list[Line]:
     if not all(os.access(each, os.R_OK) for each in (run_dir, *run_dir.glob("*.xml"))):
         what = f"{run_dir}: root's files, which {_user(os.geteuid())} may not read"
         return [Line(_AREA, _NAME, Verdict.UNKNOWN, what, "look as root")]
-    files = DomainFiles(run_dir)
-    doubts = [(name, why) for name in names if (why := files.doubt(name)) is not None]
+    files = PeerIdentifier(run_dir)
+    doubts = [(name, why) for name in names if (why := files.untrusted_reason(name)) is not None]
     lines = [_doubtful(run_dir, name, why) for name, why in doubts[:_SHOWN]]
     if len(doubts) > _SHOWN:
         what = f"{len(doubts) - _SHOWN} more are of no use either"
