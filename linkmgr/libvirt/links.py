@@ -1,12 +1,13 @@
 """Link state in two places that agree: what libvirt says of a NIC, and what linkmgr does.
 
 ``virsh domif-setlink`` goes to QEMU through libvirt's own monitor and emits no event. But libvirt
-writes its record of the domain anew (`linkmgr.libvirt.status`): that is the doorbell. What libvirt
+writes its record of the domain anew (`linkmgr.libvirt.status`): that is watched. What libvirt
 says then is compared with what it said before. If it has changed, the operator wants it so. If
 not, and the NIC's link is another one, then linkmgr has changed it, and libvirt is told.
 
 libvirt is told what the guest sees: an unplugged NIC is down, so ``domif-getlink`` says down.
-``domif-setlink up`` on it is kept as a wish, shown at the next plug, and taken back in libvirt.
+``domif-setlink up`` on it is kept as the wanted link, shown at the next plug, and taken back in
+libvirt.
 
 Both directions are one comparison, made for one domain at a time, of what is then; so neither runs
 after the echo of the other.
@@ -36,34 +37,34 @@ from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo
 log = logging.getLogger(__name__)
 
 DOCUMENT = "links"
-PAUSE = 5.0  #: seconds until what failed, or was not there, is tried again
+RETRY_INTERVAL_S = 5.0  #: seconds until what failed, or was not there, is tried again
 
 #: Sets a link in libvirt: uuid of the domain, MAC of the NIC, whether it is up.
 SetLink = Callable[[str, str, bool], Awaitable[None]]
-#: Gives a NIC a link.
-TakeWish = Callable[[NicRef, LinkState], Awaitable[object]]
+#: Sets the link of a NIC.
+ApplyLink = Callable[[NicRef, LinkState], Awaitable[object]]
 
 _WRITTEN = Mask.MOVED_TO | Mask.CLOSE_WRITE
 _GONE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED | Mask.UNMOUNT
-#: After these a NIC's link may be another one, or it can be known what it is.
-_TELLING = {
+#: After these a NIC's link may have changed, or can be known.
+_LINK_EVENTS = {
     EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED, EventKind.PLUGGED,
     EventKind.REPLUGGED, EventKind.UNPLUGGED, EventKind.LINK, EventKind.VM_REMOVED,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is to be done about one NIC.
+class SyncAction:
+    """How to bring the link of one NIC in line.
 
-    :param wish: what the operator asked for through libvirt.
-    :param show: whether the guest is to be shown its link again: libvirt has set another one.
-    :param tell: what libvirt is to be told.
+    :param requested: the link that an operator set through libvirt.
+    :param resync: whether the guest is to be shown its link again: libvirt has set another one.
+    :param report: the link to set in libvirt.
     """
 
-    wish: LinkState | None = None
-    show: bool = False
-    tell: LinkState | None = None
+    requested: LinkState | None = None
+    resync: bool = False
+    report: LinkState | None = None
 
 
 def link_of(nic: Nic) -> LinkState | None:
@@ -82,41 +83,41 @@ def link_of(nic: Nic) -> LinkState | None:
             return None
 
 
-def compare(before: LinkState | None, said: LinkState, nic: Nic) -> Verdict:
-    """Say what is to be done about a NIC.
+def decide(before: LinkState | None, said: LinkState, nic: Nic) -> SyncAction:
+    """Decide how to bring the link of a NIC in line.
 
     :param before: what libvirt said the last time, or was told; ``None`` when that is not known:
-        then what it says is nobody's wish.
+        then nobody asked for what it says.
     :param said: what libvirt says now.
     """
     shown = link_of(nic)
     if shown is None or said is shown:
-        return Verdict()
+        return SyncAction()
     if before is None or said is before:
-        return Verdict(tell=shown)
+        return SyncAction(report=shown)
     if nic.state is NicState.UNPLUGGED:  # so libvirt says up, and has made it so
-        return Verdict(wish=said, show=True, tell=shown)
-    return Verdict(wish=said)
+        return SyncAction(requested=said, resync=True, report=shown)
+    return SyncAction(requested=said)
 
 
 @dataclass
-class _Domain:
-    """What libvirt said of a running domain.
+class _ReportedLinks:
+    """The links that libvirt last had for a running domain.
 
-    :param life: which QEMU process; what was said of another one says nothing of this one.
+    :param process_key: which QEMU process; what was said of another one says nothing of this one.
     """
 
-    life: str
-    said: dict[str, LinkState] = field(default_factory=dict)
+    process_key: str
+    links: dict[str, LinkState] = field(default_factory=dict)
 
 
-class LinkFollower:
-    """Keeps link state in libvirt and in linkmgr the same. `run` is a task for its whole life.
+class LinkSync:
+    """Keeps link state the same in libvirt and in linkmgr. `run` is a task for its whole life.
 
     :param run_dir: where libvirt keeps its status files; without it nothing happens, until it is
         there. Domains are the VMs of the same name.
     :param set_link: tells libvirt; ``None`` when there is no connection to it.
-    :param wish: takes what an operator told libvirt; by default the verb alone.
+    :param apply_link: applies a link that was set through libvirt; by default the verb alone.
 
     What libvirt said is kept in the state directory, so that what an operator does while linkmgr is
     away is seen when it is back.
@@ -128,16 +129,16 @@ class LinkFollower:
         manager: LinkManager,
         *,
         set_link: SetLink | None = None,
-        wish: TakeWish | None = None,
+        apply_link: ApplyLink | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._manager = manager
         self._set_link = set_link
-        self._wish = wish or manager.set_link
-        self._domains: dict[str, _Domain] = {}  # by name
-        self._bells: dict[str, asyncio.Event] = {}
-        self._serving: dict[str, asyncio.Task[None]] = {}
-        self._trouble: dict[str, str] = {}
+        self._apply_link = apply_link or manager.set_link
+        self._domains: dict[str, _ReportedLinks] = {}  # by name
+        self._requests: dict[str, asyncio.Event] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._last_errors: dict[str, str] = {}
         #: By name: what may be spent on a domain's status file, which has its author's words in it.
         self._budgets: dict[str, TimeBudget] = {}
         self._saved = SavedDocument(
@@ -145,36 +146,36 @@ class LinkFollower:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Sync until cancelled."""
         await self.load()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._hear_libvirt())
+                tasks.create_task(self._watch_status_files())
                 tasks.create_task(self._follow_events())
         finally:
-            serving = list(self._serving.values())
-            for task in serving:
+            workers = list(self._workers.values())
+            for task in workers:
                 task.cancel()
-            await asyncio.gather(*serving, return_exceptions=True)
+            await asyncio.gather(*workers, return_exceptions=True)
 
-    def ring(self, vm: str) -> None:
-        """Look at a domain, soon; again if that is going on."""
-        bell = self._bells.setdefault(vm, asyncio.Event())
-        bell.set()
-        if vm not in self._serving:
-            task = asyncio.create_task(self._serve(vm, bell), name=f"links of {vm}")
-            self._serving[vm] = task
-            task.add_done_callback(lambda _: self._serving.pop(vm, None))
+    def schedule(self, vm: str) -> None:
+        """Sync a domain soon, once more if that is going on."""
+        request = self._requests.setdefault(vm, asyncio.Event())
+        request.set()
+        if vm not in self._workers:
+            task = asyncio.create_task(self._work(vm, request), name=f"sync links of {vm}")
+            self._workers[vm] = task
+            task.add_done_callback(lambda _: self._workers.pop(vm, None))
 
-    def ring_all(self) -> None:
-        """Look at all domains: something may have been missed."""
+    def schedule_all(self) -> None:
+        """Sync all domains: something may have been missed."""
         for vm in self._manager.seen()[0]:
-            self.ring(vm.name)
+            self.schedule(vm.name)
 
-    async def look(self, vm: str) -> None:
+    async def sync(self, vm: str) -> None:
         """Compare one domain's NICs with what libvirt says of them, and make both agree.
 
-        Not for two callers at once with one domain; `ring` sees to that.
+        Not for two callers at once with one domain; `schedule` sees to that.
 
         :raise LinkmgrError: when something cannot be done; look again.
         :raise BadStatus: when libvirt's file cannot be understood.
@@ -198,9 +199,9 @@ class LinkFollower:
                     continue
                 if nic.ref in self._manager.reservations:
                     continue  # it comes from another host, and what libvirt says came with it
-                before = domain.said.get(nic.ref.alias)
-                domain.said[nic.ref.alias] = about.link
-                await self._agree(domain, status, nic, compare(before, about.link, nic))
+                before = domain.links.get(nic.ref.alias)
+                domain.links[nic.ref.alias] = about.link
+                await self._carry_out(domain, status, nic, decide(before, about.link, nic))
         finally:
             await self._saved.save()
 
@@ -219,80 +220,82 @@ class LinkFollower:
         with self._budgets.setdefault(vm, TimeBudget()).spending():
             return read_status(f"{self._run_dir}/{vm}.xml")
 
-    async def _agree(self, domain: _Domain, status: Status, nic: Nic, verdict: Verdict) -> None:
+    async def _carry_out(
+        self, domain: _ReportedLinks, status: Status, nic: Nic, action: SyncAction
+    ) -> None:
         alias, ref = nic.ref.alias, nic.ref
-        if verdict.wish is not None:
-            log.info("%s: link %s, as libvirt was told", ref, verdict.wish)
+        if action.requested is not None:
+            log.info("%s: link %s, as libvirt was told", ref, action.requested)
             try:
-                await self._wish(ref, verdict.wish)
+                await self._apply_link(ref, action.requested)
             except LinkmgrError:
-                # It is still to be taken: libvirt says it, and is to be believed the next time.
-                domain.said[alias] = _other(verdict.wish)
+                # It is still to be applied: the next sync is to take it for a change.
+                domain.links[alias] = _other(action.requested)
                 raise
-        if verdict.show:
+        if action.resync:
             await self._manager.show_link(ref)
-        if verdict.tell is not None and self._set_link is not None:
-            # Whether it came to pass is not known if this fails: then what is said is no wish.
-            del domain.said[alias]
-            up = verdict.tell is LinkState.UP
+        if action.report is not None and self._set_link is not None:
+            # If this fails it is not known what libvirt has: then nobody asked for what it says.
+            del domain.links[alias]
+            up = action.report is LinkState.UP
             await self._set_link(status.uuid, status.nics[alias].mac, up)
-            domain.said[alias] = verdict.tell
+            domain.links[alias] = action.report
 
-    def _domain(self, status: Status) -> _Domain:
+    def _domain(self, status: Status) -> _ReportedLinks:
         began = started_at(status.pid) if status.pid else None
-        life = f"{status.uuid} {status.pid} {began}"
+        process_key = f"{status.uuid} {status.pid} {began}"
         known = self._domains.get(status.name)
-        if known is None or known.life != life:
-            known = self._domains[status.name] = _Domain(life)
+        if known is None or known.process_key != process_key:
+            known = self._domains[status.name] = _ReportedLinks(process_key)
         return known
 
-    async def _serve(self, vm: str, bell: asyncio.Event) -> None:
-        while bell.is_set():
+    async def _work(self, vm: str, request: asyncio.Event) -> None:
+        while request.is_set():
             if vm in self._budgets:
                 await asyncio.sleep(self._budgets[vm].wait)
-            bell.clear()
+            request.clear()
             try:
-                await self.look(vm)
-                self._trouble.pop(vm, None)
+                await self.sync(vm)
+                self._last_errors.pop(vm, None)
             except (LinkmgrError, BadStatus) as error:
-                if self._trouble.get(vm) != str(error):
-                    self._trouble[vm] = str(error)
+                if self._last_errors.get(vm) != str(error):
+                    self._last_errors[vm] = str(error)
                     log.warning("VM %s: link state and libvirt do not agree yet: %s", vm, error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), PAUSE)
+                    await asyncio.wait_for(request.wait(), RETRY_INTERVAL_S)
                 if vm in {each.name for each in self._manager.seen()[0]}:
-                    bell.set()
+                    request.set()
             except Exception:
                 log.exception("VM %s: link state cannot be compared with libvirt", vm)
 
-    async def _hear_libvirt(self) -> None:
+    async def _watch_status_files(self) -> None:
         while True:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                await self._hear_directory()
-            await asyncio.sleep(PAUSE)
+                await self._watch_directory()
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
-    async def _hear_directory(self) -> None:
+    async def _watch_directory(self) -> None:
         with Inotify() as inotify:
             inotify.add_watch(self._run_dir, _WRITTEN | Mask.DELETE_SELF | Mask.MOVE_SELF)
-            self.ring_all()
+            self.schedule_all()
             async for event in inotify:
                 if event.mask & _GONE:
                     return
                 if event.mask & Mask.Q_OVERFLOW:
-                    self.ring_all()
+                    self.schedule_all()
                 elif event.name is not None and event.name.suffix == ".xml":
                     vm = event.name.stem
                     if self._manager.process_of(vm) is not None:  # a guest's user may make any file
-                        self.ring(vm)
+                        self.schedule(vm)
 
     async def _follow_events(self) -> None:
         events = self._manager.events()
         try:
             async for event in events:
-                if event.kind in _TELLING:
-                    self.ring(event.subject.partition("/")[0])
+                if event.kind in _LINK_EVENTS:
+                    self.schedule(event.subject.partition("/")[0])
                 elif event.kind is EventKind.OVERFLOW:
-                    self.ring_all()
+                    self.schedule_all()
         finally:
             events.close()
 
@@ -305,17 +308,19 @@ class LinkFollower:
 
     def _content(self) -> dict[str, object]:
         known = self._domains.items()
-        said = {vm: {"life": each.life, "said": {**each.said}} for vm, each in known}
+        said = {vm: {"life": each.process_key, "said": {**each.links}} for vm, each in known}
         return {"domains": said} if said else {}
 
 
-def _read(form: Form) -> dict[str, _Domain]:
+def _read(form: Form) -> dict[str, _ReportedLinks]:
     return form.children("domains", _read_domain)
 
 
-def _read_domain(form: Form) -> _Domain:
+def _read_domain(form: Form) -> _ReportedLinks:
     said = form.mapping("said")
-    return _Domain(form.text("life"), {alias: LinkState(str(each)) for alias, each in said.items()})
+    return _ReportedLinks(
+        form.text("life"), {alias: LinkState(str(each)) for alias, each in said.items()}
+    )
 
 
 def _other(link: LinkState) -> LinkState:

@@ -11,7 +11,7 @@ from typing import Any
 
 from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.links import LinkFollower
+from linkmgr.libvirt.links import LinkSync
 from linkmgr.manager import LinkManager
 from linkmgr.service.config import LibvirtSection
 
@@ -36,14 +36,14 @@ async def care(
     async with contextlib.AsyncExitStack() as stack:
         made = await stack.enter_async_context(DomainController(links, libvirt))
         if settings.run_dir:
-            follower = LinkFollower(
+            sync = LinkSync(
                 Path(settings.run_dir),
                 links,
                 set_link=libvirt.set_link if libvirt else None,
                 # Its live metadata says so too, or it would end with a managedsave.
-                wish=made.verbs.set_link,
+                apply_link=made.verbs.set_link,
             )
-            await stack.enter_async_context(_running(follower.run(), "links of domains"))
+            await stack.enter_async_context(_running(sync.run(), "link sync"))
         yield made
 
 

@@ -21,7 +21,7 @@ import pytest_asyncio
 from linkmgr import LinkManager, LinkState, NicState
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.links import LinkFollower
+from linkmgr.libvirt.links import LinkSync
 from linkmgr.libvirt.prepare import prepare
 from linkmgr.libvirt.qemu_xml import add_arguments
 from linkmgr.model import OwnerTag
@@ -145,14 +145,14 @@ async def beside(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Besi
             told.append("up" if up else "down")
             await libvirtd.virsh("domif-setlink", domain, mac, told[-1])
 
-        follower = LinkFollower(libvirtd.run / "libvirt/qemu", links, set_link=tell)
-        following = asyncio.create_task(follower.run())
+        sync = LinkSync(libvirtd.run / "libvirt/qemu", links, set_link=tell)
+        syncing = asyncio.create_task(sync.run())
         try:
             await until(_follows, timeout=5, what="libvirt's directory is watched")
             yield Beside(libvirtd, lab, guest, early, told)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            syncing.cancel()
+            await asyncio.gather(syncing, return_exceptions=True)
             await links.remove_vm("web1")
             await libvirtd.virsh("destroy", "web1")
 

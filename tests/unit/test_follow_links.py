@@ -17,7 +17,7 @@ from linkmgr.budget import TimeBudget
 from linkmgr.documents import Documents
 from linkmgr.errors import HostError
 from linkmgr.events import EventKind, Switchboard
-from linkmgr.libvirt.links import LinkFollower, Verdict, compare
+from linkmgr.libvirt.links import LinkSync, SyncAction, decide
 from linkmgr.libvirt.status import BadStatus, Status, parse_status, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo, VmState
@@ -36,43 +36,43 @@ UNPLUGGED = nic(NicState.UNPLUGGED)
 
 
 @pytest.mark.parametrize(
-    ("before", "said", "now", "verdict"),
+    ("before", "said", "now", "action"),
     [
         # Nothing is known of before, as when a domain has just started: it is no wish.
-        (None, DOWN, nic(), Verdict(tell=UP)),
-        (None, UP, nic(wanted=DOWN), Verdict(tell=DOWN)),
-        (None, UP, UNPLUGGED, Verdict(tell=DOWN)),
-        (None, UP, nic(), Verdict()),
+        (None, DOWN, nic(), SyncAction(report=UP)),
+        (None, UP, nic(wanted=DOWN), SyncAction(report=DOWN)),
+        (None, UP, UNPLUGGED, SyncAction(report=DOWN)),
+        (None, UP, nic(), SyncAction()),
         # virsh has changed it.
-        (UP, DOWN, nic(), Verdict(wish=DOWN)),
-        (DOWN, UP, nic(wanted=DOWN), Verdict(wish=UP)),
-        (DOWN, UP, UNPLUGGED, Verdict(wish=UP, show=True, tell=DOWN)),
+        (UP, DOWN, nic(), SyncAction(requested=DOWN)),
+        (DOWN, UP, nic(wanted=DOWN), SyncAction(requested=UP)),
+        (DOWN, UP, UNPLUGGED, SyncAction(requested=UP, resync=True, report=DOWN)),
         # libvirt was told what is so: an echo.
-        (UP, DOWN, nic(wanted=DOWN), Verdict()),
-        (UP, DOWN, UNPLUGGED, Verdict()),
-        (DOWN, UP, nic(), Verdict()),
+        (UP, DOWN, nic(wanted=DOWN), SyncAction()),
+        (UP, DOWN, UNPLUGGED, SyncAction()),
+        (DOWN, UP, nic(), SyncAction()),
         # linkmgr has changed it.
-        (UP, UP, nic(wanted=DOWN), Verdict(tell=DOWN)),
-        (UP, UP, UNPLUGGED, Verdict(tell=DOWN)),
-        (DOWN, DOWN, nic(), Verdict(tell=UP)),
-        (DOWN, DOWN, nic(NicState.FOREIGN), Verdict(tell=UP)),
+        (UP, UP, nic(wanted=DOWN), SyncAction(report=DOWN)),
+        (UP, UP, UNPLUGGED, SyncAction(report=DOWN)),
+        (DOWN, DOWN, nic(), SyncAction(report=UP)),
+        (DOWN, DOWN, nic(NicState.FOREIGN), SyncAction(report=UP)),
         # Nothing can be said of these, or done to them.
-        (UP, DOWN, nic(NicState.UNKNOWN), Verdict()),
-        (UP, DOWN, replace(nic(NicState.FOREIGN), link=None), Verdict()),
-        (None, UP, replace(UNPLUGGED, link=None), Verdict()),
-        (UP, DOWN, nic(NicState.UNMANAGED), Verdict()),
-        (UP, DOWN, nic(NicState.GONE), Verdict()),
+        (UP, DOWN, nic(NicState.UNKNOWN), SyncAction()),
+        (UP, DOWN, replace(nic(NicState.FOREIGN), link=None), SyncAction()),
+        (None, UP, replace(UNPLUGGED, link=None), SyncAction()),
+        (UP, DOWN, nic(NicState.UNMANAGED), SyncAction()),
+        (UP, DOWN, nic(NicState.GONE), SyncAction()),
     ],
 )
 def test_who_has_changed_a_link(
-    before: LinkState | None, said: LinkState, now: Nic, verdict: Verdict
+    before: LinkState | None, said: LinkState, now: Nic, action: SyncAction
 ) -> None:
-    assert compare(before, said, now) == verdict
+    assert decide(before, said, now) == action
 
 
 def test_a_flap_is_nobodys_wish() -> None:
     """In the middle of a swap the carrier is down for a moment."""
-    assert compare(UP, UP, replace(nic(), link=DOWN)) == Verdict()
+    assert decide(UP, UP, replace(nic(), link=DOWN)) == SyncAction()
 
 
 STATUS = """<!--
@@ -175,18 +175,18 @@ class FakeManager:
 
 
 class Bench:
-    """A directory of libvirt's, and a follower of it."""
+    """A directory of libvirt's, and the sync of it."""
 
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.kept = folder / "links.json"
         self.manager = FakeManager(Documents(folder))
         self.refuse = False
-        self.follower = self.make()
+        self.sync = self.make()
 
-    def make(self) -> LinkFollower:
+    def make(self) -> LinkSync:
         manager = cast("LinkManager", self.manager)
-        return LinkFollower(self.run_dir, manager, set_link=self.tell)
+        return LinkSync(self.run_dir, manager, set_link=self.tell)
 
     async def tell(self, uuid: str, mac: str, up: bool) -> None:
         assert (uuid[:8], mac) == ("0f0e0d0c", MAC)
@@ -205,7 +205,7 @@ class Bench:
     async def look(self) -> list[str]:
         """What is asked for by one look."""
         self.manager.asked.clear()
-        await self.follower.look("web1")
+        await self.sync.sync("web1")
         return list(self.manager.asked)
 
     async def asked(self, *what: str) -> None:
@@ -255,8 +255,8 @@ async def test_what_virsh_sets_is_taken_by_whoever_writes_it_down_too(bench: Ben
     async def take(ref: NicRef, state: LinkState) -> None:
         taken.append((str(ref), state))
 
-    bench.follower = LinkFollower(
-        bench.run_dir, cast("LinkManager", bench.manager), set_link=bench.tell, wish=take
+    bench.sync = LinkSync(
+        bench.run_dir, cast("LinkManager", bench.manager), set_link=bench.tell, apply_link=take
     )
     bench.manager.plug()
     bench.virsh(UP)
@@ -330,16 +330,16 @@ async def test_what_virsh_sets_while_linkmgr_is_away_is_taken_when_it_is_back(be
     assert await bench.look() == []
     assert json.loads(bench.kept.read_text())["domains"]["web1"]["said"] == {"ua-net0": "up"}
     bench.virsh(DOWN, pid=os.getpid())
-    bench.follower = bench.make()
-    await bench.follower.load()
+    bench.sync = bench.make()
+    await bench.sync.load()
     assert await bench.look() == ["link down"]
     # Of another QEMU of the domain it says nothing: what its XML says at the start is no wish.
     bench.manager.nic = nic()
     bench.virsh(UP, pid=os.getpid())
     await bench.look()
     bench.virsh(DOWN, pid=1)
-    bench.follower = bench.make()
-    await bench.follower.load()
+    bench.sync = bench.make()
+    await bench.sync.load()
     assert await bench.look() == ["tell up"]
 
 
@@ -368,17 +368,17 @@ async def test_a_damaged_memory_is_told_and_does_no_harm(
     bench: Bench, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.kept.write_text(text)
-    await bench.follower.load()
+    await bench.sync.load()
     assert "cannot be read" in caplog.text
     bench.virsh(DOWN)
     assert await bench.look() == []
 
 
-async def test_the_doorbell_rings_also_for_a_directory_that_comes_later(
+async def test_a_directory_that_comes_later_is_watched_too(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.links.PAUSE", 0.05)
-    task = asyncio.create_task(bench.follower.run())
+    monkeypatch.setattr("linkmgr.libvirt.links.RETRY_INTERVAL_S", 0.05)
+    task = asyncio.create_task(bench.sync.run())
     try:
         await asyncio.sleep(0.1)
         bench.virsh(DOWN)
@@ -412,7 +412,7 @@ async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_t
     large = f"<domain type='qemu' id='1'><metadata>{'<a/> ' * 9_000}</metadata>"
     monkeypatch.setattr(f"{__name__}.STATUS", STATUS.replace("<domain type='qemu' id='1'>", large))
     bench.virsh(UP)
-    task = asyncio.create_task(bench.follower.run())
+    task = asyncio.create_task(bench.sync.run())
     try:
         end = asyncio.get_running_loop().time() + 1.0
         while asyncio.get_running_loop().time() < end:
@@ -427,10 +427,10 @@ async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_t
 async def test_what_fails_is_tried_again_and_told_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.links.PAUSE", 0.02)
+    monkeypatch.setattr("linkmgr.libvirt.links.RETRY_INTERVAL_S", 0.02)
     bench.virsh(DOWN)
     bench.refuse = True
-    task = asyncio.create_task(bench.follower.run())
+    task = asyncio.create_task(bench.sync.run())
     try:
         await asyncio.sleep(0.1)
         bench.manager.plug()
@@ -445,7 +445,7 @@ async def test_what_fails_is_tried_again_and_told_once(
 
 async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> None:
     bench.virsh(DOWN)
-    task = asyncio.create_task(bench.follower.run())
+    task = asyncio.create_task(bench.sync.run())
     try:
         await happens(bench.kept.exists)
         bench.manager.ended = True
