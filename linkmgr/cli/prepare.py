@@ -238,9 +238,9 @@ def _told(
 def _is_prepared(xml: bytes) -> bool:
     """Whether a NIC of a domain is prepared."""
     from linkmgr.libvirt.domain_xml import Document
-    from linkmgr.libvirt.records import records_of
+    from linkmgr.libvirt.records import prepared_nics_of
 
-    return bool(records_of(Document(xml)))
+    return bool(prepared_nics_of(Document(xml)))
 
 
 def _rewrite(xml: bytes, how: _How, virsh: Virsh | None) -> tuple[Rewritten, list[str]]:

@@ -22,7 +22,7 @@ from linkmgr.libvirt.domains import ApplyFailure, DesiredState, Domain
 from linkmgr.libvirt.metadata import DesiredCable
 from linkmgr.libvirt.nics import DomainNic, nics_of
 from linkmgr.libvirt.raw_ports import InlineNetworks
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, VmState
 from linkmgr.untrusted import shell_command
@@ -149,7 +149,7 @@ class CableApplier:
         """The NICs that were prepared, in the XML and as they are."""
         nics = self._manager.seen()[1]
         seen = {each.ref.alias: each for each in nics if each.ref.vm == domain.name}
-        prepared = records_of(document).keys() & seen.keys()
+        prepared = prepared_nics_of(document).keys() & seen.keys()
         return [(nic, seen[nic.alias]) for nic in nics_of(document) if nic.alias in prepared]
 
 

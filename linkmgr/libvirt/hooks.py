@@ -19,7 +19,7 @@ from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_docu
 from linkmgr.libvirt.migration import expect
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.raw_ports import InlineNetworks
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.manager import LinkManager
 from linkmgr.model import VmState
 from linkmgr.untrusted import shell_command
@@ -121,7 +121,7 @@ class HookHandler:
             # Only if we have not read this process's XML ourselves: ours may be newer.
             if domain.xml_read_for is None or not domain.xml_read_for.lives():
                 domain.set_hook_xml(xml)
-        if not wanted.by_nic or not records_of(document):
+        if not wanted.by_nic or not prepared_nics_of(document):
             return HookAnswer(True, "it asks for no cables")
         while not domain.apply_finished.is_set():
             try:

@@ -61,7 +61,7 @@ def on_hub(document: Document, nic: DomainNic, alias: str) -> bytes:
 
 def as_before(document: Document, nic: DomainNic, before: bytes) -> bytes:
     """The interface as it was, with what was changed since and is not the cable's."""
-    made, now = read_record(before, nic), nic.element
+    made, now = parse_original(before, nic), nic.element
     names = dict.fromkeys(e.name for e in (*made.root.children, *now.children))
     for name in [name for name in names if name not in _OURS]:
         old = [e for e in made.root.children if e.name == name]
@@ -74,8 +74,8 @@ def as_before(document: Document, nic: DomainNic, before: bytes) -> bytes:
     return made.text(made.root)  # without what may stand before and behind it
 
 
-def read_record(before: bytes, nic: DomainNic) -> Document:
-    """What was recorded of an interface.
+def parse_original(before: bytes, nic: DomainNic) -> Document:
+    """Parse the original interface of a NIC.
 
     :raise CannotPrepare: it is none, or no XML.
     """

@@ -14,7 +14,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.nics import DomainNic, nics_of
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.libvirt.refusals import KINDS, can_be_vm, rename_command
 from linkmgr.libvirt.side import LibvirtApi
 from linkmgr.manager import LinkManager
@@ -96,7 +96,7 @@ class DomainInventory:
         self, libvirt: LibvirtApi, view: DomainView, document: Document
     ) -> set[str]:
         """Aliases and addresses of the NICs that were prepared since the domain was started."""
-        here = records_of(document)
+        here = prepared_nics_of(document)
         if not view.active or not view.persistent:
             return set()
         if all(nic.alias in here for nic in nics_of(document)):
@@ -105,7 +105,7 @@ class DomainInventory:
             stored = await self._read(libvirt, view, live=False)
         except LinkmgrError:  # it is gone by now, say
             return set()
-        later = [nic for nic in nics_of(stored) if nic.alias in records_of(stored)]
+        later = [nic for nic in nics_of(stored) if nic.alias in prepared_nics_of(stored)]
         return {nic.alias for nic in later} | {nic.mac for nic in later if nic.mac}
 
     async def _is_old(self, libvirt: LibvirtApi, view: DomainView, document: Document) -> bool:
@@ -120,7 +120,7 @@ class DomainInventory:
             return False
 
     def _of(self, view: DomainView, document: Document, later: set[str]) -> DomainInfo:
-        name, prepared = view.name, records_of(document)
+        name, prepared = view.name, prepared_nics_of(document)
         try:
             cables = desired_cables_of(document)
         except LinkmgrError:  # `check` says what is wrong

@@ -11,7 +11,7 @@ from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.metadata import desired_cables_of
 from linkmgr.libvirt.nics import DomainNic, domain_name, nics_of
 from linkmgr.libvirt.raw_ports import InlineNetworks
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.model import DEFAULT_MTU
 from linkmgr.reservations import Reservations
 
@@ -25,7 +25,7 @@ async def expect(
     :raise LinkmgrError: about the first NIC that cannot be plugged here; nothing is held.
     """
     domain = domain_name(document)
-    cables, prepared = desired_cables_of(document), records_of(document)
+    cables, prepared = desired_cables_of(document), prepared_nics_of(document)
     held: list[str] = []
     try:
         for nic in nics_of(document):

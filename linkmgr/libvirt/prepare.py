@@ -23,7 +23,7 @@ from linkmgr.libvirt import monitor_xml, qemu_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.interface_xml import CABLE, as_before, device_name, on_hub
 from linkmgr.libvirt.nics import DomainNic, aliases_of, chosen, domain_name, new_alias, nics_of
-from linkmgr.libvirt.records import add_records, original, records_of, removals
+from linkmgr.libvirt.records import add_originals, original_interface, prepared_nics_of, removals
 from linkmgr.libvirt.refusals import (
     Taken,
     check_aliases,
@@ -32,7 +32,7 @@ from linkmgr.libvirt.refusals import (
     check_nic,
     check_once,
 )
-from linkmgr.libvirt.undo_checks import check_record, restored
+from linkmgr.libvirt.undo_checks import check_original, restored_note
 from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 
@@ -84,8 +84,8 @@ def refresh(
     Parameters and errors are those of `prepare`. A domain that is not prepared has no monitor then.
     """
     document = Document(xml)
-    records = records_of(document)
-    there = [each.index for each in nics_of(document) if each.alias in records]
+    prepared = prepared_nics_of(document)
+    there = [each.index for each in nics_of(document) if each.alias in prepared]
     if not there:  # a monitor that was left behind is of no use, and may be of harm
         if monitor_xml.is_there(document):
             document = monitor_xml.remove(document)
@@ -112,15 +112,17 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
         check_domain(document)
     _check_names(document)
     there = {each.alias: each for each in chosen(document, nic)}
-    records = records_of(document)
-    aliases = [a for a in records if nic is None or a in there]
+    prepared = prepared_nics_of(document)
+    aliases = [a for a in prepared if nic is None or a in there]
     notes = []
     for alias in [each for each in aliases if each in there]:
-        record = check_record(original(document, records[alias]), there[alias], trusting=trusting)
-        notes.append(restored(there[alias], record))
+        original = check_original(
+            original_interface(document, prepared[alias]), there[alias], trusting=trusting
+        )
+        notes.append(restored_note(there[alias], original))
     if aliases:
         monitor_xml.check_own_chardev(document, prepared=True)
-    document = _undone(document, aliases, monitor=records.keys() == set(aliases))
+    document = _undone(document, aliases, monitor=prepared.keys() == set(aliases))
     return Rewritten(document.source, tuple(aliases), tuple(notes))
 
 
@@ -131,15 +133,15 @@ def _prepared(
     monitor: str | Path | None,
     models: Collection[str] | None,
 ) -> Rewritten:
-    before, records = _Wiring(document), records_of(document)
-    monitor_xml.check_own_chardev(document, prepared=bool(records))
+    before, prepared = _Wiring(document), prepared_nics_of(document)
+    monitor_xml.check_own_chardev(document, prepared=bool(prepared))
     nics = nics_of(document)
-    done = {i for i in indices if nics[i].alias in records and before.is_complete(nics[i])}
+    done = {i for i in indices if nics[i].alias in prepared and before.is_complete(nics[i])}
     document = _undone(
-        document, [nics[i].alias for i in indices if nics[i].alias in records and i not in done]
+        document, [nics[i].alias for i in indices if nics[i].alias in prepared and i not in done]
     )
     nics, taken = nics_of(document), Taken(document)
-    used = aliases_of(document) | records_of(document).keys()
+    used = aliases_of(document) | prepared_nics_of(document).keys()
     edits, interfaces, arguments, overrides, notes = [], dict[str, bytes](), list[str](), {}, []
     for nic in [nics[index] for index in indices if index not in done]:
         check_nic(nic)
@@ -153,7 +155,7 @@ def _prepared(
         interfaces[alias] = document.text(nic.element)
         edits.append(document.replacement(nic.element, on_hub(document, nic, alias)))
         notes += _put_aside(nic, alias)
-    document = add_records(document.edited(*edits), interfaces)
+    document = add_originals(document.edited(*edits), interfaces)
     document = qemu_xml.add_arguments(document, arguments)
     document = qemu_xml.add_overrides(document, overrides)
     path = None if monitor is None else Path(monitor)
@@ -192,10 +194,10 @@ def _undone(document: Document, aliases: Sequence[str], *, monitor: bool = False
         wired.append(monitor_xml.OVERRIDE)
         edits += monitor_xml.removals(document)
     edits += qemu_xml.removals(document, pairs, wired)
-    records = records_of(document)
+    prepared = prepared_nics_of(document)
     for nic in nics_of(document):
         if nic.alias in aliases:
-            before = original(document, records[nic.alias])
+            before = original_interface(document, prepared[nic.alias])
             edits.append(document.replacement(nic.element, as_before(document, nic, before)))
     return document.edited(*edits)
 
@@ -252,12 +254,16 @@ def _check_names(document: Document) -> None:
 
 def _check_renamed(document: Document) -> None:
     """Refuse a prepared NIC whose alias was changed: nothing of it would work, nor be undone."""
-    nics, records = nics_of(document), records_of(document)
+    nics, prepared = nics_of(document), prepared_nics_of(document)
     there = {nic.alias for nic in nics}
-    strange = {nic.mac: nic for nic in reversed(nics) if nic.mac and nic.alias not in records}
-    for alias in [each for each in records if each not in there]:
+    strange = {nic.mac: nic for nic in reversed(nics) if nic.mac and nic.alias not in prepared}
+    for alias in [each for each in prepared if each not in there]:
         try:
-            mac = Document(original(document, records[alias])).root.get("mac", "address").lower()
+            mac = (
+                Document(original_interface(document, prepared[alias]))
+                .root.get("mac", "address")
+                .lower()
+            )
         except CannotPrepare:
             continue
         if nic := strange.get(mac):

@@ -1,4 +1,4 @@
-"""What a NIC was before it was prepared, kept in the domain's ``<metadata>``.
+"""The ``<prepared>`` element: the original interface of each prepared NIC, in ``<metadata>``.
 
 The element has a namespace of its own, for libvirt keeps one element of each namespace, and
 ``virsh metadata --set`` replaces that one. The interface is kept as text, so that it comes back as
@@ -11,37 +11,40 @@ from collections.abc import Collection, Mapping
 
 from linkmgr.libvirt.domain_xml import Document, Edit, Element, cdata, character_data, quoted
 
-PREPARED_NAMESPACE = "urn:linkmgr:prepared"  #: namespace of the records
+PREPARED_NAMESPACE = "urn:linkmgr:prepared"  #: namespace of the element
 
-_LINES = "lines"  # of a record whose lines end in different ways
+_LINES = "lines"  # of an interface whose lines end in different ways
 
 _HEAD = ("name", "uuid", "hwuuid", "genid", "title", "description")
 
 
-def records_of(document: Document) -> dict[str, Element]:
-    """What is recorded: the record of each alias."""
-    return {each.attributes.get("alias", ""): each for each in _records(document)}
+def prepared_nics_of(document: Document) -> dict[str, Element]:
+    """The ``<nic>`` of each prepared NIC, by its alias."""
+    return {each.attributes.get("alias", ""): each for each in _prepared_nics(document)}
 
 
-def aliases_of_records(document: Document) -> list[str]:
-    """The aliases that are recorded, each as often as it is."""
-    return [each.attributes.get("alias", "") for each in _records(document)]
+def prepared_aliases(document: Document) -> list[str]:
+    """The aliases of the prepared NICs, each as often as it is there."""
+    return [each.attributes.get("alias", "") for each in _prepared_nics(document)]
 
 
-def original(document: Document, record: Element) -> bytes:
-    """The interface as it was, in the document's own kind of line ends."""
-    text = record.text.encode()
-    return text if _LINES in record.attributes else text.replace(b"\n", document.newline)
+def original_interface(document: Document, element: Element) -> bytes:
+    """The original interface, in the document's own kind of line ends."""
+    text = element.text.encode()
+    return text if _LINES in element.attributes else text.replace(b"\n", document.newline)
 
 
-def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document:
-    """Record what NICs are before they are changed, each by its alias."""
+def add_originals(document: Document, interfaces: Mapping[str, bytes]) -> Document:
+    """Keep the interfaces of NICs as they are before they are changed, each by its alias."""
     if not interfaces:
         return document
-    element = _element(document)
+    element = _prepared_element(document)
     prefix = "linkmgr:" if element is None else element.prefix
     newline = document.newline
-    made = [_record(f"{prefix}nic", alias, text, newline) for alias, text in interfaces.items()]
+    made = [
+        _original_element(f"{prefix}nic", alias, text, newline)
+        for alias, text in interfaces.items()
+    ]
     if element is not None:
         return document.append(element, [(0, each) for each in made])
     lines = [
@@ -58,28 +61,28 @@ def add_records(document: Document, interfaces: Mapping[str, bytes]) -> Document
 
 
 def removals(document: Document, aliases: Collection[str]) -> list[Edit]:
-    """Forget what NICs were, and the elements around it that are empty then."""
-    there = records_of(document)
+    """Remove the originals of NICs, and the elements around them that are empty then."""
+    there = prepared_nics_of(document)
     gone = {there[alias] for alias in aliases}
-    metadata, element = document.root.find("metadata"), _element(document)
+    metadata, element = document.root.find("metadata"), _prepared_element(document)
     if gone and metadata and element and gone.issuperset(there.values()):
         gone = {element}
     return document.pruning(metadata, gone) if gone and metadata else []
 
 
-def _records(document: Document) -> list[Element]:
-    element = _element(document)
+def _prepared_nics(document: Document) -> list[Element]:
+    element = _prepared_element(document)
     return (
         [e for e in element.children if e.name == f"{{{PREPARED_NAMESPACE}}}nic"] if element else []
     )
 
 
-def _element(document: Document) -> Element | None:
+def _prepared_element(document: Document) -> Element | None:
     metadata = document.root.find("metadata")
     return metadata.find(f"{{{PREPARED_NAMESPACE}}}prepared") if metadata else None
 
 
-def _record(name: str, alias: str, interface: bytes, newline: bytes) -> str:
+def _original_element(name: str, alias: str, interface: bytes, newline: bytes) -> str:
     as_read = interface.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # as XML wants it
     if as_read.replace(b"\n", newline) == interface:
         return f"<{name} alias={quoted(alias)}>{cdata(interface.decode())}</{name}>"

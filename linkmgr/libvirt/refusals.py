@@ -12,7 +12,7 @@ from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import qemu_xml
 from linkmgr.libvirt.domain_xml import QEMU, Document
 from linkmgr.libvirt.nics import DomainNic, domain_name, is_automatic, nics_of
-from linkmgr.libvirt.records import PREPARED_NAMESPACE, aliases_of_records
+from linkmgr.libvirt.records import PREPARED_NAMESPACE, prepared_aliases
 from linkmgr.model import check_name
 from linkmgr.untrusted import printable, shell_command
 
@@ -92,7 +92,7 @@ def check_once(document: Document) -> None:
                 f"the domain has {count} elements <{name.rpartition('}')[2]}> where one may be",
                 hint="merge them into one",
             )
-    for alias, count in Counter(aliases_of_records(document)).items():
+    for alias, count in Counter(prepared_aliases(document)).items():
         if count > 1:
             raise CannotPrepare(
                 f"<linkmgr:prepared> has {count} records of the NIC {printable(alias)}",

@@ -14,7 +14,7 @@ from linkmgr.journal import started_at
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.metadata import read_document
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.libvirt.side import LibvirtApi
 from linkmgr.model import Finding
 from linkmgr.untrusted import shell_command
@@ -61,7 +61,7 @@ async def _look(libvirt: LibvirtApi, view: DomainView, budget: TimeBudget) -> li
     try:
         with budget.spending():
             document = read_document(xml, view.name)
-            leak, prepared = monitor_xml.leak(document), bool(records_of(document))
+            leak, prepared = monitor_xml.leak(document), bool(prepared_nics_of(document))
     except LinkmgrError as error:
         return [_unreadable(view.name, error)]
     except Exception as error:

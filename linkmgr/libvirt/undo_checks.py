@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import Document, Element
-from linkmgr.libvirt.interface_xml import read_record
+from linkmgr.libvirt.interface_xml import parse_original
 from linkmgr.libvirt.nics import DomainNic
 from linkmgr.libvirt.refusals import check_nic
 
@@ -25,13 +25,13 @@ _BY_ROOT: tuple[tuple[str, tuple[str, ...]], ...] = (
 _MEND = "write the <interface> anew, and remove its record from <linkmgr:prepared>"
 
 
-def check_record(before: bytes, nic: DomainNic, *, trusting: bool) -> Document:
-    """Refuse a record that is not one of what a NIC was.
+def check_original(before: bytes, nic: DomainNic, *, trusting: bool) -> Document:
+    """Refuse an original interface that no NIC can have been.
 
     :param trusting: whether programs and files that it names are written.
     :raise CannotPrepare: why not.
     """
-    made = read_record(before, nic)
+    made = parse_original(before, nic)
     was = DomainNic(nic.index, made.root, nic.domain, nic.alias, nic.mac)
     try:
         check_nic(was)
@@ -49,9 +49,9 @@ def check_record(before: bytes, nic: DomainNic, *, trusting: bool) -> Document:
     return made
 
 
-def restored(nic: DomainNic, record: Document) -> str:
+def restored_note(nic: DomainNic, original: Document) -> str:
     """What a NIC leads to again, in a sentence."""
-    root = record.root
+    root = original.root
     source = root.find("source")
     said = [f"of type {ascii(root.attributes.get('type', ''))[1:-1][:43]}"]
     if source is not None:

@@ -10,7 +10,7 @@ from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.libvirt.metadata import read_document
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
 from linkmgr.model import DirectMode
 from linkmgr.suggest import did_you_mean
@@ -129,4 +129,4 @@ def _unreadable(view: DomainView, error: BadMetadata | LibvirtRefused) -> Unknow
 
 
 async def _prepared(view: DomainView, api: LibvirtApi, *, live: bool) -> bool:
-    return bool(records_of(read_document(await api.xml(view.uuid, live=live), view.name)))
+    return bool(prepared_nics_of(read_document(await api.xml(view.uuid, live=live), view.name)))

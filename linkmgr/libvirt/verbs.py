@@ -37,7 +37,7 @@ from linkmgr.libvirt.metadata import (
 )
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import inline_network_of
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.libvirt.side import HookSafeLibvirt
 from linkmgr.libvirt.unknown import explained, network_explained
 from linkmgr.manager import LinkManager
@@ -403,7 +403,7 @@ class DomainVerbs:
                     f"see '{shell_command('linkmgr prepare', ref.vm)}'",
                 ),
             )
-        prepared = ref.alias in records_of(document)
+        prepared = ref.alias in prepared_nics_of(document)
         seen = next((nic for nic in self._manager.seen()[1] if nic.ref == ref), None)
         return seen or Nic(
             ref=ref,

@@ -23,7 +23,7 @@ from linkmgr.libvirt.listing import MAX_NICS, MAX_TEXT
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.prepare import refresh
-from linkmgr.libvirt.records import records_of
+from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.model import Transport, VmState
 from tests.prepared_once import prepared_once, prepared_open
 from tests.unit.care_lab import (
@@ -465,9 +465,9 @@ async def test_a_fault_in_the_look_at_one_domain_hides_no_other(
     def faulty(document: Document) -> dict[str, Element]:
         if domain_name(document) == "web2":
             raise ValueError("no")
-        return records_of(document)
+        return prepared_nics_of(document)
 
-    monkeypatch.setattr("linkmgr.libvirt.listing.records_of", faulty)
+    monkeypatch.setattr("linkmgr.libvirt.listing.prepared_nics_of", faulty)
     async with lab.care() as care:
         await lab.settle()
         assert [(each.name, len(each.nics)) for each in await care.domains()] == [
