@@ -33,7 +33,7 @@ from linkmgr.libvirt.listing import DomainInventory
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
-from linkmgr.libvirt.silent import SECONDS, silent
+from linkmgr.libvirt.silent import SECONDS, find_unconnected
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
@@ -181,7 +181,7 @@ class DomainController:
         }
         if asyncio.get_running_loop().time() - self.start_time < SECONDS:
             return self.findings()
-        return [*self.findings(), *await silent(self._libvirt, known, self._budget)]
+        return [*self.findings(), *await find_unconnected(self._libvirt, known, self._budget)]
 
     # ------------------------------------------------------------------ events
 

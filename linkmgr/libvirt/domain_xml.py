@@ -91,8 +91,8 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a part of a document has from the whole.
+class Layout:
+    """How a document is laid out, so that a part of it is written in the same way.
 
     :param margin: blanks before its first line.
     :param unit: how a level is indented; ``None`` when all is on one line.
@@ -107,12 +107,12 @@ class Document:
     """A document. It does not change: each edit returns another one.
 
     :param source: UTF-8.
-    :param of: what it has from the document that it is a part of.
+    :param layout: of the document that it is a part of.
     :raise CannotPrepare: not well-formed, beyond one of the bounds above, in another encoding, or
         with a document type, which is where entities and references to other files come from.
     """
 
-    def __init__(self, source: bytes, *, of: Setting | None = None) -> None:
+    def __init__(self, source: bytes, *, layout: Layout | None = None) -> None:
         if len(source) > MAX_BYTES:
             _refuse(f"the XML is longer than {MAX_BYTES} bytes")
         if source.count(b"=") > MAX_ATTRIBUTES:
@@ -120,16 +120,16 @@ class Document:
         if b"\0" in source:  # the parser would take it for UTF-16, whatever it is told
             _refuse("the XML is not in UTF-8, and nothing else is read", "convert it: iconv(1)")
         self.source = source
-        self._of = of
-        self.newline = of.newline if of else b"\r\n" if b"\r\n" in source else b"\n"
+        self._layout = layout
+        self.newline = layout.newline if layout else b"\r\n" if b"\r\n" in source else b"\n"
         reader = _Reader(source)
         self.root = reader.read()
         self.prefixes = reader.prefixes  # namespace -> prefix, as the root declares them
 
     def part(self, element: Element) -> Document:
         """An element as a document of its own, which is edited in this one's way to indent."""
-        setting = Setting(self.newline, self._indent(element), self._unit())
-        return Document(self.text(element), of=setting)
+        layout = Layout(self.newline, self._indent(element), self._unit())
+        return Document(self.text(element), layout=layout)
 
     # --- edits ------------------------------------------------------------------------------------
     def edited(self, *edits: Edit) -> Document:
@@ -144,7 +144,7 @@ class Document:
             parts += [self.source[at:start], new]
             at = end
         try:
-            return Document(b"".join([*parts, self.source[at:]]), of=self._of)
+            return Document(b"".join([*parts, self.source[at:]]), layout=self._layout)
         except CannotPrepare as error:
             raise CannotPrepare(
                 f"what would come of it cannot be read: {error.what}", hint=error.hint
@@ -242,8 +242,8 @@ class Document:
     # --- white space ------------------------------------------------------------------------------
     def _unit(self) -> bytes | None:
         """How a level is indented; ``None`` when all is on one line."""
-        if self._of is not None:
-            return self._of.unit
+        if self._layout is not None:
+            return self._layout.unit
         first = self.root.children[0] if self.root.children else None
         begin = self._line_before(first.start) if first else None
         if first is None or begin is None or begin < self.root.inner:
@@ -252,8 +252,8 @@ class Document:
         return line.lstrip(b"\r\n").removeprefix(self._indent(self.root))
 
     def _indent(self, element: Element) -> bytes:
-        if self._of is not None and element is self.root:
-            return self._of.margin
+        if self._layout is not None and element is self.root:
+            return self._layout.margin
         begin = self._line_before(element.start)
         return b"" if begin is None else self.source[begin : element.start].lstrip(b"\r\n")
 

@@ -16,7 +16,7 @@ from linkmgr.libvirt.apply import in_a_line, summary
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.domains import Domain, KnownDomains
 from linkmgr.libvirt.metadata import DesiredCables, desired_cables_of, read_document
-from linkmgr.libvirt.migration import expect
+from linkmgr.libvirt.migration import reserve_for_migration
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.records import prepared_nics_of
@@ -103,7 +103,9 @@ class HookHandler:
     async def _reserve(self, domain: Domain, document: Document) -> HookAnswer:
         """Reserve a place for each cable of a guest that migrates here, or refuse it."""
         try:
-            held = await expect(self._manager.reservations, self._inline_networks, document)
+            held = await reserve_for_migration(
+                self._manager.reservations, self._inline_networks, document
+            )
         except LinkmgrError:
             domain.set_hook_xml(None)
             raise
@@ -163,7 +165,7 @@ def _check_monitor(document: Document) -> None:
             f"{leak.what}; its NICs get no cables",
             hint=leak.hint,
         )
-    if form is monitor_xml.Form.COMMANDLINE:
+    if form is monitor_xml.MonitorForm.COMMANDLINE:
         log.warning(
             "domain %s was prepared by an older linkmgr, and does not start with a QEMU of 10.2 or "
             "newer. To do: '%s'", name, shell_command("linkmgr prepare", name, "--refresh")

@@ -16,7 +16,7 @@ from linkmgr.model import DEFAULT_MTU
 from linkmgr.reservations import Reservations
 
 
-async def expect(
+async def reserve_for_migration(
     reservations: Reservations, inline_networks: InlineNetworks, document: Document
 ) -> list[str]:
     """Hold a place for each cable of a domain that is about to be migrated to this host.

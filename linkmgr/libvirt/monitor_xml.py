@@ -29,7 +29,7 @@ from linkmgr.libvirt.domain_xml import Document, Edit, Element, quoted
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.untrusted import printable, shell_command
 
-MONITOR = Path("/run/linkmgr/qmp.sock")  #: on which the service waits for QEMUs to dial
+MONITOR_SOCKET = Path("/run/linkmgr/qmp.sock")  #: on which the service waits for QEMUs to dial
 
 _ALIAS = "ua-lmqmp"
 _PORT = "linkmgr"  # what the guest sees it called
@@ -62,7 +62,7 @@ ARGUMENT_REMOVALS = (
 )
 
 
-class Form(StrEnum):
+class MonitorForm(StrEnum):
     """How a domain's monitor is written."""
 
     NONE = "none"
@@ -80,7 +80,7 @@ class MonitorXml:
     :param whole: whether nothing of it is missing, and nothing there twice.
     """
 
-    form: Form
+    form: MonitorForm
     path: str = ""
     whole: bool = False
 
@@ -95,7 +95,7 @@ def find(document: Document, models: Collection[str] | None = None) -> MonitorXm
     if channels:
         path = channels[0].get("source", "path")
         if any(not _is_closed(document, each) for each in channels):
-            return MonitorXml(Form.OPEN, path)
+            return MonitorXml(MonitorForm.OPEN, path)
         whole = (
             len(channels) == 1
             and not old
@@ -104,13 +104,13 @@ def find(document: Document, models: Collection[str] | None = None) -> MonitorXm
             and _is_ours(document, channels[0], models)
         )
         mon = any(_chardev_of(value) == _CHARDEV for value in _mons(pairs))
-        return MonitorXml(Form.CHANNEL if mon else Form.DAMAGED, path, whole)
+        return MonitorXml(MonitorForm.CHANNEL if mon else MonitorForm.DAMAGED, path, whole)
     if not old:
-        return MonitorXml(Form.NONE)
+        return MonitorXml(MonitorForm.NONE)
     paths = [qemu_xml.options(value, implied="backend").get("path", "") for value in old]
     dials = any(_chardev_of(value) == _BEFORE for value in _mons(pairs)) and any(paths)
     path = next((each for each in paths if each), "")
-    return MonitorXml(Form.COMMANDLINE if dials else Form.DAMAGED, path)
+    return MonitorXml(MonitorForm.COMMANDLINE if dials else MonitorForm.DAMAGED, path)
 
 
 def write(
@@ -118,15 +118,16 @@ def write(
 ) -> Document:
     """Make a domain dial. What is written so already stays as it is.
 
-    :param path: the socket; ``None`` means the one that is there, if it can be one, else `MONITOR`.
+    :param path: the socket; ``None`` means the one that is there, if it can be one, else
+        `MONITOR_SOCKET`.
     :param models: of the host's security drivers, in its order, which would give the socket to a
         guest's user when the guest starts, and which are told not to; ``None`` when that host is
         not known.
     :raise BadOption: the path cannot be a socket's.
     """
     found = find(document, models)
-    text = _checked(path) if path else _usable(found.path) or str(MONITOR)
-    if found.form is Form.CHANNEL and found.whole and found.path == text:
+    text = _checked(path) if path else _usable(found.path) or str(MONITOR_SOCKET)
+    if found.form is MonitorForm.CHANNEL and found.whole and found.path == text:
         return document
     document = remove(document)
     devices = document.root.find("devices")
@@ -194,7 +195,7 @@ def check_own_chardev(document: Document, *, prepared: bool) -> None:
     :raise CannotPrepare: there is one.
     """
     form = find(document).form
-    ours = form is not Form.COMMANDLINE and (prepared or form is not Form.NONE)
+    ours = form is not MonitorForm.COMMANDLINE and (prepared or form is not MonitorForm.NONE)
     for word, value in pairwise(qemu_xml.arguments(document)):
         name = qemu_xml.options(value, implied="backend").get("id", "")
         if word != "-chardev" or name not in _BACKENDS:
@@ -242,7 +243,7 @@ def in_order(document: Document) -> Document:
 def leak(document: Document) -> Leak | None:
     """Look for a way from a domain's guest to the service; ``None`` if there is none."""
     found, name = find(document), domain_name(document)
-    if found.form is Form.OPEN:
+    if found.form is MonitorForm.OPEN:
         return Leak(
             f"the channel {_PORT!r}, whose qemu:override is not there",
             f"'{shell_command('linkmgr prepare', name, '--refresh')}', then shut it down and start "
@@ -250,7 +251,7 @@ def leak(document: Document) -> Leak | None:
         )
     edit = shell_command("virsh edit", name)
     hint = f"take it out with '{edit}', then shut the domain down and start it"
-    sockets = {_plain(str(MONITOR)), *([_plain(found.path)] if found.path else [])}
+    sockets = {_plain(str(MONITOR_SOCKET)), *([_plain(found.path)] if found.path else [])}
     ours = [channel.find("source") for channel in _channels(document)]
     devices = document.root.find("devices")
     for each in devices.walk() if devices else []:
@@ -269,7 +270,7 @@ def leak(document: Document) -> Leak | None:
 
 def is_outdated(document: Document) -> bool:
     """Whether a prepared domain has a monitor, and not as it is written now."""
-    return find(document).form in (Form.COMMANDLINE, Form.OPEN, Form.DAMAGED)
+    return find(document).form in (MonitorForm.COMMANDLINE, MonitorForm.OPEN, MonitorForm.DAMAGED)
 
 
 def with_reconnect_ms(document: Document) -> Document:
@@ -283,7 +284,7 @@ def with_reconnect_ms(document: Document) -> Document:
 def is_there(document: Document) -> bool:
     """Whether anything is there that surely is a monitor of linkmgr's, or was one."""
     mons = _mons(list(pairwise(["", *qemu_xml.arguments(document)])))
-    return bool(mons) or find(document).form is not Form.NONE
+    return bool(mons) or find(document).form is not MonitorForm.NONE
 
 
 def has_monitor(document: Document) -> bool:

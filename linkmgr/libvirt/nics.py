@@ -61,7 +61,7 @@ def nics_of(document: Document) -> list[DomainNic]:
     ]
 
 
-def chosen(document: Document, which: str | None) -> list[DomainNic]:
+def select_nics(document: Document, which: str | None) -> list[DomainNic]:
     """The NICs that an alias or an address names; all of them without one.
 
     :param which: an alias with or without its ``ua-``, or an address.

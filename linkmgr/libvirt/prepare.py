@@ -22,10 +22,10 @@ from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import monitor_xml, qemu_xml
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.interface_xml import CABLE, as_before, device_name, on_hub
-from linkmgr.libvirt.nics import DomainNic, aliases_of, chosen, domain_name, new_alias, nics_of
+from linkmgr.libvirt.nics import DomainNic, aliases_of, domain_name, new_alias, nics_of, select_nics
 from linkmgr.libvirt.records import add_originals, original_interface, prepared_nics_of, removals
 from linkmgr.libvirt.refusals import (
-    Taken,
+    UsedIds,
     check_aliases,
     check_clashes,
     check_domain,
@@ -60,11 +60,11 @@ def prepare(
 ) -> Rewritten:
     """Make NICs boot on hubs. What is prepared already stays as it is, what is damaged is mended.
 
-    A monitor as it was once written (`monitor_xml.Form.COMMANDLINE`) is written anew.
+    A monitor as it was once written (`monitor_xml.MonitorForm.COMMANDLINE`) is written anew.
 
     :param nic: an alias or an address; ``None`` means all NICs of the domain.
     :param monitor: the socket that QEMU dials; by default the one that is there, if it can be one,
-        else `monitor_xml.MONITOR`.
+        else `monitor_xml.MONITOR_SOCKET`.
     :param models: of the security drivers of the domain's host; ``None`` if that is not known.
     :raise CannotPrepare: the domain or the NIC cannot be prepared; says what to do.
     :raise UnknownNic: there is no such NIC.
@@ -73,7 +73,7 @@ def prepare(
     document = Document(xml)
     check_domain(document)
     _check_names(document)
-    return _prepared(document, [each.index for each in chosen(document, nic)], monitor, models)
+    return _prepared(document, [each.index for each in select_nics(document, nic)], monitor, models)
 
 
 def refresh(
@@ -111,7 +111,7 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
     if document.root.name != "domain":
         check_domain(document)
     _check_names(document)
-    there = {each.alias: each for each in chosen(document, nic)}
+    there = {each.alias: each for each in select_nics(document, nic)}
     prepared = prepared_nics_of(document)
     aliases = [a for a in prepared if nic is None or a in there]
     notes = []
@@ -140,7 +140,7 @@ def _prepared(
     document = _undone(
         document, [nics[i].alias for i in indices if nics[i].alias in prepared and i not in done]
     )
-    nics, taken = nics_of(document), Taken(document)
+    nics, used_ids = nics_of(document), UsedIds(document)
     used = aliases_of(document) | prepared_nics_of(document).keys()
     edits, interfaces, arguments, overrides, notes = [], dict[str, bytes](), list[str](), {}, []
     for nic in [nics[index] for index in indices if index not in done]:
@@ -149,7 +149,7 @@ def _prepared(
         alias = nic.user_alias or new_alias(nic, used)
         used.add(alias)
         args = _hub(alias, nic)
-        taken.give(nic, alias, args)
+        used_ids.reserve(nic, alias, args)
         arguments += args
         overrides[alias, "netdev"] = _hub_port(args)
         interfaces[alias] = document.text(nic.element)
@@ -159,7 +159,7 @@ def _prepared(
     document = qemu_xml.add_arguments(document, arguments)
     document = qemu_xml.add_overrides(document, overrides)
     path = None if monitor is None else Path(monitor)
-    if monitor_xml.find(document).form is monitor_xml.Form.OPEN:
+    if monitor_xml.find(document).form is monitor_xml.MonitorForm.OPEN:
         notes.append(
             f"{domain_name(document)}: its channel 'linkmgr' had no qemu:override, so the guest "
             "could have spoken to the service as its QEMU; it has one again"

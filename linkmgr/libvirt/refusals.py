@@ -168,8 +168,8 @@ def check_clashes(document: Document, nic: DomainNic) -> None:
         ).about(str(nic))
 
 
-class Taken:
-    """What the domain's own qemu:commandline and qemu:override use already."""
+class UsedIds:
+    """The ids and hubs that the domain's own qemu:commandline and qemu:override use."""
 
     def __init__(self, document: Document) -> None:
         self._wired = {alias for alias, name in qemu_xml.overrides(document) if name == "netdev"}
@@ -178,8 +178,8 @@ class Taken:
         for value in qemu_xml.arguments(document):
             self._take(value)
 
-    def give(self, nic: DomainNic, alias: str, args: Sequence[str]) -> None:
-        """Have a NIC's ids and hubs be taken from now on.
+    def reserve(self, nic: DomainNic, alias: str, args: Sequence[str]) -> None:
+        """Reserve the ids and hubs of a NIC.
 
         :param args: that the NIC needs.
         :raise CannotPrepare: which of them is taken.

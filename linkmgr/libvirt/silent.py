@@ -26,10 +26,10 @@ SECONDS = 5.0
 PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
 
 
-async def silent(
+async def find_unconnected(
     libvirt: LibvirtApi | None, known: Collection[str], budget: TimeBudget
 ) -> list[Finding]:
-    """Find them, as far as libvirt says in time what runs.
+    """Find prepared guests that run and whose QEMU has not connected, in the time there is.
 
     :param known: names of the guests that linkmgr takes care of, or says already why not.
     :param budget: what reading the domains' XML may cost.
@@ -69,8 +69,8 @@ async def _look(libvirt: LibvirtApi, view: DomainView, budget: TimeBudget) -> li
         what = f"its XML cannot be read: {type(error).__name__}"
         return [Finding("error", view.name, what, "see the service's log")]
     if leak:
-        return [_leaks(view.name, leak)]
-    return [_finding(view.name)] if prepared else []
+        return [_leak_finding(view.name, leak)]
+    return [_unconnected(view.name)] if prepared else []
 
 
 def _unreadable(name: str, error: LinkmgrError) -> Finding:
@@ -85,7 +85,7 @@ def _is_new(pid: int | None) -> bool:
     return now - began / os.sysconf("SC_CLK_TCK") < SECONDS
 
 
-def _leaks(name: str, leak: monitor_xml.Leak) -> Finding:
+def _leak_finding(name: str, leak: monitor_xml.Leak) -> Finding:
     return Finding(
         "guest-could-speak",
         name,
@@ -95,7 +95,7 @@ def _leaks(name: str, leak: monitor_xml.Leak) -> Finding:
     )
 
 
-def _finding(name: str) -> Finding:
+def _unconnected(name: str) -> Finding:
     return Finding(
         "guest-does-not-dial",
         name,

@@ -20,10 +20,10 @@ _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into
 PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
 
 
-async def explained(
+async def explain_unknown_vm(
     error: UnknownVm, name: str, domains: KnownDomains, gateway: HookSafeLibvirt
 ) -> UnknownVm:
-    """Say of a VM that is not known what its domain lacks.
+    """Explain an unknown VM by what its domain lacks.
 
     :return: the error itself when libvirt has no such domain, is not there, or does not say in
         time.
@@ -47,10 +47,10 @@ async def explained(
     return error
 
 
-async def network_explained(
+async def explain_unknown_network(
     error: UnknownNetwork, name: str, gateway: HookSafeLibvirt
 ) -> UnknownNetwork:
-    """Say of a network that is not known that libvirt has one of that name, and how to use it.
+    """Explain an unknown network by libvirt's own of that name, and how to use it.
 
     :return: the error itself when libvirt has none, is not there, or does not say in time.
     """

@@ -39,7 +39,7 @@ from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.raw_ports import inline_network_of
 from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.libvirt.side import HookSafeLibvirt
-from linkmgr.libvirt.unknown import explained, network_explained
+from linkmgr.libvirt.unknown import explain_unknown_network, explain_unknown_vm
 from linkmgr.manager import LinkManager
 from linkmgr.model import (
     DEFAULT_MTU,
@@ -94,7 +94,7 @@ class DomainVerbs:
             if found := await self._in_stored(name, vm):
                 return found
             if isinstance(error, UnknownVm):
-                raise await explained(error, vm, self._domains, self._gateway) from None
+                raise await explain_unknown_vm(error, vm, self._domains, self._gateway) from None
             raise
 
     async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
@@ -140,7 +140,7 @@ class DomainVerbs:
                 await self._asking_for(ref, target, how),
             )
         except UnknownNetwork as error:
-            raise await network_explained(error, str(target), self._gateway) from None
+            raise await explain_unknown_network(error, str(target), self._gateway) from None
 
     async def unplug(self, nic: str | NicRef, *, affects: str | Affects = Affects.LIVE) -> Outcome:
         """Take a NIC off its cable; see `LinkManager.unplug` and `plug`."""
@@ -244,7 +244,7 @@ class DomainVerbs:
         try:
             return await live()
         except UnknownVm as error:
-            raise await explained(error, ref.vm, self._domains, self._gateway) from None
+            raise await explain_unknown_vm(error, ref.vm, self._domains, self._gateway) from None
 
     async def _now(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit

@@ -23,7 +23,7 @@ from linkmgr.errors import (
 )
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.monitor_xml import in_order
-from linkmgr.libvirt.nics import chosen
+from linkmgr.libvirt.nics import select_nics
 from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command
 
@@ -101,10 +101,10 @@ class Virsh:
     def check_networks(self, document: Document, which: str | None) -> None:
         """Refuse a NIC whose network of libvirt passes a device of the host through.
 
-        :param which: of the domain's NICs; see `chosen`.
+        :param which: of the domain's NICs; see `select_nics`.
         :raise CannotPrepare: which NIC.
         """
-        for nic in chosen(document, which):
+        for nic in select_nics(document, which):
             name = nic.element.get("source", "network")
             if nic.kind != "network" or not name:
                 continue

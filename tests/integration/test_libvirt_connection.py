@@ -21,7 +21,7 @@ from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEv
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.libvirt.pool import HELD_AFTER_S
 from linkmgr.libvirt.side import HookSafeLibvirt
-from linkmgr.libvirt.unknown import network_explained
+from linkmgr.libvirt.unknown import explain_unknown_network
 from linkmgr.testing.process import Child, execute, finish, until
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.own_time import own_time
@@ -87,7 +87,7 @@ async def test_a_network_of_libvirts_own_is_found_by_its_name_and_explained() ->
         assert await libvirt.network_xml("nope") is None
         assert "br-lab" in str(await libvirt.network_xml("lab"))
         unknown = UnknownNetwork("there is no network lab", hint="create it first")
-        told_of = await network_explained(unknown, "lab", HookSafeLibvirt(libvirt))
+        told_of = await explain_unknown_network(unknown, "lab", HookSafeLibvirt(libvirt))
         assert str(told_of) == (
             "lab is a network of libvirt's own (bridge, bridge br-lab), and linkmgr has none of "
             "that name. To do: run 'linkmgr network create lab bridge bridge=br-lab', then plug "

@@ -16,7 +16,7 @@ from linkmgr.errors import BadName
 from linkmgr.libvirt.calls import DomainState, DomainView
 from linkmgr.libvirt.listing import _command
 from linkmgr.libvirt.refusals import can_be_vm, rename_command
-from linkmgr.libvirt.silent import _finding
+from linkmgr.libvirt.silent import _unconnected
 from linkmgr.libvirt.virsh import Virsh
 from linkmgr.model import NicRef, check_name
 from linkmgr.untrusted import ip_device, shell_command, shell_word
@@ -57,8 +57,8 @@ def test_two_odd_names_are_not_renamed_to_the_same() -> None:
 
 
 def test_the_finding_of_a_silent_guest_quotes_its_name() -> None:
-    assert "'virsh dumpxml my\\ vm'" in _finding("my vm").hint
-    assert "'linkmgr prepare --define -- -dash'" in _finding("-dash").hint
+    assert "'virsh dumpxml my\\ vm'" in _unconnected("my vm").hint
+    assert "'linkmgr prepare --define -- -dash'" in _unconnected("-dash").hint
 
 
 def test_saved_state_is_dropped_by_a_command_that_works(monkeypatch: pytest.MonkeyPatch) -> None:

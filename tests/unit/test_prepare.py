@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from linkmgr import hub_args
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import Document, Element, _Reader
-from linkmgr.libvirt.monitor_xml import Form, find, is_outdated, leak, with_reconnect_ms
+from linkmgr.libvirt.monitor_xml import MonitorForm, find, is_outdated, leak, with_reconnect_ms
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.prepare import prepare, refresh, undo
 from linkmgr.libvirt.qemu_xml import arguments, override
@@ -407,7 +407,7 @@ OLD = Path(__file__).parent / "data/prepared_before"  # what linkmgr wrote befor
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_an_older_linkmgr_prepared_is_prepared_anew_and_undone(path: Path) -> None:
     old, plain = (OLD / path.name).read_bytes(), path.read_bytes()
-    assert find(Document(old)).form is Form.COMMANDLINE
+    assert find(Document(old)).form is MonitorForm.COMMANDLINE
     assert is_outdated(Document(old))
     new = prepare(plain).xml
     assert refresh(old).xml == prepare(old).xml == new

@@ -21,7 +21,7 @@ from linkmgr.errors import (
 )
 from linkmgr.host import Host
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.migration import expect
+from linkmgr.libvirt.migration import reserve_for_migration
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
 from linkmgr.networks import Networks
@@ -304,7 +304,7 @@ class NoInlineNetworks(InlineNetworks):
 
 
 async def test_a_domain_gets_a_place_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
-    held = await expect(
+    held = await reserve_for_migration(
         bench.places,
         NoInlineNetworks(),
         domain(
@@ -326,7 +326,7 @@ async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_place_at_all(
     bench: Bench,
 ) -> None:
     with pytest.raises(UnknownNetwork) as raised:
-        await expect(
+        await reserve_for_migration(
             bench.places,
             NoInlineNetworks(),
             domain("nic='ua-net0' network='blue'", "nic='ua-net1' network='red'"),
