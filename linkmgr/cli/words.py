@@ -325,7 +325,7 @@ def _nics_of(domain: str, connect: str | None) -> list[str]:
 
     try:
         if not is_file(domain):
-            xml = Virsh(connect, seconds=COMPLETION_SECONDS).xml(domain)
+            xml = Virsh(connect, timeout=COMPLETION_SECONDS).xml(domain)
         else:
             path = Path(domain).expanduser()
             if not path.is_file():  # which a pipe is not: reading it would wait, and take from it

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: NICs of a domain that one line speaks of, and characters of each: who wrote the XML may have
 #: written of many, and options of any length.
-MAX_TOLD, MAX_TEXT = 10, 300
+MAX_SHOWN, MAX_TEXT = 10, 300
 #: Errors that do not pass by themselves.
 _FINAL = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
 
@@ -191,5 +191,5 @@ def summary(failures: Mapping[str, ApplyFailure], name: str) -> str:
 
 def in_a_line(texts: Sequence[str]) -> str:
     """Join texts about a domain's NICs for a log and a hook's answer: of many the first few."""
-    more = [f"and {len(texts) - MAX_TOLD} more"] if len(texts) > MAX_TOLD else []
-    return "; ".join([*(text[:MAX_TEXT] for text in texts[:MAX_TOLD]), *more])
+    more = [f"and {len(texts) - MAX_SHOWN} more"] if len(texts) > MAX_SHOWN else []
+    return "; ".join([*(text[:MAX_TEXT] for text in texts[:MAX_SHOWN]), *more])

@@ -33,7 +33,7 @@ from linkmgr.libvirt.listing import DomainInventory
 from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of, read_document
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
-from linkmgr.libvirt.silent import SECONDS, find_unconnected
+from linkmgr.libvirt.silent import CONNECT_GRACE_S, find_unconnected
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
 from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
@@ -42,13 +42,13 @@ from linkmgr.singleflight import SingleFlight
 log = logging.getLogger(__name__)
 
 #: Seconds between two tries of what could not be done; the last one again and again.
-PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
+RETRY_INTERVALS_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 #: Processor seconds that may be spent at once on reading the XML of all domains: some hundreds are
 #: listed without a pause, and ten that are as large as may be.
-LISTING_BURST = 0.5
+LISTING_BURST_S = 0.5
 #: Processor seconds that it takes to try one cable, about (measured: 0.3 ms where it fails).
-WISH_SECONDS = 0.001
+APPLY_COST_S = 0.001
 
 _VM_READY = {EventKind.VM_ADDED, EventKind.VM_ANSWERS, EventKind.VM_RESUMED}
 _TARGET_ADDED = {EventKind.NETWORK_ADDED, EventKind.PORT_ADDED}
@@ -72,7 +72,7 @@ class DomainController:
 
     :param manager: entered already, and closed later.
     :param libvirt: ``None`` does without: then only hooks tell what a domain asks for.
-    :param pauses: seconds between two tries.
+    :param retry_intervals: seconds between two tries.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DomainController:
         manager: LinkManager,
         libvirt: LibvirtApi | None,
         *,
-        pauses: tuple[float, ...] = PAUSES,
+        retry_intervals: tuple[float, ...] = RETRY_INTERVALS_S,
     ) -> None:
         self.manager = manager
         self.known_domains = KnownDomains(manager.documents)
@@ -90,11 +90,11 @@ class DomainController:
         self.applier = CableApplier(manager, self._inline_networks)
         self._hooks = HookHandler(self.known_domains, manager, self._inline_networks)
         self.verbs = DomainVerbs(manager, self.known_domains, self.gateway, self._on_save_failed)
-        self._pauses = pauses
+        self._retry_intervals = retry_intervals
         self.start_time = 0.0  #: in the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
         #: What looks at all domains may cost that anybody may ask for.
-        self._budget = TimeBudget(burst=LISTING_BURST)
+        self._budget = TimeBudget(burst=LISTING_BURST_S)
         self._listing = SingleFlight(self._list, "list domains")
         self._checking = SingleFlight(self._check, "check domains")
         self._subscriptions: list[Events | DomainEventSubscription] = []
@@ -179,7 +179,7 @@ class DomainController:
         known |= {
             domain.name for domain in self.known_domains if domain.failures or domain.running_hooks
         }
-        if asyncio.get_running_loop().time() - self.start_time < SECONDS:
+        if asyncio.get_running_loop().time() - self.start_time < CONNECT_GRACE_S:
             return self.findings()
         return [*self.findings(), *await find_unconnected(self._libvirt, known, self._budget)]
 
@@ -315,7 +315,7 @@ class DomainController:
                     else domain.changed_early
                 )
                 domain.applied_state = domain.applied_state.rebase(wanted).mark_done(done)
-                domain.budget.spend(WISH_SECONDS * len(domain.applied_state.pending))
+                domain.budget.spend(APPLY_COST_S * len(domain.applied_state.pending))
                 domain.changed_early.clear()
                 self.applier.note_failure(domain, "", None)
                 await self._save_edits(domain, document)
@@ -376,7 +376,7 @@ class DomainController:
     async def _retry(self, domain: Domain) -> None:
         number = 0
         while any(failure.retried for failure in domain.failures.values()):
-            await asyncio.sleep(self._pauses[min(number, len(self._pauses) - 1)])
+            await asyncio.sleep(self._retry_intervals[min(number, len(self._retry_intervals) - 1)])
             number += 1
             await self._reconcile(domain.name)
 

@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds that a call waits when nobody says otherwise.
-TIMEOUT = 10.0
+CALL_TIMEOUT_S = 10.0
 #: Seconds between two attempts to connect: at first, and at most.
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+RECONNECT_INTERVAL_S, MAX_RECONNECT_INTERVAL_S = 0.5, 5.0
 #: Where the daemons of ``qemu:///system`` listen.
 CONFIG_DIR = Path("/etc/libvirt/qemu")
-SOCKETS = Path("/run/libvirt")
+SOCKET_DIR = Path("/run/libvirt")
 
 
 class Libvirt:
@@ -92,7 +92,7 @@ class Libvirt:
 
     async def run(self) -> None:
         """Keep a connection, for ever; to be cancelled. Then all subscriptions end."""
-        pause = FIRST_PAUSE
+        pause = RECONNECT_INTERVAL_S
         try:
             while True:
                 try:
@@ -103,14 +103,14 @@ class Libvirt:
                 except Exception as error:  # noqa: BLE001 - nobody else would connect again
                     self._note(error)
                     await asyncio.sleep(pause)
-                    pause = min(pause * 2, LONGEST_PAUSE)
+                    pause = min(pause * 2, MAX_RECONNECT_INTERVAL_S)
                     continue
-                pause = FIRST_PAUSE
+                pause = RECONNECT_INTERVAL_S
                 await self._while_connected(connection)
         finally:
             self._broadcast.close()
 
-    async def wait_connected(self, *, timeout: float = TIMEOUT) -> None:
+    async def wait_connected(self, *, timeout: float = CALL_TIMEOUT_S) -> None:
         """Wait until there is a connection.
 
         :raise LibvirtUnreachable: there is none within `timeout` seconds.
@@ -120,7 +120,7 @@ class Libvirt:
         if not self.connected:
             raise self._unreachable("waiting for libvirt")
 
-    async def domains(self, *, timeout: float = TIMEOUT) -> list[DomainView]:
+    async def domains(self, *, timeout: float = CALL_TIMEOUT_S) -> list[DomainView]:
         """All domains, by name, running or not."""
         return await self._call(
             "the list of domains",
@@ -129,7 +129,7 @@ class Libvirt:
             timeout,
         )
 
-    async def domain(self, which: str, *, timeout: float = TIMEOUT) -> DomainView:
+    async def domain(self, which: str, *, timeout: float = CALL_TIMEOUT_S) -> DomainView:
         """One domain.
 
         :raise LibvirtRefused: with `no_domain`, when there is none.
@@ -141,7 +141,7 @@ class Libvirt:
             timeout,
         )
 
-    async def xml(self, which: str, *, live: bool, timeout: float = TIMEOUT) -> str:
+    async def xml(self, which: str, *, live: bool, timeout: float = CALL_TIMEOUT_S) -> str:
         """A domain's XML, without passwords.
 
         :param live: what holds now; else what holds for the next start. Of a domain that does not
@@ -154,7 +154,7 @@ class Libvirt:
             timeout,
         )
 
-    async def network_xml(self, name: str, *, timeout: float = TIMEOUT) -> str | None:
+    async def network_xml(self, name: str, *, timeout: float = CALL_TIMEOUT_S) -> str | None:
         """The XML of a network of libvirt's own; ``None`` if there is none of that name."""
         return await self._call(
             f"network {name} of libvirt",
@@ -164,7 +164,7 @@ class Libvirt:
         )
 
     async def metadata(
-        self, which: str, uri: str, *, live: bool, timeout: float = TIMEOUT
+        self, which: str, uri: str, *, live: bool, timeout: float = CALL_TIMEOUT_S
     ) -> str | None:
         """The element of a namespace in a domain's metadata; ``None`` if there is none.
 
@@ -188,7 +188,7 @@ class Libvirt:
         *,
         live: bool,
         config: bool,
-        timeout: float = TIMEOUT,
+        timeout: float = CALL_TIMEOUT_S,
     ) -> None:
         """Write the element of a namespace in a domain's metadata. A `METADATA` event follows.
 
@@ -207,7 +207,9 @@ class Libvirt:
             timeout,
         )
 
-    async def set_link(self, which: str, mac: str, up: bool, *, timeout: float = TIMEOUT) -> None:
+    async def set_link(
+        self, which: str, mac: str, up: bool, *, timeout: float = CALL_TIMEOUT_S
+    ) -> None:
         """Set the link of a running domain's NIC, as ``virsh domif-setlink`` does.
 
         libvirt asks QEMU only if its own idea of the link changes by this.
@@ -314,9 +316,9 @@ def _look_for_daemon(uri: str) -> None:
     :raise LibvirtUnreachable: no daemon has made its socket here.
     """
     sockets = ("virtqemud-sock", "libvirt-sock")
-    if uri == "qemu:///system" and not any((SOCKETS / name).exists() for name in sockets):
+    if uri == "qemu:///system" and not any((SOCKET_DIR / name).exists() for name in sockets):
         raise LibvirtUnreachable(
-            f"no daemon of libvirt listens in {SOCKETS}",
+            f"no daemon of libvirt listens in {SOCKET_DIR}",
             hint="'systemctl start libvirtd.socket', or virtqemud.socket, if you use libvirt",
         )
 

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 #: libvirt is asked for a sign of life after so many seconds of silence, and given up after so many
 #: unanswered ones: a libvirtd that is stopped, not ended, is noticed within 20 s.
-KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
+KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 5, 3
 BUSY_HINT = "look whether a hook of libvirt hangs or the guest's QEMU is stopped"
-CLOSE_SECONDS = 2.0  #: for taking leave; then libvirt is left to find out by itself
+CLOSE_TIMEOUT_S = 2.0  #: for taking leave; then libvirt is left to find out by itself
 
 #: Takes one registration back, in the thread.
 Cleanup = Callable[[], object]
@@ -117,9 +117,9 @@ class LibvirtConnection:
         self._worker.finish(self._disconnect)
 
     async def close(self) -> None:
-        """Take leave, for at most `CLOSE_SECONDS`. Idempotent, never raises."""
+        """Take leave, for at most `CLOSE_TIMEOUT_S`. Idempotent, never raises."""
         self.lost.set()
-        await asyncio.wait({self._worker.finish(self._disconnect)}, timeout=CLOSE_SECONDS)
+        await asyncio.wait({self._worker.finish(self._disconnect)}, timeout=CLOSE_TIMEOUT_S)
 
     # --- in the thread ----------------------------------------------------------------------------
     def _connect(
@@ -138,7 +138,7 @@ class LibvirtConnection:
         self._conn = conn
         try:
             with contextlib.suppress(api.libvirt.libvirtError):  # not every driver has it
-                conn.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+                conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             conn.registerCloseCallback(ended, None)
             self.on_close(conn.unregisterCloseCallback)
             if prepare is not None:

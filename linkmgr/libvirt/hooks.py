@@ -26,7 +26,7 @@ from linkmgr.untrusted import shell_command
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.1  #: seconds between two looks whether there is anything to wait for
+POLL_INTERVAL_S = 0.1  #: seconds between two looks whether there is anything to wait for
 
 #: Operations of libvirt's hook before a process runs; each brings what that process is to have.
 _BEFORE_START = {"prepare", "start", "restore", "migrate"}
@@ -127,7 +127,7 @@ class HookHandler:
             return HookAnswer(True, "it asks for no cables")
         while not domain.apply_finished.is_set():
             try:
-                await asyncio.wait_for(domain.apply_finished.wait(), LOOK)
+                await asyncio.wait_for(domain.apply_finished.wait(), POLL_INTERVAL_S)
             except TimeoutError:
                 if self._is_paused(domain):
                     return HookAnswer(True, "its cables are plugged when it is resumed")
@@ -142,7 +142,9 @@ class HookHandler:
         while process and domain.applied_state and domain.applied_state.process == process:
             if process.lives():
                 return  # it has not ended after all
-            await asyncio.sleep(LOOK / 5)  # `DomainController` does it as soon as it sees the end
+            await asyncio.sleep(
+                POLL_INTERVAL_S / 5
+            )  # `DomainController` does it as soon as it sees the end
         if domain.applied_state is None:
             await self._domains.process_ended(domain)
 

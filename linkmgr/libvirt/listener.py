@@ -12,7 +12,8 @@ if all of it is preallocated. Closing the connection in this time ends QEMU by S
 10.0), and its domain does not start. Its greeting says that the time is over, so nothing is closed
 before its greeting: not a slow QEMU's connection, and a refused one's not for some seconds. Three
 are closed at once all the same: one of a process that has another that is kept, one beyond
-`MOST_REFUSED` or `MOST_REFUSED_OF_USER`, and a guest's third that has not greeted (`GREETING`).
+`MAX_REFUSED` or `MAX_REFUSED_PER_USER`, and a guest's third that has not greeted
+(`MAX_NEGOTIATING`).
 """
 
 from __future__ import annotations
@@ -40,26 +41,28 @@ __all__ = ["MonitorListener", "ConnectedQemu"]  # noqa: RUF022 - most important 
 
 log = logging.getLogger(__name__)
 
-RETRY = 1.0  #: seconds until a connection that nobody has taken is offered again
-PAUSE = 0.2  #: seconds in which a process that was refused is not looked at again
+ANNOUNCE_INTERVAL_S = 1.0  #: seconds until a connection that nobody has taken is offered again
+REFUSED_PAUSE_S = 0.2  #: seconds in which a process that was refused is not looked at again
 #: Seconds of the loop's time that one user's connections may take at once: all QEMUs of libvirt are
 #: one user's, and some hundreds dial when the service starts.
-BURST_SECONDS = 0.5
-GREETING = 2  #: connections of one process that may be in the negotiation at once
+LOOP_BURST_S = 0.5
+MAX_NEGOTIATING = 2  #: connections of one process that may be in the negotiation at once
 #: Connections a second that are taken, for as long as it goes on, and at once: 200 guests dial when
 #: the service starts, and each costs the loop a third of a millisecond.
-CALLS_PER_SECOND, CALLS_BURST = 100.0, 400.0
+CONNECTIONS_PER_SECOND, CONNECTIONS_BURST = 100.0, 400.0
 #: The same of one process, which need not dial more often than once a second.
-PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST = 1.0, 20.0
-LOOKING = 16  #: processes that are looked at at once; the others wait in the kernel
-WORDS = 5  #: different refusals of one process that are told of: it says what they say
+PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST = 1.0, 20.0
+MAX_IDENTIFYING = 16  #: processes that are looked at at once; the others wait in the kernel
+MAX_LOGGED_REFUSALS = (
+    5  #: different refusals of one process that are told of: it says what they say
+)
 #: Seconds for which a refused connection that has said nothing is kept: a QEMU that starts greets
 #: within them. At most so many are kept, one of each process: a stranger may be silent for ever.
-REFUSED_SECONDS, MOST_REFUSED = 5.0, 64
+REFUSED_GRACE_S, MAX_REFUSED = 5.0, 64
 #: The same of one user, so that nobody else's keep out the QEMUs that libvirt starts: it starts 20
 #: domains at once (its max_workers).
-MOST_REFUSED_OF_USER = 20
-_REMEMBERED = 1000  # processes, so that each refusal is told of once
+MAX_REFUSED_PER_USER = 20
+_MAX_REMEMBERED = 1000  # processes, so that each refusal is told of once
 
 Identify = Callable[[socket.socket], ConnectedQemu]
 OnUnclaimed = Callable[[ConnectedQemu], Awaitable[None]]
@@ -120,7 +123,7 @@ class MonitorListener:
         self._timeout = timeout
         self._guests: dict[str, _GuestConnections] = {}
         self._greeting: Counter[int] = Counter()  # by pid
-        self._looking = asyncio.Semaphore(LOOKING)
+        self._looking = asyncio.Semaphore(MAX_IDENTIFYING)
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
         self._kept: dict[int, int] = {}  # pid -> uid, of refused connections that are not closed
@@ -183,8 +186,8 @@ class MonitorListener:
     # ------------------------------------------------------------------ one connection
 
     async def _accept(self) -> None:
-        calls = Bucket(CALLS_PER_SECOND, CALLS_BURST)
-        async for sock in accept_connections(self._sock, burst=BURST_SECONDS):
+        calls = Bucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST)
+        async for sock in accept_connections(self._sock, burst=LOOP_BURST_S):
             try:
                 await asyncio.sleep(calls.take(1))
                 await self._looking.acquire()
@@ -220,7 +223,7 @@ class MonitorListener:
             return None
         now = asyncio.get_running_loop().time()
         process = (pid, started_at(pid))
-        self._refused = {p: at for p, at in self._refused.items() if now - at < PAUSE}
+        self._refused = {p: at for p, at in self._refused.items() if now - at < REFUSED_PAUSE_S}
         if process in self._refused or not self._may_call(process):
             return None
         try:
@@ -232,13 +235,13 @@ class MonitorListener:
             about = "monitor listener: pid %d cannot be looked at"
             self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None
-        return qemu if self._greeting[pid] < GREETING else None
+        return qemu if self._greeting[pid] < MAX_NEGOTIATING else None
 
     def _may_call(self, process: _Process) -> bool:
         """Whether a process may make one more connection now."""
-        if len(self._calls) > LOOKING:
+        if len(self._calls) > MAX_IDENTIFYING:
             self._calls = {p: bucket for p, bucket in self._calls.items() if not bucket.full}
-        new = Bucket(PROCESS_CALLS_PER_SECOND, PROCESS_CALLS_BURST)
+        new = Bucket(PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST)
         return self._calls.setdefault(process, new).try_take()
 
     async def _close_refused(self, sock: socket.socket) -> None:
@@ -248,7 +251,7 @@ class MonitorListener:
             if self._may_keep(pid, uid):
                 self._kept[pid] = uid
                 try:
-                    await _is_readable(sock, REFUSED_SECONDS)
+                    await _is_readable(sock, REFUSED_GRACE_S)
                 finally:
                     del self._kept[pid]
         except UntrustedPeer:
@@ -259,7 +262,7 @@ class MonitorListener:
     def _may_keep(self, pid: int, uid: int) -> bool:
         """Whether a refused connection of a process may stay open for some seconds."""
         of_user = sum(each == uid for each in self._kept.values())
-        full = len(self._kept) >= MOST_REFUSED or of_user >= MOST_REFUSED_OF_USER
+        full = len(self._kept) >= MAX_REFUSED or of_user >= MAX_REFUSED_PER_USER
         return not full and pid not in self._kept
 
     async def _greeted(self, sock: socket.socket, qemu: ConnectedQemu) -> Monitor | None:
@@ -305,11 +308,11 @@ class MonitorListener:
         :param key: a domain, or an untrusted peer's user, who can have a new process each time.
         """
         told = self._told.setdefault(process, set())
-        if what not in told and len(told) < WORDS:
+        if what not in told and len(told) < MAX_LOGGED_REFUSALS:
             told.add(what)
             self._limit.warning(key, "monitor listener: %s", what)
         self._told.move_to_end(process)
-        if len(self._told) > _REMEMBERED:
+        if len(self._told) > _MAX_REMEMBERED:
             self._told.popitem(last=False)
 
     # ------------------------------------------------------------------ who takes it
@@ -347,7 +350,7 @@ class MonitorListener:
                 if used is None or used.closed or used.pid != pending.qemu.pid:
                     await self._announce(pending.qemu)
                 await asyncio.wait(
-                    {ends, taken}, timeout=RETRY, return_when=asyncio.FIRST_COMPLETED
+                    {ends, taken}, timeout=ANNOUNCE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
                 )
         finally:
             for each in (ends, taken):

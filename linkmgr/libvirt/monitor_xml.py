@@ -40,7 +40,7 @@ _ARGUMENTS = ("-chardev", f"null,id={_NULL}", "-mon", f"chardev={_CHARDEV},mode=
 _BEFORE = "lm-qmp"  # the chardev's id in qemu:commandline, as it was once
 #: The backends of a chardev with linkmgr's id. With another backend it is the domain's own.
 _BACKENDS = {_NULL: ("null",), _BEFORE: ("socket", "null")}
-_SECONDS = "1"  # from one call to the next
+_RECONNECT_INTERVAL_S = "1"  # from one call to the next
 _RECONNECT = re.compile(r",reconnect=(\d{1,9})(?=,|\Z)")  # in whole seconds, of -chardev
 _DAC = "dac"
 _PATH_MAX = 107  # bytes; sun_path of unix(7) without its final NUL
@@ -139,7 +139,7 @@ def write(
         [
             (0, "<channel type='unix'>"),
             (1, f"<source mode='connect' path={quoted(text)}>"),
-            (2, f"<reconnect enabled='yes' timeout='{_SECONDS}'/>"),
+            (2, f"<reconnect enabled='yes' timeout='{_RECONNECT_INTERVAL_S}'/>"),
             *((2, f"<seclabel model={quoted(each)} relabel='no'/>") for each in labels),
             (1, "</source>"),
             (1, f"<target type='virtio' name='{_PORT}'/>"),
@@ -342,7 +342,7 @@ def _is_ours(document: Document, channel: Element, models: Collection[str] | Non
         channel.attributes.get("type") == "unix"
         and channel.get("source", "mode") == "connect"
         and channel.get("source/reconnect", "enabled") == "yes"
-        and channel.get("source/reconnect", "timeout") == _SECONDS
+        and channel.get("source/reconnect", "timeout") == _RECONNECT_INTERVAL_S
         and any(labels == dict.fromkeys(_labelling(document, known, f), "no") for f in firsts)
         and channel.get("target", "type") == "virtio"
         and channel.get("target", "name") == _PORT

@@ -11,7 +11,7 @@ from linkmgr.libvirt.calls import DomainView
 from linkmgr.libvirt.domain_events import DomainEventSubscription
 from linkmgr.libvirt.domains import Domain
 
-HOOK_SECONDS = 5.0  #: for which a call waits until a hook of the domain has ended
+HOOK_TIMEOUT_S = 5.0  #: for which a call waits until a hook of the domain has ended
 
 
 class LibvirtApi(Protocol):
@@ -88,7 +88,7 @@ class HookSafeLibvirt:
         """
         api = self.api
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HOOK_SECONDS):
+            async with asyncio.timeout(HOOK_TIMEOUT_S):
                 while domain.running_hooks:  # noqa: ASYNC110 - a hook has no end that could be told
                     await asyncio.sleep(0.05)
         self.unless_hook(domain)

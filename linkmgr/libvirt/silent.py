@@ -22,8 +22,8 @@ from linkmgr.untrusted import shell_command
 log = logging.getLogger(__name__)
 
 #: After its start, and that of the service, in which a QEMU has dialled: it tries each second.
-SECONDS = 5.0
-PATIENCE = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
+CONNECT_GRACE_S = 5.0
+CHECK_TIMEOUT_S = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
 
 
 async def find_unconnected(
@@ -38,7 +38,7 @@ async def find_unconnected(
         return []
     found: list[Finding] = []
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
             for view in await libvirt.domains():
                 if not view.active or view.name in known or _is_new(view.pid):
                     continue
@@ -82,7 +82,7 @@ def _is_new(pid: int | None) -> bool:
     if began is None:
         return False
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return now - began / os.sysconf("SC_CLK_TCK") < SECONDS
+    return now - began / os.sysconf("SC_CLK_TCK") < CONNECT_GRACE_S
 
 
 def _leak_finding(name: str, leak: monitor_xml.Leak) -> Finding:

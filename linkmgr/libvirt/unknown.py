@@ -17,7 +17,7 @@ from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command, shell_word
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # no other is put into a command
-PATIENCE = 2.0  #: seconds for which libvirt is asked; the verb has failed already
+EXPLAIN_TIMEOUT_S = 2.0  #: seconds for which libvirt is asked; the verb has failed already
 
 
 async def explain_unknown_vm(
@@ -32,7 +32,7 @@ async def explain_unknown_vm(
     if domain is not None and domain.running_hooks:  # libvirt would wait for the hook
         return error
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
             api = gateway.api
             view = await api.domain(name)
             if view.name == name:  # and was not asked for by its uuid
@@ -55,7 +55,7 @@ async def explain_unknown_network(
     :return: the error itself when libvirt has none, is not there, or does not say in time.
     """
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
             text = await gateway.api.network_xml(name)
         return error if text is None else _of_network(name, read_document(text, name))
     except (LinkmgrError, TimeoutError):

@@ -59,7 +59,7 @@ from linkmgr.qmp.dialer import inbound_address
 from linkmgr.suggest import hint_for_unknown
 from linkmgr.untrusted import shell_command
 
-NAMING_SECONDS = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
+RESOLVE_TIMEOUT_S = 2.0  #: for which libvirt is asked for the NICs of a domain that does not run
 
 
 class DomainVerbs:
@@ -103,7 +103,7 @@ class DomainVerbs:
         if (name.vm is None and name.is_mac) or (domain is not None and domain.running_hooks):
             return None
         try:
-            async with asyncio.timeout(NAMING_SECONDS):
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                 api = self._gateway.api
                 view = await api.domain(vm)
                 if view.name != vm or view.active:
@@ -313,7 +313,7 @@ class DomainVerbs:
         if self._gateway.not_installed or self._gateway.disabled:
             return True
         try:
-            async with asyncio.timeout(NAMING_SECONDS):
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                 await self._gateway.api.domain(vm)
         except LibvirtRefused as error:
             return error.no_domain

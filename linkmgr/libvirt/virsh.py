@@ -27,7 +27,7 @@ from linkmgr.libvirt.nics import select_nics
 from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command
 
-SECONDS = 30.0  #: that libvirt may take for one answer
+VIRSH_TIMEOUT_S = 30.0  #: that libvirt may take for one answer
 
 _NO_CONNECTION = "failed to connect to the hypervisor"  # virsh's own words, before libvirt's
 #: In libvirt's own capabilities, which have an element for each CPU: too long to be read as XML.
@@ -57,11 +57,11 @@ class Virsh:
     the answer was an error that has no better name, and `Unsupported` where there is no virsh.
 
     :param uri: as for ``virsh --connect``; ``None`` leaves it to virsh.
-    :param seconds: that one answer may take; by default `SECONDS`.
+    :param timeout: seconds that one answer may take; by default `VIRSH_TIMEOUT_S`.
     """
 
-    def __init__(self, uri: str | None = None, *, seconds: float | None = None) -> None:
-        self._seconds = SECONDS if seconds is None else seconds
+    def __init__(self, uri: str | None = None, *, timeout: float | None = None) -> None:
+        self._timeout = VIRSH_TIMEOUT_S if timeout is None else timeout
         self._connect = ["--connect", uri] if uri else []
         self._at = f" at {uri}" if uri else ""
 
@@ -214,7 +214,7 @@ class Virsh:
         argv = ["virsh", "--quiet", *self._connect, *words]
         try:
             done = subprocess.run(
-                argv, input=xml or b"", capture_output=True, check=False, timeout=self._seconds,
+                argv, input=xml or b"", capture_output=True, check=False, timeout=self._timeout,
                 env=os.environ | {"LC_ALL": "C"},
             )  # fmt: skip
         except FileNotFoundError:
@@ -224,7 +224,7 @@ class Virsh:
             ) from None
         except subprocess.TimeoutExpired:
             raise LibvirtUnreachable(
-                f"libvirt did not answer 'virsh {words[0]}' within {self._seconds:g} s",
+                f"libvirt did not answer 'virsh {words[0]}' within {self._timeout:g} s",
                 hint=_unanswered(words[0]),
                 sent=True,
             ) from None
@@ -273,10 +273,12 @@ def validate(xml: bytes, what: str) -> bool:
     argv: Sequence[str] = ["virt-xml-validate", "-", "domain"]
     xml = in_order(Document(xml)).source
     try:
-        done = subprocess.run(argv, input=xml, capture_output=True, check=False, timeout=SECONDS)
+        done = subprocess.run(
+            argv, input=xml, capture_output=True, check=False, timeout=VIRSH_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         raise LinkmgrError(
-            f"virt-xml-validate did not end within {SECONDS:g} s", hint="try again"
+            f"virt-xml-validate did not end within {VIRSH_TIMEOUT_S:g} s", hint="try again"
         ) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").splitlines()

@@ -352,7 +352,7 @@ class Lab:
     folder: Path
     manager: FakeManager = field(default_factory=FakeManager)
     libvirt: FakeLibvirt = field(default_factory=FakeLibvirt)
-    pauses: tuple[float, ...] = (0.01,)
+    retry_intervals: tuple[float, ...] = (0.01,)
     events: list[Event] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
@@ -362,7 +362,7 @@ class Lab:
         made = DomainController(
             cast("LinkManager", self.manager),
             self.libvirt if libvirt else None,
-            pauses=self.pauses,
+            retry_intervals=self.retry_intervals,
         )
         self.folder.mkdir(exist_ok=True)
         events = self.manager.events()

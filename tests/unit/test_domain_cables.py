@@ -89,7 +89,7 @@ async def test_a_new_process_is_plugged_as_its_own_xml_says(lab: Lab) -> None:
 
 async def test_what_a_restart_cut_off_is_done_after_it(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BOTH)
-    lab.pauses = (60.0,)
+    lab.retry_intervals = (60.0,)
     lab.manager.broken["plug web1/ua-net0"] = LinkMissing("there is no device br-blue")
     async with lab.care():
         lab.manager.boot()
@@ -184,7 +184,7 @@ async def test_metadata_that_cannot_be_read_at_boot_is_applied_when_it_is_mended
 
 async def test_a_network_that_appears_later_is_plugged_into_then(lab: Lab) -> None:
     del lab.manager.the_networks["blue"]
-    lab.pauses = (60.0,)
+    lab.retry_intervals = (60.0,)
     lab.libvirt.live = domain_xml(BOTH)
     async with lab.care() as care:
         lab.manager.boot()

@@ -175,7 +175,7 @@ async def test_a_guest_that_asks_for_nothing_holds_no_hook_up(lab: Lab) -> None:
 async def test_what_libvirt_does_not_say_is_asked_again_until_it_does(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     lab.libvirt.connected = False
-    lab.pauses = (60.0,)
+    lab.retry_intervals = (60.0,)
     async with lab.care() as care:
         lab.manager.boot()
         await lab.settle()
@@ -230,7 +230,7 @@ async def test_a_process_of_which_nothing_is_known_ends_when_libvirt_says_so(lab
 
 async def test_what_waits_is_plugged_also_while_libvirt_is_away(lab: Lab) -> None:
     del lab.manager.the_networks["blue"]
-    lab.pauses = (60.0,)
+    lab.retry_intervals = (60.0,)
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
         lab.manager.boot()
@@ -390,7 +390,7 @@ async def test_a_domain_that_an_older_linkmgr_prepared_is_named_with_what_to_do(
 async def test_a_guest_that_could_speak_as_its_qemu_is_named_and_gets_no_cables(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
     leaks = prepared_open(domain_xml(prepared=0))
     async with lab.care() as care:
         lab.libvirt.live = lab.libvirt.stored = leaks
@@ -408,7 +408,7 @@ async def test_a_guest_that_could_speak_as_its_qemu_is_named_and_gets_no_cables(
 async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
     broken, well = (UUID[:-1] + each for each in "67")
     lab.libvirt.others = {broken: "<domain>" + "<a/>" * 20_000 + "</domain>"}
     lab.libvirt.others[well] = domain_xml(name="web3").replace(UUID, well)
@@ -445,7 +445,7 @@ async def test_a_domain_of_many_nics_with_long_names_is_listed_briefly(lab: Lab)
 async def test_a_guest_whose_xml_libvirt_refuses_to_give_is_told_by_its_name(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.SECONDS", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
     async with lab.care() as care:
         await lab.settle()
         refused = LibvirtRefused(f"the XML of domain {UUID}: libvirt refused: too long", number=39)

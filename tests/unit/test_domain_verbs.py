@@ -36,7 +36,7 @@ class ConnectedQemu:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    made = Lab(tmp_path / "state", pauses=(60.0,))
+    made = Lab(tmp_path / "state", retry_intervals=(60.0,))
     for name in ("blue", "red"):
         made.manager.network(name)
     made.libvirt.live = made.libvirt.stored = domain_xml(BLUE)
@@ -286,7 +286,7 @@ async def test_a_verb_on_a_guest_whose_xml_cannot_be_read_says_so(lab: Lab, acti
 async def test_a_vm_that_nobody_knows_is_told_as_ever_when_libvirt_cannot_say_more(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.unknown.PATIENCE", 0.01)
+    monkeypatch.setattr("linkmgr.libvirt.unknown.EXPLAIN_TIMEOUT_S", 0.01)
     lab.libvirt.active = False
     async with lab.care() as care:
         with pytest.raises(UnknownVm, match="there is no VM web9"):

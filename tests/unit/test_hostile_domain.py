@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from linkmgr.errors import BadMetadata, CannotPrepare
-from linkmgr.libvirt.apply import MAX_TEXT, MAX_TOLD, in_a_line
+from linkmgr.libvirt.apply import MAX_SHOWN, MAX_TEXT, in_a_line
 from linkmgr.libvirt.domain_xml import (
     MAX_ATTRIBUTES,
     MAX_BYTES,
@@ -161,6 +161,6 @@ def test_a_large_domain_that_means_well_is_read() -> None:
 
 def test_what_is_said_of_many_nics_or_long_options_stays_a_line() -> None:
     said = in_a_line(["x" * MAX_CABLES_BYTES] * MAX_CABLES)
-    assert len(said) < MAX_TOLD * (MAX_TEXT + 2) + 20
-    assert said.endswith(f"and {MAX_CABLES - MAX_TOLD} more")
+    assert len(said) < MAX_SHOWN * (MAX_TEXT + 2) + 20
+    assert said.endswith(f"and {MAX_CABLES - MAX_SHOWN} more")
     assert in_a_line(["one", "two"]) == "one; two"

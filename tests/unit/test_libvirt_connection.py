@@ -316,7 +316,7 @@ async def test_metadata_is_written_read_and_removed() -> None:
 async def test_without_a_daemon_it_is_tried_again_and_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(connection, "RECONNECT_INTERVAL_S", 0.02)
     async with running("qemu+unix:///system?socket=/nonexistent/sock") as libvirt:
         with pytest.raises(LibvirtUnreachable, match="there is no connection"):
             await libvirt.wait_connected(timeout=0.3)
@@ -345,7 +345,7 @@ async def test_libvirt_python_is_not_loaded_before_there_is_a_daemon(tmp_path: P
         "import asyncio, sys, linkmgr.service.run\n"
         "from linkmgr.libvirt import connection\n"
         "from pathlib import Path\n"
-        f"connection.SOCKETS = Path({str(tmp_path)!r})\n"
+        f"connection.SOCKET_DIR = Path({str(tmp_path)!r})\n"
         "async def main():\n"
         "    libvirt = connection.Libvirt('qemu:///system')\n"
         "    task = asyncio.create_task(libvirt.run())\n"

@@ -92,9 +92,9 @@ def says(command: Received, who: ConnectedQemu) -> object:
 
 @pytest.fixture
 async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
-    monkeypatch.setattr(module, "RETRY", 0.05)
-    monkeypatch.setattr(module, "PAUSE", 0.0)
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.3)
+    monkeypatch.setattr(module, "ANNOUNCE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "REFUSED_PAUSE_S", 0.0)
+    monkeypatch.setattr(module, "REFUSED_GRACE_S", 0.3)
     made = Lab(tmp_path / "qmp.sock")
     async with made.listener:
         yield made
@@ -216,7 +216,7 @@ async def test_a_stranger_is_hung_up_on_unheard_and_told_of_once(
 async def test_a_stranger_that_dials_without_a_pause_is_not_even_looked_at(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAUSE", 10.0)
+    monkeypatch.setattr(module, "REFUSED_PAUSE_S", 10.0)
     await hung_up(await lab.connect(UntrustedPeer("no")))
     await hung_up(await lab.connect())
     assert len(lab.looked_at) == 1
@@ -244,9 +244,9 @@ async def test_a_qemu_that_claims_to_be_another_guest_is_refused(
 async def test_a_qemu_that_lies_anew_each_time_does_not_fill_the_log(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number in range(module.WORDS + 3):
+    for number in range(module.MAX_LOGGED_REFUSALS + 3):
         await hung_up(await lab.dial(claims=ConnectedQemu("web1", f"{number}", 1)))
-    assert caplog.text.count("was refused") == module.WORDS
+    assert caplog.text.count("was refused") == module.MAX_LOGGED_REFUSALS
 
 
 async def test_a_guest_that_greets_late_keeps_nobody_waiting_and_is_not_hung_up_on(
@@ -277,7 +277,7 @@ async def test_a_greeting_that_does_not_end_is_hung_up_on_in_time(
 async def test_a_refused_process_is_not_hung_up_on_while_it_may_be_a_qemu_that_starts(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
+    monkeypatch.setattr(module, "REFUSED_GRACE_S", 10.0)
     first = await lab.connect(UntrustedPeer("no"))
     await until(lambda: bool(lab.listener._kept))
     await hung_up(await lab.connect(UntrustedPeer("no")))  # a QEMU has one
@@ -294,8 +294,8 @@ async def test_a_refused_process_that_stays_silent_is_hung_up_on_in_the_end(lab:
 async def test_no_more_refused_connections_are_kept_than_the_bound(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 10.0)
-    monkeypatch.setattr(module, "MOST_REFUSED", 0)
+    monkeypatch.setattr(module, "REFUSED_GRACE_S", 10.0)
+    monkeypatch.setattr(module, "MAX_REFUSED", 0)
     async with asyncio.timeout(1):
         await hung_up(await lab.connect(UntrustedPeer("no")))
 
@@ -318,19 +318,19 @@ while True:
 async def test_silent_processes_of_one_user_take_no_protection_from_another_users_qemu(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 30.0)
+    monkeypatch.setattr(module, "REFUSED_GRACE_S", 30.0)
     for folder in (lab.path.parent, *lab.path.parent.parents[:2]):
         folder.chmod(0o755)
     lab.path.chmod(0o666)
     lab.known[""] = UntrustedPeer("no")  # has no address
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DIAL_SILENTLY, str(lab.path), str(module.MOST_REFUSED),
+        sys.executable, "-c", DIAL_SILENTLY, str(lab.path), str(module.MAX_REFUSED),
         start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        await until(lambda: lab.looked_at.count("") == module.MOST_REFUSED, timeout=20)
+        await until(lambda: lab.looked_at.count("") == module.MAX_REFUSED, timeout=20)
         starting = await lab.connect(UntrustedPeer("no"))
-        await until(lambda: len(lab.looked_at) > module.MOST_REFUSED)
+        await until(lambda: len(lab.looked_at) > module.MAX_REFUSED)
         await asyncio.sleep(0.2)
         assert not has_hung_up(starting)
     finally:
@@ -346,7 +346,7 @@ async def test_a_process_that_dials_without_end_is_looked_at_once_a_second(lab: 
     await lab.connect(WEB2)
     await asyncio.sleep(0.2)
     elapsed = asyncio.get_running_loop().time() - began
-    assert len(lab.looked_at) <= module.PROCESS_CALLS_BURST + elapsed + 1
+    assert len(lab.looked_at) <= module.PROCESS_CONNECTIONS_BURST + elapsed + 1
 
 
 async def test_of_one_process_only_two_calls_may_be_silent_at_once(lab: Lab) -> None:

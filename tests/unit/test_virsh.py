@@ -78,7 +78,7 @@ def test_a_virsh_that_hangs_is_given_up_as_one_that_may_have_done_it(
     (tmp_path / "virsh").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     (tmp_path / "virsh").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(virsh, "SECONDS", 0.2)
+    monkeypatch.setattr(virsh, "VIRSH_TIMEOUT_S", 0.2)
     with pytest.raises(LibvirtUnreachable, match="did not answer 'virsh define'") as raised:
         Virsh().define(b"<domain/>")
     assert raised.value.sent

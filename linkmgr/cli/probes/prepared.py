@@ -34,7 +34,7 @@ async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> li
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
     if not uri or (uri == SYSTEM and not any(each.exists() for each in sockets)):
         return []
-    return await asyncio.to_thread(_look, Virsh(uri, seconds=PATIENCE / 2))
+    return await asyncio.to_thread(_look, Virsh(uri, timeout=PATIENCE / 2))
 
 
 def _look(virsh: Virsh) -> list[Line]:
