@@ -162,6 +162,10 @@ corpus-source: $(BUILD)/packages.stamp ## Fetch the domains of libvirt's own tes
 corpus: setup corpus-source ## Prepare and undo all domains of libvirt's own tests
 	@$(PY) -m tests.corpus
 
+.PHONY: corpus-sid
+corpus-sid: sid corpus-source ## Do so under sid's libvirt and Python
+	@exec $(SUDO) scripts/in-root.sh sid python -m tests.corpus
+
 .PHONY: demo
 demo: setup images ## Run the story: boot without a cable, plug, swap, unplug
 	@$(ROOT_PY) examples/demo.py
