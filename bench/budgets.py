@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BUDGETS", "Budget", "Verdict", "judge"]
+__all__ = ["BUDGETS", "Budget", "BudgetVerdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BudgetVerdict:
     """A budget beside what was measured."""
 
     budget: Budget
@@ -76,12 +76,12 @@ BUDGETS = (
 )
 
 
-def judge(figures: Mapping[str, object]) -> list[Verdict]:
+def judge(figures: Mapping[str, object]) -> list[BudgetVerdict]:
     """Hold the figures against the budgets; a figure that is missing misses its budget."""
     verdicts = []
     for budget in BUDGETS:
         value = figures.get(budget.key)
         verdicts.append(
-            Verdict(budget, float(value) if isinstance(value, int | float) else math.nan)
+            BudgetVerdict(budget, float(value) if isinstance(value, int | float) else math.nan)
         )
     return verdicts

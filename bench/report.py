@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.budgets import Verdict
+from bench.budgets import BudgetVerdict
 from bench.hook import ALONE, HookFigures
 from bench.lab import BRIDGE
 from bench.loss import IN, OUT, Loss
@@ -100,7 +100,7 @@ class Results:
         return found
 
 
-def show(results: Results, verdicts: Sequence[Verdict], console: Console) -> None:
+def show(results: Results, verdicts: Sequence[BudgetVerdict], console: Console) -> None:
     """Print the tables."""
     for table in (
         _times_table(results.times),
@@ -202,7 +202,7 @@ def _hook_table(found: HookFigures | None) -> Table:
     return table
 
 
-def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+def _verdict_table(verdicts: Sequence[BudgetVerdict]) -> Table:
     table = _table("Budgets", "budget", "limit", "measured", "")
     for verdict in verdicts:
         word = "[green]kept[/]" if verdict.ok else "[bold red]missed[/]"

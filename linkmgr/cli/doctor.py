@@ -13,7 +13,7 @@ from linkmgr.cli import probes
 from linkmgr.cli.ask import progress
 from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
-from linkmgr.cli.probes import Line, Verdict
+from linkmgr.cli.probes import ProbeResult, Verdict
 from linkmgr.cli.show import aligned, printable, printed_as_json
 from linkmgr.where import find_socket
 
@@ -43,7 +43,7 @@ def doctor(ctx: click.Context, config: Path | None) -> None:
     ctx.exit(Exit.FINDINGS if any(line.bad for line in lines) else Exit.OK)
 
 
-async def look(socket: Path, config: Path | None) -> list[Line]:
+async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
     """Probe everything, all at once. What is missing and nothing uses is left out."""
     async with progress("looking at this host"):
         areas = await asyncio.gather(
@@ -64,7 +64,7 @@ async def look(socket: Path, config: Path | None) -> list[Line]:
     return sorted(found, key=lambda line: _AREAS.index(line.area))
 
 
-async def _libvirt(config: Path) -> list[Line]:
+async def _libvirt(config: Path) -> list[ProbeResult]:
     section = await probes.libvirt_section(config)
     found = await probes.libvirt(uri=section.uri)
     if section.uri and section.run_dir:
@@ -72,7 +72,7 @@ async def _libvirt(config: Path) -> list[Line]:
     return found + await probes.prepared(section.uri)
 
 
-def show(lines: Sequence[Line]) -> None:
+def show(lines: Sequence[ProbeResult]) -> None:
     """Print a table, then how many needed things are missing."""
     heads = ["AREA", "WHAT", "", "FOUND", "TO DO"]
     rows = [
@@ -92,12 +92,14 @@ def show(lines: Sequence[Line]) -> None:
     )
 
 
-def word(line: Line) -> str:
+def word(line: ProbeResult) -> str:
     """The verdict in a word, so that what is needed stands out."""
     return "NEEDED" if line.bad else line.verdict.value
 
 
-def _show_table(heads: Sequence[str], rows: Sequence[list[str]], lines: Sequence[Line]) -> None:
+def _show_table(
+    heads: Sequence[str], rows: Sequence[list[str]], lines: Sequence[ProbeResult]
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,7 +22,7 @@ CHECK_SECONDS = 3.0  #: for which the check may hold up the status
 
 
 @dataclass(frozen=True)
-class Line:
+class StatusLine:
     """One line.
 
     :param todo: what to do about it; ``None`` when all is well.
@@ -72,26 +72,26 @@ async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] |
 
 def lines(
     vms: Sequence[VmInfo], nics: Sequence[Nic], findings: Sequence[Finding], now: datetime
-) -> list[Line]:
+) -> list[StatusLine]:
     """What is to be said: troubles first, then by name."""
     ways = {vm.name: _way(vm) for vm in vms}
     said = [_by_way_of(ways.get(nic.ref.vm, ""), _of_nic(nic, now)) for nic in nics]
     with_nics = {nic.ref.vm for nic in nics}
     said += [
-        _by_way_of(_way(vm), Line(vm.name, f"a guest without NICs, for {age(vm.since, now)}"))
+        _by_way_of(_way(vm), StatusLine(vm.name, f"a guest without NICs, for {age(vm.since, now)}"))
         for vm in vms
         if vm.name not in with_nics
     ]
     troubled = {line.subject for line in said if line.todo}
     said += [
-        Line(each.subject, each.what, each.hint)
+        StatusLine(each.subject, each.what, each.hint)
         for each in findings
         if not (each.code == "unknown" and each.subject in troubled)  # its line says so already
     ]
     return sorted(said, key=lambda line: (line.todo is None, natural(line.subject)))
 
 
-def report(said: Sequence[Line]) -> list[str]:
+def report(said: Sequence[StatusLine]) -> list[str]:
     """The lines as text; what to do about a trouble stands under it."""
     texts: list[str] = []
     rows = [(printable(line.subject), printable(line.text)) for line in said]
@@ -117,11 +117,11 @@ def _way(vm: VmInfo) -> str:
     return f" ({vm.transport})"  # of a newer service
 
 
-def _by_way_of(way: str, line: Line) -> Line:
+def _by_way_of(way: str, line: StatusLine) -> StatusLine:
     return replace(line, text=line.text + way)
 
 
-def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each state
+def _of_nic(nic: Nic, now: datetime) -> StatusLine:  # noqa: PLR0911 - one for each state
     from linkmgr.model import NicState
 
     subject, vm, since = str(nic.ref), nic.ref.vm, age(nic.since, now)
@@ -130,35 +130,35 @@ def _of_nic(nic: Nic, now: datetime) -> Line:  # noqa: PLR0911 - one for each st
             connected = age(nic.connection.since, now) if nic.connection else since
             text = f"plugged into {where(nic)} for {connected}, link {nic.link or 'unknown'}"
             if nic.link is None or nic.link == nic.wanted_link:
-                return Line(subject, text)
-            return Line(
+                return StatusLine(subject, text)
+            return StatusLine(
                 subject,
                 f"{text}, but should be {nic.wanted_link}",
                 f"run 'linkmgr link {shell_word(subject)} {nic.wanted_link}'",
             )
         case NicState.UNPLUGGED:
-            return Line(subject, f"unplugged for {since}")
+            return StatusLine(subject, f"unplugged for {since}")
         case NicState.FOREIGN:
-            return Line(
+            return StatusLine(
                 subject,
                 f"on a cable that linkmgr did not plug, for {since}",
                 f"move it with 'linkmgr plug {shell_word(subject)} NETWORK', or take it off with "
                 f"'linkmgr unplug {shell_word(subject)}'",
             )
         case NicState.UNMANAGED:
-            return Line(subject, "its cable cannot change: 'linkmgr plug' says why")
+            return StatusLine(subject, "its cable cannot change: 'linkmgr plug' says why")
         case NicState.UNKNOWN:
             cable = f"; its cable leads into {where(nic)}" if nic.connection else ""
-            return Line(
+            return StatusLine(
                 subject,
                 f"unknown: QEMU has not answered for {since}{cable}",
                 f"see whether the guest {vm} is stopped or its host overloaded",
             )
         case NicState.GONE:
-            return Line(
+            return StatusLine(
                 subject,
                 f"gone: its guest ended {since} ago",
                 "start the guest and add it again, or forget it with "
                 f"'{shell_command('linkmgr vm remove', vm)}'",
             )
-    return Line(subject, nic.describe())  # of a newer service
+    return StatusLine(subject, nic.describe())  # of a newer service

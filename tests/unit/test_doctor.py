@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.cli import doctor, probes
-from linkmgr.cli.probes import Line, Verdict, abilities, line, standing
+from linkmgr.cli.probes import ProbeResult, Verdict, abilities, line, standing
 
 Program = Callable[[str, str], Path]
 
@@ -36,7 +36,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     return make
 
 
-def verdicts(lines: list[Line]) -> dict[str, Verdict]:
+def verdicts(lines: list[ProbeResult]) -> dict[str, Verdict]:
     return {each.name: each.verdict for each in lines}
 
 
@@ -85,7 +85,7 @@ async def test_no_qemu_is_a_needed_thing_missing(program: Program) -> None:
 async def test_a_program_that_hangs_is_given_up(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "PATIENCE", 0.2)
+    monkeypatch.setattr(line, "PROBE_TIMEOUT_S", 0.2)
     program("qemu-system-x86_64", "exec /bin/sleep 60")
     one, _ = await probes.qemu()
     assert "did not end within" in one.what
@@ -331,7 +331,7 @@ async def test_a_service_that_answers_tells_its_version(tmp_path: Path) -> None:
 async def test_a_service_that_answers_wrongly_or_never_is_told(
     tmp_path: Path, answer: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standing, "PATIENCE", 0.3)
+    monkeypatch.setattr(standing, "SERVICE_TIMEOUT_S", 0.3)
     async with answering(tmp_path / "sock", answer):
         found = {each.name: each for each in await probes.service(tmp_path / "sock")}
     assert found["answer"].bad
@@ -419,7 +419,7 @@ def test_the_command_prints_plain_columns_where_no_terminal_is(tmp_path: Path) -
 
 
 def test_a_healthy_host_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.show([Line("kernel", "taps", Verdict.WORKS, "for \x1b[31mbridges", needed=True)])
+    doctor.show([ProbeResult("kernel", "taps", Verdict.WORKS, "for \x1b[31mbridges", needed=True)])
     said = capsys.readouterr().out
     assert said.endswith("Nothing that is needed is missing.\n")
     assert "\x1b" not in said

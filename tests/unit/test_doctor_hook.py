@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.cli import probes
-from linkmgr.cli.probes import Line, Verdict, hooks
+from linkmgr.cli.probes import ProbeResult, Verdict, hooks
 from tests.hook_copy import HOOK
 
 
@@ -41,7 +41,7 @@ def install(root: Path) -> Path:
     return path
 
 
-async def look(root: Path) -> list[Line]:
+async def look(root: Path) -> list[ProbeResult]:
     return await probes.hook(root / "hooks", root, os.geteuid())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.cli import probes
-from linkmgr.cli.probes import Line, Verdict
+from linkmgr.cli.probes import ProbeResult, Verdict
 from linkmgr.cli.probes.managers import OURS, PATTERNS
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import device_name, new_id
@@ -32,7 +32,7 @@ def put(root: Path, path: str, text: str | Path) -> None:
     (root / path).write_text(text if isinstance(text, str) else text.read_text())
 
 
-async def look(root: Path) -> dict[str, Line]:
+async def look(root: Path) -> dict[str, ProbeResult]:
     return {line.name: line for line in await probes.managers(root)}
 
 

@@ -9,7 +9,7 @@ from linkmgr.cli.probes.abilities import kernel
 from linkmgr.cli.probes.forwarding import forwarding
 from linkmgr.cli.probes.guests import guest_files
 from linkmgr.cli.probes.hooks import apparmor, hook
-from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.line import ProbeResult, Verdict
 from linkmgr.cli.probes.managers import managers
 from linkmgr.cli.probes.prepared import prepared
 from linkmgr.cli.probes.programs import libvirt, ovs, qemu
@@ -17,7 +17,7 @@ from linkmgr.cli.probes.standing import configuration, libvirt_section, rights, 
 from linkmgr.cli.probes.versions import host
 
 __all__ = [
-    "Line",
+    "ProbeResult",
     "Verdict",
     "apparmor",
     "configuration",

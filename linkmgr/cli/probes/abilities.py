@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 
 TRIAL = [sys.executable, "-m", "linkmgr.host.capability"]
 
@@ -52,13 +52,13 @@ ABILITIES = {
 }
 
 
-async def kernel() -> list[Line]:
+async def kernel() -> list[ProbeResult]:
     """Try everything; without root the devices only are looked at."""
     found = await _trial()
     if "tried" not in found:
         todo = "run it as root: 'sudo linkmgr doctor'" if found.get("denied") else None
         lines = [
-            Line("kernel", each.name, Verdict.UNKNOWN, f"not tried: {found['error']}", todo)
+            ProbeResult("kernel", each.name, Verdict.UNKNOWN, f"not tried: {found['error']}", todo)
             for each in ABILITIES.values()
         ]
         return [*lines, *nodes()]
@@ -79,11 +79,11 @@ async def _trial() -> dict[str, Any]:
     return found
 
 
-def _ability(each: Ability, tried: dict[str, Any]) -> Line:
+def _ability(each: Ability, tried: dict[str, Any]) -> ProbeResult:
     if tried["works"]:
         what = tried["detail"] or f"for {each.good_for}"
-        return Line("kernel", each.name, Verdict.WORKS, what, needed=each.needed)
-    return Line(
+        return ProbeResult("kernel", each.name, Verdict.WORKS, what, needed=each.needed)
+    return ProbeResult(
         "kernel",
         each.name,
         Verdict.MISSING,
@@ -94,10 +94,12 @@ def _ability(each: Ability, tried: dict[str, Any]) -> Line:
     )
 
 
-def _datapath(tried: dict[str, Any]) -> Line:
+def _datapath(tried: dict[str, Any]) -> ProbeResult:
     if tried["works"]:
-        return Line("OVS", "kernel datapath", Verdict.WORKS, "for bridges of datapath type system")
-    return Line(
+        return ProbeResult(
+            "OVS", "kernel datapath", Verdict.WORKS, "for bridges of datapath type system"
+        )
+    return ProbeResult(
         "OVS",
         "kernel datapath",
         Verdict.MISSING,
@@ -107,12 +109,12 @@ def _datapath(tried: dict[str, Any]) -> Line:
     )
 
 
-def nodes(dev: Path = Path("/dev"), sys_: Path = Path("/sys")) -> list[Line]:
+def nodes(dev: Path = Path("/dev"), sys_: Path = Path("/sys")) -> list[ProbeResult]:
     """Look at the kernel's device nodes."""
     vfio = _node("VFIO", dev / "vfio/vfio", "PCI functions for guests", "'modprobe vfio-pci'")
     groups = sys_ / "kernel/iommu_groups"
     if vfio.verdict is Verdict.WORKS and not (groups.is_dir() and any(groups.iterdir())):
-        vfio = Line(
+        vfio = ProbeResult(
             "kernel",
             "VFIO",
             Verdict.MISSING,
@@ -128,15 +130,15 @@ def nodes(dev: Path = Path("/dev"), sys_: Path = Path("/sys")) -> list[Line]:
     ]
 
 
-def _node(name: str, path: Path, good_for: str, how: str, *, needed: bool = False) -> Line:
+def _node(name: str, path: Path, good_for: str, how: str, *, needed: bool = False) -> ProbeResult:
     try:
         there = stat.S_ISCHR(path.stat().st_mode)
     except OSError:
         there = False
     if not there:
         what = f"there is no {path}, for {good_for}"
-        return Line("kernel", name, Verdict.MISSING, what, how, needed, used=needed)
+        return ProbeResult("kernel", name, Verdict.MISSING, what, how, needed, used=needed)
     if not os.access(path, os.R_OK | os.W_OK):
         what = f"{path} is there, but this user may not open it"
-        return Line("kernel", name, Verdict.UNKNOWN, what, "run it as root", needed)
-    return Line("kernel", name, Verdict.WORKS, f"for {good_for}", needed=needed)
+        return ProbeResult("kernel", name, Verdict.UNKNOWN, what, "run it as root", needed)
+    return ProbeResult("kernel", name, Verdict.WORKS, f"for {good_for}", needed=needed)

@@ -7,7 +7,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 from linkmgr.filtered import describe_drop_chain
 from linkmgr.host.netfilter import passes_forward_chains, read_drop_chains
 
@@ -15,31 +15,33 @@ _AREA, _NAME = "network", "bridged frames"
 _OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the iptables before nf_tables
 
 
-async def forwarding() -> list[Line]:
+async def forwarding() -> list[ProbeResult]:
     """Look at the forward chains of nf_tables and of the old iptables."""
     lines = [await asyncio.to_thread(_of_nf_tables), *await _of_old_iptables()]
     return [line for line in lines if line.verdict is not Verdict.WORKS] or lines[:1]
 
 
-def _of_nf_tables() -> Line:
+def _of_nf_tables() -> ProbeResult:
     try:
         chains = read_drop_chains()
     except OSError as error:
         if error.errno == errno.EPERM:
-            return Line(_AREA, _NAME, Verdict.UNKNOWN, "only root sees the firewall", "ask as root")
+            return ProbeResult(
+                _AREA, _NAME, Verdict.UNKNOWN, "only root sees the firewall", "ask as root"
+            )
         what = f"nf_tables does not say: {error.strerror or error}"
-        return Line(_AREA, _NAME, Verdict.UNKNOWN, what)
+        return ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what)
     for chain in chains:
         if passes_forward_chains(chain.family) and not chain.mentions():
-            return Line(_AREA, _NAME, Verdict.MISSING, *describe_drop_chain(chain))
+            return ProbeResult(_AREA, _NAME, Verdict.MISSING, *describe_drop_chain(chain))
     if passes_forward_chains("inet"):
         what = "pass the firewall (br_netfilter), which drops none of them by its policy"
     else:
         what = "do not pass the firewall"
-    return Line(_AREA, _NAME, Verdict.WORKS, what)
+    return ProbeResult(_AREA, _NAME, Verdict.WORKS, what)
 
 
-async def _of_old_iptables() -> list[Line]:
+async def _of_old_iptables() -> list[ProbeResult]:
     try:
         tables = _OLD_TABLES.read_text(encoding="ascii").split()
     except OSError:  # not root's, or there are none
@@ -49,7 +51,9 @@ async def _of_old_iptables() -> list[Line]:
     program = shutil.which("iptables-legacy")
     if program is None:
         what = "pass the FORWARD chain of the old iptables, which only iptables-legacy can show"
-        return [Line(_AREA, _NAME, Verdict.UNKNOWN, what, "see 'iptables-legacy -S FORWARD'")]
+        return [
+            ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, "see 'iptables-legacy -S FORWARD'")
+        ]
     status, said = await run([program, "-w", "2", "-S", "FORWARD"])
     if status or "-P FORWARD DROP" not in said or "physdev" in said:
         return []
@@ -58,4 +62,4 @@ async def _of_old_iptables() -> list[Line]:
         "hands it to chain FORWARD of the old iptables, whose policy is drop"
     )
     todo = "run 'iptables-legacy -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT'"
-    return [Line(_AREA, _NAME, Verdict.MISSING, what, todo)]
+    return [ProbeResult(_AREA, _NAME, Verdict.MISSING, what, todo)]

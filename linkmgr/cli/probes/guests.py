@@ -8,7 +8,7 @@ import pwd
 from itertools import islice
 from pathlib import Path
 
-from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.line import ProbeResult, Verdict
 from linkmgr.libvirt.identity import RUN_DIR, PeerIdentifier
 from linkmgr.libvirt.status import only_root_writes
 from linkmgr.untrusted import shell_word
@@ -18,33 +18,37 @@ _MOST = 1000  # records that are looked at; each takes some ms
 _SHOWN = 5  # that are told of, each on a line
 
 
-async def guest_files(run_dir: Path = RUN_DIR) -> list[Line]:
+async def guest_files(run_dir: Path = RUN_DIR) -> list[ProbeResult]:
     """Look whether each running domain's QEMU would be known by root's files if it dialled now."""
     return await asyncio.to_thread(_look, run_dir)
 
 
-def _look(run_dir: Path) -> list[Line]:
+def _look(run_dir: Path) -> list[ProbeResult]:
     try:
         there, above = run_dir.stat(), run_dir.parent.stat()
         names = sorted(each.stem for each in islice(run_dir.glob("*.xml"), _MOST))
     except FileNotFoundError:
         return []
     except OSError as error:
-        return [Line(_AREA, _NAME, Verdict.UNKNOWN, f"{run_dir}: {error.strerror}", "look as root")]
+        return [
+            ProbeResult(
+                _AREA, _NAME, Verdict.UNKNOWN, f"{run_dir}: {error.strerror}", "look as root"
+            )
+        ]
     if not only_root_writes(above):
         what = f"others than root may put another directory in the place of {run_dir}"
         above_it = shell_word(str(run_dir.parent))
         todo = f"'chown root: {above_it}; chmod go-w {above_it}'"
-        return [Line(_AREA, _NAME, Verdict.MISSING, what, todo)]
+        return [ProbeResult(_AREA, _NAME, Verdict.MISSING, what, todo)]
     if not all(os.access(each, os.R_OK) for each in (run_dir, *run_dir.glob("*.xml"))):
         what = f"{run_dir}: root's files, which {_user(os.geteuid())} may not read"
-        return [Line(_AREA, _NAME, Verdict.UNKNOWN, what, "look as root")]
+        return [ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, "look as root")]
     files = PeerIdentifier(run_dir)
     doubts = [(name, why) for name in names if (why := files.untrusted_reason(name)) is not None]
     lines = [_doubtful(run_dir, name, why) for name, why in doubts[:_SHOWN]]
     if len(doubts) > _SHOWN:
         what = f"{len(doubts) - _SHOWN} more are of no use either"
-        lines.append(Line(_AREA, _NAME, Verdict.MISSING, what, "mend the others first"))
+        lines.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, "mend the others first"))
     if lines:
         return lines
     what = f"{run_dir}: the QEMU of each running domain ({len(names)}) can be known by them"
@@ -52,16 +56,16 @@ def _look(run_dir: Path) -> list[Line]:
         what += (
             f"; the directory is {_user(there.st_uid)}'s, as libvirt 11 makes it, its files root's"
         )
-    return [Line(_AREA, _NAME, Verdict.WORKS, what)]
+    return [ProbeResult(_AREA, _NAME, Verdict.WORKS, what)]
 
 
-def _doubtful(run_dir: Path, name: str, why: str) -> Line:
+def _doubtful(run_dir: Path, name: str, why: str) -> ProbeResult:
     what = f"by {run_dir}/{name}.xml no QEMU is known when it dials: {why}"
     todo = (
         "'systemctl restart libvirtd' (or virtqemud) has libvirt write it anew, which no guest "
         "notices; if others than root wrote there, find out who, and start that guest anew"
     )
-    return Line(_AREA, _NAME, Verdict.MISSING, what, todo)
+    return ProbeResult(_AREA, _NAME, Verdict.MISSING, what, todo)
 
 
 def _user(uid: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import linkmgr
-from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.line import ProbeResult, Verdict
 from linkmgr.untrusted import shell_command, shell_word
 
 HOOKS = Path("/etc/libvirt/hooks")
@@ -20,7 +20,7 @@ _INSTALL = "install linkmgr again ('apt install --reinstall linkmgr', or 'make i
 _AREA = "libvirt"
 
 
-async def hook(hooks: Path = HOOKS, root: Path = Path("/"), owner: int = 0) -> list[Line]:
+async def hook(hooks: Path = HOOKS, root: Path = Path("/"), owner: int = 0) -> list[ProbeResult]:
     """Look at libvirt's hook, where libvirt is: whether it is there, ours, and known to libvirt.
 
     :param root: below which are /run and /proc.
@@ -37,35 +37,41 @@ def _libvirt_is_here(root: Path) -> bool:
     return any(each.exists() for each in sockets) or any(daemons)
 
 
-def _look(hooks: Path, root: Path, owner: int) -> list[Line]:
+def _look(hooks: Path, root: Path, owner: int) -> list[ProbeResult]:
     path = hooks / "qemu.d" / NAME
     try:
         text, found = path.read_bytes(), path.stat()
     except FileNotFoundError:
         what = f"there is no {path}: cables of a domain's XML are plugged a little later"
-        return [Line(_AREA, "hook", Verdict.MISSING, what, _INSTALL)]
+        return [ProbeResult(_AREA, "hook", Verdict.MISSING, what, _INSTALL)]
     except OSError as error:
-        return [Line(_AREA, "hook", Verdict.UNKNOWN, f"{path}: {error.strerror}", "look as root")]
+        return [
+            ProbeResult(_AREA, "hook", Verdict.UNKNOWN, f"{path}: {error.strerror}", "look as root")
+        ]
     if found.st_mode & 0o111 != 0o111:
         what = f"{path} is not executable, so libvirt does not run it"
-        return [Line(_AREA, "hook", Verdict.MISSING, what, f"'chmod 755 {shell_word(str(path))}'")]
+        return [
+            ProbeResult(
+                _AREA, "hook", Verdict.MISSING, what, f"'chmod 755 {shell_word(str(path))}'"
+            )
+        ]
     if found.st_uid != owner or found.st_mode & 0o022:
         what = f"{path} can be changed by others than root, and root runs it"
         file = shell_word(str(path))
         mend = f"see what it says, then 'chown root: {file}; chmod 755 {file}'"
-        return [Line(_AREA, "hook", Verdict.MISSING, what, mend)]
+        return [ProbeResult(_AREA, "hook", Verdict.MISSING, what, mend)]
     ours = _our_text()
     if ours is None:
-        first = Line(_AREA, "hook", Verdict.WORKS, str(path))
+        first = ProbeResult(_AREA, "hook", Verdict.WORKS, str(path))
     elif text == ours:
-        first = Line(_AREA, "hook", Verdict.WORKS, f"{path}, as in this version")
+        first = ProbeResult(_AREA, "hook", Verdict.WORKS, f"{path}, as in this version")
     else:
         what = f"{path} is not the hook of this version: an older one, or changed by hand"
-        first = Line(_AREA, "hook", Verdict.MISSING, what, _INSTALL)
+        first = ProbeResult(_AREA, "hook", Verdict.MISSING, what, _INSTALL)
     return [first, *_copies(path), _known(path, hooks, root)]
 
 
-def _copies(path: Path) -> Iterator[Line]:
+def _copies(path: Path) -> Iterator[ProbeResult]:
     """Copies of the hook that libvirt runs too, such as dpkg leaves when it keeps an edited one."""
     for other in sorted(path.parent.iterdir()):
         if other != path and "linkmgr" in other.name and other.is_file():
@@ -73,7 +79,7 @@ def _copies(path: Path) -> Iterator[Line]:
                 continue
             what = f"{other} is executable, so libvirt runs it too, at each event"
             todo = f"take from it what {path} lacks, then '{shell_command('rm', str(other))}'"
-            yield Line(_AREA, "hook's copy", Verdict.MISSING, what, todo)
+            yield ProbeResult(_AREA, "hook's copy", Verdict.MISSING, what, todo)
 
 
 def _our_text() -> bytes | None:
@@ -84,7 +90,7 @@ def _our_text() -> bytes | None:
     return None
 
 
-def _known(path: Path, hooks: Path, root: Path) -> Line:
+def _known(path: Path, hooks: Path, root: Path) -> ProbeResult:
     """Whether libvirt has looked for hooks since there is one.
 
     It does when it starts and when it is reloaded, and keeps only whether there was any, so another
@@ -95,10 +101,12 @@ def _known(path: Path, hooks: Path, root: Path) -> Line:
         found = any(_changed(each) < started for each in (path, *_others(path, hooks)))
         late += [] if found else [name]
     if not late:
-        return Line(_AREA, "hook in use", Verdict.WORKS, "libvirt started after it was installed")
+        return ProbeResult(
+            _AREA, "hook in use", Verdict.WORKS, "libvirt started after it was installed"
+        )
     what = f"{late[0]} runs since before it was installed, and may not know of it"
     todo = f"'systemctl reload {shell_word(late[0])}', once; no guest notices"
-    return Line(_AREA, "hook in use", Verdict.UNKNOWN, what, todo)
+    return ProbeResult(_AREA, "hook in use", Verdict.UNKNOWN, what, todo)
 
 
 def _others(path: Path, hooks: Path) -> Iterator[Path]:
@@ -127,7 +135,7 @@ def _daemons(root: Path) -> Iterator[tuple[str, float]]:
 async def apparmor(
     folder: Path = Path("/etc/apparmor.d"),
     switch: Path = Path("/sys/module/apparmor/parameters/enabled"),
-) -> list[Line]:
+) -> list[ProbeResult]:
     """Look whether AppArmor lets guests dial the service and use macvtaps."""
     abstraction = folder / "abstractions/libvirt-qemu"
     if _read(switch).strip() != "Y" or not abstraction.exists():
@@ -136,13 +144,13 @@ async def apparmor(
     local = folder / "local/abstractions/libvirt-qemu"
     if not rules.exists():
         what = f"there is no {rules}: guests cannot use macvtaps, nor dial if prepared long ago"
-        return [Line(_AREA, "AppArmor", Verdict.MISSING, what, _INSTALL)]
+        return [ProbeResult(_AREA, "AppArmor", Verdict.MISSING, what, _INSTALL)]
     texts = (_rules(_read(each)) for each in (abstraction, local))
     if not any("<abstractions/libvirt-qemu.d" in text for text in texts):
         what = f"guests' profiles do not include {rules}"
         todo = f"add the line 'include if exists <abstractions/libvirt-qemu.d/linkmgr>' to {local}"
-        return [Line(_AREA, "AppArmor", Verdict.MISSING, what, todo)]
-    return [Line(_AREA, "AppArmor", Verdict.WORKS, f"guests' profiles include {rules}")]
+        return [ProbeResult(_AREA, "AppArmor", Verdict.MISSING, what, todo)]
+    return [ProbeResult(_AREA, "AppArmor", Verdict.WORKS, f"guests' profiles include {rules}")]
 
 
 def _rules(text: str) -> str:

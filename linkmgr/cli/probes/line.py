@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-PATIENCE = 10.0  #: seconds for whatever is asked
+PROBE_TIMEOUT_S = 10.0  #: seconds for whatever is asked
 
 
 class Verdict(StrEnum):
@@ -21,8 +21,8 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Line:
-    """One thing that was looked at.
+class ProbeResult:
+    """The result of one probe.
 
     :param what: what was found.
     :param todo: what to do about it; ``None`` when nothing has to be done.
@@ -63,11 +63,11 @@ async def run(argv: Sequence[str], more: Mapping[str, str] | None = None) -> tup
     except OSError as error:
         return -1, f"{argv[0]}: {error.strerror}"
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
             said, _ = await process.communicate()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.communicate()
-        return -1, f"{argv[0]} did not end within {PATIENCE:.0f} s"
+        return -1, f"{argv[0]} did not end within {PROBE_TIMEOUT_S:.0f} s"
     return process.returncode or 0, said.decode(errors="replace")

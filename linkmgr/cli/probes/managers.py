@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
-from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 
 OURS = "lm0123abcd"  #: the name of a cable, as linkmgr makes it
 PATTERNS = "lm???????? lmn??????????"
@@ -24,7 +24,7 @@ _AGAIN = "install linkmgr again ('apt install --reinstall linkmgr', or 'make ins
 _DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")  # the first has the last word
 
 
-async def managers(root: Path = Path("/")) -> list[Line]:
+async def managers(root: Path = Path("/")) -> list[ProbeResult]:
     """Look at NetworkManager, systemd-networkd, udev, dhcpcd and ConnMan, where they run.
 
     :param root: below which are /proc and the configurations.
@@ -77,7 +77,7 @@ def _sections(text: str) -> Iterator[tuple[str, str, str]]:
             yield section, key.strip(), value.strip()
 
 
-async def _network_manager(root: Path) -> Line:
+async def _network_manager(root: Path) -> ProbeResult:
     program = shutil.which("NetworkManager", path="/usr/sbin:/usr/bin")
     here = root == Path("/") and program is not None
     status, text = await run([str(program), "--print-config"]) if here else (1, "")
@@ -90,10 +90,10 @@ async def _network_manager(root: Path) -> Line:
         elif section == "keyfile" and key == "unmanaged-devices+":
             specs = f"{specs};{value}"
     if _in_specs(specs) or await asyncio.to_thread(_spared_by_udev, root):
-        return Line(_AREA, "NetworkManager", Verdict.WORKS, "leaves linkmgr's cables alone")
+        return ProbeResult(_AREA, "NetworkManager", Verdict.WORKS, "leaves linkmgr's cables alone")
     what = "runs, and would manage linkmgr's cables: nothing of its configuration excludes them"
     todo = f"{_AGAIN} 'systemctl reload NetworkManager'"
-    return Line(_AREA, "NetworkManager", Verdict.MISSING, what, todo)
+    return ProbeResult(_AREA, "NetworkManager", Verdict.MISSING, what, todo)
 
 
 def _configuration(root: Path) -> str:
@@ -128,7 +128,7 @@ def _spared_by_udev(root: Path) -> bool:
     return any("linkmgr" in path.name and "NM_UNMANAGED" in text for path, text in _read(rules))
 
 
-def _networkd(root: Path) -> Line:
+def _networkd(root: Path) -> ProbeResult:
     for path, text in _read(_files(root, "systemd/network", "*.network")):
         settings = list(_sections(text))
         match = {key: value for section, key, value in settings if section == "Match"}
@@ -140,11 +140,11 @@ def _networkd(root: Path) -> Line:
         )
         if unmanaged:
             what = f"leaves linkmgr's cables alone ({path})"
-            return Line(_AREA, "systemd-networkd", Verdict.WORKS, what)
+            return ProbeResult(_AREA, "systemd-networkd", Verdict.WORKS, what)
         what = f"runs, and {path} takes linkmgr's cables"
         todo = f"{_AGAIN} 'networkctl reload'; or narrow [Match] there"
-        return Line(_AREA, "systemd-networkd", Verdict.MISSING, what, todo)
-    return Line(_AREA, "systemd-networkd", Verdict.WORKS, "has nothing for linkmgr's cables")
+        return ProbeResult(_AREA, "systemd-networkd", Verdict.MISSING, what, todo)
+    return ProbeResult(_AREA, "systemd-networkd", Verdict.WORKS, "has nothing for linkmgr's cables")
 
 
 def _takes(match: dict[str, str]) -> bool:
@@ -170,17 +170,17 @@ def _takes(match: dict[str, str]) -> bool:
     return True
 
 
-def _udev(root: Path) -> Line:
+def _udev(root: Path) -> ProbeResult:
     rules = _files(root, "udev/rules.d", "*linkmgr*.rules")
     links = _files(root, "systemd/network", "*linkmgr*.link")
     if rules and links:
         what = "neither renames linkmgr's cables nor gives them another address"
-        return Line(_AREA, "udev", Verdict.WORKS, what)
+        return ProbeResult(_AREA, "udev", Verdict.WORKS, what)
     what = "may rename a new cable or give it another address"
-    return Line(_AREA, "udev", Verdict.MISSING, what, f"{_AGAIN} 'udevadm control --reload'")
+    return ProbeResult(_AREA, "udev", Verdict.MISSING, what, f"{_AGAIN} 'udevadm control --reload'")
 
 
-def _dhcpcd(root: Path) -> Line:
+def _dhcpcd(root: Path) -> ProbeResult:
     path = root / "etc/dhcpcd.conf"
     text = next((text for _, text in _read([path])), "")
     denied = allowed = None
@@ -193,20 +193,22 @@ def _dhcpcd(root: Path) -> Line:
         elif words[:1] == ["allowinterfaces"]:
             allowed = allowed or any(fnmatchcase(OURS, word) for word in words[1:])
     if denied or allowed is False:
-        return Line(_AREA, "dhcpcd", Verdict.WORKS, f"leaves linkmgr's cables alone ({path})")
+        return ProbeResult(
+            _AREA, "dhcpcd", Verdict.WORKS, f"leaves linkmgr's cables alone ({path})"
+        )
     what = "runs, and takes each macvtap: it asks for an address with the guest's MAC"
     todo = f"add 'denyinterfaces {PATTERNS}' to {path}, then restart dhcpcd"
-    return Line(_AREA, "dhcpcd", Verdict.MISSING, what, todo)
+    return ProbeResult(_AREA, "dhcpcd", Verdict.MISSING, what, todo)
 
 
-def _connman(root: Path) -> Line:
+def _connman(root: Path) -> ProbeResult:
     path = root / "etc/connman/main.conf"
     for _, text in _read([path]):
         for _, key, value in _sections(text):
             words = [word.strip() for word in value.split(",")]
             if key == "NetworkInterfaceBlacklist" and any(OURS.startswith(w) for w in words if w):
                 what = f"leaves linkmgr's cables alone ({path})"
-                return Line(_AREA, "ConnMan", Verdict.WORKS, what)
+                return ProbeResult(_AREA, "ConnMan", Verdict.WORKS, what)
     what = "runs, and may take linkmgr's cables"
     todo = f"add lm to NetworkInterfaceBlacklist in [General] of {path}, then restart connman"
-    return Line(_AREA, "ConnMan", Verdict.MISSING, what, todo)
+    return ProbeResult(_AREA, "ConnMan", Verdict.MISSING, what, todo)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from linkmgr.cli.probes.line import PATIENCE, Line, Verdict
+from linkmgr.cli.probes.line import PROBE_TIMEOUT_S, ProbeResult, Verdict
 from linkmgr.cli.probes.programs import SYSTEM
 from linkmgr.errors import LibvirtRefused, LinkmgrError, Unsupported
 from linkmgr.libvirt import monitor_xml
@@ -26,7 +26,7 @@ _REFRESH = "'linkmgr prepare --refresh --all'"
 _RECONNECT = re.compile(rb"id=lm-qmp,[^'\"]*reconnect=")
 
 
-async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> list[Line]:
+async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> list[ProbeResult]:
     """Look for such domains, and for saved states and snapshots with memory that are such.
 
     :param folder: with the sockets of the system's libvirt; without one nothing is looked at.
@@ -34,11 +34,11 @@ async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> li
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
     if not uri or (uri == SYSTEM and not any(each.exists() for each in sockets)):
         return []
-    return await asyncio.to_thread(_look, Virsh(uri, timeout=PATIENCE / 2))
+    return await asyncio.to_thread(_look, Virsh(uri, timeout=PROBE_TIMEOUT_S / 2))
 
 
-def _look(virsh: Virsh) -> list[Line]:
-    end = time.monotonic() + PATIENCE
+def _look(virsh: Virsh) -> list[ProbeResult]:
+    end = time.monotonic() + PROBE_TIMEOUT_S
     try:
         names = virsh.names()
         old = list(_those(names, lambda name: _is_outdated(virsh, name), end))
@@ -52,14 +52,14 @@ def _look(virsh: Virsh) -> list[Line]:
     except Unsupported:
         return []  # there is no virsh
     except LinkmgrError as error:
-        return [Line(_AREA, _NAME, Verdict.UNKNOWN, error.what, error.hint)]
+        return [ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, error.what, error.hint)]
     lines = []
     newer = "QEMU 10.2 and newer"
     if here is not None and here >= RECONNECT_UNTIL:
         newer = "QEMU {}.{} of this host".format(*here)
     if old:
         what = f"an older linkmgr prepared {_some(old)}, and {newer} cannot start them"
-        lines.append(Line(_AREA, _NAME, Verdict.MISSING, what, _REFRESH))
+        lines.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, _REFRESH))
     if saved:
         what = f"the saved states of {_some(saved)} cannot be resumed by {newer}"
         todo = _REFRESH
@@ -68,17 +68,17 @@ def _look(virsh: Virsh) -> list[Line]:
                 "'virsh start DOMAIN' and shut it down inside before QEMU is upgraded; or "
                 f"afterwards {_REFRESH}, and it runs on"
             )
-        lines.append(Line(_AREA, "saved states", Verdict.MISSING, what, todo))
+        lines.append(ProbeResult(_AREA, "saved states", Verdict.MISSING, what, todo))
     if kept:
         what = f"QEMU 10.2 and newer cannot go back to the snapshots {_some(kept)}"
         todo = "take new ones of the domains once they are prepared anew and started"
-        lines.append(Line(_AREA, "snapshots", Verdict.MISSING, what, todo))
+        lines.append(ProbeResult(_AREA, "snapshots", Verdict.MISSING, what, todo))
     if time.monotonic() > end:
-        what = f"not all of {len(names)} domains were looked at within {PATIENCE:.0f} s"
-        lines.append(Line(_AREA, _NAME, Verdict.UNKNOWN, what, _REFRESH))
+        what = f"not all of {len(names)} domains were looked at within {PROBE_TIMEOUT_S:.0f} s"
+        lines.append(ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, _REFRESH))
     if not lines and names:
         what = "none has to be prepared anew"
-        lines.append(Line(_AREA, _NAME, Verdict.WORKS, what))
+        lines.append(ProbeResult(_AREA, _NAME, Verdict.WORKS, what))
     return lines
 
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from linkmgr.cli.probes import versions
-from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 from linkmgr.errors import LibvirtUnreachable
 from linkmgr.libvirt.binding import load
 
@@ -17,14 +17,14 @@ _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
 _KVM = Path("/usr/libexec/qemu-kvm")  # where RHEL and its kin have it
 
 
-async def qemu() -> list[Line]:
+async def qemu() -> list[ProbeResult]:
     """Look for QEMU's programs; one of them that is new enough is needed."""
     found = [path for each in _MACHINES if (path := shutil.which(f"qemu-system-{each}"))]
     found += [str(_KVM)] if os.access(_KVM, os.X_OK) else []
     lines = [await _one_qemu(path) for path in found]
     if any(line.verdict is Verdict.WORKS for line in lines):
         return lines
-    none = Line(
+    none = ProbeResult(
         "QEMU",
         "program",
         Verdict.MISSING,
@@ -35,28 +35,30 @@ async def qemu() -> list[Line]:
     return [*lines, none]
 
 
-async def _one_qemu(path: str) -> Line:
+async def _one_qemu(path: str) -> ProbeResult:
     status, said = await run([path, "--version"])
     version = re.search(r"version (\d+)\.(\d+)\S*", said)
     name = Path(path).name
     if status or version is None:
         what = f"{path} does not run: {' '.join(said.split())[:200] or f'status {status}'}"
-        return Line("QEMU", name, Verdict.MISSING, what, "install it again")
+        return ProbeResult("QEMU", name, Verdict.MISSING, what, "install it again")
     found = (int(version[1]), int(version[2]))
     if versions.is_too_old("QEMU", found):
         what = f"{version[0]} is too old: it cannot announce one NIC alone"
-        return Line("QEMU", name, Verdict.MISSING, what, "use QEMU 4.2 or newer")
-    return Line("QEMU", name, Verdict.WORKS, f"{version[0]}: {versions.tested('QEMU', found)}")
+        return ProbeResult("QEMU", name, Verdict.MISSING, what, "use QEMU 4.2 or newer")
+    return ProbeResult(
+        "QEMU", name, Verdict.WORKS, f"{version[0]}: {versions.tested('QEMU', found)}"
+    )
 
 
-async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> list[Line]:
+async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> list[ProbeResult]:
     """Look for libvirt's daemon and its Python module.
 
     :param uri: of the service's libvirt; empty if it does without.
     """
     if not uri:
         what = 'not used: the configuration says uri = "" in [libvirt]'
-        return [Line("libvirt", "daemon", Verdict.WORKS, what)]
+        return [ProbeResult("libvirt", "daemon", Verdict.WORKS, what)]
     if uri != SYSTEM:
         return [await _libvirt_at(uri), _libvirt_python()]
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
@@ -65,23 +67,25 @@ async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> lis
     if at is None and daemon is None:
         what = "not installed; only libvirt's guests need it"
         todo = "'apt install libvirt-daemon-system', if you use libvirt"
-        return [Line("libvirt", "daemon", Verdict.MISSING, what, todo, used=False)]
+        return [ProbeResult("libvirt", "daemon", Verdict.MISSING, what, todo, used=False)]
     if at is None:
         what = f"{daemon} does not listen in {folder}"
         todo = "'systemctl start libvirtd.socket', or virtqemud.socket"
-        first = Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+        first = ProbeResult("libvirt", "daemon", Verdict.MISSING, what, todo)
     else:
         said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
         first = _of_version(said, str(at))
     return [first, _libvirt_python()]
 
 
-async def _libvirt_at(uri: str) -> Line:
+async def _libvirt_at(uri: str) -> ProbeResult:
     """Ask a libvirt of which only the URI is known; one that does not run is not started for it."""
     program = shutil.which("virsh")
     if program is None:
         what = f"{uri} was not asked: there is no virsh"
-        return Line("libvirt", "daemon", Verdict.UNKNOWN, what, "'apt install libvirt-clients'")
+        return ProbeResult(
+            "libvirt", "daemon", Verdict.UNKNOWN, what, "'apt install libvirt-clients'"
+        )
     argv = [program, "--quiet", "--connect", uri, "version", "--daemon"]
     status, said = await run(argv, {"LC_ALL": "C", "LIBVIRT_AUTOSTART": "0"})
     version = re.search(r"daemon: (\S+)", said)
@@ -89,11 +93,11 @@ async def _libvirt_at(uri: str) -> Line:
         words = " ".join(said.replace("error:", "").split())[:200]
         what = f"{uri} does not answer: {words or f'virsh ended with status {status}'}"
         todo = "start that libvirtd or virtqemud, or mend uri in [libvirt] of the configuration"
-        return Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+        return ProbeResult("libvirt", "daemon", Verdict.MISSING, what, todo)
     return _of_version(f"libvirt {version[1]}", uri)
 
 
-def _of_version(said: str, where: str) -> Line:
+def _of_version(said: str, where: str) -> ProbeResult:
     """A libvirt that answers: whether its version will do.
 
     :param said: its own words, with the version in them unless it is not known.
@@ -101,39 +105,39 @@ def _of_version(said: str, where: str) -> Line:
     found = re.search(r"libvirt\)? (\d[\d.]*)", said)
     version = versions.read(found[1]) if found else None
     if version is None:
-        return Line("libvirt", "daemon", Verdict.WORKS, f"{said}, {where}")
+        return ProbeResult("libvirt", "daemon", Verdict.WORKS, f"{said}, {where}")
     if versions.is_too_old("libvirt", version):
         what = f"{said}, {where}: too old: it cannot put a NIC on a hub (qemu:override)"
         todo = "use libvirt 8.2 or newer; guests without libvirt need none"
-        return Line("libvirt", "daemon", Verdict.MISSING, what, todo)
+        return ProbeResult("libvirt", "daemon", Verdict.MISSING, what, todo)
     what = f"{said}, {where}: {versions.tested('libvirt', version)}"
-    return Line("libvirt", "daemon", Verdict.WORKS, what)
+    return ProbeResult("libvirt", "daemon", Verdict.WORKS, what)
 
 
-def _libvirt_python() -> Line:
+def _libvirt_python() -> ProbeResult:
     try:
         version = load().libvirt.getVersion()
     except LibvirtUnreachable as error:
-        return Line("libvirt", "Python module", Verdict.MISSING, error.what, error.hint)
+        return ProbeResult("libvirt", "Python module", Verdict.MISSING, error.what, error.hint)
     number = f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"
-    return Line("libvirt", "Python module", Verdict.WORKS, f"with libvirt {number}")
+    return ProbeResult("libvirt", "Python module", Verdict.WORKS, f"with libvirt {number}")
 
 
-async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[Line]:
+async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[ProbeResult]:
     """Look for Open vSwitch's database and daemon."""
     program = shutil.which("ovs-vsctl")
     if program is None:
         what = "not installed; only networks on Open vSwitch need it"
         todo = "'apt install openvswitch-switch', if you use it"
-        return [Line("OVS", "ovs-vsctl", Verdict.MISSING, what, todo, used=False)]
+        return [ProbeResult("OVS", "ovs-vsctl", Verdict.MISSING, what, todo, used=False)]
     version = re.search(r"\d+\.\d+\S*", (await run([program, "--version"]))[1])
-    found = Line("OVS", "ovs-vsctl", Verdict.WORKS, version[0] if version else program)
+    found = ProbeResult("OVS", "ovs-vsctl", Verdict.WORKS, version[0] if version else program)
     if not socket.exists():
         what, todo = f"there is no {socket}", "'systemctl start openvswitch-switch'"
-        return [found, Line("OVS", "database", Verdict.MISSING, what, todo)]
+        return [found, ProbeResult("OVS", "database", Verdict.MISSING, what, todo)]
     status, said = await run([program, "--timeout=5", "show"])
     if status:
         what = f"does not answer: {' '.join(said.split())[:200]}"
         todo = "'systemctl status openvswitch-switch'; as root"
-        return [found, Line("OVS", "database", Verdict.MISSING, what, todo)]
-    return [found, Line("OVS", "database", Verdict.WORKS, "answers")]
+        return [found, ProbeResult("OVS", "database", Verdict.MISSING, what, todo)]
+    return [found, ProbeResult("OVS", "database", Verdict.WORKS, "answers")]

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 
 from linkmgr.cli.diagnose import diagnose, health
 from linkmgr.cli.membership import groups_since_login
-from linkmgr.cli.probes.line import Line, Verdict
+from linkmgr.cli.probes.line import ProbeResult, Verdict
 from linkmgr.untrusted import shell_word
 
 if TYPE_CHECKING:
     from linkmgr.service.config import LibvirtSection
 
 GROUP = "linkmgr"
-PATIENCE = 3.0  # seconds
+SERVICE_TIMEOUT_S = 3.0  # seconds
 _CAP_NET_ADMIN = 12  # linux/capability.h
 _START = "start it: 'systemctl start linkmgr', or 'linkmgr serve' as root"
 
 
-async def rights() -> list[Line]:
+async def rights() -> list[ProbeResult]:
     """Look at what this user may do."""
     name = _user()
     lines = [_group()]
     if os.geteuid() == 0:
         admin = bool(_capabilities() >> _CAP_NET_ADMIN & 1)
         lines.append(
-            Line("rights", "CAP_NET_ADMIN", Verdict.WORKS, "root has it", needed=True)
+            ProbeResult("rights", "CAP_NET_ADMIN", Verdict.WORKS, "root has it", needed=True)
             if admin
-            else Line(
+            else ProbeResult(
                 "rights",
                 "CAP_NET_ADMIN",
                 Verdict.MISSING,
@@ -45,7 +45,7 @@ async def rights() -> list[Line]:
         )
     what = f"{name} may change cables"
     if os.geteuid() == 0 or _in_group():
-        return [*lines, Line("rights", "changes", Verdict.WORKS, what)]
+        return [*lines, ProbeResult("rights", "changes", Verdict.WORKS, what)]
     todo = (
         f"log in again, or 'newgrp {GROUP}': {name} is a member since this login"
         if GROUP in groups_since_login()
@@ -53,7 +53,7 @@ async def rights() -> list[Line]:
     )
     return [
         *lines,
-        Line(
+        ProbeResult(
             "rights",
             "changes",
             Verdict.MISSING,
@@ -63,7 +63,7 @@ async def rights() -> list[Line]:
     ]
 
 
-def _group() -> Line:
+def _group() -> ProbeResult:
     try:
         members = grp.getgrnam(GROUP).gr_mem
     except KeyError:
@@ -71,9 +71,9 @@ def _group() -> Line:
             f"there is no group {GROUP}: only root changes cables",
             f"'groupadd -r {GROUP}'",
         )
-        return Line("rights", "group", Verdict.MISSING, what, todo)
+        return ProbeResult("rights", "group", Verdict.MISSING, what, todo)
     what = f"{GROUP}: {', '.join(members) or 'no members beside root'}"
-    return Line("rights", "group", Verdict.WORKS, what)
+    return ProbeResult("rights", "group", Verdict.WORKS, what)
 
 
 def _in_group() -> bool:
@@ -97,19 +97,19 @@ def _capabilities() -> int:
     return 0
 
 
-async def service(path: Path) -> list[Line]:
+async def service(path: Path) -> list[ProbeResult]:
     """Ask the service whether it is well."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         what = f"{path}: {error.strerror}"
-        return [Line("service", "socket", Verdict.MISSING, what, _START, needed=True)]
+        return [ProbeResult("service", "socket", Verdict.MISSING, what, _START, needed=True)]
     if not stat.S_ISSOCK(mode):
         what, todo = f"{path} is not a socket", "name another one with --socket"
-        return [Line("service", "socket", Verdict.MISSING, what, todo, needed=True)]
-    there = Line("service", "socket", Verdict.WORKS, str(path), needed=True)
+        return [ProbeResult("service", "socket", Verdict.MISSING, what, todo, needed=True)]
+    there = ProbeResult("service", "socket", Verdict.WORKS, str(path), needed=True)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SERVICE_TIMEOUT_S):
             version = await health(path)
     except PermissionError:
         what, todo = (
@@ -118,23 +118,30 @@ async def service(path: Path) -> list[Line]:
         )
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         silent = isinstance(error, TimeoutError)
-        what = f"does not answer within {PATIENCE:.0f} s" if silent else f"does not answer: {error}"
+        what = (
+            f"does not answer within {SERVICE_TIMEOUT_S:.0f} s"
+            if silent
+            else f"does not answer: {error}"
+        )
         todo = "look at 'journalctl -u linkmgr'" if silent else _START
         if (found := await diagnose(path)) is not None:
             what, todo = f"{what}: {found.why}", found.hint
     else:
-        return [there, Line("service", "answer", Verdict.WORKS, f"linkmgr {version}", needed=True)]
-    return [there, Line("service", "answer", Verdict.MISSING, what, todo, needed=True)]
+        return [
+            there,
+            ProbeResult("service", "answer", Verdict.WORKS, f"linkmgr {version}", needed=True),
+        ]
+    return [there, ProbeResult("service", "answer", Verdict.MISSING, what, todo, needed=True)]
 
 
-async def configuration(path: Path, *, asked: bool) -> list[Line]:
+async def configuration(path: Path, *, asked: bool) -> list[ProbeResult]:
     """Check a configuration file.
 
     :param asked: whether it was named, so that it has to be there.
     """
     if not asked and not path.exists():
         what = f"there is no {path}; the service does without"
-        return [Line("configuration", "file", Verdict.WORKS, what)]
+        return [ProbeResult("configuration", "file", Verdict.WORKS, what)]
     from linkmgr.errors import LinkmgrError
     from linkmgr.service.config import load_config, looks_cut_off
 
@@ -142,13 +149,15 @@ async def configuration(path: Path, *, asked: bool) -> list[Line]:
         found = await asyncio.to_thread(load_config, path)
     except LinkmgrError as error:
         todo = error.hint or "mend the file"
-        return [Line("configuration", "file", Verdict.MISSING, error.what, todo, needed=True)]
+        return [
+            ProbeResult("configuration", "file", Verdict.MISSING, error.what, todo, needed=True)
+        ]
     if cut := await asyncio.to_thread(looks_cut_off, path):
         todo = "see that it is whole, and end its last line"
-        return [Line("configuration", "file", Verdict.MISSING, cut, todo)]
+        return [ProbeResult("configuration", "file", Verdict.MISSING, cut, todo)]
     networks = ", ".join(found.networks) or "none"
     what = f"{path} is right; networks: {networks}"
-    return [Line("configuration", "file", Verdict.WORKS, what, needed=True)]
+    return [ProbeResult("configuration", "file", Verdict.WORKS, what, needed=True)]
 
 
 async def libvirt_section(path: Path) -> LibvirtSection:

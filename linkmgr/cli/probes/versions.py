@@ -10,7 +10,7 @@ import platform
 import re
 from pathlib import Path
 
-from linkmgr.cli.probes.line import Line, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 
 Version = tuple[int, ...]
 
@@ -51,27 +51,27 @@ def tested(name: str, version: Version) -> str:
     return f"not tested, should work ({_listed(known)} are)"
 
 
-async def host(release: Path = _RELEASE) -> list[Line]:
+async def host(release: Path = _RELEASE) -> list[ProbeResult]:
     """Name the distribution, Python and systemd, and say whether they were tested."""
     python = platform.python_version()
     lines = [
         _distribution(release),
-        Line("host", "Python", Verdict.WORKS, f"{python}: {_tested('Python', python)}"),
+        ProbeResult("host", "Python", Verdict.WORKS, f"{python}: {_tested('Python', python)}"),
     ]
     status, said = await run(["systemctl", "--version"])
     version = re.search(r"systemd (\d+)", said)
     if status or version is None:
         what = "is not here; 'linkmgr serve' runs without it"
-        return [*lines, Line("host", "systemd", Verdict.MISSING, what, used=False)]
+        return [*lines, ProbeResult("host", "systemd", Verdict.MISSING, what, used=False)]
     what = f"{version[1]}: {_tested('systemd', version[1])}"
-    return [*lines, Line("host", "systemd", Verdict.WORKS, what)]
+    return [*lines, ProbeResult("host", "systemd", Verdict.WORKS, what)]
 
 
-def _distribution(release: Path) -> Line:
+def _distribution(release: Path) -> ProbeResult:
     try:
         text = release.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return Line("host", "distribution", Verdict.UNKNOWN, f"there is no {release}")
+        return ProbeResult("host", "distribution", Verdict.UNKNOWN, f"there is no {release}")
     said = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text, re.MULTILINE))
     name = said.get("PRETTY_NAME") or said.get("ID") or "unnamed"
     version = read(said.get("VERSION_ID", ""))
@@ -81,7 +81,7 @@ def _distribution(release: Path) -> Line:
         what = f"{name}: tested as it was on one day; what counts are the versions"
     else:
         what = f"{name}: {tested('Debian', version)}"
-    return Line("host", "distribution", Verdict.WORKS, what)
+    return ProbeResult("host", "distribution", Verdict.WORKS, what)
 
 
 def _tested(name: str, text: str) -> str:
