@@ -53,7 +53,7 @@ class Strays:
         :param known: tags of what is recorded.
         :param busy: owners (NICs, ``network:NAME``) at whose devices nobody may look now.
         """
-        return [stray for stray, _ in await self._look(known, busy, whole=False)]
+        return [stray for stray, _ in await self._look(known, busy, consistent=False)]
 
     async def remove(
         self,
@@ -116,17 +116,17 @@ class Strays:
         self, known: Collection[OwnerTag], busy: Collection[str]
     ) -> list[tuple[Stray, NetDevice]]:
         """As `_look`; once more after a while if there is a device without a tag."""
-        found = await self._look(known, busy, whole=True)
+        found = await self._look(known, busy, consistent=True)
         if any(each.owner_tag == _UNTAGGED and each.seen < UNTAGGED_MIN_AGE_S for each, _ in found):
             await asyncio.sleep(UNTAGGED_MIN_AGE_S)
-            found = await self._look(known, busy, whole=True)
+            found = await self._look(known, busy, consistent=True)
         return found
 
     async def _look(
-        self, known: Collection[OwnerTag], busy: Collection[str], *, whole: bool
+        self, known: Collection[OwnerTag], busy: Collection[str], *, consistent: bool
     ) -> list[tuple[Stray, NetDevice]]:
         now = self._clock()
-        devices = await self._host.list_devices(whole=whole)
+        devices = await self._host.list_devices(consistent=consistent)
         users = {each for device in devices for each in (device.master, device.parent) if each}
         seen: dict[tuple[int, OwnerTag], float] = {}
         found = []
@@ -139,6 +139,6 @@ class Strays:
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
             found.append((Stray(device.name, tag.owner, tag.id, age, removed=False), device))
-        # A list that is not whole may lack one that is as old as ever.
-        self._seen = seen if whole else {**self._seen, **seen}
+        # A list that is not consistent may lack one that is as old as ever.
+        self._seen = seen if consistent else {**self._seen, **seen}
         return found

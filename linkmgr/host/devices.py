@@ -67,13 +67,13 @@ class Devices:
         """
         return await self._reader.find_devices(names)
 
-    async def list_devices(self, *, whole: bool = True) -> list[NetDevice]:
+    async def list_devices(self, *, consistent: bool = True) -> list[NetDevice]:
         """Return all devices. Takes some 20 us for each, in a thread.
 
-        :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
-            something is deleted because it is not in the list.
+        :param consistent: ``False`` if devices that come or go meanwhile may be missing: never
+            before something is deleted because it is not in the list.
         """
-        return await self._reader.list_devices(whole=whole)
+        return await self._reader.list_devices(consistent=consistent)
 
     async def tagged_devices(self) -> list[tuple[OwnerTag, NetDevice]]:
         """Return the devices that carry our tag."""

@@ -45,15 +45,15 @@ class NetlinkReader:
             raise device_missing(name, what_for)
         return device
 
-    async def list_devices(self, *, whole: bool = True) -> list[NetDevice]:
+    async def list_devices(self, *, consistent: bool = True) -> list[NetDevice]:
         """Return all devices.
 
-        :param whole: ``False`` if devices that come or go meanwhile may be missing: never before
-            something is deleted because it is not in the list.
+        :param consistent: ``False`` if devices that come or go meanwhile may be missing: never
+            before something is deleted because it is not in the list.
         """
-        if not whole:
+        if not consistent:
             return (await _read(rtnl_read.list_devices))[0]
-        return await _whole(_complete_list, "list the network devices")
+        return await _read_consistent(_consistent_list, "list the network devices")
 
     async def name_of(self, index: int | None) -> str:
         """Return the name of a device for a sentence, whether or not it is still there."""
@@ -72,9 +72,9 @@ class NetlinkReader:
         return [entry for entry in entries if entry.mac == mac and entry.vlan is not None]
 
 
-def _complete_list() -> list[NetDevice] | None:
-    found, complete = rtnl_read.list_devices()
-    return found if complete else None
+def _consistent_list() -> list[NetDevice] | None:
+    found, consistent = rtnl_read.list_devices()
+    return found if consistent else None
 
 
 async def _read(ask: Callable[[], T]) -> T:
@@ -84,7 +84,7 @@ async def _read(ask: Callable[[], T]) -> T:
         raise to_host_error(refused, "this host") from refused
 
 
-async def _whole(ask: Callable[[], T | None], doing: str) -> T:
+async def _read_consistent(ask: Callable[[], T | None], doing: str) -> T:
     """Return a complete list, also while devices come and go.
 
     :raise HostError: when there was no quiet moment for it.

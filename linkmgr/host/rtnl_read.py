@@ -111,13 +111,13 @@ def list_devices() -> tuple[list[NetDevice], bool]:
 
     :raise KernelRefused: when the kernel does not answer.
     """
-    found, complete = [], True
+    found, consistent = [], True
     body = _about() + _WITHOUT_STATS
     for kind, flags, message in _answer(_RTM_GETLINK, _DUMP, body, "list the network devices"):
-        complete = complete and not flags & _INTERRUPTED
+        consistent = consistent and not flags & _INTERRUPTED
         if kind == _RTM_NEWLINK:
             found.append(parse_device(message))
-    return found, complete
+    return found, consistent
 
 
 def list_fdb_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
@@ -130,13 +130,13 @@ def list_fdb_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
     # The kernel selects by port only if it is asked in the words of before 4.12 (rtnl_fdb_dump
     # in net/core/rtnetlink.c), or with strict checking.
     body = _about(family=_AF_BRIDGE, index=port) + attr(_MASTER, struct.pack("=I", bridge))
-    found, complete = [], True
+    found, consistent = [], True
     for kind, flags, message in _answer(_RTM_GETNEIGH, _DUMP, body, "read a bridge's addresses"):
-        complete = complete and not flags & _INTERRUPTED
+        consistent = consistent and not flags & _INTERRUPTED
         entry = _read_entry(message) if kind == _RTM_NEWNEIGH else None
         if entry is not None and port in {0, entry.port}:
             found.append(entry)
-    return found, complete
+    return found, consistent
 
 
 def list_qdiscs(index: int) -> list[str]:

@@ -20,11 +20,11 @@ class NetDeviceChanges:
     What has changed is not told: whoever wakes looks at what is now, so a message that the kernel
     dropped under load loses nothing. An async context manager; one waiter.
 
-    :param pause: seconds in which changes are gathered, counted from the first.
+    :param debounce: seconds in which changes are gathered, counted from the first.
     """
 
-    def __init__(self, pause: float = 0.2) -> None:
-        self._pause = pause
+    def __init__(self, debounce: float = 0.2) -> None:
+        self._debounce = debounce
         self._changed = asyncio.Event()
         self._sock: socket.socket | None = None
 
@@ -49,7 +49,7 @@ class NetDeviceChanges:
     async def wait(self) -> None:
         """Wait until something has changed since the last time that this returned."""
         await self._changed.wait()
-        await asyncio.sleep(self._pause)
+        await asyncio.sleep(self._debounce)
         self._changed.clear()
 
     def _drain(self, sock: socket.socket) -> None:
@@ -62,11 +62,11 @@ class NetDeviceChanges:
                         raise
                     self._changed.set()
                 else:
-                    if not _only_a_bridge_speaks(message):
+                    if not _is_bridge_port_notice(message):
                         self._changed.set()
 
 
-def _only_a_bridge_speaks(message: bytes) -> bool:
+def _is_bridge_port_notice(message: bytes) -> bool:
     """Whether it says no more than how a bridge sees its port.
 
     A bridge says so for each port whenever a timer of it ends. That a device became its port or

@@ -469,7 +469,7 @@ async def read_devices(host: Host, cables: Iterable[Cable]) -> dict[str, NetDevi
     found = await host.find_devices({name for each, _ in looked for name in device_names(each)})
     lost = {tag_of(each): (each, name) for each, name in looked if not _is_tagged(each, found)}
     if lost:  # seldom: this reads all devices of the host
-        for device in await host.list_devices(whole=False):
+        for device in await host.list_devices(consistent=False):
             cable, name = (
                 lost.get(device.owner_tag, (None, None)) if device.owner_tag else (None, None)
             )

@@ -22,7 +22,7 @@ async def sh(command: str) -> None:
 async def changes() -> AsyncIterator[NetDeviceChanges]:
     await sh("ip link add br0 type bridge && ip link set br0 up && ip tuntap add t0 mode tap")
     try:
-        async with NetDeviceChanges(pause=0.05) as changes:
+        async with NetDeviceChanges(debounce=0.05) as changes:
             yield changes
     finally:
         await sh("ip link del t0; ip link del br0")
