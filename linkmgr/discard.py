@@ -42,7 +42,7 @@ class Discarder:
         """Close a descriptor soon. Owned from here on."""
         self._waiting.append(fd)
         if self._timer is None or self._loop is not _loop() or len(self._waiting) >= FDS_PER_CHILD:
-            self._work()
+            self._close_batch()
 
     async def drain(self, timeout: float = 2.0) -> None:
         """Wait until all is closed and every child has ended.
@@ -51,7 +51,7 @@ class Discarder:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while self._waiting or self._children:
-            self._work()
+            self._close_batch()
             if asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(_REAP_INTERVAL_S / 4)
@@ -59,7 +59,7 @@ class Discarder:
             self._timer.cancel()
             self._timer = None
 
-    def _work(self) -> None:
+    def _close_batch(self) -> None:
         self._children = {pid for pid in self._children if not _has_ended(pid)}
         delay = CHILD_INTERVAL_S
         if self._waiting and len(self._children) < CHILDREN_MAX:
@@ -72,9 +72,9 @@ class Discarder:
                 log.warning("no process can be made to close descriptors in: %s", error)
         elif not self._waiting:
             delay = _REAP_INTERVAL_S
-        self._again(delay)
+        self._schedule(delay)
 
-    def _again(self, delay: float) -> None:
+    def _schedule(self, delay: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -84,7 +84,7 @@ class Discarder:
 
     def _tick(self) -> None:
         self._timer = None
-        self._work()
+        self._close_batch()
 
 
 def _loop() -> asyncio.AbstractEventLoop | None:

@@ -26,7 +26,7 @@ import aiofiles.os
 from linkmgr.errors import Conflict, LinkmgrError, StateError
 from linkmgr.host.threads import run_in_thread
 from linkmgr.jsonform import Form, FormError, to_json
-from linkmgr.lock_file import LOCK, open_lock
+from linkmgr.lock_file import LOCK_FILE_NAME, open_lock
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import check_name
 
@@ -160,7 +160,7 @@ class Documents:
         try:
             await asyncio.to_thread(_make, self.folder)
             # Not the directory: where others can open it, they could lock it as well.
-            self._held = open_lock(self.folder / LOCK)
+            self._held = open_lock(self.folder / LOCK_FILE_NAME)
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()

@@ -64,7 +64,7 @@ class FileThreads:
             else:
                 result.set_result(made[0])
 
-        def work() -> None:
+        def run_call() -> None:
             made: list[T] = []
             error: BaseException | None = None
             try:
@@ -81,11 +81,11 @@ class FileThreads:
         begun = False
         try:
             async with asyncio.timeout(timeout):
-                while not self._takes_place(uid):  # noqa: ASYNC110 - no thread sets an asyncio.Event
+                while not self._take_slot(uid):  # noqa: ASYNC110 - no thread sets an asyncio.Event
                     await asyncio.sleep(_SLOT_POLL_INTERVAL_S)
                 begun = True
                 # The process must not wait for it at its end.
-                thread = threading.Thread(target=work, name=f"file of uid {uid}", daemon=True)
+                thread = threading.Thread(target=run_call, name=f"file of uid {uid}", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
@@ -103,7 +103,7 @@ class FileThreads:
                 raise
             raise NoFreeThread(f"no thread for files of uid {uid} within {timeout:g} s") from error
 
-    def _takes_place(self, uid: int) -> bool:
+    def _take_slot(self, uid: int) -> bool:
         privileged = {0, os.geteuid()}
         with self._lock:
             if uid in privileged:
@@ -123,4 +123,4 @@ class FileThreads:
 
 
 _THREADS = FileThreads()
-in_file_thread = _THREADS.run
+run_in_file_thread = _THREADS.run

@@ -10,7 +10,7 @@ from pathlib import Path
 from linkmgr.errors import Conflict
 from linkmgr.untrusted import shell_word
 
-LOCK = ".lock"  #: name of the lock file of a directory
+LOCK_FILE_NAME = ".lock"  #: name of the lock file of a directory
 
 
 def open_lock(path: Path) -> int:

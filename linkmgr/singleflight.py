@@ -1,4 +1,4 @@
-"""Single flight: one run of a look for all who ask for it, as in Go's golang.org/x/sync."""
+"""Single flight: one run of a call for all who wait for it, as in Go's golang.org/x/sync."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER_COST_S = 0.001
 
 
 class SingleFlight(Generic[T]):
-    """Runs a look for any number of callers, one run at a time.
+    """Runs a call for any number of callers, one run at a time.
 
     A caller that comes while a run is under way gets the next one, shared with all that come until
     it begins: a change that the caller has just made shows in it. A run without callers is
@@ -27,8 +27,8 @@ class SingleFlight(Generic[T]):
     :param name: of its task.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[T]], name: str) -> None:
-        self._look = look
+    def __init__(self, call: Callable[[], Awaitable[T]], name: str) -> None:
+        self._call = call
         self._name = name
         self._last: _Run[T] | None = None
 
@@ -36,7 +36,7 @@ class SingleFlight(Generic[T]):
         """The result of a run that begins from now on, or what it raised."""
         run = self._last
         if run is None or run.begun or run.task.done() or run.task.cancelling():
-            run = self._last = _Run(self._look, self._name, run)
+            run = self._last = _Run(self._call, self._name, run)
         run.callers += 1
         run.most = max(run.most, run.callers)
         try:
@@ -56,14 +56,14 @@ class SingleFlight(Generic[T]):
 class _Run(Generic[T]):
     """One run, and how many wait for it."""
 
-    def __init__(self, look: Callable[[], Awaitable[T]], name: str, before: _Run[T] | None) -> None:
-        self._look = look
+    def __init__(self, call: Callable[[], Awaitable[T]], name: str, before: _Run[T] | None) -> None:
+        self._call = call
         self.callers = self.most = 0
         self.begun = False
         self.ended = 0.0  #: when, in the loop's time
         self.took = 0.0  #: seconds
         self.task = asyncio.create_task(self._run(before), name=name)
-        self.task.add_done_callback(_looked_at)
+        self.task.add_done_callback(_retrieve_exception)
 
     async def _run(self, before: _Run[T] | None) -> T:
         clock = asyncio.get_running_loop().time
@@ -74,12 +74,12 @@ class _Run(Generic[T]):
         self.begun = True
         begun = clock()
         try:
-            return await self._look()
+            return await self._call()
         finally:
             self.ended = clock()
             self.took = self.ended - begun
 
 
-def _looked_at(task: asyncio.Task[T]) -> None:
+def _retrieve_exception(task: asyncio.Task[T]) -> None:
     if not task.cancelled():
         task.exception()  # all who asked may have left

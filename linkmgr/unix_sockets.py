@@ -50,14 +50,14 @@ class UnixSocket(socket.socket):
     the closing is done elsewhere.
     """
 
-    _guarded: bool | None = None  #: descriptors may lie in it; ``None``: and others share it
+    _may_hold_fds: bool | None = None  #: descriptors may lie in it; ``None``: and others share it
     recv_max: int | None = None  #: bytes that `recv` takes at once, however many are asked for
 
     @classmethod
     def make(cls, kind: int = socket.SOCK_STREAM) -> UnixSocket:
         """Make one that is neither bound nor connected, and does not block."""
         made = cls(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        made._guarded = not made._refuse_descriptors()
+        made._may_hold_fds = not made._refuse_descriptors()
         return made
 
     @classmethod
@@ -73,8 +73,8 @@ class UnixSocket(socket.socket):
         fd, address = self._accept()  # type: ignore[attr-defined]  # as in socket.socket.accept
         made = type(self)(self.family, self.type, self.proto, fileno=fd)
         made.setblocking(False)
-        made._guarded = made._takes_descriptors()  # noqa: SLF001 - our own
-        if made._guarded:  # noqa: SLF001
+        made._may_hold_fds = made._takes_descriptors()  # noqa: SLF001 - our own
+        if made._may_hold_fds:  # noqa: SLF001
             # From now on; what came before the connection was accepted may lie in it.
             made._refuse_descriptors()  # noqa: SLF001
         return made, address
@@ -86,7 +86,7 @@ class UnixSocket(socket.socket):
         """
         if self.recv_max is not None:
             size = min(size, self.recv_max)
-        if self._guarded is False or flags:
+        if self._may_hold_fds is False or flags:
             return super().recv(size, flags)
         data, _, said, _ = self.recvmsg(size, 0, socket.MSG_PEEK)
         if said & socket.MSG_CTRUNC:
@@ -95,7 +95,7 @@ class UnixSocket(socket.socket):
 
     def close(self) -> None:
         """Close it, where that may wait in another process."""
-        if self.fileno() >= 0 and self._guarded is not False and not self._is_empty():
+        if self.fileno() >= 0 and self._may_hold_fds is not False and not self._is_empty():
             discard(self.detach())
         else:
             super().close()
@@ -120,7 +120,7 @@ class UnixSocket(socket.socket):
 
     def _is_empty(self) -> bool:
         """Whether nothing lies in it, and nothing can come any more."""
-        if self._guarded is None:
+        if self._may_hold_fds is None:
             return False  # systemd's, which goes on listening
         with contextlib.suppress(OSError):  # it was never connected, or is not any more
             self.shutdown(socket.SHUT_RDWR)

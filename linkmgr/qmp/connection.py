@@ -25,7 +25,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.protocol import StateError
 
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorUnreachable
-from linkmgr.file_threads import NoFreeThread, in_file_thread
+from linkmgr.file_threads import NoFreeThread, run_in_file_thread
 from linkmgr.qmp.admission import peer_credentials
 from linkmgr.qmp.budget import MESSAGES_PER_TURN, EventRateLimit, FloodError, MessageRateLimit
 from linkmgr.qmp.events import MonitorEvent
@@ -428,7 +428,7 @@ async def connect_socket(
     full: BlockingIOError | None = None
     while True:
         try:
-            return await in_file_thread(
+            return await run_in_file_thread(
                 owner,
                 partial(_connect_once, path),
                 timeout=max(deadline - now(), SEND_RETRY_INTERVAL_S),

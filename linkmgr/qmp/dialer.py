@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from linkmgr.errors import BadOption, BadRequest, MonitorReplaced, MonitorUnreachable
-from linkmgr.file_threads import in_file_thread
+from linkmgr.file_threads import run_in_file_thread
 from linkmgr.model import Transport
 from linkmgr.qmp.admission import Admission
 from linkmgr.qmp.monitor import Monitor
@@ -131,7 +131,7 @@ async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[in
         return None
     who = os.geteuid() if uid is None else uid
     try:
-        found = await in_file_thread(who, partial(os.stat, address), timeout=timeout)
+        found = await run_in_file_thread(who, partial(os.stat, address), timeout=timeout)
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from linkmgr.errors import MonitorError
-from linkmgr.file_threads import in_file_thread
+from linkmgr.file_threads import run_in_file_thread
 from linkmgr.untrusted import printable
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ async def _executable(pid: int | None) -> _Executable | None:
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid  # procfs itself never waits
         exe = partial(os.stat, f"/proc/{pid}/exe")  # a file of whoever runs it
-        status = await in_file_thread(uid, exe, timeout=STAT_TIMEOUT_S)
+        status = await run_in_file_thread(uid, exe, timeout=STAT_TIMEOUT_S)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

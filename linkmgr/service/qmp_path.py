@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from linkmgr.errors import BadRequest, Forbidden
-from linkmgr.file_threads import in_file_thread
+from linkmgr.file_threads import run_in_file_thread
 from linkmgr.model import Transport
 from linkmgr.qmp.connection import file_timeout_error
 from linkmgr.qmp.dialer import transport_of
@@ -68,7 +68,7 @@ async def allowed_in_time(
     :raise MonitorUnreachable: it has not answered in time.
     """
     try:
-        return await in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
+        return await run_in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
     except TimeoutError as error:
         raise file_timeout_error(error, ascii(str(asked))[1:-1][:200], LOOK_S) from None
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from linkmgr.errors import BadRequest, Conflict, HostError
-from linkmgr.lock_file import LOCK, open_lock
+from linkmgr.lock_file import LOCK_FILE_NAME, open_lock
 from linkmgr.unix_sockets import UnixSocket
 
 EVERYBODYS = 0o666  #: who may do what is decided by who it is, not by who can connect
@@ -94,7 +94,7 @@ async def _clear(path: Path) -> None:
 @contextlib.asynccontextmanager
 async def _alone_in(folder: Path) -> AsyncIterator[None]:
     """Keep two services from taking the same dead socket over, for the moment that it takes."""
-    path = folder / LOCK
+    path = folder / LOCK_FILE_NAME
     fd = -1
     try:
         async with asyncio.timeout(_PATIENCE):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import MonitorUnreachable
-from linkmgr.file_threads import PER_USER_MAX, in_file_thread
+from linkmgr.file_threads import PER_USER_MAX, run_in_file_thread
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.connection import connect_socket
 from linkmgr.qmp.dialer import SocketConnector
@@ -157,7 +157,7 @@ async def test_busy_monitors_of_a_user_hold_up_no_other_of_his(tmp_path: Path) -
 
 async def test_a_user_without_a_free_thread_reads_so(tmp_path: Path) -> None:
     stuck = threading.Event()
-    calls = [in_file_thread(4712, stuck.wait, timeout=0.05) for _ in range(PER_USER_MAX)]
+    calls = [run_in_file_thread(4712, stuck.wait, timeout=0.05) for _ in range(PER_USER_MAX)]
     await asyncio.gather(*calls, return_exceptions=True)
     try:
         with pytest.raises(MonitorUnreachable, match=r"was not looked at within 0\.05 s: its user"):

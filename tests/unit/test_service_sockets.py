@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadRequest, Conflict, HostError
-from linkmgr.lock_file import LOCK
+from linkmgr.lock_file import LOCK_FILE_NAME
 from linkmgr.service.sockets import listening
 from linkmgr.testing.process import until
 from tests.unit.service_lab import read_answer, request
@@ -219,14 +219,14 @@ async def test_a_lock_that_anybody_can_have_keeps_no_service_from_starting(tmp_p
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         async with asyncio.timeout(2), listening(run / "api.sock"):
-            assert not (run / LOCK).exists()
+            assert not (run / LOCK_FILE_NAME).exists()
     finally:
         os.close(fd)
 
 
 @pytest.mark.parametrize("planted", ["open to all", "link", "fifo"])
 async def test_a_lock_file_that_others_can_open_is_not_used(tmp_path: Path, planted: str) -> None:
-    lock = tmp_path / LOCK
+    lock = tmp_path / LOCK_FILE_NAME
     match planted:
         case "open to all":
             lock.touch()
