@@ -216,13 +216,13 @@ format: setup ## Format the code
 	$(VENV)/bin/ruff check --quiet --fix .
 	$(VENV)/bin/ruff format --quiet .
 
-# What draws is installed for this target alone, so that no test runs with it.
-$(BUILD)/graph.stamp: scripts/graph-requirements.lock | $(VENV)/stamp
+# drawsvg is for this target alone; requirements.lock, with which the tests run, is without it.
+$(VENV)/graph.stamp: scripts/graph-requirements.lock | $(VENV)/stamp
 	@$(VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
 	@touch $@
 
 .PHONY: graph
-graph: setup $(BUILD)/graph.stamp ## Draw the imports between rooms; count rooms, arrows and lines
+graph: setup $(VENV)/graph.stamp ## Draw the imports between rooms; count rooms, arrows and lines
 	@$(PY) -m scripts.graph --svg $(BUILD)/graph.svg
 
 .PHONY: way

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Commits after this one are checked. When a faulty one is on main, which is not rewritten, it
-#: becomes that one.
+#: The last commit that is not checked. main is not rewritten: a faulty commit there ends up here.
 SINCE = "5b1d277"
 LONGEST = 72
 AREA = re.compile(r"\w[\w./-]*: ")
 TRAILER = re.compile(r"[A-Z][A-Za-z-]+: \S")
 
-#: First words that are no imperative, and why; the first that fits counts.
+#: Forms of a subject's first word and why they are no imperative; the first match counts.
 MOODS = (
     (
         r"embed|feed|need|seed|shed|speed|succeed|proceed|exceed|bring|ring|ping|string|focus|alias",
@@ -54,11 +53,11 @@ class Commit:
 
 
 class NoHistoryError(Exception):
-    """The commits are not here."""
+    """The checkout lacks the commits to check."""
 
 
 def faults(commit: Commit) -> Iterator[str]:
-    """What is wrong with the form of a commit."""
+    """Yield the faults in the form of a commit, as sentences."""
     subject, *rest = commit.lines or [""]
     if len(subject) > LONGEST:
         yield f"the subject has {len(subject)} characters, {LONGEST} at most are allowed"

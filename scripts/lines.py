@@ -1,4 +1,4 @@
-"""How many lines of a folder are code, how many explain it, and how many are blank."""
+"""Line counts of Python and shell files: code, docstrings and comments, blank lines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Draw the rooms of a house on their floors, and the arrows between them, as SVG.
+"""SVG of the rooms of a house on their floors, and of the arrows between them.
 
-An arrow is the wider the more modules import; those to one room are joined on their way. Red is
-what goes up or sideways, or to a room outside any layer.
+The width of an arrow grows with the number of importing modules; arrows to one room are joined.
+An arrow that goes up or sideways, or to a room outside any layer, is red.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import drawsvg as svg
 
-from scripts.layout import Piece, Stop, pieces, place
+from scripts.layout import Node, Segment, edge_segments, place
 from scripts.rooms import House
 
 FONT = 13
@@ -28,7 +28,9 @@ LEGEND = 24.0  # the height of what the picture says of itself
 HEAD = 9.0  # the length of an arrow's head
 COLOURS = ("#4e79a7", "#59a14f", "#b07aa1", "#9c755f", "#499894", "#b6992d", "#6b6ecf", "#79706e")
 RED = "#d62728"
-SAYS = "Arrows are imports, the wider the more modules; red is what does not go down a floor."
+SAYS = (
+    "Arrows are imports, wider for more importing modules; an arrow that does not go down is red."
+)
 STYLE = """
 text { font-family: "DejaVu Sans", Verdana, sans-serif; }
 .stream path { stroke-opacity: .5; }
@@ -44,10 +46,10 @@ def draw(house: House, path: Path) -> None:
     names = [f"floor {n}" for n in range(len(house.floors), 0, -1)]
     if house.outside:
         names.insert(0, "no layer")
-    parts = pieces(floors, [(each.source, each.target) for each in house.arrows])
+    segments = edge_segments(floors, [(each.source, each.target) for each in house.arrows])
     widths = {room: 18 + LETTER * len(_short(room)) for room in house.rooms}
-    at = place(floors, parts, widths)
-    wide = max(x + (0 if stop.lane else widths[stop.room] / 2) for stop, x in at.items())
+    at = place(floors, segments, widths)
+    wide = max(x + (0 if node.dummy else widths[node.room] / 2) for node, x in at.items())
     tall = STOREY * (len(floors) - 1) + BOX
     size = (wide + LABELS + 2 * MARGIN, tall + LEGEND + 2 * MARGIN)
     origin = (-LABELS - MARGIN, -MARGIN)
@@ -59,10 +61,10 @@ def draw(house: House, path: Path) -> None:
         picture.append(svg.Rectangle(*band, rx=6, fill="#f1f3f5"))
         picture.append(_text(name, -LABELS, n, fill="#868e96"))
     picture.append(svg.Text(SAYS, FONT, -LABELS, tall + MARGIN + LEGEND / 2, fill="#868e96"))
-    picture.extend(_streams(house, parts, _ends(parts, at, widths)))
+    picture.extend(_streams(house, segments, _ends(segments, at, widths)))
     for n, floor in enumerate(floors):
         for room in floor:
-            middle, width = at[Stop(n, room)], widths[room]
+            middle, width = at[Node(n, room)], widths[room]
             box = (middle - width / 2, n * STOREY, width, BOX)
             picture.append(svg.Rectangle(*box, rx=4, fill="white", stroke="#495057"))
             picture.append(_text(_short(room), middle, n, fill="#212529", text_anchor="middle"))
@@ -88,76 +90,78 @@ def _text(words: str, x: float, floor: int, **style: str) -> svg.Text:
 
 
 def _ends(
-    parts: Sequence[Piece], at: Mapping[Stop, float], widths: Mapping[str, float]
-) -> dict[Piece, tuple[float, float]]:
-    """Where each piece starts and ends, from left to right.
+    segments: Sequence[Segment], at: Mapping[Node, float], widths: Mapping[str, float]
+) -> dict[Segment, tuple[float, float]]:
+    """Return the x coordinates of the two ends of each segment.
 
-    What leaves a room does so side by side, in the order of where it leads; what goes up starts
-    beside the head of what comes down.
+    Segments leave a room side by side, in the order of their ends; an upward one starts beside the
+    heads of downward arrows.
     """
-    leaving: dict[tuple[Stop, bool], list[Piece]] = defaultdict(list)
-    for part in parts:
-        if not part.start.lane:
-            leaving[part.start, _is_up(part)].append(part)
-    starts = {part: at[part.start] for part in parts}
-    for (stop, up), several in leaving.items():
-        several.sort(key=lambda part: at[part.end])
-        right = at[stop] + widths[stop.room] / 2 - 6
-        left = at[stop] + HEAD if up else 2 * at[stop] - right
-        for n, part in enumerate(several):
-            starts[part] = left + (right - left) * (n + 0.5) / len(several)
-    return {part: (starts[part], at[part.end]) for part in parts}
+    leaving: dict[tuple[Node, bool], list[Segment]] = defaultdict(list)
+    for segment in segments:
+        if not segment.start.dummy:
+            leaving[segment.start, _is_up(segment)].append(segment)
+    starts = {segment: at[segment.start] for segment in segments}
+    for (node, up), several in leaving.items():
+        several.sort(key=lambda segment: at[segment.end])
+        right = at[node] + widths[node.room] / 2 - 6
+        left = at[node] + HEAD if up else 2 * at[node] - right
+        for n, segment in enumerate(several):
+            starts[segment] = left + (right - left) * (n + 0.5) / len(several)
+    return {segment: (starts[segment], at[segment.end]) for segment in segments}
 
 
-def _is_up(part: Piece) -> bool:
-    return part.end.floor < part.start.floor
+def _is_up(segment: Segment) -> bool:
+    return segment.end.floor < segment.start.floor
 
 
 def _streams(
-    house: House, parts: Sequence[Piece], ends: Mapping[Piece, tuple[float, float]]
+    house: House, segments: Sequence[Segment], ends: Mapping[Segment, tuple[float, float]]
 ) -> Iterable[svg.Group]:
     """The arrows to each room, the red ones last, which lie on top."""
     modules = {(each.source, each.target): each.modules for each in house.arrows}
     wrong = {(each.source, each.target) for each in house.arrows if house.is_wrong(each)}
     colours = dict(zip(house.rooms, cycle(COLOURS), strict=False))
-    streams: dict[tuple[bool, str], list[Piece]] = defaultdict(list)
-    for part in parts:
-        red = any((source, part.target) in wrong for source in part.sources)
-        streams[red, part.target].append(part)
+    streams: dict[tuple[bool, str], list[Segment]] = defaultdict(list)
+    for segment in segments:
+        red = any((source, segment.target) in wrong for source in segment.sources)
+        streams[red, segment.target].append(segment)
     for (red, target), drawn in sorted(streams.items()):
         colour = RED if red else colours[target]
         group = svg.Group(class_="stream")
-        for part in drawn:
-            count = {source: modules[source, target] for source in sorted(part.sources)}
+        for segment in drawn:
+            count = {source: modules[source, target] for source in sorted(segment.sources)}
             width = round(0.6 + 0.7 * math.sqrt(sum(count.values())), 2)
-            curve = _curve(part, *ends[part], stroke=colour, stroke_width=width)
+            curve = _curve(segment, *ends[segment], stroke=colour, stroke_width=width)
             says = ", ".join(f"{_short(source)} ({n})" for source, n in count.items())
             curve.append_title(f"{says} -> {_short(target)}")
             group.append(curve)
-        for x, y, way in {_tip(part, ends[part][1]) for part in drawn if not part.end.lane}:
+        for x, y, way in {
+            _tip(segment, ends[segment][1]) for segment in drawn if not segment.end.dummy
+        }:
             side, back = HEAD * 0.55, y - way * HEAD
             corners = (x - side, back, x + side, back, x, y)
             group.append(svg.Lines(*corners, close=True, fill=colour))
         yield group
 
 
-def _tip(part: Piece, x: float) -> tuple[float, float, int]:
+def _tip(segment: Segment, x: float) -> tuple[float, float, int]:
     """Where the head of an arrow is, and whether it points down (1) or up (-1)."""
-    if part.end.floor > part.start.floor:
-        return x, part.end.floor * STOREY, 1
-    return x, part.end.floor * STOREY + BOX, -1
+    if segment.end.floor > segment.start.floor:
+        return x, segment.end.floor * STOREY, 1
+    return x, segment.end.floor * STOREY + BOX, -1
 
 
-def _curve(part: Piece, start: float, end: float, **style: object) -> svg.Path:
-    """A piece: straight past its floor if it starts in a lane, then bent in the gap."""
+def _curve(segment: Segment, start: float, end: float, **style: object) -> svg.Path:
+    """A segment: straight past its floor if it starts in a lane, then bent in the gap."""
     path = svg.Path(fill="none", **style)
-    here, there = part.start.floor, part.end.floor
-    up = _is_up(part)
+    here, there = segment.start.floor, segment.end.floor
+    up = _is_up(segment)
     leave, enter = (_top(here), _bottom(there)) if up else (_bottom(here), _top(there))
     if here == there:
         enter = _bottom(there)
     edge = here * STOREY + (0 if up else BOX)
-    if part.start.lane:
+    if segment.start.dummy:
         edge = _bottom(here) if up else _top(here)
     path.M(start, edge).L(start, leave)
     if here == there:
@@ -166,7 +170,7 @@ def _curve(part: Piece, start: float, end: float, **style: object) -> svg.Path:
     else:
         bend = (leave + enter) / 2
         path.C(start, bend, end, bend, end, enter)
-    if not part.end.lane:
-        _, tip, way = _tip(part, end)
+    if not segment.end.dummy:
+        _, tip, way = _tip(segment, end)
         path.L(end, tip - way * (HEAD - 1))
     return path

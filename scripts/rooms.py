@@ -86,7 +86,7 @@ def house(package: str, pyproject: Path) -> House:
     return House(
         floors=tuple(floor for floor in floors if floor),
         outside=tuple(sorted(found - named)),
-        arrows=tuple(Arrow(*ends, len(who)) for ends, who in sorted(between.items())),
+        arrows=tuple(Arrow(*ends, len(importing)) for ends, importing in sorted(between.items())),
         modules=len(graph.modules),
         imports=imports,
     )

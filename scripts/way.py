@@ -1,9 +1,8 @@
-"""What runs on the way from one function to another: files, asyncio tasks and locks.
+"""A profile function that records files, asyncio tasks and locks between two functions.
 
-A `Way` is a profile function (`sys.setprofile`, `threading.setprofile`). It begins where its first
-function is entered, and goes on in whatever that starts: the context of the call is passed on to
-tasks, and to threads by `asyncio.to_thread`. Tasks and threads that ran before, as one that reads a
-monitor, are not on it.
+Recording begins when the first function is entered, and follows the context of that call
+(`contextvars`) into the tasks that it starts, and into threads by `asyncio.to_thread`. Tasks and
+threads that ran before, such as the reader of a monitor, are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LOCK = (asyncio.locks.__file__, asyncio.Lock.acquire.__name__)
 
 
 class Way:
-    """The files of a folder that are entered from one function's first line to another's.
+    """Profile function (`sys.setprofile`) that records from one function's first line to another's.
 
     :param folder: only its files are looked at.
     :param first: whether the way begins with a function, which is named by its file (relative to
@@ -31,10 +30,12 @@ class Way:
     def __init__(
         self, folder: Path, first: Callable[[str, str], bool], last: Callable[[str, str], bool]
     ) -> None:
-        self.files: dict[str, str] = {}  #: with the function that was entered first, in their order
-        self.locks: list[str] = []  #: that were taken on it, by what took them
-        self.later_locks: list[str] = []  #: that were taken after its end
-        self.tasks: list[str] = []  #: in which it ends, the first that it began in
+        self.files: dict[str, str] = {}  #: files in order, each with the first function entered
+        self.locks: list[str] = []  #: the function that took each lock
+        self.later_locks: list[str] = []  #: the same after the end
+        self.tasks: list[
+            str
+        ] = []  #: coroutines of the nested tasks at the end, the outermost first
         self.ended = False
         self._prefix = f"{folder}/"
         self._first = first
@@ -44,7 +45,7 @@ class Way:
         self._taken: list[FrameType] = []  # kept, so that none is mistaken for a later one
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
-        """Look at what Python calls."""
+        """Record a call."""
         if event != "call":
             return
         code = frame.f_code

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import graph, layout, lines, rooms
-from scripts.layout import Stop
+from scripts.layout import Node
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
@@ -98,28 +98,30 @@ def test_lines_of_a_shell_script(tmp_path: Path) -> None:
 
 
 def test_an_arrow_past_a_floor_has_a_lane_there_which_it_shares() -> None:
-    parts = layout.pieces([["a"], ["b"], ["c"], ["d"]], [("a", "d"), ("b", "d"), ("d", "b")])
-    down, up = Stop(2, "d", lane=True), Stop(2, "b", lane=True, up=True)
-    through = {(each.start, each.end): each.sources for each in parts}
-    assert through[Stop(1, "d", lane=True), down] == {"a"}
-    assert through[down, Stop(3, "d")] == {"a", "b"}
-    assert through[Stop(3, "d"), up] == {"d"}
+    segments = layout.edge_segments(
+        [["a"], ["b"], ["c"], ["d"]], [("a", "d"), ("b", "d"), ("d", "b")]
+    )
+    down, up = Node(2, "d", dummy=True), Node(2, "b", dummy=True, up=True)
+    through = {(each.start, each.end): each.sources for each in segments}
+    assert through[Node(1, "d", dummy=True), down] == {"a"}
+    assert through[down, Node(3, "d")] == {"a", "b"}
+    assert through[Node(3, "d"), up] == {"d"}
 
 
 def test_no_arrow_crosses_a_room_and_no_room_another() -> None:
     house = rooms.house("linkmgr", ROOT / "pyproject.toml")
     floors = [floor for floor in (house.outside, *house.floors) if floor]
-    parts = layout.pieces(floors, [(each.source, each.target) for each in house.arrows])
+    segments = layout.edge_segments(floors, [(each.source, each.target) for each in house.arrows])
     widths = {room: 60.0 + len(room) for room in house.rooms}
-    at = layout.place(floors, parts, widths)
+    at = layout.place(floors, segments, widths)
     rows: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for stop, middle in at.items():
-        half = 0 if stop.lane else widths[stop.room] / 2
-        rows[stop.floor].append((middle - half, middle + half))
+    for node, middle in at.items():
+        half = 0 if node.dummy else widths[node.room] / 2
+        rows[node.floor].append((middle - half, middle + half))
     for row in rows.values():
         row.sort()
         assert all(right[0] - left[1] > layout.LANE / 2 for left, right in pairwise(row))
-    assert {stop.room for stop in at} == set(house.rooms)
+    assert {node.room for node in at} == set(house.rooms)
 
 
 def test_the_figures_of_this_tree() -> None:
