@@ -27,7 +27,7 @@ from linkmgr.testing import enter_sandbox
 from linkmgr.testing.process import execute
 
 REPORT = Path("build/bench-against.json")
-LIMIT = 1.10  #: of the other's CPU time
+MAX_CPU_RATIO = 1.10  #: of the other's CPU time
 BRIDGES = {"blue": "br-blue", "red": "br-red"}
 OPS = ("plug", "swap", "start")
 #: How often, in percent, the interval may miss the true median: so take 6 pairs or more.
@@ -109,7 +109,7 @@ async def main(options: argparse.Namespace) -> int:
         own, other = (1000 * median(pair[side] for pair in spent[op]) for side in (0, 1))
         report[op] = {"ratio": round(middle, 3), "low": round(low, 3), "high": round(high, 3),
                       "ours_ms": round(own, 3), "other_ms": round(other, 3)}  # fmt: skip
-        good[op] = high <= LIMIT
+        good[op] = high <= MAX_CPU_RATIO
         cells = (f"{own:.2f}", f"{other:.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
         table.add_row(op, str(len(ratios[op])), *cells, "ok" if good[op] else "too much")
     console.print(table)

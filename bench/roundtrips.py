@@ -19,7 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 REQUEST = b'{"execute": "query-status"}\n'
-PAUSE = 0.0003  # seconds: without one it would take a CPU for itself, and QEMU's other half too
+ROUND_TRIP_INTERVAL_S = (
+    0.0003  # seconds: without one it would take a CPU for itself, and QEMU's other half too
+)
 stopped = False
 
 
@@ -57,7 +59,7 @@ def main(path: str, result: str) -> None:
             ask(monitor, REQUEST)
             times.append(start)
             times.append(clock() - start)
-            time.sleep(PAUSE)
+            time.sleep(ROUND_TRIP_INTERVAL_S)
     Path(result).write_bytes(times.tobytes())
 
 

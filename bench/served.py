@@ -16,7 +16,7 @@ from linkmgr.testing.process import Child, finish
 __all__ = ["Served"]
 
 _PROGRAM = Path(sys.executable).with_name("linkmgr")
-_PATIENCE = 60.0  # seconds for a start
+_START_TIMEOUT_S = 60.0  # seconds for a start
 
 
 class Served:
@@ -91,7 +91,7 @@ class Served:
 
     def client(self) -> Client:
         """One more client."""
-        return Client(self.socket, patience=_PATIENCE)
+        return Client(self.socket, patience=_START_TIMEOUT_S)
 
     async def get(self, path: str) -> str:
         """Ask for what no verb tells, such as ``/metrics``; the answer, with its head."""

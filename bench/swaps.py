@@ -13,7 +13,7 @@ from bench.lab import BRIDGE, DIRECT, Lab
 __all__ = ["TOTAL", "Times", "time_swaps"]
 
 TOTAL = "total"
-PAUSE = 0.05  # seconds between swaps, so that none meets what is left of the one before
+SWAP_INTERVAL_S = 0.05  # seconds between swaps, so that none meets what is left of the one before
 
 
 @dataclass
@@ -44,7 +44,7 @@ async def time_swaps(lab: Lab, count: int, others: int, tick: Callable[[], None]
 async def _timed(
     lab: Lab, network: str, times: Times, tick: Callable[[], None], *, notify: str = "auto"
 ) -> None:
-    await asyncio.sleep(PAUSE)
+    await asyncio.sleep(SWAP_INTERVAL_S)
     start = time.perf_counter()
     outcome = await lab.swap(network, notify=notify)
     total = (time.perf_counter() - start) * 1000

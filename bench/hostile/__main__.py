@@ -24,7 +24,7 @@ from bench.stats import percentile
 from linkmgr.testing import enter_sandbox
 
 REPORT = Path("build/bench-hostile.json")
-LIMIT = 3.0  #: times a replug may take beside an attacker what it takes beside one at a sink
+MAX_SLOWDOWN = 3.0  #: times a replug may take beside an attacker what it takes beside one at a sink
 _UNIT = Path(__file__).parents[2] / "packaging" / "linkmgr.service"
 #: Bytes; MemoryHigh= of the unit, which is in MiB.
 MEMORY_HIGH = int(_UNIT.read_text().partition("MemoryHigh=")[2].partition("M\n")[0]) << 20
@@ -68,7 +68,7 @@ class Found:
                 / sum(block.seconds for block in self.sink), 1
             ),
             "service_rss_mb": round(rss / 1e6, 1),
-            "ok": max(median_ratio, p99_ratio) < LIMIT and not failed and rss < MEMORY_HIGH,
+            "ok": max(median_ratio, p99_ratio) < MAX_SLOWDOWN and not failed and rss < MEMORY_HIGH,
         }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ async def main(options: argparse.Namespace) -> int:
     show(reports, console)
     report = {
         "ok": all(each["ok"] for each in reports),
-        "limit": LIMIT,
+        "limit": MAX_SLOWDOWN,
         "attackers": reports,
         "load": [round(load, 2) for load in os.getloadavg()],
         "seconds": round(time.monotonic() - begun, 1),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 __all__ = ["LOCAL", "NAMES"]
 
-PAUSE = 0.001  # seconds between two rounds: a flood, not a spinning attacker
+ROUND_INTERVAL_S = 0.001  # seconds between two rounds: a flood, not a spinning attacker
 MANY = 200  # connections at once
 LINGER = 3600  # seconds for which the kernel would wait in close()
 ELEMENTS = 330_000  # of a domain's metadata
@@ -56,7 +56,7 @@ def _connect(target: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socke
 def _until(end: float) -> Iterator[None]:
     while time.monotonic() < end:
         yield
-        time.sleep(PAUSE)
+        time.sleep(ROUND_INTERVAL_S)
 
 
 def _flood(target: str, end: float, request: bytes, connections: int) -> None:
@@ -285,7 +285,7 @@ class _Monitor:
                 if pending:
                     with contextlib.suppress(BlockingIOError):
                         pending = pending[client.send(pending) :]
-                time.sleep(PAUSE)
+                time.sleep(ROUND_INTERVAL_S)
 
 
 def _names(text: str, into: list[str]) -> str:

@@ -19,8 +19,8 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 HELLO = b'{"execute": "qmp_capabilities", "id": 1}\n'
 LOOK = (b'{"execute": "human-monitor-command", "arguments": {"command-line": "info network"},'
         b' "id": 2}\n')  # fmt: skip
-LOOK_SECONDS = 1.0
-REDIAL_SECONDS = 0.5
+LIST_INTERVAL_S = 1.0
+RECONNECT_INTERVAL_S = 0.5
 
 
 def listen(path: str, kind: socket.SocketKind) -> None:
@@ -73,17 +73,17 @@ def dial(path: str) -> None:
     while True:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
             sock.connect(path)
-            sock.settimeout(LOOK_SECONDS)
+            sock.settimeout(LIST_INTERVAL_S)
             sock.sendall(HELLO)
             asked = 0.0
             while True:
-                if time.monotonic() - asked > LOOK_SECONDS:
+                if time.monotonic() - asked > LIST_INTERVAL_S:
                     asked = time.monotonic()
                     sock.sendall(LOOK)
                 with contextlib.suppress(TimeoutError):
                     if not sock.recv(1 << 16):
                         break
-        time.sleep(REDIAL_SECONDS)
+        time.sleep(RECONNECT_INTERVAL_S)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ nics = ["mine/*"]
 networks = ["blue", "red"]
 verbs = ["plug", "unplug", "set_link"]
 """
-BEGIN_SECONDS = 0.5  # that an attacker has before the first replug is timed
-LOOK_SECONDS = 1.0  # between two lists of all NICs, for which the service looks at each QEMU
+WARM_UP_S = 0.5  # that an attacker has before the first replug is timed
+LIST_INTERVAL_S = 1.0  # between two lists of all NICs, for which the service looks at each QEMU
 ATTACK = 3  # times as long as the replugs may take: one of them may be held up to the very end
 SETTLE_LOOKS, SETTLE_SECONDS = 40, 0.5
 SOCKETS = {"fds": "fd.sock", "dials": "qmp.sock"}  # of all others it is the API's
@@ -84,7 +84,7 @@ class World:
             await stack.enter_async_context(attack)
             lister = asyncio.create_task(self._list())
             stack.callback(lister.cancel)
-            await asyncio.sleep(BEGIN_SECONDS)
+            await asyncio.sleep(WARM_UP_S)
             found = await self._replug(count, seconds)
             ended = any(child.status is not None for child in self._children)
             if ended and time.monotonic() < ends:
@@ -136,7 +136,7 @@ class World:
             while True:
                 with contextlib.suppress(LinkmgrError):
                     await links.nics()
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(LIST_INTERVAL_S)
 
     # --- the attacker and its target --------------------------------------------------------------
     @asynccontextmanager
@@ -185,7 +185,7 @@ class World:
             while True:
                 with contextlib.suppress(LinkmgrError):
                     await links.add_vm("evil", monitor)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(LIST_INTERVAL_S)
 
     async def _forget(self) -> None:
         with contextlib.suppress(LinkmgrError):

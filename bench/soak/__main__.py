@@ -23,7 +23,7 @@ from bench.soak.swapping import PER_CYCLE, Soak, make_soak
 from linkmgr.testing import enter_sandbox
 
 REPORT = Path("build/soak.json")
-LIMIT = 2.0  # percent that the memory of a process may grow
+MAX_GROWTH_PERCENT = 2.0  # percent that the memory of a process may grow
 ROUNDS = 20
 #: Swaps before the first census that counts: the service keeps the last 1000 operations and events,
 #: and until there are as many, each of its largest size, it has to grow.
@@ -64,7 +64,7 @@ def show(censuses: Sequence[Census], console: Console) -> bool:
         table.add_column(column, justify="right")
     well = True
     for each in growth(censuses):
-        fine = each.percent < LIMIT
+        fine = each.percent < MAX_GROWTH_PERCENT
         well = well and fine
         table.add_row(
             *(each.process, str(each.first.own), str(each.last.own), f"{each.percent:+.2f}"),
@@ -95,7 +95,7 @@ def report(censuses: Sequence[Census], events: dict[str, int]) -> dict[str, Any]
             }
             for each in growth(censuses)
         },
-        "limit_percent": LIMIT,
+        "limit_percent": MAX_GROWTH_PERCENT,
         "changed": changes(censuses[0], censuses[-1]),
         "events": events,
         "censuses": [

@@ -17,7 +17,7 @@ from linkmgr.testing.process import execute
 __all__ = ["SERVICE", "Census", "Growth", "changes", "growth", "take"]
 
 SERVICE = "service"
-_PAUSE = 1.0  # seconds: what a swap leaves to be closed is closed by then
+_CLOSE_DELAY_S = 1.0  # seconds: what a swap leaves to be closed is closed by then
 _LOOKS = 20  # at most, until two in a row are alike
 
 
@@ -57,7 +57,7 @@ async def take(swaps: int, service: Served, guests: Sequence[Guest]) -> Census:
     """Count when it is quiet: nobody but who listens for events is connected to the service."""
     counts: Counter[str] = Counter()
     for _ in range(_LOOKS):
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(_CLOSE_DELAY_S)
         before, counts = counts, await _count(service, guests)
         if counts == before:
             break
