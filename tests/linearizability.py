@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 NEVER = math.inf  #: when a call returned whose outcome is not known
-MOST = 200_000  # places that are tried, by default
+MAX_STATES = 200_000  # places that are tried, by default
 
 S = TypeVar("S", bound=Hashable)
 
@@ -59,7 +59,7 @@ class _Place(Generic[S]):
     by: int | None = None  # the last call of the prefix
 
 
-def find_order(history: Sequence[Call[S]], start: S, *, most: int = MOST) -> list[Call[S]]:
+def find_order(history: Sequence[Call[S]], start: S, *, most: int = MAX_STATES) -> list[Call[S]]:
     """Find an order in which the calls could have been made one at a time.
 
     :param most: places to try before giving up.

@@ -26,7 +26,7 @@ from tests.integration.libvirtd import Libvirtd, private_libvirtd
 
 PROGRAM = str(Path(sys.executable).with_name("linkmgr"))
 #: Seconds that a guest's boot may take: 2 s alone, and far more beside other tests.
-BOOT_SECONDS = 60.0
+BOOT_TIMEOUT_S = 60.0
 NETWORKS = {"blue": "bridge", "red": "bridge", "green": "direct"}
 
 
@@ -146,7 +146,7 @@ class DomainLab:
             return "nothing" if not findings else ""
 
         try:
-            await until(asked, timeout=BOOT_SECONDS, what="check finds nothing", interval=0.1)
+            await until(asked, timeout=BOOT_TIMEOUT_S, what="check finds nothing", interval=0.1)
         except TimeoutError as error:
             error.add_note(f"it finds {await self.links.check()}")
             raise

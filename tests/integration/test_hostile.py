@@ -34,7 +34,7 @@ STREAMS = 200
 #: Bytes that an idle stream may cost: its protocol, its task and its socket; measured are 20 KiB.
 PER_STREAM = 48 << 10
 #: Seconds in which others are answered, whatever goes on; a swap takes a tenth of that.
-SOON = 2.0
+ANSWER_TIMEOUT_S = 2.0
 
 # Becomes another user, who leaves an fd; prints the answer.
 LEAVE = """
@@ -152,7 +152,7 @@ async def test_bodies_that_are_too_large_cost_no_memory_and_no_time_of_others(
         sending = asyncio.gather(*(send(n, each) for n, each in enumerate(made)))
         slowest = await slowest_of(host, 6)
         assert set(await sending) == {413}
-    assert slowest < SOON
+    assert slowest < ANSWER_TIMEOUT_S
     assert resident(host) - before < 16 << 20, "40 bodies of 8 MiB"
 
 
@@ -185,7 +185,7 @@ async def test_clients_that_send_a_byte_a_second_are_given_up_and_hold_nobody_up
         slowest = await slowest_of(host, 6)
         assert set(await sending) == {408}
         assert 1 < time.monotonic() - began < 6, "the limit of this service is 1.5 s"
-    assert slowest < SOON
+    assert slowest < ANSWER_TIMEOUT_S
     async with Client(host.socket) as links:
         assert {network.name for network in await links.networks()} == {"blue", "red"}
 
@@ -205,7 +205,7 @@ async def test_connections_that_are_half_closed_are_answered_and_let_go(
         for number, (_, writer) in enumerate(made):
             writer.write(asked[number % len(asked)]())
             writer.write_eof()
-        assert await slowest_of(host, 6) < SOON
+        assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
         async with asyncio.timeout(10):
             said = [await reader.read() for reader, _ in made]
         assert all(text == b"" or text.startswith(b"HTTP/1.1 ") for text in said)
@@ -236,7 +236,7 @@ async def test_two_hundred_idle_event_streams_cost_little_and_give_it_back(
             for each in made:
                 await listening(each)
             grown.append(resident(host) - before)
-            assert await slowest_of(host, 6) < SOON
+            assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
 
             async def hear(connection: Connection) -> None:
                 while b"event: replugged" not in await connection[0].readline():
@@ -268,7 +268,7 @@ async def test_a_client_that_never_reads_its_events_costs_little_and_is_told_tha
                 for _ in range(2000):  # each is an event of half a kilobyte
                     writer.write(request("PUT", f"/v1/connections/{NIC}", {"target": "nowhere"}))
                     assert (await read_answer(reader)).status == 404
-            assert await slowest_of(host, 6) < SOON
+            assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
             assert resident(host) - before < 8 << 20
             deaf.setblocking(False)
             said = b""
@@ -610,7 +610,7 @@ async def test_requests_that_are_costly_to_read_hold_only_their_sender_up(
     try:
         await asyncio.sleep(1.0)
         async with asyncio.timeout(6):
-            assert await slowest_of(host, 8) < SOON
+            assert await slowest_of(host, 8) < ANSWER_TIMEOUT_S
         assert len(host.said()) - said < 16 << 10, "nor do they fill the log"
     finally:
         child.kill()
@@ -626,7 +626,7 @@ async def test_a_qemu_that_tells_slowly_of_many_nics_holds_up_no_list_and_can_be
         (tmp_path / "evil.go").touch()
         await asyncio.sleep(1.5)  # NICs are looked for anew
         for _ in range(3):
-            async with asyncio.timeout(2 * SOON):
+            async with asyncio.timeout(2 * ANSWER_TIMEOUT_S):
                 assert NIC in {str(nic.ref) for nic in await links.nics()}
         async with asyncio.timeout(15):  # LOOKING_SECONDS, and some
             await links.remove_vm("evil")
@@ -634,7 +634,7 @@ async def test_a_qemu_that_tells_slowly_of_many_nics_holds_up_no_list_and_can_be
         await links.add_vm("evil", tmp_path / "evil.qmp")
         (tmp_path / "evil.go").touch()
         await asyncio.sleep(1.5)
-        async with asyncio.timeout(2 * SOON):
+        async with asyncio.timeout(2 * ANSWER_TIMEOUT_S):
             await links.nics()
         began = time.monotonic()
         assert await host.stop() == 0
@@ -713,7 +713,7 @@ async def test_a_path_on_a_file_system_that_does_not_answer_holds_nobody_up(
             async with Client(host.socket) as links:
                 roots = asyncio.create_task(links.add_vm("roots", mount / "qmp"))
                 await asyncio.sleep(1.0)
-                assert await slowest_of(host, 6) < SOON
+                assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
                 with pytest.raises(MonitorUnreachable, match="has not answered within 5 s"):
                     await roots
             for ((status, problem),) in await asyncio.gather(*adding):
@@ -736,7 +736,7 @@ async def test_a_monitor_whose_file_system_stops_answering_holds_up_nobody_and_n
             with silent_fuse(mount):  # over the socket
                 await asyncio.sleep(1.0)
                 await links.vms()  # it is found not to answer, once
-                assert await slowest_of(host, 6) < SOON
+                assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
                 assert {vm.name: vm.state for vm in await links.vms()}["evil"] is VmState.UNKNOWN
                 guest = await lab.guest("web2", boot=False, add=False)
                 await links.add_vm("web2", guest.qmp_path)
@@ -745,7 +745,7 @@ async def test_a_monitor_whose_file_system_stops_answering_holds_up_nobody_and_n
                 host.start()
                 await host.ready()
                 async with asyncio.timeout(20):
-                    assert await slowest_of(host, 6) < SOON
+                    assert await slowest_of(host, 6) < ANSWER_TIMEOUT_S
 
 
 def pid_of(host: Host) -> int:

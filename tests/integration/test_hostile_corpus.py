@@ -20,7 +20,7 @@ from tests.corpus.source import SUITES, Suite
 _COMMAND = "from linkmgr.cli import main; main()"
 EXAMPLES = int(os.environ.get("LINKMGR_EXAMPLES", "60"))
 MEMORY = 512 << 20  #: bytes of address space for ``linkmgr prepare``, of which Python takes half
-SECONDS = 20.0  #: for one on a busy machine; its CPU time is bounded by `judge`
+DOCUMENT_TIMEOUT_S = 20.0  #: for one on a busy machine; its CPU time is bounded by `judge`
 
 pytestmark = pytest.mark.skipif(
     not all(Suite(each).is_here() for each in SUITES),
@@ -79,7 +79,7 @@ def test_the_command_takes_little_memory_and_says_one_line(name: str, tmp_path: 
     file.write_bytes(HURTS[name](documents()[0]))
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND, "prepare", str(file), "--xml"],
-        capture_output=True, check=False, timeout=SECONDS,
+        capture_output=True, check=False, timeout=DOCUMENT_TIMEOUT_S,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
     )  # fmt: skip
     said = done.stderr.decode()

@@ -25,7 +25,9 @@ from tests.unit.prepare_lab import PLAIN
 AT_ONCE = 4  #: hooks, as of guests that start together
 HOOK_S = 2.0  #: the hook's own deadline where no configuration says another
 SLACK = 3.0  #: seconds that a process may take besides, on a busy machine
-SOON = 1.0  #: seconds in which others are answered, without those in which no processor was free
+ANSWER_TIMEOUT_S = (
+    1.0  #: seconds in which others are answered, without those in which no processor was free
+)
 MEMORY = 96 << 20  #: bytes that the service may take for so many requests of a mebibyte
 PATIENT = "[hook]\nseconds = 20\n"  #: a refusal is not to be a deadline
 CLOSED = PATIENT + "fail_closed = true\n"
@@ -71,7 +73,7 @@ async def test_hostile_domains_end_the_hook_as_promised_and_cost_others_nothing(
             longest = max(longest, own_time(pid_of(host), os.getpid()) - began)
         await asyncio.gather(*calling)
         grown = _peak(host) - before
-    assert longest < SOON
+    assert longest < ANSWER_TIMEOUT_S
     assert grown < MEMORY
     for (name, operation), each in ran.items():
         refused = _is_refused(DOCUMENTS[name])

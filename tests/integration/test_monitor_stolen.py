@@ -29,7 +29,7 @@ from linkmgr.testing import Guest
 from linkmgr.testing.process import Child, execute, until
 
 MALLORY = 65534
-SECONDS = 3.0  #: for which he races; before the mend he won within one
+RACE_S = 3.0  #: for which he races; before the mend he won within one
 RULES = f"""
 [limits]
 monitor_seconds = 2.0
@@ -147,7 +147,7 @@ async def mallorys_guest(world: World, path: Path) -> AsyncIterator[Child]:
 
 
 async def ask(
-    world: World, path: Path, *, askers: int, number: int = 1, seconds: float = SECONDS
+    world: World, path: Path, *, askers: int, number: int = 1, seconds: float = RACE_S
 ) -> list[dict[str, int]]:
     async def one(each: int) -> dict[str, int]:
         words = [str(world.served.socket), str(path), str(seconds), str(number + each)]
@@ -169,7 +169,7 @@ async def test_the_race_between_the_look_at_a_path_and_the_connect_gets_him_noth
     path = world.folder / "qmp"
     argv = [sys.executable, "-I", "-c", FLIP, str(path), str(world.root_guest.qmp_path)]
     with tempfile.TemporaryFile() as output:
-        async with child([*argv, str(SECONDS + 20)], output):
+        async with child([*argv, str(RACE_S + 20)], output):
             await asyncio.sleep(0.3)
             found = await ask(world, path, askers=3)
     answers = {what: sum(each.get(what, 0) for each in found) for one in found for what in one}

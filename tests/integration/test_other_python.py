@@ -21,8 +21,8 @@ from linkmgr.testing.process import until
 from tests.integration.machine import CHECKOUT, Machine, boot, suite
 
 HOOK = "/etc/libvirt/hooks/qemu.d/50-linkmgr"
-HOOK_SECONDS = 2.0  #: what the hook waits for the service by default
-SLACK_SECONDS = 8.0  #: what a busy machine may take besides
+HOOK_TIMEOUT_S = 2.0  #: what the hook waits for the service by default
+SLACK_S = 8.0  #: what a busy machine may take besides
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ async def test_the_command_the_unit_and_the_hook_say_that_it_is_for_another_pyth
             f"echo '<domain/>' | {HOOK} web1 {operation} begin - 2>&1", check=False
         )
         assert done.status == 0, done.output
-        assert time.monotonic() - begun < HOOK_SECONDS + SLACK_SECONDS
+        assert time.monotonic() - begun < HOOK_TIMEOUT_S + SLACK_S
         assert "Traceback" not in done.output
         assert (operation == "started") == ("domain web1 has started" in done.output), done.output
 

@@ -31,7 +31,7 @@ BEFORE = "e39dc5c"
 #: What the root of the tests forbids, for its own making: services, and documents of packages.
 NOT_ON_A_HOST = "/usr/sbin/policy-rc.d /etc/dpkg/dpkg.cfg.d/tests"
 HOOK = "/etc/libvirt/hooks/qemu.d/50-linkmgr"
-PING_SECONDS = 0.05
+PING_INTERVAL_S = 0.05
 WAIT_FOR_GUEST = (
     "for try in $(seq 120); do ping -q -c 1 -W 1 {address} >/dev/null && exit; done; exit 1"
 )
@@ -134,7 +134,7 @@ echo cont >/run/web1.in
 #: While frames go over the cable.
 _UPGRADE = f"""
 dpkg -i /shared/linkmgr.deb >/run/dpkg.log 2>&1 & dpkg=$!
-ping -i {PING_SECONDS} 10.0.0.2 >/run/ping.log & ping=$!
+ping -i {PING_INTERVAL_S} 10.0.0.2 >/run/ping.log & ping=$!
 wait $dpkg; status=$?
 kill -INT $ping; wait $ping
 exit $status

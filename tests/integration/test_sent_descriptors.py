@@ -29,7 +29,7 @@ from tests.integration.test_cli import Host
 from tests.integration.test_hostile import STRANGER, serving
 
 LINGER = 30  #: seconds that closing one takes
-SOON = 3.0  #: seconds in which others are answered
+ANSWER_TIMEOUT_S = 3.0  #: seconds in which others are answered
 WAYS = {"kernel": "linkmgr serve", "portable": portable_service.command()}
 
 # Connects as another user, sends slow descriptors in many ways, and keeps all open. Prints how many
@@ -210,11 +210,11 @@ async def others_are_served(host: Host, seconds: float) -> None:
     async with Client(host.socket) as links:
         while time.monotonic() < until_then:
             began = time.monotonic()
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await links.create_network("blue", "bridge", bridge="br-blue")
                 await links.delete_network("blue")
                 await links.nics()
-            assert time.monotonic() - began < SOON
+            assert time.monotonic() - began < ANSWER_TIMEOUT_S
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from linkmgr.file_threads import (
 )
 
 SHORT = 0.1
-SOON = 5.0
+THREAD_TIMEOUT_S = 5.0
 
 
 @pytest.fixture
@@ -42,11 +42,13 @@ async def test_a_user_whose_calls_hang_has_few_threads_and_others_are_served(
     await hang(threads, 1001, stuck, 3 * PER_USER_MAX)
     assert threading.active_count() == before + PER_USER_MAX
     for uid in (1002, 0):
-        assert await threads.run(uid, lambda: "here", timeout=SOON) == "here"
+        assert await threads.run(uid, lambda: "here", timeout=THREAD_TIMEOUT_S) == "here"
     with pytest.raises(NoFreeThread, match="no thread for files of uid 1001"):
         await threads.run(1001, lambda: "here", timeout=SHORT)
     stuck.set()
-    assert await threads.run(1001, lambda: "here", timeout=SOON) == "here", "they have returned"
+    assert await threads.run(1001, lambda: "here", timeout=THREAD_TIMEOUT_S) == "here", (
+        "they have returned"
+    )
 
 
 async def test_many_users_leave_places_to_root_and_root_has_an_end_too(
@@ -56,7 +58,7 @@ async def test_many_users_leave_places_to_root_and_root_has_an_end_too(
     users = range(1001, 1001 + 2 * UNPRIVILEGED_MAX // PER_USER_MAX)
     await asyncio.gather(*(hang(threads, uid, stuck, PER_USER_MAX) for uid in users))
     assert threading.active_count() == before + UNPRIVILEGED_MAX
-    assert await threads.run(0, lambda: "here", timeout=SOON) == "here"
+    assert await threads.run(0, lambda: "here", timeout=THREAD_TIMEOUT_S) == "here"
     await hang(threads, 0, stuck, PRIVILEGED_MAX + 8)
     assert threading.active_count() == before + UNPRIVILEGED_MAX + PRIVILEGED_MAX
 
@@ -70,12 +72,14 @@ async def test_what_comes_too_late_or_to_nobody_is_discarded(stuck: threading.Ev
 
     with pytest.raises(TimeoutError):
         await threads.run(0, make, timeout=SHORT, discard=late.put_nowait)
-    left = asyncio.create_task(threads.run(0, make, timeout=SOON, discard=late.put_nowait))
+    left = asyncio.create_task(
+        threads.run(0, make, timeout=THREAD_TIMEOUT_S, discard=late.put_nowait)
+    )
     await asyncio.sleep(SHORT)
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     stuck.set()
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(THREAD_TIMEOUT_S):
         assert [await late.get(), await late.get()] == ["made", "made"]
 
 
@@ -87,9 +91,11 @@ async def test_what_comes_in_the_very_turn_of_the_cancellation_is_discarded() ->
         made.set()
         return "made"
 
-    call = asyncio.create_task(threads.run(0, make, timeout=SOON, discard=discarded.append))
+    call = asyncio.create_task(
+        threads.run(0, make, timeout=THREAD_TIMEOUT_S, discard=discarded.append)
+    )
     await asyncio.sleep(0)
-    made.wait(SOON)
+    made.wait(THREAD_TIMEOUT_S)
     while threads._running:  # the thread delivers next; the loop has no turn meanwhile
         time.sleep(0.001)  # noqa: ASYNC251
     time.sleep(0.01)  # noqa: ASYNC251
@@ -104,7 +110,7 @@ async def test_a_timeout_of_the_call_itself_is_the_callers() -> None:
         raise TimeoutError("the server of NFS")
 
     with pytest.raises(TimeoutError, match="the server of NFS") as raised:
-        await FileThreads().run(0, fail, timeout=SOON)
+        await FileThreads().run(0, fail, timeout=THREAD_TIMEOUT_S)
     assert not isinstance(raised.value, NoFreeThread)
 
 
@@ -113,4 +119,4 @@ async def test_an_error_of_the_call_is_the_callers() -> None:
         raise FileNotFoundError("no such file")
 
     with pytest.raises(FileNotFoundError):
-        await FileThreads().run(0, fail, timeout=SOON)
+        await FileThreads().run(0, fail, timeout=THREAD_TIMEOUT_S)

@@ -17,9 +17,9 @@ from linkmgr.libvirt.domain_xml import MAX_BYTES
 from tests.hook_copy import HOOK, write_hook
 from tests.unit.hook_lab import XML, HookLab, Manner, full, http
 
-SOON = 0.4  #: seconds that the tests' configuration gives the hook
+HOOK_TIMEOUT_S = 0.4  #: seconds that the tests' configuration gives the hook
 SLACK = 2.0  #: seconds that a busy machine may take beside
-OPEN = f"[hook]\nseconds = {SOON}\n"
+OPEN = f"[hook]\nseconds = {HOOK_TIMEOUT_S}\n"
 CLOSED = f"{OPEN}fail_closed = true\n"
 YES, NO = http({"ok": True, "said": "fine"}), http({"ok": False, "said": "no cable for web1"})
 OPERATIONS = ["prepare", "start", "started", "stopped", "release", "migrate", "restore",
@@ -162,7 +162,7 @@ async def test_an_xml_that_never_ends_is_given_up(lab: HookLab) -> None:
             process = await asyncio.create_subprocess_exec(
                 lab.hook(config), "web1", "prepare", "begin", "-", stdin=read
             )
-            async with asyncio.timeout(SOON + SLACK):
+            async with asyncio.timeout(HOOK_TIMEOUT_S + SLACK):
                 assert await process.wait() == status
     finally:
         os.close(read)
@@ -243,11 +243,11 @@ async def test_whatever_a_service_does_the_hook_ends_in_time_and_with_0(
         for operation in ("started", "prepare", "stopped"):
             ran = await lab.run("web1", operation, "begin", "-", config=OPEN, xml=big)
             assert (ran.status, ran.out) == (0, b"")
-            assert ran.seconds < SOON + SLACK
+            assert ran.seconds < HOOK_TIMEOUT_S + SLACK
         if failure != "hangs up in its answer":  # by then it had said yes
             ran = await lab.run("web1", "prepare", "begin", "-", config=CLOSED)
             assert (ran.status, ran.out) == (1, b"")
-            assert ran.seconds < SOON + SLACK
+            assert ran.seconds < HOOK_TIMEOUT_S + SLACK
             assert ran.err.startswith("linkmgr: domain web1 is not started: ")
             assert says in ran.err
             assert ran.err.endswith("says fail_closed\n")
@@ -257,9 +257,9 @@ async def test_a_service_that_hangs_costs_the_whole_time_once_and_says_so(lab: H
     async with lab.service(never):
         started = await lab.run("web1", "started", "begin", "-", config=OPEN)
         stopped = await lab.run("web1", "stopped", "end", "-", config=OPEN)
-    assert started.seconds >= SOON
+    assert started.seconds >= HOOK_TIMEOUT_S
     assert "maybe not yet with its cables" in started.err
-    assert stopped.seconds < SOON
+    assert stopped.seconds < HOOK_TIMEOUT_S
     assert stopped.err == ""
 
 
@@ -303,7 +303,7 @@ async def test_a_service_where_too_many_wait_is_given_up_in_time(lab: HookLab) -
         for words, config, status in (("started", OPEN, 0), ("prepare", CLOSED, 1)):
             ran = await lab.run("web1", words, "begin", "-", config=config)
             assert (ran.status, ran.out) == (status, b"")
-            assert SOON <= ran.seconds < SOON + SLACK
+            assert HOOK_TIMEOUT_S <= ran.seconds < HOOK_TIMEOUT_S + SLACK
 
 
 async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_from_root(
@@ -377,7 +377,7 @@ async def test_a_guest_comes_from_another_host_unless_the_service_says_no(
     assert (ran.status, ran.out) == (status, b"")
     if answer == NO:
         assert ran.err == "linkmgr: domain web1 cannot come to this host: no cable for web1\n"
-    assert ran.seconds < SOON + SLACK
+    assert ran.seconds < HOOK_TIMEOUT_S + SLACK
 
 
 async def test_once_the_package_is_removed_nothing_is_asked_for_any_more(lab: HookLab) -> None:

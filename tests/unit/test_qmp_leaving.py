@@ -15,7 +15,7 @@ from tests.unit.qmp_peer import FakeMonitor, connected, nothing_left_behind, ope
 
 __all__ = ["nothing_left_behind"]
 
-SOON = 0.05  # seconds
+COMMAND_TIMEOUT_S = 0.05  # seconds
 
 pytestmark = pytest.mark.parametrize("how", ["cancelled", "timed out"])
 
@@ -40,7 +40,7 @@ class Caller:
 
 
 def limit(how: str) -> float | None:
-    return SOON if how == "timed out" else None
+    return COMMAND_TIMEOUT_S if how == "timed out" else None
 
 
 def add_tap(monitor: Monitor, how: str, null: int) -> Caller:
@@ -65,7 +65,7 @@ async def test_leaving_while_others_wait_for_answers_sends_nothing(how: str) -> 
                 add_tap(monitor, how, null),
                 Caller(how, monitor.batch([Command("a"), Command("b")], timeout=limit(how))),
             ]
-            await asyncio.sleep(SOON / 2)
+            await asyncio.sleep(COMMAND_TIMEOUT_S / 2)
             for caller in callers:
                 learned = await caller.leave()
                 assert learned is None or not learned.sent
