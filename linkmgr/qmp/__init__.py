@@ -7,7 +7,7 @@ QEMU's answers into data.
 from linkmgr.qmp.events import MonitorEvent, MonitorEvents
 from linkmgr.qmp.features import Features
 from linkmgr.qmp.monitor import Command, Monitor
-from linkmgr.qmp.network import NetworkInfo, parse_info_network
+from linkmgr.qmp.network import NetTopology, parse_info_network
 
 __all__ = [  # noqa: RUF022 - most important first
     "Monitor",
@@ -15,6 +15,6 @@ __all__ = [  # noqa: RUF022 - most important first
     "MonitorEvent",
     "MonitorEvents",
     "Features",
-    "NetworkInfo",
+    "NetTopology",
     "parse_info_network",
 ]

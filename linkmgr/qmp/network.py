@@ -113,8 +113,8 @@ class NetClient:
 
 
 @dataclass(frozen=True)
-class NetworkInfo:
-    """All of it.
+class NetTopology:
+    """QEMU's net clients, and what is plugged into what.
 
     :param nics: by id. QEMU's ids of NICs and of netdevs are two namespaces, so one id may be in
         `nics` and in `netdevs`.
@@ -220,7 +220,7 @@ class _Reader:
         return client
 
 
-def parse_info_network(text: object) -> NetworkInfo:
+def parse_info_network(text: object) -> NetTopology:
     """Read the answer of ``info network``.
 
     :raise MonitorError: a line that cannot be part of it, which is shown; or too many.
@@ -245,4 +245,4 @@ def parse_info_network(text: object) -> NetworkInfo:
             hint="look whether this is QEMU; linkmgr leaves such a guest alone",
         )
     hubs = {number: Hub(number, tuple(ports)) for number, ports in reader.hubs.items()}
-    return NetworkInfo(hubs, reader.nics, reader.netdevs)
+    return NetTopology(hubs, reader.nics, reader.netdevs)

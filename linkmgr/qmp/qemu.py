@@ -16,7 +16,7 @@ from linkmgr.model import Transport
 from linkmgr.qmp.dialer import Connector, SocketConnector
 from linkmgr.qmp.features import Features, probe_features
 from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
-from linkmgr.qmp.network import NetworkInfo, parse_info_network
+from linkmgr.qmp.network import NetTopology, parse_info_network
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class QemuProcess:
         """Run commands back to back; see `Monitor.batch`."""
         return await self._live().batch(commands, timeout=self.timeout)
 
-    async def query_network(self) -> NetworkInfo:
+    async def query_network(self) -> NetTopology:
         """Read which backends, hubs and NICs there are and who is plugged into whom."""
         return parse_info_network(await self._live().hmp("info network", timeout=self.timeout))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from linkmgr.errors import BadRequest, CannotAttach, HubCrowded, NoSink, NotOnHub, UnknownNic
 from linkmgr.model import NicRef
-from linkmgr.qmp.network import HubPort, NetClient, NetworkInfo
+from linkmgr.qmp.network import HubPort, NetClient, NetTopology
 from linkmgr.untrusted import printable
 from linkmgr.wirings.args import hub_args
 
@@ -20,7 +20,7 @@ class NicHub:
     backends: tuple[HubPort, ...]
 
 
-def find_hub(info: NetworkInfo, nic: NicRef) -> NicHub:
+def find_hub(info: NetTopology, nic: NicRef) -> NicHub:
     """Find the NIC's hub and refuse one that would hurt the guest.
 
     :raise UnknownNic: when QEMU has no such NIC.

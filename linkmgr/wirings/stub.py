@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable
 
 from linkmgr.host import Fd
-from linkmgr.qmp.network import NetClient, NetworkInfo
+from linkmgr.qmp.network import NetClient, NetTopology
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings.hub_view import tap_fd_number
 
@@ -29,7 +29,7 @@ def libvirt_netdev_id(alias: str) -> str:
     return f"host{alias}"
 
 
-def free_hub_number(info: NetworkInfo) -> int:
+def free_hub_number(info: NetTopology) -> int:
     """The number of a hub that QEMU has not got."""
     number = FIRST_HUB_NUMBER
     while number in info.hubs:
@@ -37,7 +37,7 @@ def free_hub_number(info: NetworkInfo) -> int:
     return number
 
 
-def orphaned_backend(info: NetworkInfo, alias: str) -> NetClient | None:
+def orphaned_backend(info: NetTopology, alias: str) -> NetClient | None:
     """The backend that libvirt made for a NIC if it is orphaned and no placeholder; else ``None``.
 
     A NIC's own backend is never taken away: it would be orphaned for good.

@@ -24,7 +24,7 @@ from linkmgr.host import Fd, FdbEntry, Host
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef, OwnerTag
 from linkmgr.qmp.dialer import SocketConnector
-from linkmgr.qmp.network import NetClient, NetworkInfo, parse_info_network
+from linkmgr.qmp.network import NetClient, NetTopology, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
 from linkmgr.wirings.host_side import claim_addresses, restore_addresses
@@ -45,8 +45,8 @@ class FakeQemu:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    async def query_network(self) -> NetworkInfo:
-        return NetworkInfo(netdevs={BACKEND: NetClient(BACKEND, "tap")})
+    async def query_network(self) -> NetTopology:
+        return NetTopology(netdevs={BACKEND: NetClient(BACKEND, "tap")})
 
     async def execute(self, name: str, _arguments: object = None, **_: object) -> object:
         if name == "query-rx-filter":
@@ -289,7 +289,7 @@ class HubQemu(FakeQemu):
         self.idents = idents
         self.batches: list[list[str]] = []
 
-    async def query_network(self) -> NetworkInfo:
+    async def query_network(self) -> NetTopology:
         return parse_info_network(f"{hub_with(*self.idents)}lmt-{NEW}: index=0,type=tap,fd=12\n")
 
     async def batch(self, commands: list[Any]) -> list[object]:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import MonitorError
-from linkmgr.qmp.network import Hub, HubPort, NetClient, NetworkInfo, parse_info_network
+from linkmgr.qmp.network import Hub, HubPort, NetClient, NetTopology, parse_info_network
 
 DATA = Path(__file__).parent / "data" / "info_network"
 SAMPLES = sorted(path.stem for path in DATA.glob("*.txt"))
 
 
-def sample(name: str) -> NetworkInfo:
+def sample(name: str) -> NetTopology:
     return parse_info_network((DATA / f"{name}.txt").read_text())
 
 
@@ -153,7 +153,7 @@ MACS = st.from_regex(r"52:54:00(:[0-9a-f]{2}){3}", fullmatch=True)
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> NetworkInfo:
+def networks(draw: st.DrawFn) -> NetTopology:
     """A network as QEMU could have it."""
     nic_ids = draw(st.lists(IDS, unique=True, max_size=5))
     netdev_ids = iter(draw(st.lists(IDS, unique=True, min_size=24, max_size=24)))
@@ -190,10 +190,10 @@ def networks(draw: st.DrawFn) -> NetworkInfo:
             backend(nic(name, queues).id, name, queues)
         else:
             nic(None)
-    return NetworkInfo(hubs, nics, netdevs)
+    return NetTopology(hubs, nics, netdevs)
 
 
-def render(info: NetworkInfo, newline: str) -> str:
+def render(info: NetTopology, newline: str) -> str:
     """The text of QEMU's ``hmp_info_network``."""
 
     def line(client: NetClient, index: int = 0) -> str:
@@ -218,5 +218,5 @@ def render(info: NetworkInfo, newline: str) -> str:
 
 
 @given(networks(), st.sampled_from(["\n", "\r\n"]))
-def test_what_is_written_is_read_back(info: NetworkInfo, newline: str) -> None:
+def test_what_is_written_is_read_back(info: NetTopology, newline: str) -> None:
     assert parse_info_network(render(info, newline)) == info

@@ -13,7 +13,7 @@ from typing import Any
 from linkmgr import Client, Nic
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.model import LinkState, NicState, OwnerTag
-from linkmgr.qmp.network import NetworkInfo, parse_info_network
+from linkmgr.qmp.network import NetTopology, parse_info_network
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
 
@@ -72,7 +72,7 @@ class Inspection:
         found += self._journal_faults(nics)
         return found
 
-    def _qemu_faults(self, nics: list[Nic], info: NetworkInfo) -> list[str]:
+    def _qemu_faults(self, nics: list[Nic], info: NetTopology) -> list[str]:
         cables = sum(1 for nic in nics if nic.connection)
         taps = [name for name, each in info.netdevs.items() if each.type == "tap"]
         found = [] if len(taps) == cables else [f"QEMU has {taps} for {cables} cables"]
@@ -135,7 +135,7 @@ class Inspection:
         return found
 
 
-def _cable_faults(nic: Nic, info: NetworkInfo) -> list[str]:
+def _cable_faults(nic: Nic, info: NetTopology) -> list[str]:
     if nic.state not in (NicState.PLUGGED, NicState.UNPLUGGED):
         return [f"{nic.ref} is {nic.state}"]
     hub = info.hub_of(nic.ref.alias)
