@@ -6,12 +6,12 @@ QEMU's answers into data.
 
 from linkmgr.qmp.events import MonitorEvent, MonitorEvents
 from linkmgr.qmp.features import Features
-from linkmgr.qmp.monitor import Command, Monitor
+from linkmgr.qmp.monitor import Monitor, QmpCommand
 from linkmgr.qmp.network import NetTopology, parse_info_network
 
 __all__ = [  # noqa: RUF022 - most important first
     "Monitor",
-    "Command",
+    "QmpCommand",
     "MonitorEvent",
     "MonitorEvents",
     "Features",

@@ -37,7 +37,7 @@ from linkmgr.qmp.connection import (
 from linkmgr.qmp.events import DEFAULT_QUEUE_LENGTH, EventBroadcast, MonitorEvent, MonitorEvents
 from linkmgr.qmp.session import Session, SessionFactory
 
-__all__ = ["Monitor", "Command", "MonitorEvent"]  # noqa: RUF022 - most important first
+__all__ = ["Monitor", "QmpCommand", "MonitorEvent"]  # noqa: RUF022 - most important first
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ DEFAULT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Command:
+class QmpCommand:
     """A QMP command and its arguments."""
 
     name: str
@@ -212,7 +212,7 @@ class Monitor:
         :raise MonitorTimeout: no answer in time.
         :raise BadRequest: the arguments have no JSON form, or a descriptor is not open.
         """
-        command = _checked(Command(name, arguments or {}))
+        command = _checked(QmpCommand(name, arguments or {}))
         with contextlib.ExitStack() as stack:
             held = {key: _duplicate(key, fd, stack) for key, fd in (fds or {}).items()}
 
@@ -222,7 +222,7 @@ class Monitor:
             return await self._call(_Call(name), send, timeout, stack)
 
     async def batch(
-        self, commands: Sequence[Command], *, timeout: float | None = None
+        self, commands: Sequence[QmpCommand], *, timeout: float | None = None
     ) -> list[object | CommandFailed]:
         """Write commands back to back, then collect the answers.
 
@@ -348,7 +348,7 @@ class Monitor:
             raise self._late(call, limit, "QEMU does not answer")
         return task.result()
 
-    async def _with_fds(self, call: _Call, command: Command, fds: Mapping[str, int]) -> Any:
+    async def _with_fds(self, call: _Call, command: QmpCommand, fds: Mapping[str, int]) -> Any:
         given: list[str] = []  # names that QEMU may hold
         try:
             for name, fd in fds.items():
@@ -393,7 +393,7 @@ class Monitor:
         )
 
 
-def _checked(command: Command) -> Command:
+def _checked(command: QmpCommand) -> QmpCommand:
     """Return a copy of the command whose arguments certainly have a JSON form.
 
     An argument that has none would otherwise end the connection, from inside the library.
@@ -403,7 +403,7 @@ def _checked(command: Command) -> Command:
         json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as err:
         raise BadRequest(f"the arguments of {command.name} have no JSON form: {err}") from err
-    return Command(command.name, arguments)
+    return QmpCommand(command.name, arguments)
 
 
 def _duplicate(name: str, fd: int, stack: contextlib.ExitStack) -> int:

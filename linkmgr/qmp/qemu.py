@@ -15,7 +15,7 @@ from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
 from linkmgr.model import Transport
 from linkmgr.qmp.dialer import Connector, SocketConnector
 from linkmgr.qmp.features import Features, probe_features
-from linkmgr.qmp.monitor import Command, Monitor, MonitorEvent
+from linkmgr.qmp.monitor import Monitor, MonitorEvent, QmpCommand
 from linkmgr.qmp.network import NetTopology, parse_info_network
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class QemuProcess:
             error.hint = error.hint or f"try again; if it persists, see QEMU's log of {self.name}"
             raise
 
-    async def batch(self, commands: Sequence[Command]) -> list[object | CommandFailed]:
+    async def batch(self, commands: Sequence[QmpCommand]) -> list[object | CommandFailed]:
         """Run commands back to back; see `Monitor.batch`."""
         return await self._live().batch(commands, timeout=self.timeout)
 

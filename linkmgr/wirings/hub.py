@@ -40,7 +40,7 @@ from linkmgr.model import (
     Offer,
     OwnerTag,
 )
-from linkmgr.qmp import Command
+from linkmgr.qmp import QmpCommand
 from linkmgr.qmp.network import NetClient, parse_info_network
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.untrusted import printable
@@ -76,8 +76,8 @@ _HUBPORT_PREFIX = "lmp-"  # ... and its hub port
 _OUR_ID = re.compile(r"lm[tp]-[0-9a-f]{8}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MIN_MTU, MAX_MTU = 68, 65535  #: bytes; what ``host_mtu`` of virtio can be, 0 for none
-_HEAD_START = Command("query-status")
-_INFO_NETWORK = Command("human-monitor-command", {"command-line": "info network"})
+_HEAD_START = QmpCommand("query-status")
+_INFO_NETWORK = QmpCommand("human-monitor-command", {"command-line": "info network"})
 
 
 class HubWiring(Wiring):
@@ -503,8 +503,8 @@ def _require_exactly(hub: NicHub, cables: Collection[Cable], replies: Collection
     )
 
 
-def _plug(cable: Cable) -> Command:
-    return Command(
+def _plug(cable: Cable) -> QmpCommand:
+    return QmpCommand(
         "netdev_add",
         {
             "type": "hubport",
@@ -515,5 +515,5 @@ def _plug(cable: Cable) -> Command:
     )
 
 
-def _unplug(cable: Cable) -> Command:
-    return Command("netdev_del", {"id": cable.hubport_id})
+def _unplug(cable: Cable) -> QmpCommand:
+    return QmpCommand("netdev_del", {"id": cable.hubport_id})

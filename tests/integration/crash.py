@@ -21,7 +21,7 @@ from linkmgr.errors import CommandFailed
 from linkmgr.host import Host, macvtap
 from linkmgr.host.rtnl import NetlinkRequest, Rtnl
 from linkmgr.host.trouble import KernelRefused
-from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp import Monitor, QmpCommand
 from linkmgr.qmp.connection import QmpTransport
 from linkmgr.swap import Step
 from tests.integration.forks import fork_each
@@ -48,7 +48,7 @@ def kill_after(answers: int, note: Path) -> None:
                 die(note, f"{answers} {name}")
 
     async def one_by_one(
-        self: Monitor, commands: Sequence[Command], *, timeout: float | None = None
+        self: Monitor, commands: Sequence[QmpCommand], *, timeout: float | None = None
     ) -> list[object | CommandFailed]:
         """So that it can be killed between two commands of the switch."""
         answers: list[object | CommandFailed] = []

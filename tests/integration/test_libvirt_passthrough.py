@@ -16,7 +16,7 @@ from linkmgr.errors import CommandFailed, MonitorGone, MonitorTimeout, MonitorUn
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.model import Transport, VmState
-from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp import Monitor, QmpCommand
 from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
@@ -228,7 +228,7 @@ async def _asked(monitor: Monitor, uuid: str) -> None:
     assert os.read(ours, 1) == b""  # nobody holds the other end: not QEMU, not libvirt, not we
     os.close(ours)
     answers = await monitor.batch(
-        [Command("query-status"), Command("no-such-command"), Command("query-name")]
+        [QmpCommand("query-status"), QmpCommand("no-such-command"), QmpCommand("query-name")]
     )
     assert isinstance(answers[0], dict)
     assert isinstance(answers[1], CommandFailed)

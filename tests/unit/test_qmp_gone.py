@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from linkmgr.errors import MonitorGone, MonitorUnreachable
-from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp import Monitor, QmpCommand
 from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]
@@ -55,7 +55,7 @@ async def check_gone(monitor: Monitor, said: str) -> None:
         await monitor.wait_closed()
         assert monitor.closed
         await fails(monitor.execute("late"), said, sent=False)
-        await fails(monitor.batch([Command("late")]), said, sent=False)
+        await fails(monitor.batch([QmpCommand("late")]), said, sent=False)
         await fails(monitor.hmp("late"), said, sent=False)
         await fails(monitor.wait_responsive(), said, sent=False)
         with opened() as null:
@@ -91,7 +91,7 @@ async def test_while_calls_wait_for_the_connection(ending: bytes, said: str) -> 
             waiting = [
                 asyncio.create_task(monitor.execute("plain")),
                 asyncio.create_task(monitor.execute("tap", fds={"lm": null})),
-                asyncio.create_task(monitor.batch([Command("a"), Command("b")])),
+                asyncio.create_task(monitor.batch([QmpCommand("a"), QmpCommand("b")])),
                 asyncio.create_task(monitor.wait_responsive()),
             ]
             await asyncio.sleep(0)
@@ -140,7 +140,9 @@ async def test_while_a_closefd_is_in_flight(ending: bytes, said: str) -> None:
 @every_ending
 async def test_during_a_batch(ending: bytes, said: str) -> None:
     async with connected() as (monitor, peer):
-        running = asyncio.create_task(monitor.batch([Command("a"), Command("b"), Command("c")]))
+        running = asyncio.create_task(
+            monitor.batch([QmpCommand("a"), QmpCommand("b"), QmpCommand("c")])
+        )
         a, _, _ = [await peer.next() for _ in range(3)]
         peer.answer(a)
         end(peer, ending)

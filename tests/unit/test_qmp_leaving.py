@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import MonitorTimeout
-from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp import Monitor, QmpCommand
 from tests.unit.qmp_peer import FakeMonitor, connected, nothing_left_behind, open_fds, opened
 
 __all__ = ["nothing_left_behind"]
@@ -63,7 +63,7 @@ async def test_leaving_while_others_wait_for_answers_sends_nothing(how: str) -> 
             callers = [
                 Caller(how, monitor.execute("plain", timeout=limit(how))),
                 add_tap(monitor, how, null),
-                Caller(how, monitor.batch([Command("a"), Command("b")], timeout=limit(how))),
+                Caller(how, monitor.batch([QmpCommand("a"), QmpCommand("b")], timeout=limit(how))),
             ]
             await asyncio.sleep(COMMAND_TIMEOUT_S / 2)
             for caller in callers:
@@ -174,7 +174,7 @@ async def test_the_connection_stays_taken_until_the_late_answer(how: str) -> Non
 
 async def test_leaving_a_batch_lets_all_of_it_run(how: str) -> None:
     async with connected() as (monitor, peer):
-        batch = [Command("netdev_del"), Command("netdev_add")]
+        batch = [QmpCommand("netdev_del"), QmpCommand("netdev_add")]
         caller = Caller(how, monitor.batch(batch, timeout=limit(how)))
         received = [await peer.next(), await peer.next()]
         learned = await caller.leave()

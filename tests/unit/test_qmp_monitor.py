@@ -10,7 +10,7 @@ from types import MappingProxyType
 import pytest
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorTimeout
-from linkmgr.qmp import Command, Monitor
+from linkmgr.qmp import Monitor, QmpCommand
 from linkmgr.qmp.connection import QmpTransport
 from tests.unit.qmp_peer import (
     FakeMonitor,
@@ -66,7 +66,7 @@ async def test_arguments_without_a_json_form_are_refused_and_the_monitor_lives(
         with pytest.raises(BadRequest, match="netdev_add have no JSON form"):
             await monitor.execute("netdev_add", {"id": value})
         with pytest.raises(BadRequest):
-            await monitor.batch([Command("stop"), Command("netdev_add", {"id": value})])
+            await monitor.batch([QmpCommand("stop"), QmpCommand("netdev_add", {"id": value})])
         await monitor.execute("cont")
         assert peer.timeline == ["cont"]
 
@@ -91,7 +91,7 @@ async def test_the_pid_is_that_of_the_other_end() -> None:
 
 async def test_a_batch_is_written_before_the_first_answer() -> None:
     async with connected() as (monitor, peer):
-        commands = [Command(f"c{number}") for number in range(20)]
+        commands = [QmpCommand(f"c{number}") for number in range(20)]
         running = asyncio.create_task(monitor.batch(commands))
         received = [await peer.next() for _ in commands]
         assert peer.timeline == [command.name for command in commands]
@@ -115,7 +115,7 @@ async def test_a_batch_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) 
             write(data)
 
         monkeypatch.setattr(writer, "write", noted)
-        await monitor.batch([Command("a"), Command("b"), Command("c")])
+        await monitor.batch([QmpCommand("a"), QmpCommand("b"), QmpCommand("c")])
         await monitor.execute("d")
         assert [data.count(b'"execute"') for data in written] == [3, 1]
 
@@ -123,7 +123,7 @@ async def test_a_batch_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_batch_has_its_results_in_order_with_failures_in_place() -> None:
     async with connected() as (monitor, peer):
         running = asyncio.create_task(
-            monitor.batch([Command("a"), Command("b"), Command("c", {"x": 1})])
+            monitor.batch([QmpCommand("a"), QmpCommand("b"), QmpCommand("c", {"x": 1})])
         )
         a, b, c = [await peer.next() for _ in range(3)]
         peer.answer(c, "third")  # QEMU answers in order; the ids decide all the same
@@ -144,7 +144,7 @@ async def test_an_empty_batch_sends_nothing() -> None:
 async def test_a_batch_that_times_out_says_that_it_was_sent() -> None:
     async with connected() as (monitor, peer):
         with pytest.raises(MonitorTimeout) as info:
-            await monitor.batch([Command("a"), Command("b")], timeout=0.05)
+            await monitor.batch([QmpCommand("a"), QmpCommand("b")], timeout=0.05)
         assert info.value.sent
         assert peer.timeline == ["a", "b"]
 
@@ -152,7 +152,7 @@ async def test_a_batch_that_times_out_says_that_it_was_sent() -> None:
 async def test_calls_run_one_after_another() -> None:
     async with connected() as (monitor, peer):
         first = asyncio.create_task(monitor.execute("a"))
-        second = asyncio.create_task(monitor.batch([Command("b"), Command("c")]))
+        second = asyncio.create_task(monitor.batch([QmpCommand("b"), QmpCommand("c")]))
         third = asyncio.create_task(monitor.execute("d"))
         a = await peer.next("a")
         await peer.quiet()
@@ -197,7 +197,7 @@ async def test_nothing_comes_between_a_descriptor_and_its_getfd() -> None:
 
             async def one(number: int) -> None:
                 if number % 3 == 0:
-                    await monitor.batch([Command(f"plain{number}")] * 3)
+                    await monitor.batch([QmpCommand(f"plain{number}")] * 3)
                 else:
                     fds = {f"lm-{number}-{each}": null for each in range(number % 3)}
                     await monitor.execute(f"use{number}", fds=fds)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import MonitorGone
-from linkmgr.qmp import Command, Monitor, MonitorEvent
+from linkmgr.qmp import Monitor, MonitorEvent, QmpCommand
 
 
 class Cut:
@@ -59,5 +59,5 @@ async def test_of_a_batch_that_was_cut_off_all_or_nothing_is_unsent(answers: int
     async with await cut(answers) as monitor:
         assert monitor.pid == 7
         with pytest.raises(MonitorGone) as gone:
-            await monitor.batch([Command("one"), Command("two")])
+            await monitor.batch([QmpCommand("one"), QmpCommand("two")])
         assert gone.value.sent is bool(answers)
