@@ -41,7 +41,7 @@ class Fd:
         """
         return Fd(os.dup(self.number))
 
-    def take(self) -> int:
+    def detach(self) -> int:
         """Move the descriptor out; the caller owns it now.
 
         :raise ValueError: when it was closed or handed over.
@@ -57,7 +57,7 @@ class Fd:
         loop use `close_in_thread`.
         """
         if self._number is not None:
-            os.close(self.take())
+            os.close(self.detach())
 
     async def close_in_thread(self) -> None:
         """Close it without holding up the event loop; nothing happens the second time.
@@ -65,7 +65,7 @@ class Fd:
         It is closed on return, also when the caller was cancelled meanwhile.
         """
         if self._number is not None:
-            await run_in_thread(os.close, self.take())
+            await run_in_thread(os.close, self.detach())
 
     def __enter__(self) -> Self:
         return self

@@ -25,10 +25,10 @@ class FdStore(Protocol):
         Call it before the caller's own fd is closed, so that the last close is in its thread.
         """
 
-    def take(self, ident: str) -> int | None:
+    def dup(self, ident: str) -> int | None:
         """Return a duplicate of what an earlier run left, for the caller to own.
 
-        It stays kept until `drop`, so that who failed halfway can take it again.
+        It stays kept until `drop`: a caller that failed halfway can have another one.
         """
 
     def prune(self, claimed: Collection[str], pending: Collection[str]) -> None:
@@ -48,8 +48,8 @@ class NullFdStore:
     def drop(self, ident: str) -> None:
         """See `FdStore.drop`."""
 
-    def take(self, ident: str) -> int | None:  # noqa: ARG002 - the protocol's name
-        """See `FdStore.take`."""
+    def dup(self, ident: str) -> int | None:  # noqa: ARG002 - the protocol's name
+        """See `FdStore.dup`."""
         return None
 
     def prune(self, claimed: Collection[str], pending: Collection[str]) -> None:

@@ -108,7 +108,7 @@ class _Descriptor:
     def __init__(self, fd: int) -> None:
         self._held = [os.dup(fd)]
 
-    def take(self) -> int | None:
+    def detach(self) -> int | None:
         """The copy, for the first who asks; in any thread."""
         try:
             return self._held.pop()
@@ -117,7 +117,7 @@ class _Descriptor:
 
     def drop(self) -> None:
         """Close it unless it was taken."""
-        if (fd := self.take()) is not None:
+        if (fd := self.detach()) is not None:
             os.close(fd)
 
 
@@ -252,7 +252,7 @@ class Passthrough:
 
     def _command(self, api: Any, text: str, descriptor: _Descriptor | None) -> str:
         """Run one command."""
-        fd = descriptor.take() if descriptor is not None else None
+        fd = descriptor.detach() if descriptor is not None else None
         try:
             # QEMU's answers have no descriptors.
             files = [] if fd is None else [fd]

@@ -39,7 +39,7 @@ class PassedFds:
         """The names of those that nobody has taken yet."""
         return [name for name, _ in self._fds]
 
-    def take(self, name: str) -> Fd | None:
+    def pop(self, name: str) -> Fd | None:
         """Hand over the first one of that name; the caller owns it then."""
         for at, (found, fd) in enumerate(self._fds):
             if found == name:
@@ -86,7 +86,7 @@ class SystemdFdStore:
         self._notifier = notifier
         self._left: dict[str, Fd] = {}
         for name in [name for name in passed.names if name.startswith(_PREFIX)]:
-            fd = passed.take(name)
+            fd = passed.pop(name)
             assert fd is not None
             if name in self._left:  # the same fd, stored twice
                 fd.close()
@@ -112,13 +112,13 @@ class SystemdFdStore:
             fd.close()  # the store still has it: this is not the last one, and takes no time
         self._notifier.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
-    def take(self, ident: str) -> int | None:
-        """See `FdStore.take`."""
+    def dup(self, ident: str) -> int | None:
+        """See `FdStore.dup`."""
         fd = self._left.get(_PREFIX + ident)
         if fd is None:
             return None
         try:
-            return fd.dup().take()
+            return fd.dup().detach()
         except OSError as error:
             log.warning("the fd of cable %s cannot be duplicated: %s", ident, error)
             return None

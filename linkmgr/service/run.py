@@ -257,13 +257,13 @@ def _load(path: Path | None) -> Config:
 @contextlib.asynccontextmanager
 async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncIterator[UnixSocket]:
     """The one that systemd passed, which stays in place at the end, or one of our own."""
-    fd = passed.take(name)
+    fd = passed.pop(name)
     if fd is None:
         async with listening(path, mode) as sock:
             log.info("listening on %s", path)
             yield sock
         return
-    with UnixSocket.from_fd(fd.take()) as sock:
+    with UnixSocket.from_fd(fd.detach()) as sock:
         yield sock
 
 
@@ -271,8 +271,8 @@ async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncI
 async def _fd_socket(
     passed: PassedFds, links: LinkManager, core: Core, path: Path
 ) -> AsyncIterator[None]:
-    fd = passed.take(HANDOVER)
-    sock = fdsock.bind(path) if fd is None else UnixSocket.from_fd(fd.take())
+    fd = passed.pop(HANDOVER)
+    sock = fdsock.bind(path) if fd is None else UnixSocket.from_fd(fd.detach())
 
     def allow(peer: Peer) -> None:
         core.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
@@ -294,11 +294,11 @@ async def _monitors(
     async with contextlib.AsyncExitStack() as stack:
         listener = None
         if settings.libvirt.run_dir:
-            fd = passed.take(MONITORS)
+            fd = passed.pop(MONITORS)
             if fd is None:
                 sock = await stack.enter_async_context(listening(path))
             else:
-                sock = stack.enter_context(UnixSocket.from_fd(fd.take()))
+                sock = stack.enter_context(UnixSocket.from_fd(fd.detach()))
             identifier = PeerIdentifier(Path(settings.libvirt.run_dir))
             timeout = settings.limits.monitor_seconds
             listener = await stack.enter_async_context(

@@ -196,7 +196,7 @@ class HubWiring(Wiring):
 
     def _recover_fd(self, ident: str, backend: NetClient | None) -> Fd | None:
         """A duplicate of a cable's fd, from the fd store or from QEMU, if that is allowed."""
-        copy = self._host.fd_store.take(ident)
+        copy = self._host.fd_store.dup(ident)
         if copy is None and backend is not None and (number := tap_fd_number(backend)) is not None:
             copy = self._qemu.dup_fd(number)
         return None if copy is None else Fd(copy)

@@ -55,7 +55,7 @@ class Tiny:
         passed = passed_fds()
         names = passed.names
         self.fd_store = SystemdFdStore(self.notifier, passed)
-        taken = self.fd_store.take(TAG.id)
+        taken = self.fd_store.dup(TAG.id)
         if taken is None:
             self.tap = make_tap("lm0123abcd", TAG, mtu=1500, vnet_hdr=False, up=True)
             self.fd_store.keep(TAG.id, self.tap.number)
@@ -65,9 +65,9 @@ class Tiny:
         run["device"] = device_of(self.tap.number)
         with (SHARED / "runs").open("a") as runs:
             runs.write(json.dumps(run) + "\n")
-        api = passed.take("api")
+        api = passed.pop("api")
         assert api is not None, f"systemd passed no api socket, only {names}"
-        self.api = socket.socket(fileno=api.take())
+        self.api = socket.socket(fileno=api.detach())
         self.api.setblocking(False)
         self.passed = passed  # the fd socket stays open, unused
 

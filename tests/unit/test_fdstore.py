@@ -62,8 +62,8 @@ import os
 from linkmgr.service.fdstore import passed_fds
 passed = passed_fds()
 print(passed.names, [os.get_inheritable(n) for n in (3, 4, 5)])
-api = passed.take("api")
-print(api, passed.take("api"), passed.names)
+api = passed.pop("api")
+print(api, passed.pop("api"), passed.names)
 print(sorted(name for name in os.environ if name.startswith("LISTEN")), passed_fds().names)
 passed.close()
 api.close()
@@ -135,12 +135,12 @@ def test_what_an_earlier_run_left_can_be_taken_until_it_is_dropped(notifier: Not
     fd_store = SystemdFdStore(notifier, passed)
     assert passed.names == ["api"]
     for _ in range(2):
-        taken = fd_store.take("aa")
+        taken = fd_store.dup("aa")
         assert taken is not None
         assert os.path.sameopenfile(taken, number)
         os.close(taken)
     fd_store.drop("aa")
-    assert fd_store.take("aa") is None
+    assert fd_store.dup("aa") is None
     assert not is_open(number)
     fd_store.close()
     passed.close()
@@ -162,7 +162,7 @@ def test_what_nobody_claims_is_dropped(manager: Manager, notifier: Notifier) -> 
     names = ["lm-a", "lm-b", "lm-c"]
     fd_store = SystemdFdStore(notifier, PassedFds(list(zip(names, fds, strict=True))))
     fd_store.drop("a")
-    taken = fd_store.take("b")
+    taken = fd_store.dup("b")
     fd_store.prune(claimed=["b"], pending=["c"])
     assert fd_store.left == ["c"], "what may still be taken is kept"
     fd_store.prune(claimed=["b"], pending=[])
@@ -209,5 +209,5 @@ def test_no_keeper_keeps_nothing() -> None:
     fd_store: FdStore = NullFdStore()
     with an_fd() as fd:
         fd_store.keep("aa", fd.number)
-    assert fd_store.take("aa") is None
+    assert fd_store.dup("aa") is None
     fd_store.drop("aa")

@@ -41,14 +41,14 @@ def test_a_closed_one_has_no_number() -> None:
     fd = an_fd()
     fd.close()
     assert fd.closed
-    for use in (lambda: fd.number, fd.take, fd.dup):
+    for use in (lambda: fd.number, fd.detach, fd.dup):
         with pytest.raises(ValueError, match="closed or handed over"):
             use()
 
 
 def test_taking_moves_the_ownership_out() -> None:
     fd = an_fd()
-    number = fd.take()
+    number = fd.detach()
     fd.close()
     assert is_open(number)
     os.close(number)
