@@ -42,7 +42,7 @@ _STATES = tuple(DomainState)
 class DomainView:
     """A domain, as libvirt sees it now.
 
-    :param pid: of its QEMU, from libvirt's own record; ``None`` when it does not run, or cannot be
+    :param pid: of its QEMU, from libvirt's status file; ``None`` when it does not run, or cannot be
         seen from here.
     """
 

@@ -2,13 +2,13 @@
 
 All guests share one uid and what a command line says can be forged, so a QEMU is not believed. Its
 pid is the kernel's word (SO_PEERCRED, unix(7)). libvirt writes that pid, with the domain's name and
-uuid, into its record of the running domain, a file of root's that no guest can write
+uuid, into its status file of the running domain, which is root's that no guest can write
 (`linkmgr.libvirt.status`); it is there before QEMU is executed. Measured with libvirt 9.0, 11.3 and
 12.8.
 
-A record can be left behind when libvirtd was away as its guest ended, and the pid be given to
+A status file can be left behind when libvirtd was away as its guest ended, and the pid be given to
 somebody else. So the process has to hold the write lock on a pid file as well, which libvirt takes
-for QEMU before it executes it (libvirt 6.2 and newer), and to have begun before the record was
+for QEMU before it executes it (libvirt 6.2 and newer), and to have begun before that file was
 written. The pid file is 0644: a *read* lock on it is anybody's.
 
 The guest itself must not be what speaks, either: a device of it could lead to the socket. So its
@@ -37,7 +37,13 @@ from linkmgr.errors import CannotPrepare
 from linkmgr.journal import started_at
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.status import BadStatus, Status, open_root_file, pid_hint, read_status
+from linkmgr.libvirt.status import (
+    BadDomainStatus,
+    DomainStatus,
+    open_root_file,
+    pid_hint,
+    read_status,
+)
 
 RUN_DIR = Path("/run/libvirt/qemu")
 
@@ -104,7 +110,7 @@ class PeerIdentifier:
         """
         try:
             status = read_status(self._run_dir / f"{name}.xml")
-        except BadStatus as error:
+        except BadDomainStatus as error:
             return str(error)
         if status is None:
             return None  # the guest has just ended
@@ -116,7 +122,7 @@ class PeerIdentifier:
         except UntrustedPeer as error:
             return str(error)
         if status.name != name:
-            return f"it is the record of domain {status.name}: somebody has renamed it"
+            return f"it is the status file of domain {status.name}: somebody has renamed it"
         return None
 
     def _pid_file_of(self, pid: int) -> str:
@@ -171,7 +177,7 @@ class PeerIdentifier:
         except (OSError, ValueError):
             return False
 
-    def _status_of(self, pid: int, began: int, name: str) -> Status:
+    def _status_of(self, pid: int, began: int, name: str) -> DomainStatus:
         """The status file of a process: most likely the one beside its pid file.
 
         :param began: when the process did, in clock ticks since boot.
@@ -192,7 +198,7 @@ class PeerIdentifier:
                     why = error
         raise why
 
-    def _checked_status(self, name: str, pid: int, began: int) -> Status:
+    def _checked_status(self, name: str, pid: int, began: int) -> DomainStatus:
         """The status in one file, if it is of this process.
 
         :raise UntrustedPeer: it is not.
@@ -200,7 +206,7 @@ class PeerIdentifier:
         path = self._run_dir / f"{name}.xml"
         try:
             status = read_status(path)
-        except BadStatus as error:
+        except BadDomainStatus as error:
             raise UntrustedPeer(f"{path} cannot be used: {error}") from error
         if status is None:
             raise UntrustedPeer(f"there is no {path}")
@@ -279,7 +285,7 @@ def _in_real_time(ticks: int) -> int:
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot
 
 
-def _no_monitor(status: Status) -> str | None:
+def _no_monitor(status: DomainStatus) -> str | None:
     """Why what dials is no monitor of QEMU's, though it is QEMU that dials; ``None`` if it is."""
     try:
         document = Document(status.domain)

@@ -1,7 +1,7 @@
 """Link state in two places that agree: what libvirt says of a NIC, and what linkmgr does.
 
 ``virsh domif-setlink`` goes to QEMU through libvirt's own monitor and emits no event. But libvirt
-writes its record of the domain anew (`linkmgr.libvirt.status`): that is watched. What libvirt
+writes its status file of the domain anew (`linkmgr.libvirt.status`): that is watched. What libvirt
 says then is compared with what it said before. If it has changed, the operator wants it so. If
 not, and the NIC's link is another one, then linkmgr has changed it, and libvirt is told.
 
@@ -30,7 +30,7 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind
 from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
-from linkmgr.libvirt.status import BadStatus, Status, read_status
+from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo
 
@@ -205,8 +205,8 @@ class LinkSync:
         finally:
             await self._saved.save()
 
-    def _is_domain(self, vm: VmInfo, status: Status) -> bool:
-        """Whether a record is of a VM as it runs now.
+    def _is_domain(self, vm: VmInfo, status: DomainStatus) -> bool:
+        """Whether a status file is of a VM as it runs now.
 
         Not of another QEMU that was added under the domain's name, nor of one that has ended: files
         may be renamed, or left behind.
@@ -216,12 +216,12 @@ class LinkSync:
             return vm.transport is not Transport.SOCKET  # libvirt's uuid led to it
         return pid == status.pid
 
-    def _read(self, vm: str) -> Status | None:
+    def _read(self, vm: str) -> DomainStatus | None:
         with self._budgets.setdefault(vm, TimeBudget()).spending():
             return read_status(f"{self._run_dir}/{vm}.xml")
 
     async def _carry_out(
-        self, domain: _ReportedLinks, status: Status, nic: Nic, action: SyncAction
+        self, domain: _ReportedLinks, status: DomainStatus, nic: Nic, action: SyncAction
     ) -> None:
         alias, ref = nic.ref.alias, nic.ref
         if action.requested is not None:
@@ -241,7 +241,7 @@ class LinkSync:
             await self._set_link(status.uuid, status.nics[alias].mac, up)
             domain.links[alias] = action.report
 
-    def _domain(self, status: Status) -> _ReportedLinks:
+    def _domain(self, status: DomainStatus) -> _ReportedLinks:
         began = started_at(status.pid) if status.pid else None
         process_key = f"{status.uuid} {status.pid} {began}"
         known = self._domains.get(status.name)
@@ -257,7 +257,7 @@ class LinkSync:
             try:
                 await self.sync(vm)
                 self._last_errors.pop(vm, None)
-            except (LinkmgrError, BadStatus) as error:
+            except (LinkmgrError, BadDomainStatus) as error:
                 if self._last_errors.get(vm) != str(error):
                     self._last_errors[vm] = str(error)
                     log.warning("VM %s: link state and libvirt do not agree yet: %s", vm, error)

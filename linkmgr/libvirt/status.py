@@ -1,4 +1,4 @@
-"""libvirt's own record of a running domain: the file NAME.xml in its run directory.
+"""libvirt's status file of a running domain: NAME.xml in its run directory.
 
 libvirt writes it anew after each change of the running domain, under another name first, so whoever
 reads it has a whole one. It belongs to root, and holds QEMU's pid and the live XML in
@@ -23,12 +23,14 @@ from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import MAX_BYTES, Document
 from linkmgr.model import LinkState
 
-_HEAD = 4096  # bytes, in which <domstatus pid=...> begins: only a comment of libvirt's is before it
+_HEAD_BYTES = (
+    4096  # bytes, in which <domstatus pid=...> begins: only a comment of libvirt's is before it
+)
 _PID = re.compile(rb"<domstatus\b[^>]*\bpid=[\"'](\d{1,10})[\"']")
 
 
-class BadStatus(ValueError):
-    """A file that is none of libvirt's, or not such a record."""
+class BadDomainStatus(ValueError):
+    """A file that is no status file of libvirt's."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class StatusNic:
 
 
 @dataclass(frozen=True)
-class Status:
-    """A running domain.
+class DomainStatus:
+    """What the status file of a running domain says.
 
     :param uuid: in lower case with hyphens.
     :param pid: of QEMU; 0 when libvirt has not written it.
@@ -86,7 +88,7 @@ def only_root_writes(found: os.stat_result) -> bool:
     return found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022
 
 
-def read_status(path: str | Path) -> Status | None:
+def read_status(path: str | Path) -> DomainStatus | None:
     """Read a domain's status file; ``None`` when there is none, so when the domain does not run.
 
     Blocks for some ms.
@@ -97,7 +99,7 @@ def read_status(path: str | Path) -> Status | None:
     return None if found is None else parse_status(*found)
 
 
-def parse_status(xml: bytes, written: int = 0) -> Status:
+def parse_status(xml: bytes, written: int = 0) -> DomainStatus:
     """Understand a status file.
 
     :raise BadStatus: when it is none.
@@ -105,16 +107,16 @@ def parse_status(xml: bytes, written: int = 0) -> Status:
     try:
         document = Document(xml)
     except CannotPrepare as error:
-        raise BadStatus(error.what) from error
+        raise BadDomainStatus(error.what) from error
     root = document.root
     domain = root.find("domain")
     name, uuid = (domain.find(each) if domain else None for each in ("name", "uuid"))
     if root.name != "domstatus" or domain is None or name is None or uuid is None:
-        raise BadStatus("it is no status of a domain (<domstatus> with <domain>)")
+        raise BadDomainStatus("it is no status of a domain (<domstatus> with <domain>)")
     try:
         its_uuid = str(uuids.UUID(uuid.text.strip()))
     except ValueError as error:
-        raise BadStatus(f"its uuid is none: {ascii(uuid.text)[:60]}") from error
+        raise BadDomainStatus(f"its uuid is none: {ascii(uuid.text)[:60]}") from error
     pid = root.attributes.get("pid", "")
     devices = domain.find("devices")
     nics = {}
@@ -127,23 +129,23 @@ def parse_status(xml: bytes, written: int = 0) -> Status:
             )
     its_pid = int(pid) if pid.isascii() and pid.isdecimal() and len(pid) <= 10 else 0
     text = document.text(domain)
-    return Status(name.text.strip(), its_uuid, its_pid, nics, written, text)
+    return DomainStatus(name.text.strip(), its_uuid, its_pid, nics, written, text)
 
 
 def pid_hint(path: str | Path) -> int | None:
     """The pid in a status file's first line, read in no time; `read_status` says if it is true."""
     try:
-        found = _read(path, _HEAD)
-    except BadStatus:
+        found = _read(path, _HEAD_BYTES)
+    except BadDomainStatus:
         return None
     match = _PID.search(found[0]) if found else None
     return int(match[1]) if match else None
 
 
 def pid_of(name: str, run_dir: Path) -> int | None:
-    """The process id of a running domain's QEMU; ``None`` when libvirt's record does not say it.
+    """The process id of a running domain's QEMU; ``None`` when its status file does not say it.
 
-    Reads no more of the record than up to the domain's name, which has to be this one. The libvirt
+    Reads no more of the file than up to the domain's name, which has to be this one. The libvirt
     of a session writes it as its user, whose word counts for processes of that user alone.
     """
     try:
@@ -175,13 +177,13 @@ def _read(path: str | Path, most: int) -> tuple[bytes, int] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadStatus(f"{path} cannot be used: {error.strerror}") from error
+        raise BadDomainStatus(f"{path} cannot be used: {error.strerror}") from error
     with os.fdopen(fd, "rb") as file:
         return file.read(most), os.fstat(fd).st_mtime_ns
 
 
-class _Enough(Exception):
-    """All that was looked for is read."""
+class _StopParsing(Exception):
+    """All that was looked for is parsed."""
 
 
 def _beginning(xml: bytes) -> tuple[int, str]:
@@ -201,18 +203,18 @@ def _beginning(xml: bytes) -> tuple[int, str]:
 
     def end(_: str) -> None:
         if at == ["domstatus", "domain", "name"]:
-            raise _Enough
+            raise _StopParsing
         at.pop()
 
     def doctype(*_: object) -> None:  # libvirt writes none, and entities come from there
-        raise _Enough
+        raise _StopParsing
 
     parser = expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = begin, end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = characters, doctype
     try:
         parser.Parse(xml, True)
-    except _Enough:
+    except _StopParsing:
         return pid, name.strip()
     except expat.ExpatError:
         pass

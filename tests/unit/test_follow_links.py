@@ -18,7 +18,7 @@ from linkmgr.documents import Documents
 from linkmgr.errors import HostError
 from linkmgr.events import EventKind, Switchboard
 from linkmgr.libvirt.links import LinkSync, SyncAction, decide
-from linkmgr.libvirt.status import BadStatus, Status, parse_status, read_status
+from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, parse_status, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo, VmState
 from linkmgr.testing.process import until
@@ -94,7 +94,7 @@ WARNING: THIS IS AN AUTO-GENERATED FILE.
 
 
 class TestStatus:
-    """libvirt's record of a running domain."""
+    """libvirt's status file of a running domain."""
 
     def test_says_of_each_nic_what_libvirt_has_set(self) -> None:
         status = parse_status(STATUS.format(pid=42, link="down").encode())
@@ -112,7 +112,7 @@ class TestStatus:
          "<domstatus><domain/></domstatus>"],
     )  # fmt: skip
     def test_that_is_none_is_refused(self, text: str) -> None:
-        with pytest.raises(BadStatus):
+        with pytest.raises(BadDomainStatus):
             parse_status(text.encode())
 
     def test_is_not_read_through_a_link_or_from_a_fifo(self, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ class TestStatus:
         (tmp_path / "web1.xml").symlink_to(real)
         os.mkfifo(tmp_path / "web2.xml")
         for name in ("web1", "web2"):
-            with pytest.raises(BadStatus):
+            with pytest.raises(BadDomainStatus):
                 read_status(tmp_path / f"{name}.xml")
         assert read_status(tmp_path / "web3.xml") is None
 
@@ -403,7 +403,7 @@ async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_t
     """libvirt writes it with each edit of the metadata, which is in it."""
     read: list[str] = []
 
-    def counted(path: str) -> Status | None:
+    def counted(path: str) -> DomainStatus | None:
         read.append(path)
         return read_status(path)
 

@@ -18,7 +18,7 @@ from linkmgr.libvirt.domain_xml import (
     Document,
 )
 from linkmgr.libvirt.metadata import MAX_CABLES, MAX_CABLES_BYTES, desired_cables_of_xml
-from linkmgr.libvirt.status import BadStatus, parse_status
+from linkmgr.libvirt.status import BadDomainStatus, parse_status
 
 #: Seconds of the loop that one domain may cost.
 BUDGET = 0.1
@@ -137,9 +137,9 @@ def test_a_status_file_with_such_a_domain_in_it_is_refused_within_the_budget() -
     xml = b"<domstatus>" + HARMFUL["many empty elements between white space"] + b"</domstatus>"
 
     def read() -> None:
-        with pytest.raises(BadStatus):
+        with pytest.raises(BadDomainStatus):
             parse_status(xml[: MAX_BYTES + 1])
-        with pytest.raises(BadStatus):
+        with pytest.raises(BadDomainStatus):
             parse_status(xml)
 
     assert cpu_of(read) < BUDGET

@@ -369,7 +369,7 @@ async def test_doctor_says_which_running_domains_would_be_strangers(libvirt: Lib
     (libvirt.run / "web1.xml").rename(libvirt.run / "web2.xml")
     (renamed,) = await guest_files(libvirt.run)
     assert "web2.xml" in renamed.what
-    assert "it is the record of domain web1" in renamed.what
+    assert "it is the status file of domain web1" in renamed.what
 
     libvirt.record("web2", 2**22)  # more than there can be
     (left,) = await guest_files(libvirt.run)
