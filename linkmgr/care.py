@@ -26,8 +26,8 @@ RETRY = 5.0  #: seconds until what was refused is tried again
 Start = Callable[[Coroutine[Any, Any, None]], object]
 
 
-class Work(Protocol):
-    """A method that does something about one NIC."""
+class DeferredStep(Protocol):
+    """A method that does for one NIC what was put off."""
 
     __name__: str
 
@@ -101,24 +101,24 @@ class Caretaker:
                 if slot := vm.slots.get(alias_of(str(event.data.get("device")))):
                     self._soon(vm, slot, self._lose)
 
-    def _soon(self, vm: Vm, slot: Slot, work: Work) -> None:
-        """Do a work on a NIC, under its lock, unless the same waits already: it will see the same.
+    def _soon(self, vm: Vm, slot: Slot, step: DeferredStep) -> None:
+        """Do a step for a NIC, under its lock, unless the same waits already: it will see the same.
 
         A QEMU may send events faster than it answers, or without end.
         """
-        key = (id(slot), work.__name__)
+        key = (id(slot), step.__name__)
         if key not in self._waiting:
             self._waiting.add(key)
-            self._start(self._begin(key, vm, slot, work))
+            self._start(self._begin(key, vm, slot, step))
 
-    async def _begin(self, key: tuple[int, str], vm: Vm, slot: Slot, work: Work) -> None:
+    async def _begin(self, key: tuple[int, str], vm: Vm, slot: Slot, step: DeferredStep) -> None:
         try:
             await slot.lock.acquire()
         finally:
             self._waiting.discard(key)
         try:
             if not self._stopping:
-                await work(vm, slot)
+                await step(vm, slot)
         finally:
             slot.lock.release()
 

@@ -255,7 +255,7 @@ def _rewrite(xml: bytes, how: _How, virsh: Virsh | None) -> tuple[Rewritten, lis
     document = Document(xml)  # first of all: what is no safe XML is shown to nobody
     checked = validate(xml, "the domain's XML")
     if how.undo:
-        made = undo(xml, nic=how.nic, trusting=how.trusting)
+        made = undo(xml, nic=how.nic, trust_metadata=how.trusting)
     elif how.refresh:
         made = refresh(xml, monitor=how.monitor, models=how.models)
     else:

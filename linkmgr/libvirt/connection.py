@@ -224,11 +224,11 @@ class Libvirt:
         )
 
     async def _call(
-        self, what: str, domain: str, work: Callable[[Any, Any], T], timeout: float
+        self, what: str, domain: str, function: Callable[[Any, Any], T], timeout: float
     ) -> T:
         if self._pool is None:
             raise self._unreachable(what)
-        return await self._pool.call(what, domain, work, timeout)
+        return await self._pool.call(what, domain, function, timeout)
 
     def _unreachable(self, what: str) -> LibvirtUnreachable:
         at = "" if self.uri in str(self.problem) else f" at {self.uri}"

@@ -88,8 +88,8 @@ class LibvirtConnection:
         """Have these called when it is closed, in the thread, the last first."""
         self._cleanups += cleanups
 
-    async def call(self, what: str, work: Callable[[Any, Any], T]) -> T:
-        """Run ``work(load(), connection)`` in the thread, behind other calls.
+    async def call(self, what: str, function: Callable[[Any, Any], T]) -> T:
+        """Run ``function(load(), connection)`` in the thread, behind other calls.
 
         :param what: that is asked, for errors: "the XML of web1".
         :raise LibvirtUnreachable: the connection ended.
@@ -102,7 +102,7 @@ class LibvirtConnection:
         if not self.alive:
             raise ended
         try:
-            return await self._worker.call(lambda: self._call(what, work))
+            return await self._worker.call(lambda: self._call(what, function))
         except NoResultError:  # it was closed meanwhile
             raise ended from None
 
@@ -149,11 +149,11 @@ class LibvirtConnection:
                 raise from_libvirt_error(error, f"connecting to {self.uri}", alive=True) from None
             raise
 
-    def _call(self, what: str, work: Callable[[Any, Any], T]) -> T:
+    def _call(self, what: str, function: Callable[[Any, Any], T]) -> T:
         api = load()
         conn = self._conn
         try:
-            return work(api, conn)
+            return function(api, conn)
         except api.libvirt.libvirtError as error:
             raise from_libvirt_error(error, what, alive=_is_alive(conn)) from None
 

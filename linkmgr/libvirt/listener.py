@@ -376,8 +376,8 @@ class MonitorListener:
         if (guest := self._guests.get(domain)) is not None and guest.idle:
             del self._guests[domain]
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

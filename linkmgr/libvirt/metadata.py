@@ -131,7 +131,7 @@ def parse(text: str | bytes | None, *, domain: str = "") -> DesiredCables:
     :param domain: whose it is, for the error.
     :raise BadMetadata: names the NIC and the attribute, and what it may be.
     """
-    with _told_of(domain):
+    with _naming_domain(domain):
         return DesiredCables() if text is None else _read(_document(text).root)
 
 
@@ -149,13 +149,13 @@ def read_document(domain_xml: str | bytes, domain: str = "") -> Document:
     :param domain: its name, for the error.
     :raise BadMetadata: it is not XML that is read.
     """
-    with _told_of(domain):
+    with _naming_domain(domain):
         return _document(domain_xml)
 
 
 def desired_cables_of(document: Document) -> DesiredCables:
     """As `desired_cables_of_xml`, for a document that is parsed already."""
-    with _told_of(domain_name(document)):
+    with _naming_domain(domain_name(document)):
         metadata = document.root.find("metadata")
         there = metadata.children if metadata else []
         # Of that namespace, whatever it is called: misspelt it would ask for no cables, silently.
@@ -206,7 +206,7 @@ def _attributes(cable: DesiredCable) -> str:
 
 # --- reading --------------------------------------------------------------------------------------
 @contextmanager
-def _told_of(domain: str) -> Iterator[None]:
+def _naming_domain(domain: str) -> Iterator[None]:
     """Say of which domain an error is."""
     try:
         yield

@@ -85,8 +85,8 @@ class LibvirtConnector:
 
         def make(
             on_event: Callable[[MonitorEvent], None], on_closed: Callable[[], None]
-        ) -> Passthrough:
-            return Passthrough(
+        ) -> PassthroughSession:
+            return PassthroughSession(
                 self._libvirt, self._which, who, on_event=on_event, on_closed=on_closed
             )
 
@@ -102,7 +102,7 @@ class LibvirtConnector:
         )
 
 
-class _Descriptor:
+class _FdCopy:
     """A copy of a descriptor that goes with one command; whoever takes it closes it."""
 
     def __init__(self, fd: int) -> None:
@@ -121,7 +121,7 @@ class _Descriptor:
             os.close(fd)
 
 
-class Passthrough:
+class PassthroughSession:
     """A session with the QEMU of a running domain; see `linkmgr.qmp.session.Session`.
 
     It ends with the connection to libvirt and with the domain: not with QEMU's answer being late.
@@ -147,8 +147,8 @@ class Passthrough:
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
         self._reason: str | None = None
-        self._descriptor: _Descriptor | None = None
-        self._asking: set[asyncio.Task[Any]] = set()
+        self._descriptor: _FdCopy | None = None
+        self._commands: set[asyncio.Task[Any]] = set()
         self._watcher: asyncio.Task[None] | None = None
 
     async def open(self, timeout: float, deadline: float) -> None:
@@ -203,12 +203,12 @@ class Passthrough:
         task = asyncio.create_task(
             self._connection.call(name, lambda api, _: self._command(api, text, descriptor))
         )
-        self._asking.add(task)
+        self._commands.add(task)
         try:
             await asyncio.wait({task})
             text = await self._outcome(name, task)
         finally:
-            self._asking.discard(task)
+            self._commands.discard(task)
             task.cancel()
             if descriptor is not None:
                 descriptor.drop()
@@ -220,7 +220,7 @@ class Passthrough:
         :raise MonitorGone: the session has ended.
         """
         self.ensure_open(name)
-        self._descriptor = _Descriptor(fd)
+        self._descriptor = _FdCopy(fd)
 
     async def close(self) -> None:
         """End the session. Idempotent, never raises, never waits for QEMU."""
@@ -250,7 +250,7 @@ class Passthrough:
     def _forget(self) -> None:
         self._domain = None
 
-    def _command(self, api: Any, text: str, descriptor: _Descriptor | None) -> str:
+    def _command(self, api: Any, text: str, descriptor: _FdCopy | None) -> str:
         """Run one command."""
         fd = descriptor.detach() if descriptor is not None else None
         try:
@@ -321,7 +321,7 @@ class Passthrough:
         finally:
             self._events.close()
             self._end("libvirt is gone")
-            for task in (lost, ending, *self._asking):
+            for task in (lost, ending, *self._commands):
                 task.cancel()
             if self._descriptor is not None:
                 self._descriptor.drop()

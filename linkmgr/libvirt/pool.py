@@ -66,9 +66,9 @@ class ConnectionPool:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def call(
-        self, what: str, domain: str, work: Callable[[Any, Any], T], timeout: float
+        self, what: str, domain: str, function: Callable[[Any, Any], T], timeout: float
     ) -> T:
-        """Run ``work(load(), connection)``.
+        """Run ``function(load(), connection)``.
 
         :param what: that is asked, for errors: "the XML of web1".
         :param domain: whom it is about; empty for what is about all of them.
@@ -86,7 +86,7 @@ class ConnectionPool:
             self._has_ended(call)
             raise
         # Its time up or its caller gone, it goes on: a call cannot be taken back.
-        task = asyncio.create_task(connection.call(what, work), name=f"libvirt: {what}")
+        task = asyncio.create_task(connection.call(what, function), name=f"libvirt: {what}")
         self._tasks.add(task)
         late = loop.call_later(HELD_AFTER_S, self._hold, call)
         task.add_done_callback(partial(self._returned, call, connection, late))

@@ -95,16 +95,16 @@ def refresh(
     return _prepared(document, there, monitor, models)
 
 
-def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewritten:
+def undo(xml: bytes, *, nic: str | None = None, trust_metadata: bool = False) -> Rewritten:
     """Make NICs again what they were before they were prepared; others stay as they are.
 
     What was changed since, other than the cable, stays: PCI addresses, the model, the boot order.
 
     :param nic: an alias or an address; ``None`` means all NICs of the domain.
-    :param trusting: whether what the record in ``<metadata>`` has libvirt run or open as root is
-        written too.
+    :param trust_metadata: whether what the original in ``<metadata>`` has libvirt run or open as
+        root is written too.
     :raise CannotPrepare: the XML cannot be read, two NICs have one alias, or a record says what
-        no NIC was, or not without `trusting`.
+        no NIC was, or not without `trust_metadata`.
     :raise UnknownNic: there is no such NIC.
     """
     document = Document(xml)
@@ -117,7 +117,9 @@ def undo(xml: bytes, *, nic: str | None = None, trusting: bool = False) -> Rewri
     notes = []
     for alias in [each for each in aliases if each in there]:
         original = check_original(
-            original_interface(document, prepared[alias]), there[alias], trusting=trusting
+            original_interface(document, prepared[alias]),
+            there[alias],
+            trust_metadata=trust_metadata,
         )
         notes.append(restored_note(there[alias], original))
     if aliases:

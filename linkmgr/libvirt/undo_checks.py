@@ -25,10 +25,10 @@ _BY_ROOT: tuple[tuple[str, tuple[str, ...]], ...] = (
 _MEND = "write the <interface> anew, and remove its record from <linkmgr:prepared>"
 
 
-def check_original(before: bytes, nic: DomainNic, *, trusting: bool) -> Document:
+def check_original(before: bytes, nic: DomainNic, *, trust_metadata: bool) -> Document:
     """Refuse an original interface that no NIC can have been.
 
-    :param trusting: whether programs and files that it names are written.
+    :param trust_metadata: whether programs and files that it names are written.
     :raise CannotPrepare: why not.
     """
     made = parse_original(before, nic)
@@ -40,7 +40,7 @@ def check_original(before: bytes, nic: DomainNic, *, trusting: bool) -> Document
             f"what is recorded in <metadata> was never prepared: {error.what}", hint=_MEND
         ).about(str(nic)) from error
     named = _by_root(made.root)
-    if named and not trusting:
+    if named and not trust_metadata:
         raise CannotPrepare(
             f"its record in <metadata>, which others than root may have written, has libvirt use "
             f"{', '.join(named)}",

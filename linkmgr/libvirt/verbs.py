@@ -91,13 +91,13 @@ class DomainVerbs:
         except NotFound as error:
             name = NicName.parse(nic)
             vm = name.vm or name.word
-            if found := await self._in_stored(name, vm):
+            if found := await self._resolve_stored(name, vm):
                 return found
             if isinstance(error, UnknownVm):
                 raise await explain_unknown_vm(error, vm, self._domains, self._gateway) from None
             raise
 
-    async def _in_stored(self, name: NicName, vm: str) -> NicRef | None:
+    async def _resolve_stored(self, name: NicName, vm: str) -> NicRef | None:
         """A NIC of a domain that is off; ``None`` if libvirt has no such domain, or it no NIC."""
         domain = self._domains.by_name(vm)
         if (name.vm is None and name.is_mac) or (domain is not None and domain.running_hooks):
@@ -137,7 +137,7 @@ class DomainVerbs:
                 ref,
                 affects,
                 lambda: self._manager.plug(ref, target, notify=how, uid=uid),
-                await self._asking_for(ref, target, how),
+                await self._edit_for(ref, target, how),
             )
         except UnknownNetwork as error:
             raise await explain_unknown_network(error, str(target), self._gateway) from None
@@ -169,9 +169,7 @@ class DomainVerbs:
             lambda cables: cables.with_link(ref.alias, link),
         )
 
-    async def _asking_for(
-        self, ref: NicRef, target: str | Network | Port, how: Notify
-    ) -> CablesEdit:
+    async def _edit_for(self, ref: NicRef, target: str | Network | Port, how: Notify) -> CablesEdit:
         """Make the edit that asks for a target; for an inline network by its description.
 
         Its network is there for as long as somebody is plugged into it, and not at the next start.
@@ -194,26 +192,26 @@ class DomainVerbs:
         edit: CablesEdit,
     ) -> Outcome:
         domain = self._domains.by_name(ref.vm)
-        runs = domain if domain and self._is_here(domain) else None
+        runs = domain if domain and self._runs_as_vm(domain) else None
         match parse_choice(Affects, affects, "thing to change"):
             case Affects.LIVE if runs:
-                return await self._now(ref, runs, live, edit)
+                return await self._change_live(ref, runs, live, edit)
             case Affects.LIVE:
-                return await self._do(ref, live)
+                return await self._change_unknown(ref, live)
             case Affects.CONFIG:
-                return await self._next(ref, edit)
+                return await self._change_config(ref, edit)
             case Affects.PERSISTENT if runs:
-                return await self._both(ref, runs, live, edit)
+                return await self._change_both(ref, runs, live, edit)
             case Affects.PERSISTENT:
-                return await self._next_of_idle(ref, live, edit)
+                return await self._change_config_of_idle(ref, live, edit)
 
-    async def _both(
+    async def _change_both(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the guest that runs, then its next start; that the latter failed is a note."""
-        outcome = await self._now(ref, domain, live, edit)
+        outcome = await self._change_live(ref, domain, live, edit)
         try:
-            later = await self._next(ref, edit)
+            later = await self._change_config(ref, edit)
         except Conflict as error:
             note = f"it holds until the guest ends: {error.what}"
             return replace(outcome, notes=(*outcome.notes, note))
@@ -223,12 +221,12 @@ class DomainVerbs:
         changed = outcome.changed or later.changed
         return replace(outcome, changed=changed, notes=outcome.notes + later.notes)
 
-    async def _next_of_idle(
+    async def _change_config_of_idle(
         self, ref: NicRef, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the next start of a domain that is off; a guest without libvirt has none."""
-        if not await self._is_plain(ref.vm):
-            return await self._next(ref, edit)
+        if not await self._is_without_libvirt(ref.vm):
+            return await self._change_config(ref, edit)
         outcome = await live()
         note = (
             f"libvirt has no guest {ref.vm}, so nothing is kept for its next start: add it and "
@@ -236,7 +234,7 @@ class DomainVerbs:
         )
         return replace(outcome, notes=(*outcome.notes, note))
 
-    async def _do(self, ref: NicRef, live: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _change_unknown(self, ref: NicRef, live: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Change a guest of which no domain is known.
 
         :raise UnknownVm: says what its domain lacks, if libvirt has one of that name.
@@ -246,7 +244,7 @@ class DomainVerbs:
         except UnknownVm as error:
             raise await explain_unknown_vm(error, ref.vm, self._domains, self._gateway) from None
 
-    async def _now(
+    async def _change_live(
         self, ref: NicRef, domain: Domain, live: Callable[[], Awaitable[Outcome]], edit: CablesEdit
     ) -> Outcome:
         """Change the guest that runs, then what its live metadata says."""
@@ -298,7 +296,7 @@ class DomainVerbs:
         del domain.unsaved_edits[: len(edits)]
         return found
 
-    def _is_here(self, domain: Domain) -> bool:
+    def _runs_as_vm(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, and not another one that was added under it."""
         vm = next((vm for vm in self._manager.seen()[0] if vm.name == domain.name), None)
         if vm is None or domain.applied_state is None:
@@ -306,7 +304,7 @@ class DomainVerbs:
         known = self._manager.process_of(vm.name)
         return known is not None and Process(*known) == domain.applied_state.process
 
-    async def _is_plain(self, vm: str) -> bool:
+    async def _is_without_libvirt(self, vm: str) -> bool:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
         if not any(each.name == vm for each in self._manager.seen()[0]):
             return False
@@ -321,7 +319,7 @@ class DomainVerbs:
             return False
         return False
 
-    async def _next(self, ref: NicRef, edit: CablesEdit) -> Outcome:
+    async def _change_config(self, ref: NicRef, edit: CablesEdit) -> Outcome:
         """Change what holds from the next start on.
 
         :raise UnknownVm: libvirt has no such domain.
@@ -349,9 +347,9 @@ class DomainVerbs:
         domain = self._domains.ensure(view.uuid, view.name)
         async with domain.lock:
             api = await self._gateway.after_hooks(domain)
-            with _named(domain):
+            with _naming_domain(domain):
                 document = read_document(await api.xml(domain.uuid, live=False), domain.name)
-            nic, prepared = self._stored(ref, document)
+            nic, prepared = self._stored_nic(ref, document)
             before, after = await self._write(domain, edit, live=False, document=document)
         cable = after.get(ref.alias)
         notes = [f"from its next start on it is {cable}"]
@@ -374,7 +372,7 @@ class DomainVerbs:
         :raise LinkmgrError: nothing was written, or libvirt did not say so.
         """
         api = self._gateway.unless_hook(domain)
-        with _named(domain):
+        with _naming_domain(domain):
             if document is None:
                 document = read_document(await api.xml(domain.uuid, live=live), domain.name)
             before = desired_cables_of(document)
@@ -386,7 +384,7 @@ class DomainVerbs:
                 )  # fmt: skip
         return before, after
 
-    def _stored(self, ref: NicRef, document: Document) -> tuple[Nic, bool]:
+    def _stored_nic(self, ref: NicRef, document: Document) -> tuple[Nic, bool]:
         """A NIC of a domain's stored XML, and whether it is prepared.
 
         :raise UnknownNic: there is none of that alias.
@@ -419,7 +417,7 @@ class DomainVerbs:
 
 
 @contextlib.contextmanager
-def _named(domain: Domain) -> Iterator[None]:
+def _naming_domain(domain: Domain) -> Iterator[None]:
     """Have errors of libvirt speak of a domain by its name: it is asked by uuid."""
     try:
         yield

@@ -24,8 +24,8 @@ class NoResultError(Exception):
 class _Job(Generic[T]):
     """A call, and where it stands."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self.work = work
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.function = function
         self.abandoned = False  # nobody waits for it any more
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
@@ -33,7 +33,7 @@ class _Job(Generic[T]):
     def run(self) -> None:
         """Do it, and have the loop told; in a thread."""
         try:
-            result = self.work()
+            result = self.function()
         except BaseException as error:  # noqa: BLE001 - the caller's
             # The traceback keeps libvirt objects alive; free them in this thread, not the loop's.
             error.__traceback__ = error.__context__ = None
@@ -63,13 +63,13 @@ class WorkerThread:
         self.busy = False  #: whether a call is under way
         self._last: _Job[None] | None = None
 
-    async def call(self, work: Callable[[], T], *, timeout: float | None = None) -> T:
-        """Run `work` in the thread when its turn comes.
+    async def call(self, function: Callable[[], T], *, timeout: float | None = None) -> T:
+        """Run `function` in the thread when its turn comes.
 
         :param timeout: seconds, waiting for the turn included; ``None`` for as long as it takes.
         :raise NoResultError: its time is up, or the thread takes no more.
         """
-        job = _Job(work)
+        job = _Job(function)
         with self._lock:
             if self._last is not None:
                 raise NoResultError

@@ -218,7 +218,7 @@ def judge(xml: bytes) -> None:
         raise Wrong("its guest could speak to the service")
     if PREPARED_NAMESPACE.encode() in xml:
         return  # what it was before is in its records, whatever they say
-    back = _tried(lambda given: undo(given, trusting=True), made.xml, OFFLINE_S)
+    back = _tried(lambda given: undo(given, trust_metadata=True), made.xml, OFFLINE_S)
     if back is None or back.xml != xml:
         raise Wrong("undone is not as it was")
 

@@ -61,7 +61,7 @@ def check(xml: bytes) -> Outcome:
         undo(made.xml)
     except CannotPrepare as error:
         refusals, trusting = _refusal(xml, error), True
-    back, undoing = measured(lambda: undo(made.xml, trusting=trusting))
+    back, undoing = measured(lambda: undo(made.xml, trust_metadata=trusting))
     _hold(back.xml == xml, "undone is not as it was")
     _hold(undo(back.xml).xml == xml, "undone twice is not undone once")
     spent = max(preparing, undoing)

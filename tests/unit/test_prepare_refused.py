@@ -224,7 +224,7 @@ def test_a_record_has_libvirt_run_or_open_nothing_unless_a_person_says_so(
         undo(xml)
     assert named in refused.value.what
     assert "--trust-metadata" in str(refused.value.hint)
-    assert inside.encode() in undo(xml, trusting=True).xml
+    assert inside.encode() in undo(xml, trust_metadata=True).xml
     assert inside.encode() not in prepare(xml).xml.replace(b"CDATA", b"").split(b"]]>")[1]
 
 
@@ -243,7 +243,7 @@ def test_a_record_of_what_is_never_prepared_is_refused_whoever_says_so(interface
     xml = recorded(interface)
     for trusting in (False, True):
         with pytest.raises(CannotPrepare, match="was never prepared"):
-            undo(xml, trusting=trusting)
+            undo(xml, trust_metadata=trusting)
 
 
 def test_an_undo_says_what_each_nic_leads_to_again() -> None:
