@@ -28,14 +28,14 @@ if TYPE_CHECKING:
         Transport,
         VmInfo,
     )
-    from linkmgr.protocol import GuestLinks, Links
+    from linkmgr.protocol import LibvirtLinkApi, LinkApi
     from linkmgr.wirings import hub_args
 
 __all__ = [  # noqa: RUF022 - the most important first
     "LinkManager",
     "Client",
-    "Links",
-    "GuestLinks",
+    "LinkApi",
+    "LibvirtLinkApi",
     "hub_args",
     "Outcome",
     "Nic",
@@ -63,8 +63,8 @@ __all__ = [  # noqa: RUF022 - the most important first
 _HOMES = {
     "LinkManager": "manager",
     "Client": "client",
-    "Links": "protocol",
-    "GuestLinks": "protocol",
+    "LinkApi": "protocol",
+    "LibvirtLinkApi": "protocol",
     "hub_args": "wirings.args",
     "LinkmgrError": "errors",
     "Event": "events",

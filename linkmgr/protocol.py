@@ -25,7 +25,7 @@ from linkmgr.model import (
     VmInfo,
 )
 
-STRAY_SECONDS = 60.0  #: how long a device must have been a stray before `Links.gc` removes it
+STRAY_SECONDS = 60.0  #: how long a device must have been a stray before `LinkApi.gc` removes it
 
 
 class EventStream(Protocol):
@@ -37,8 +37,8 @@ class EventStream(Protocol):
         """Stop listening."""
 
 
-class Links(Protocol):
-    """What can be done with NICs, networks and VMs. `LinkManager` says what each verb does."""
+class LinkApi(Protocol):
+    """The API for NICs, networks and VMs. `LinkManager` says what each verb does."""
 
     async def add_vm(self, name: str, qmp: str | Path) -> list[Nic]:
         """Take charge of a running guest's NICs."""
@@ -106,8 +106,8 @@ class Links(Protocol):
         """Listen from now on."""
 
 
-class GuestLinks(Links, Protocol):
-    """The verbs of a service, which can change libvirt's guests for their next start too."""
+class LibvirtLinkApi(LinkApi, Protocol):
+    """The API of a service, which can change libvirt's guests for their next start too."""
 
     async def plug(
         self,

@@ -272,6 +272,6 @@ def _changed(form: Form) -> bool:
 
 
 if TYPE_CHECKING:
-    from linkmgr.protocol import GuestLinks
+    from linkmgr.protocol import LibvirtLinkApi
 
-    _: GuestLinks = Client()
+    _: LibvirtLinkApi = Client()

@@ -21,7 +21,7 @@ from linkmgr.errors import LinkmgrError
 from linkmgr.jsonform import to_json
 from linkmgr.libvirt.metadata import InlineNetwork
 from linkmgr.model import Network, Options
-from linkmgr.protocol import Links
+from linkmgr.protocol import LinkApi
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class InlineNetworks:
     """All inline networks."""
 
-    def __init__(self, api: Links) -> None:
+    def __init__(self, api: LinkApi) -> None:
         self._api = api
         self._held: Counter[str] = Counter()
 

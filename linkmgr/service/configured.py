@@ -16,7 +16,7 @@ from linkmgr.errors import AlreadyExists, LinkmgrError, NetworkInUse, PortInUse,
 from linkmgr.events import EventKind
 from linkmgr.jsonform import Form
 from linkmgr.model import Finding, Port
-from linkmgr.protocol import EventStream, Links
+from linkmgr.protocol import EventStream, LinkApi
 from linkmgr.service.config import NetworkSection
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Configured:
     :param documents: one of which has the names of those that are ours.
     """
 
-    def __init__(self, links: Links, documents: Documents) -> None:
+    def __init__(self, links: LinkApi, documents: Documents) -> None:
         self._links = links
         self._documents = documents
         self._wanted: Mapping[str, NetworkSection] = {}

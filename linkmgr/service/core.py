@@ -16,7 +16,7 @@ from linkmgr.model import (
     Outcome,
     Port,
 )
-from linkmgr.protocol import Links
+from linkmgr.protocol import LinkApi
 from linkmgr.qmp.admission import MayUse
 from linkmgr.service.access import Access
 from linkmgr.service.config import Config, Limits
@@ -28,7 +28,7 @@ from linkmgr.service.quota import Quota, Rank
 from linkmgr.service.stream import EventLog
 
 
-class Served(Links, Protocol):
+class Served(LinkApi, Protocol):
     """The verbs as the service needs them: `LinkManager` has them so."""
 
     def begin_close(self) -> None:

@@ -17,7 +17,7 @@ from prometheus_client.samples import Sample
 
 from linkmgr.events import Event
 from linkmgr.model import Finding, Nic, NicState, VmInfo, VmState
-from linkmgr.protocol import Links
+from linkmgr.protocol import LinkApi
 from linkmgr.service.operations import Operation
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -108,7 +108,7 @@ class Metrics:
             self._is_checked = True
         self._checked.set_to_current_time()
 
-    async def text(self, links: Links) -> str:
+    async def text(self, links: LinkApi) -> str:
         """Return all figures in Prometheus's text form.
 
         What is counted now is had without asking any QEMU where that can be; else a QEMU that does
@@ -127,7 +127,7 @@ class Metrics:
         if self._asking is not None:
             await asyncio.wait({self._asking})
 
-    async def _ask(self, links: Links) -> None:
+    async def _ask(self, links: LinkApi) -> None:
         if isinstance(links, Seen):
             vms, nics = links.seen()
         else:
@@ -145,7 +145,7 @@ class Metrics:
             self._connections.labels(network).set(plugged[network])
 
 
-async def metrics_text(links: Links) -> str:
+async def metrics_text(links: LinkApi) -> str:
     """Return what can be counted through the verbs, for the textfile collector of node_exporter.
 
     :raise LinkmgrError: when the verbs fail.

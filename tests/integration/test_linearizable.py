@@ -17,7 +17,7 @@ import pytest
 from linkmgr import Client
 from linkmgr.errors import LinkmgrError, PortInUse
 from linkmgr.model import Finding, LinkState, Nic, NicState, Outcome
-from linkmgr.protocol import Links
+from linkmgr.protocol import LinkApi
 from tests.integration.faulty_service import command
 from tests.integration.lab import Lab
 from tests.integration.test_cli import Host, make_host
@@ -267,7 +267,7 @@ async def prepared(host: Host, lab: Lab, guests: int, nics: int) -> list[str]:
     return names
 
 
-async def faults(links: Links) -> list[Finding]:
+async def faults(links: LinkApi) -> list[Finding]:
     """What is wrong, as far as it can be right: without a driver a virtio NIC asks for all frames,
     which a macvtap does not give.
     """

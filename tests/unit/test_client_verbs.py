@@ -36,7 +36,7 @@ from linkmgr.model import (
     Port,
     Stray,
 )
-from linkmgr.protocol import GuestLinks
+from linkmgr.protocol import LibvirtLinkApi
 from linkmgr.where import DEFAULT_SOCKET, find_socket
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, Service, serving
@@ -60,7 +60,7 @@ def sent(service: Service) -> tuple[str, Any]:
 
 
 def test_the_client_has_every_verb_with_the_parameters_of_the_protocol() -> None:
-    for name, verb in inspect.getmembers(GuestLinks, inspect.isfunction):
+    for name, verb in inspect.getmembers(LibvirtLinkApi, inspect.isfunction):
         if not name.startswith("_"):
             of_client = inspect.signature(getattr(Client, name))
             assert of_client.parameters == inspect.signature(verb).parameters, name
