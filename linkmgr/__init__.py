@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from linkmgr.client import Client
     from linkmgr.errors import LinkmgrError
-    from linkmgr.events import Event, EventKind, Events
+    from linkmgr.events import Event, EventKind
     from linkmgr.manager import LinkManager
     from linkmgr.model import (
         Affects,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Transport,
         VmInfo,
     )
-    from linkmgr.protocol import LibvirtLinkApi, LinkApi
+    from linkmgr.protocol import EventStream, LibvirtLinkApi, LinkApi
     from linkmgr.wirings import hub_args
 
 __all__ = [  # noqa: RUF022 - the most important first
@@ -53,7 +53,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "DomainNicInfo",
     "Event",
     "EventKind",
-    "Events",
+    "EventStream",
     "Finding",
     "Stray",
     "LinkmgrError",
@@ -69,7 +69,7 @@ _HOMES = {
     "LinkmgrError": "errors",
     "Event": "events",
     "EventKind": "events",
-    "Events": "events",
+    "EventStream": "protocol",
 }
 
 

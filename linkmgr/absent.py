@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from linkmgr.errors import LinkmgrError, MonitorUnreachable
-from linkmgr.events import EventKind, Switchboard
+from linkmgr.events import EventBus, EventKind
 from linkmgr.host import Host
 from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
 from linkmgr.model import Connection, Nic, NicRef, NicState, Transport, VmInfo, VmState
@@ -115,7 +115,7 @@ class Absentees:
         journal: Journal,
         networks: Networks,
         host: Host,
-        board: Switchboard,
+        bus: EventBus,
         connect: Connect,
         connectors: ConnectorFactory,
         back: Callable[[Vm | None], None],
@@ -124,7 +124,7 @@ class Absentees:
         self._journal = journal
         self._networks = networks
         self._host = host
-        self._board = board
+        self._bus = bus
         self._connect = connect
         self._connectors = connectors
         self._back = back
@@ -180,10 +180,10 @@ class Absentees:
             else:
                 del self.vms[name]
                 self._back(vm)
-                self._board.tell(EventKind.VM_ANSWERS if told else EventKind.VM_ADDED, name)
+                self._bus.publish(EventKind.VM_ANSWERS if told else EventKind.VM_ADDED, name)
                 return
             if not told and refusals == 0:
-                self._board.tell(EventKind.VM_UNKNOWN, name)
+                self._bus.publish(EventKind.VM_UNKNOWN, name)
                 told = True
             await asyncio.sleep(PAUSE)
             tagged = await self._host.tagged_devices()
@@ -214,7 +214,7 @@ class Absentees:
         except LinkmgrError as error:
             log.warning("VM %s: %s", name, error)
         self.vms.pop(name, None)
-        self._board.tell(EventKind.VM_GONE, name)
+        self._bus.publish(EventKind.VM_GONE, name)
         self._back(None)
 
     async def forget(self, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from linkmgr import swap
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorGone, MonitorTimeout
-from linkmgr.events import EventKind, Switchboard
+from linkmgr.events import EventBus, EventKind
 from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import Reservations
 from linkmgr.swap import Slot
@@ -41,8 +41,8 @@ class Caretaker:
     :param start: runs a coroutine as a task that the manager waits for when it closes.
     """
 
-    def __init__(self, board: Switchboard, start: Start, reservations: Reservations) -> None:
-        self._board = board
+    def __init__(self, bus: EventBus, start: Start, reservations: Reservations) -> None:
+        self._bus = bus
         self._start = start
         self._reservations = reservations
         self._stopping = False
@@ -69,7 +69,7 @@ class Caretaker:
     def lost(self, vm: Vm) -> None:
         """QEMU does not answer: say so, and mend what is to be mended when it does."""
         if vm.qemu.alive and vm.set_unknown(True):
-            self._board.tell(EventKind.VM_UNKNOWN, vm.name)
+            self._bus.publish(EventKind.VM_UNKNOWN, vm.name)
         self.mend_later(vm)
 
     def mend_later(self, vm: Vm) -> None:
@@ -89,7 +89,7 @@ class Caretaker:
                     self._show_links(vm)
             case "SHUTDOWN":  # cables stay as long as QEMU does: it may reset the guest instead
                 by_guest, reason = event.data.get("guest"), event.data.get("reason")
-                self._board.tell(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
+                self._bus.publish(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
             case "RECONNECTED" | "OVERFLOW":  # events may have been missed
                 self._start(self._look_anew(vm))
             case "DEAD":
@@ -144,7 +144,7 @@ class Caretaker:
             await vm.journal.drop()
         except LinkmgrError as error:
             log.warning("VM %s: %s", vm.name, error)
-        self._board.tell(EventKind.VM_GONE, vm.name)
+        self._bus.publish(EventKind.VM_GONE, vm.name)
 
     async def _look_anew(self, vm: Vm) -> None:
         """Look up what events that were missed would have told."""
@@ -161,7 +161,7 @@ class Caretaker:
 
     def _tell_whether_it_runs(self, vm: Vm) -> None:
         if vm.running is not None:
-            self._board.tell(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
+            self._bus.publish(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
 
     def _show_links(self, vm: Vm) -> None:
         for slot in vm.slots.values():
@@ -185,7 +185,7 @@ class Caretaker:
             await slot.apply_link(seen=False)
         except LinkmgrError as error:
             log.warning("%s: its link state may not be what it should be: %s", slot.ref, error)
-            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            self._bus.publish(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
             if isinstance(error, MonitorGone | MonitorTimeout):
                 slot.leftovers.append(partial(slot.apply_link, seen=False))
                 self.lost(vm)
@@ -209,7 +209,7 @@ class Caretaker:
                 await asyncio.sleep(PAUSE)
                 continue
             if vm.qemu.alive and vm.set_unknown(False):
-                self._board.tell(EventKind.VM_ANSWERS, vm.name)
+                self._bus.publish(EventKind.VM_ANSWERS, vm.name)
             if not any(slot.leftovers for slot in vm.slots.values()):
                 return
             await asyncio.sleep(RETRY)
@@ -226,7 +226,7 @@ class Caretaker:
             self.mend_later(vm)
         else:
             await self._drop(vm, slot)
-        self._board.tell(EventKind.NIC_GONE, slot.ref)
+        self._bus.publish(EventKind.NIC_GONE, slot.ref)
 
     async def _drop(self, vm: Vm, slot: Slot) -> None:
         """Forget a NIC that the guest has not got any more."""
@@ -247,5 +247,5 @@ class Caretaker:
             self.lost(vm)
             return
         if refused and refused != slot.refused:
-            self._board.tell(EventKind.REFUSED, slot.ref, refused=list(refused))
+            self._bus.publish(EventKind.REFUSED, slot.ref, refused=list(refused))
         slot.refused = refused

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from linkmgr.checks import device_faults
 from linkmgr.errors import LinkmgrError
-from linkmgr.events import EventKind, Switchboard
+from linkmgr.events import EventBus, EventKind
 from linkmgr.host import Host, NetDevice
 from linkmgr.host.watch import NetDeviceChanges
 from linkmgr.model import BridgeEndpoint, Drift, Finding
@@ -104,12 +104,12 @@ class DriftWatch:
     def __init__(
         self,
         host: Host,
-        board: Switchboard,
+        bus: EventBus,
         slots: Callable[[], Iterable[Slot]],
         repair: Callable[[Slot], Awaitable[bool]],
     ) -> None:
         self._host = host
-        self._board = board
+        self._bus = bus
         self._slots = slots
         self._repair = repair
         self._told: dict[str, list[str]] = {}  # NIC -> codes of what was wrong at the last look
@@ -176,7 +176,7 @@ class DriftWatch:
                 self._told[ref] = codes
                 what = "; ".join(what for _, what, _ in faults)
                 log.warning("%s: %s", ref, what)
-                self._board.tell(EventKind.DRIFT, ref, codes=codes, what=what)
+                self._bus.publish(EventKind.DRIFT, ref, codes=codes, what=what)
             if may_repair(slot, devices):
                 told = "; ".join(what for _, what, _ in faults)
                 now = RepairState(codes[0], told, datetime.now(UTC))
@@ -236,7 +236,7 @@ class DriftWatch:
         self._told.pop(ref, None)
         self.repairs.pop(ref, None)
         log.warning("%s: repaired", ref)
-        self._board.tell(EventKind.REPAIRED, ref)
+        self._bus.publish(EventKind.REPAIRED, ref)
         return BUSY
 
     def _has_failed(self, ref: str, error: LinkmgrError) -> None:

@@ -1,4 +1,4 @@
-"""What happens to NICs, told to whoever listens."""
+"""Events of NICs, VMs and networks, and the bus that publishes them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 
-from linkmgr.streams import Listeners, Stream
+from linkmgr.streams import Broadcast, Subscription
 
-LIMIT = 1000  #: events that wait for one slow listener before the oldest are dropped
+SUBSCRIPTION_LIMIT = 1000  #: events that wait for one slow subscriber before the oldest are dropped
 
 
 class EventKind(StrEnum):
@@ -38,7 +38,7 @@ class EventKind(StrEnum):
     NIC_GONE = "nic-gone"  #: somebody hot-unplugged the NIC
     DRIFT = "drift"  #: a cable is not any more what it should be
     REPAIRED = "repaired"  #: and was plugged again
-    OVERFLOW = "overflow"  #: this listener was too slow and has missed events
+    OVERFLOW = "overflow"  #: this subscriber was too slow and has missed events
     RESET = "reset"  #: events may have been missed while the service was away: look at everything
 
 
@@ -55,29 +55,31 @@ class Event:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-class Events(Stream[Event]):
-    """One listener's events, from the moment it was made; ends when the manager closes."""
+class EventSubscription(Subscription[Event]):
+    """One subscriber's events, from the moment it was made; ends when the manager closes."""
 
     def __init__(self) -> None:
-        super().__init__(LIMIT, lambda lost: Event(EventKind.OVERFLOW, "", {"lost": lost}))
+        super().__init__(
+            SUBSCRIPTION_LIMIT, lambda lost: Event(EventKind.OVERFLOW, "", {"lost": lost})
+        )
 
 
-class Switchboard:
-    """Tells every listener of every event."""
+class EventBus:
+    """Publishes every event to every subscriber."""
 
     def __init__(self) -> None:
-        self._listeners: Listeners[Event] = Listeners()
+        self._broadcast: Broadcast[Event] = Broadcast()
 
-    def listen(self) -> Events:
-        """Begin to listen now."""
-        events = Events()
-        self._listeners.add(events)
-        return events
+    def subscribe(self) -> EventSubscription:
+        """Subscribe from now on."""
+        subscription = EventSubscription()
+        self._broadcast.add(subscription)
+        return subscription
 
-    def tell(self, kind: EventKind, subject: object, **details: object) -> None:
-        """Tell every listener."""
-        self._listeners.tell(Event(kind, str(subject), MappingProxyType(details)))
+    def publish(self, kind: EventKind, subject: object, **details: object) -> None:
+        """Give an event to every subscriber."""
+        self._broadcast.publish(Event(kind, str(subject), MappingProxyType(details)))
 
     def close(self) -> None:
-        """End every listener's iteration."""
-        self._listeners.close()
+        """End every subscriber's iteration."""
+        self._broadcast.close()

@@ -27,7 +27,7 @@ from linkmgr.errors import (
     Stopping,
     UnknownVm,
 )
-from linkmgr.events import EventKind, Events, Switchboard
+from linkmgr.events import EventBus, EventKind, EventSubscription
 from linkmgr.filtered import find_filtered_bridges
 from linkmgr.host import Host
 from linkmgr.host.keeper import FdStore
@@ -112,18 +112,18 @@ class Inventory(ABC):
         )
         self._vms: dict[str, Vm] = {}
         self._locks = VmLocks()
-        self._board = Switchboard()
+        self._bus = EventBus()
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Places on networks for guests that are on their way here.
         self.reservations = Reservations(
             self._networks, mac_of=self._mac_of, is_here=self._is_here, start=self._start
         )
-        self._care = Caretaker(self._board, self._start, self.reservations)
+        self._care = Caretaker(self._bus, self._start, self.reservations)
         self._absent = Absentees(
             journal=self._journal,
             networks=self._networks,
             host=self._host,
-            board=self._board,
+            bus=self._bus,
             connect=self._connect,
             connectors=connectors,
             back=self._is_back,
@@ -135,7 +135,7 @@ class Inventory(ABC):
         #: Anybody may ask for these, as often as he likes.
         self._pinging = SingleFlight(self._ping_all, "ask every QEMU for a sign of life")
         self._checking = SingleFlight(self._check, "check")
-        self._drift = DriftWatch(self._host, self._board, self._all_slots, self._repair)
+        self._drift = DriftWatch(self._host, self._bus, self._all_slots, self._repair)
         self._closed = False
 
     @property
@@ -247,7 +247,7 @@ class Inventory(ABC):
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._vms.clear()
-        self._board.close()
+        self._bus.close()
         await self._stack.aclose()
 
     # ------------------------------------------------------------------ looking
@@ -461,13 +461,13 @@ class Inventory(ABC):
         absent |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
         return {slot.plugged.cable.id for slot in self._all_slots() if slot.plugged}, absent
 
-    def events(self) -> Events:
+    def events(self) -> EventSubscription:
         """Listen from now on: an asynchronous iterator of events."""
-        return self._board.listen()
+        return self._bus.subscribe()
 
     def tell(self, kind: EventKind, subject: object, **details: object) -> None:
         """Tell all who listen, for what is built upon the verbs."""
-        self._board.tell(kind, subject, **details)
+        self._bus.publish(kind, subject, **details)
 
     def process_of(self, vm: str) -> tuple[int | None, int | None] | None:
         """Which process a VM is: its pid, and when it began; ``None`` for a VM that is not known.
@@ -618,7 +618,7 @@ class Inventory(ABC):
             if isinstance(error, MonitorTimeout):
                 error.hint = f"{error.hint}; {_later(before, slot.plugged)}"
             error.about(str(slot.ref), vm.nic(slot).describe())
-            self._board.tell(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            self._bus.publish(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
             raise
         finally:
             if slot.leftovers:

@@ -138,7 +138,7 @@ class LinkManager(Beside):
             journal = VmJournal(self._journal, VmRecord(name, address, adder=uid))
             vm = await self._connect(journal, partial(self._refuse_same, name), may_use)
             self._vms[name] = vm
-            self._board.tell(EventKind.VM_ADDED, name)
+            self._bus.publish(EventKind.VM_ADDED, name)
             return vm.nics()
 
     async def _refuse_shared(self, name: str, address: str, uid: int | None) -> None:
@@ -203,7 +203,7 @@ class LinkManager(Beside):
             contextlib.AsyncExitStack() as all_nics,
         ):
             if name in self._absent.vms and await self._absent.forget(name):
-                self._board.tell(EventKind.VM_REMOVED, name)
+                self._bus.publish(EventKind.VM_REMOVED, name)
                 return True
             vm = self._vms.get(name)
             if vm is None:
@@ -211,7 +211,7 @@ class LinkManager(Beside):
             await self._unplug_all(vm, all_nics)
             del self._vms[name]
             await vm.close()
-        self._board.tell(EventKind.VM_REMOVED, name)
+        self._bus.publish(EventKind.VM_REMOVED, name)
         return True
 
     async def _unplug_all(self, vm: Vm, all_nics: contextlib.AsyncExitStack) -> None:
@@ -264,7 +264,7 @@ class LinkManager(Beside):
             await self._leave(vm)
             if self._vms.get(name) is vm:
                 del self._vms[name]
-        self._board.tell(EventKind.VM_REMOVED, name)
+        self._bus.publish(EventKind.VM_REMOVED, name)
         return True
 
     # ------------------------------------------------------------------ networks and ports
@@ -277,7 +277,7 @@ class LinkManager(Beside):
         network = self._networks.create(name, driver, options, _choice(Drift, drift))
         if known is None:
             await self._saved(lambda: self._networks.delete(name))
-            self._board.tell(EventKind.NETWORK_ADDED, network)
+            self._bus.publish(EventKind.NETWORK_ADDED, network)
         return network
 
     async def delete_network(self, name: str) -> bool:
@@ -291,7 +291,7 @@ class LinkManager(Beside):
             self._networks.restore(network)
             raise
         await self._saved(lambda: self._networks.restore(network))
-        self._board.tell(EventKind.NETWORK_REMOVED, network)
+        self._bus.publish(EventKind.NETWORK_REMOVED, network)
         return True
 
     async def create_port(self, network: str, name: str, **options: Any) -> Port:
@@ -300,7 +300,7 @@ class LinkManager(Beside):
         port = self._networks.create_port(network, name, options)
         if not known:
             await self._saved(lambda: self._networks.delete_port(network, name))
-            self._board.tell(EventKind.PORT_ADDED, port)
+            self._bus.publish(EventKind.PORT_ADDED, port)
         return port
 
     async def delete_port(self, network: str, name: str) -> bool:
@@ -309,7 +309,7 @@ class LinkManager(Beside):
         if port is None:
             return False
         await self._saved(lambda: self._networks.restore_port(port))
-        self._board.tell(EventKind.PORT_REMOVED, port)
+        self._bus.publish(EventKind.PORT_REMOVED, port)
         return True
 
     async def _saved(self, undo: Callable[[], object]) -> None:
@@ -389,7 +389,9 @@ class LinkManager(Beside):
                     slot.leftovers += [] if slot.plugged else [slot.apply_link]
                 if slot.plugged is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
-                    self._board.tell(kind, ref, port=str(port), **_was(here), timings=dict(timings))
+                    self._bus.publish(
+                        kind, ref, port=str(port), **_was(here), timings=dict(timings)
+                    )
             notes = (*_unwritten(slot), *_left_behind(slot.plugged))
             return Outcome(vm.nic(slot), changed=True, timings=timings, notes=notes)
 
@@ -422,7 +424,7 @@ class LinkManager(Beside):
                 raise
         if not vm.qemu.alive:
             await swap.abandon(slot)
-        self._board.tell(EventKind.UNPLUGGED, slot.ref, **_was(here), timings=dict(timings))
+        self._bus.publish(EventKind.UNPLUGGED, slot.ref, **_was(here), timings=dict(timings))
         return Outcome(vm.nic(slot), changed=True, timings=timings, notes=_unwritten(slot))
 
     async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
@@ -460,7 +462,7 @@ class LinkManager(Beside):
                 raise
             changed = before != (slot.wanted, slot.carrier.up)
             if changed:
-                self._board.tell(EventKind.LINK, ref, wanted=wanted.value)
+                self._bus.publish(EventKind.LINK, ref, wanted=wanted.value)
             return Outcome(vm.nic(slot), changed=changed, notes=_unwritten(slot))
 
         return await self._verb(vm, slot, work)

@@ -29,12 +29,12 @@ STRAY_SECONDS = 60.0  #: how long a device must have been a stray before `LinkAp
 
 
 class EventStream(Protocol):
-    """Events from the moment it was asked for; iterate over it, then close it."""
+    """Events from the moment of the call of `events`; iterate over it, then close it."""
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
     def close(self) -> None:
-        """Stop listening."""
+        """Unsubscribe."""
 
 
 class LinkApi(Protocol):
@@ -103,7 +103,7 @@ class LinkApi(Protocol):
         """Remove devices that carry our tag and that nothing recorded."""
 
     def events(self) -> EventStream:
-        """Listen from now on."""
+        """Subscribe from now on."""
 
 
 class LibvirtLinkApi(LinkApi, Protocol):

@@ -1,4 +1,4 @@
-"""What is told to listeners, each of whom may be slow, and none of whom is waited for."""
+"""Bounded broadcast: a slow subscriber loses its oldest items and is told how many."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from weakref import WeakSet
 T = TypeVar("T")
 
 
-class Stream(Generic[T]):
-    """What one listener is told, oldest first: an async iterator.
+class Subscription(Generic[T]):
+    """One subscriber's items, oldest first: an async iterator.
 
-    :param limit: how many wait for it at most; then the oldest goes.
-    :param missed: makes what the listener is told first when it has missed so many.
+    :param limit: items that wait at most; then the oldest is dropped.
+    :param missed: makes the item that stands for the number of items that were dropped.
     """
 
     def __init__(self, limit: int, missed: Callable[[int], T]) -> None:
@@ -27,7 +27,7 @@ class Stream(Generic[T]):
         self._closed = False
 
     def put(self, item: T) -> None:
-        """Add one; for whoever tells."""
+        """Add an item; for the publisher."""
         if self._closed:
             return
         if len(self._waiting) >= self._limit:
@@ -37,9 +37,9 @@ class Stream(Generic[T]):
         self._wake.set()
 
     def close(self, *farewell: T) -> None:
-        """Stop listening: iteration ends after what waits already. Idempotent.
+        """Unsubscribe: iteration ends after the items that wait already. Idempotent.
 
-        :param farewell: what the listener is told last.
+        :param farewell: the last items of the iteration.
         """
         if not self._closed:
             self._closed = True
@@ -47,7 +47,7 @@ class Stream(Generic[T]):
             self._wake.set()
 
     def drop(self) -> None:
-        """Stop listening, and end the iteration at once. Idempotent."""
+        """Unsubscribe, and end the iteration at once. Idempotent."""
         self._closed, self._lost = True, 0
         self._waiting.clear()
         self._wake.set()
@@ -67,23 +67,23 @@ class Stream(Generic[T]):
         return self._waiting.popleft()
 
 
-class Listeners(Generic[T]):
-    """Everybody who listens."""
+class Broadcast(Generic[T]):
+    """All subscriptions to one source of items."""
 
     def __init__(self) -> None:
-        # Weak, so that a stream that is simply dropped (``break`` in an ``async for``) is freed.
-        self._streams: WeakSet[Stream[T]] = WeakSet()
+        # Weak, so that one that is simply dropped (``break`` in an ``async for``) is freed.
+        self._subscriptions: WeakSet[Subscription[T]] = WeakSet()
 
-    def add(self, stream: Stream[T]) -> None:
-        """Tell this one too, until it is closed."""
-        self._streams.add(stream)
+    def add(self, subscription: Subscription[T]) -> None:
+        """Publish to this subscription too, until it is closed."""
+        self._subscriptions.add(subscription)
 
-    def tell(self, item: T) -> None:
-        """Tell everybody, and wait for nobody."""
-        for stream in list(self._streams):
-            stream.put(item)
+    def publish(self, item: T) -> None:
+        """Give an item to every subscription; wait for none."""
+        for subscription in list(self._subscriptions):
+            subscription.put(item)
 
     def close(self, *farewell: T) -> None:
-        """End every stream; see `Stream.close`."""
-        for stream in list(self._streams):
-            stream.close(*farewell)
+        """End every subscription; see `Subscription.close`."""
+        for subscription in list(self._subscriptions):
+            subscription.close(*farewell)

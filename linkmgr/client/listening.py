@@ -12,7 +12,7 @@ from types import MappingProxyType
 from linkmgr.client.sse import Message, Parser, SseError
 from linkmgr.client.transport import Backoff, HttpTransport
 from linkmgr.errors import LinkmgrError, ServiceGone, ServiceUnreachable
-from linkmgr.events import LIMIT, Event, EventKind
+from linkmgr.events import SUBSCRIPTION_LIMIT, Event, EventKind
 from linkmgr.jsonform import Form
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class RemoteEvents:
             raise _unreadable(str(error)) from error
 
     async def _put(self, event: Event) -> None:
-        while len(self._waiting) >= LIMIT:
+        while len(self._waiting) >= SUBSCRIPTION_LIMIT:
             self._room.clear()
             await self._room.wait()
         self._waiting.append(event)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 from linkmgr.budget import TimeBudget
 from linkmgr.errors import BadRequest, LibvirtError, LinkmgrError
-from linkmgr.events import Event, EventKind, Events
+from linkmgr.events import Event, EventKind, EventSubscription
 from linkmgr.journal import started_at
 from linkmgr.libvirt.apply import CableApplier
 from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
@@ -97,7 +97,7 @@ class DomainController:
         self._budget = TimeBudget(burst=LISTING_BURST_S)
         self._listing = SingleFlight(self._list, "list domains")
         self._checking = SingleFlight(self._check, "check domains")
-        self._subscriptions: list[Events | DomainEventSubscription] = []
+        self._subscriptions: list[EventSubscription | DomainEventSubscription] = []
 
     async def __aenter__(self) -> Self:
         """Begin: look at what is there, and listen."""
@@ -185,7 +185,7 @@ class DomainController:
 
     # ------------------------------------------------------------------ events
 
-    async def _follow_events(self, events: Events) -> None:
+    async def _follow_events(self, events: EventSubscription) -> None:
         async for event in events:
             try:
                 self._on_event(event)

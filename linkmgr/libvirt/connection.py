@@ -244,11 +244,11 @@ class Libvirt:
         self._pool = ConnectionPool(connection)
         self._up.set()
         log.info("connected to libvirt at %s", self.uri)
-        self._broadcast.tell(DomainEvent(DomainEventKind.CONNECTED))
+        self._broadcast.publish(DomainEvent(DomainEventKind.CONNECTED))
         try:
             await connection.lost.wait()
             self._note(LibvirtUnreachable("the connection was lost"))
-            self._broadcast.tell(DomainEvent(DomainEventKind.LOST))
+            self._broadcast.publish(DomainEvent(DomainEventKind.LOST))
         finally:
             self._pool.close()
             self._connection = self._pool = None
@@ -307,7 +307,7 @@ class Libvirt:
         self, connection: LibvirtConnection, kind: DomainEventKind, domain: Any, detail: str
     ) -> None:
         if connection is self._connection:  # before CONNECTED nobody knows of what to compare
-            self._broadcast.tell(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
+            self._broadcast.publish(DomainEvent(kind, domain.UUIDString(), domain.name(), detail))
 
 
 def _look_for_daemon(uri: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from linkmgr.streams import Listeners, Stream
+from linkmgr.streams import Broadcast, Subscription
 
 MAX_PENDING_EVENTS = 1000  #: of one slow subscriber
 
@@ -83,7 +83,7 @@ def lifecycle(event: int, detail: int) -> tuple[DomainEventKind, str] | None:
     return kind, known[detail] if 0 <= detail < len(known) else str(detail)
 
 
-class DomainEventSubscription(Stream[DomainEvent]):
+class DomainEventSubscription(Subscription[DomainEvent]):
     """One subscriber's events from now on: an async iterator.
 
     A subscriber that is `MAX_PENDING_EVENTS` events behind loses the oldest ones. It gets
@@ -94,7 +94,7 @@ class DomainEventSubscription(Stream[DomainEvent]):
         super().__init__(MAX_PENDING_EVENTS, lambda _: _CONNECTED)
 
 
-class DomainEventBroadcast(Listeners[DomainEvent]):
+class DomainEventBroadcast(Broadcast[DomainEvent]):
     """Sends every event to every subscriber."""
 
     def subscribe(self, *, connected: bool) -> DomainEventSubscription:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
 
-from linkmgr.streams import Listeners, Stream
+from linkmgr.streams import Broadcast, Subscription
 
 #: Events that a subscriber may be behind before the oldest are dropped.
 DEFAULT_QUEUE_LENGTH = 256
@@ -37,7 +37,7 @@ OVERFLOW = "OVERFLOW"
 class MonitorEvent:
     """An event of `HANDLED_EVENTS` as QEMU names it, or one of the two that linkmgr adds.
 
-    ``DISCONNECTED`` (no data) is the last event of every stream. ``OVERFLOW`` (``lost``: how many)
+    ``DISCONNECTED`` (no data) ends every subscription. ``OVERFLOW`` (``lost``: how many)
     stands where events were dropped because the subscriber was too slow or QEMU sent too many.
     """
 
@@ -48,7 +48,7 @@ class MonitorEvent:
 _FAREWELL = MonitorEvent(DISCONNECTED)
 
 
-class MonitorEvents(Stream[MonitorEvent]):
+class MonitorEvents(Subscription[MonitorEvent]):
     """One subscriber's events, oldest first: an async iterator, and a context that ends it.
 
     It is subscribed from the moment that it exists, so nothing is lost between the call and the
@@ -71,7 +71,7 @@ class MonitorEvents(Stream[MonitorEvent]):
         self.drop()
 
 
-class EventBroadcast(Listeners[MonitorEvent]):
+class EventBroadcast(Broadcast[MonitorEvent]):
     """Hands every event to every subscriber without ever waiting for one."""
 
     def __init__(self) -> None:
@@ -79,14 +79,14 @@ class EventBroadcast(Listeners[MonitorEvent]):
         self._ended = False
 
     def subscribe(self, limit: int = DEFAULT_QUEUE_LENGTH) -> MonitorEvents:
-        """Start a stream; after the end it yields only ``DISCONNECTED``."""
-        stream = MonitorEvents(limit)
+        """Make a subscription; after the end it yields only ``DISCONNECTED``."""
+        events = MonitorEvents(limit)
         if self._ended:
-            stream.close(_FAREWELL)
-        self.add(stream)
-        return stream
+            events.close(_FAREWELL)
+        self.add(events)
+        return events
 
     def end(self) -> None:
-        """Say ``DISCONNECTED`` to every stream, once. Idempotent."""
+        """Publish ``DISCONNECTED`` to every subscription, once. Idempotent."""
         self._ended = True
         self.close(_FAREWELL)

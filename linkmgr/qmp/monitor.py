@@ -160,7 +160,7 @@ class Monitor:
         cls, make: SessionFactory, name: str, timeout: float, deadline: float
     ) -> Monitor:
         monitor = cls(name, timeout)
-        session = make(monitor._broadcast.tell, monitor._broadcast.end)
+        session = make(monitor._broadcast.publish, monitor._broadcast.end)
         await session.open(timeout, deadline)
         monitor._session = session
         return monitor

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import EventKind, Events, LinkManager
+from linkmgr import EventKind, LinkManager
+from linkmgr.events import EventSubscription
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab
 
@@ -29,7 +30,7 @@ async def device(links: LinkManager) -> str:
     return connection.device
 
 
-async def repairs(events: Events, seconds: float = 1.5) -> list[str]:
+async def repairs(events: EventSubscription, seconds: float = 1.5) -> list[str]:
     """What is told of drift within some seconds."""
     heard: list[str] = []
     try:

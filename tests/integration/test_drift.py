@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import EventKind, Events, LinkManager
+from linkmgr import EventKind, LinkManager
+from linkmgr.events import EventSubscription
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab
 
@@ -22,7 +23,7 @@ async def watched(tmp_path: Path) -> AsyncIterator[Lab]:
         yield lab
 
 
-async def event(events: Events, *kinds: EventKind) -> str:
+async def event(events: EventSubscription, *kinds: EventKind) -> str:
     """Wait for the next event of these kinds; return its kind."""
     async with asyncio.timeout(20):
         async for each in events:

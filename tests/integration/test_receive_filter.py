@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from linkmgr import EventKind, Events
+from linkmgr import EventKind
+from linkmgr.events import EventSubscription
 from linkmgr.host import Host
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
@@ -24,7 +25,7 @@ async def take_address(guest: Guest, mac: str) -> None:
     await guest.run("ip addr add fd00:2::2/64 dev eth0")
 
 
-async def heard(events: Events, kind: EventKind) -> dict[str, object]:
+async def heard(events: EventSubscription, kind: EventKind) -> dict[str, object]:
     """Wait for an event of one kind."""
     async with asyncio.timeout(5):
         async for event in events:

@@ -23,7 +23,7 @@ from linkmgr.errors import (
     UnknownNic,
     UnknownVm,
 )
-from linkmgr.events import Event, EventKind, Events, Switchboard
+from linkmgr.events import Event, EventBus, EventKind, EventSubscription
 from linkmgr.libvirt.calls import DomainState, DomainView
 from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.domain_events import (
@@ -96,7 +96,7 @@ class FakeManager:
     """Verbs that remember. What `broken` names fails; `gate` holds up every plug."""
 
     def __init__(self) -> None:
-        self.board = Switchboard()
+        self.bus = EventBus()
         self.documents = Documents(None)
         self.vms: dict[str, VmInfo] = {}
         self.the_nics: dict[NicRef, Nic] = {}
@@ -132,18 +132,18 @@ class FakeManager:
                 ref, "virtio-net-pci", f"52:54:00:00:00:0{ref.alias[-1]}", 1500,
                 NicState.UNPLUGGED, LinkState.DOWN, LinkState.UP, "hub", SINCE,
             )  # fmt: skip
-        self.board.tell(EventKind.VM_ADDED, name)
+        self.bus.publish(EventKind.VM_ADDED, name)
         return pid
 
     def resume(self, name: str = "web1") -> None:
         self.vms[name] = replace(self.vms[name], running=True)
-        self.board.tell(EventKind.VM_RESUMED, name)
+        self.bus.publish(EventKind.VM_RESUMED, name)
 
     def end(self, name: str = "web1") -> None:
         """Its QEMU has ended."""
         self.vms[name] = replace(self.vms[name], state=VmState.GONE)
         self.started.clear()
-        self.board.tell(EventKind.VM_GONE, name)
+        self.bus.publish(EventKind.VM_GONE, name)
 
     def on(self) -> dict[str, str]:
         """What is plugged into what."""
@@ -154,7 +154,7 @@ class FakeManager:
 
     def network(self, name: str) -> None:
         self.the_networks[name] = Network(name, "bridge", {"bridge": f"br-{name}"})
-        self.board.tell(EventKind.NETWORK_ADDED, name)
+        self.bus.publish(EventKind.NETWORK_ADDED, name)
 
     # --- as LinkManager has it ---
     async def resolve(self, nic: str | NicRef) -> NicRef:
@@ -184,11 +184,11 @@ class FakeManager:
     def process_of(self, name: str) -> tuple[int | None, int | None] | None:
         return self.processes.get(name)
 
-    def events(self) -> Events:
-        return self.board.listen()
+    def events(self) -> EventSubscription:
+        return self.bus.subscribe()
 
     def tell(self, kind: EventKind, subject: object, **details: object) -> None:
-        self.board.tell(kind, subject, **details)
+        self.bus.publish(kind, subject, **details)
 
     async def networks(self) -> list[Network]:
         return list(self.the_networks.values())
@@ -227,7 +227,7 @@ class FakeManager:
         before = self._nic("unplug", nic)
         after = replace(before, state=NicState.UNPLUGGED, link=LinkState.DOWN, connection=None)
         self.the_nics[nic] = after
-        self.board.tell(EventKind.UNPLUGGED, nic)
+        self.bus.publish(EventKind.UNPLUGGED, nic)
         return Outcome(after, changed=before.connection is not None)
 
     async def set_link(self, nic: NicRef, state: LinkState) -> Outcome:
@@ -287,7 +287,7 @@ class FakeLibvirt:
         self.gate.set()
 
     def tell(self, kind: DomainEventKind, detail: str = "") -> None:
-        self.broadcast.tell(DomainEvent(kind, UUID, "web1", detail))
+        self.broadcast.publish(DomainEvent(kind, UUID, "web1", detail))
 
     def edit(self, wanted: str) -> None:
         """Somebody changes the live metadata."""

@@ -19,7 +19,7 @@ from linkmgr.errors import (
     UnknownNic,
     UnknownVm,
 )
-from linkmgr.events import EventKind, Events, Switchboard
+from linkmgr.events import EventBus, EventKind, EventSubscription
 from linkmgr.libvirt.care import DomainController
 from linkmgr.libvirt.hooks import HookAnswer
 from linkmgr.model import (
@@ -56,7 +56,7 @@ class FakeLinks:
     """Verbs that remember what they were asked. A NIC is plugged only when `gate` is set."""
 
     def __init__(self) -> None:
-        self.board = Switchboard()
+        self.bus = EventBus()
         self.the_nics: dict[NicRef, Nic] = {}
         self.the_networks: dict[str, Network] = {}
         self.the_ports: dict[tuple[str, str], Port] = {}
@@ -84,7 +84,7 @@ class FakeLinks:
             ref, "virtio-net-pci", "52:54:00:12:34:56", 1500, NicState.UNPLUGGED,
             LinkState.DOWN, LinkState.UP, "hub", SINCE,
         )  # fmt: skip
-        self.board.tell(EventKind.VM_ADDED, name)
+        self.bus.publish(EventKind.VM_ADDED, name)
         return [self.the_nics[ref]]
 
     async def remove_vm(self, name: str) -> bool:
@@ -162,14 +162,14 @@ class FakeLinks:
         )
         after = replace(before, state=NicState.PLUGGED, link=LinkState.UP, connection=connection)
         self.the_nics[before.ref] = after
-        self.board.tell(EventKind.PLUGGED, before.ref, port=str(port), notify=str(notify))
+        self.bus.publish(EventKind.PLUGGED, before.ref, port=str(port), notify=str(notify))
         return Outcome(after, changed=True, timings={"stage": 3.5, "switch": 0.5})
 
     async def unplug(self, nic: str | NicRef) -> Outcome:
         before = await self.nic(nic)
         after = replace(before, state=NicState.UNPLUGGED, link=LinkState.DOWN, connection=None)
         self.the_nics[before.ref] = after
-        self.board.tell(EventKind.UNPLUGGED, before.ref)
+        self.bus.publish(EventKind.UNPLUGGED, before.ref)
         return Outcome(after, changed=before.connection is not None)
 
     async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
@@ -197,8 +197,8 @@ class FakeLinks:
     async def gc(self, *, older_than: float = 60, dry_run: bool = False) -> list[Stray]:
         return [Stray("lm1", "web1/net0", "0123abcd", older_than, removed=not dry_run)]
 
-    def events(self) -> Events:
-        return self.board.listen()
+    def events(self) -> EventSubscription:
+        return self.bus.subscribe()
 
     def _network(self, name: str) -> Network:
         if name not in self.the_networks:

@@ -10,7 +10,7 @@ import pytest
 
 from linkmgr.care import Caretaker
 from linkmgr.errors import MonitorGone
-from linkmgr.events import EventKind, Switchboard
+from linkmgr.events import EventBus, EventKind
 from linkmgr.model import NicRef
 from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import Reservations
@@ -48,8 +48,8 @@ def guest() -> Guest:
 
 async def told(guest: Guest, *events: str) -> list[EventKind]:
     """What is told of these events of QEMU."""
-    board = Switchboard()
-    listener = board.listen()
+    bus = EventBus()
+    listener = bus.subscribe()
     tasks: list[asyncio.Task[None]] = []
     lost: list[Vm] = []
 
@@ -58,14 +58,14 @@ async def told(guest: Guest, *events: str) -> list[EventKind]:
             lost.append(vm)
 
     care = Care(
-        board,
+        bus,
         lambda work: tasks.append(asyncio.create_task(work)),
         cast("Reservations", None),  # nobody reserves anything here
     )
     for event in events:
         care.on_event(cast("Vm", guest), MonitorEvent(event))
     await asyncio.gather(*tasks)
-    board.close()
+    bus.close()
     return [event.kind async for event in listener] + [EventKind.VM_UNKNOWN] * len(lost)
 
 
@@ -118,7 +118,7 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
     guest.facts = {"net0": SimpleNamespace(managed=True)}
     tasks: list[asyncio.Task[None]] = []
     care = Caretaker(
-        Switchboard(),
+        EventBus(),
         lambda work: tasks.append(asyncio.create_task(work)),
         cast("Reservations", None),
     )
@@ -147,8 +147,8 @@ async def test_who_asks_for_the_end_twice_waits_until_all_is_free(guest: Guest) 
 
     guest.burial = None  # type: ignore[attr-defined]
     guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]
-    board = Switchboard()
-    care = Caretaker(board, asyncio.create_task, cast("Reservations", Held()))
+    bus = EventBus()
+    care = Caretaker(bus, asyncio.create_task, cast("Reservations", Held()))
     both = [asyncio.create_task(care.bury(cast("Vm", guest))) for _ in range(2)]
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in both)

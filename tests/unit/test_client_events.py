@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from linkmgr import Client, EventKind
 from linkmgr.client.sse import LONGEST, Message, Parser, SseError
 from linkmgr.errors import LinkmgrError, ServiceUnreachable
-from linkmgr.events import LIMIT
+from linkmgr.events import SUBSCRIPTION_LIMIT
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, Service, serving
 
@@ -238,7 +238,7 @@ async def _all(links: Client) -> list[object]:
 
 
 async def test_events_that_nobody_takes_are_left_to_the_service(service: Service) -> None:
-    texts = [message(number) for number in range(LIMIT * 20)]
+    texts = [message(number) for number in range(SUBSCRIPTION_LIMIT * 20)]
     stuck = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -259,17 +259,17 @@ async def test_events_that_nobody_takes_are_left_to_the_service(service: Service
         events = links.events()
         async with asyncio.timeout(20):
             await stuck.wait()
-        assert len(events._waiting) == LIMIT
+        assert len(events._waiting) == SUBSCRIPTION_LIMIT
         taken = await take(events, len(texts))
     assert [subject for _, subject in taken] == [f"web{n}/net0" for n in range(len(texts))]
 
 
 async def test_a_client_can_close_while_nobody_takes_its_events(service: Service) -> None:
-    service.script = stream(*(message(number) for number in range(LIMIT * 2)))  # type: ignore[assignment]
+    service.script = stream(*(message(number) for number in range(SUBSCRIPTION_LIMIT * 2)))  # type: ignore[assignment]
     async with Client(service.path) as links:
         events = links.events()
         async with asyncio.timeout(10):
-            while len(events._waiting) < LIMIT:  # noqa: ASYNC110 - there is nothing to wait for
+            while len(events._waiting) < SUBSCRIPTION_LIMIT:  # noqa: ASYNC110 - there is nothing to wait for
                 await asyncio.sleep(0.01)
 
 

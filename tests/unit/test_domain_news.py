@@ -207,7 +207,7 @@ async def test_a_guest_of_another_transport_is_a_domain_only_if_it_is_that_very_
         await lab.settle()
         assert lab.manager.on() == {}, "another QEMU that is called the same"
         lab.libvirt.pid = pid
-        lab.manager.board.tell(EventKind.VM_ANSWERS, "web1")
+        lab.manager.bus.publish(EventKind.VM_ANSWERS, "web1")
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue"}
         lab.manager.end()
@@ -342,7 +342,7 @@ async def test_ends_that_were_not_heard_of_are_seen(lab: Lab) -> None:
         await lab.settle()
         lab.manager.vms["web1"] = replace(lab.manager.vms["web1"], state=VmState.GONE)
         lab.manager.started.clear()
-        lab.manager.board.tell(EventKind.OVERFLOW, "")
+        lab.manager.bus.publish(EventKind.OVERFLOW, "")
         await lab.settle()
         assert lab.manager.vms == {}
         assert list(care.known_domains) == []
@@ -353,7 +353,7 @@ async def test_the_end_of_a_guest_whose_name_no_vm_can_have_is_no_fault(
 ) -> None:
     async with lab.care():
         event = DomainEvent(DomainEventKind.STOPPED, UUID, "my guest", "destroyed")
-        lab.libvirt.broadcast.tell(event)
+        lab.libvirt.broadcast.publish(event)
         await lab.settle()
     assert caplog.text == ""
 
@@ -583,8 +583,8 @@ async def test_who_is_removed_and_added_again_gets_its_names_again(lab: Lab) -> 
         await lab.settle()
         named = [call for call in lab.manager.calls if call.startswith("name_device")]
         assert named
-        lab.manager.board.tell(EventKind.VM_REMOVED, "web1")
-        lab.manager.board.tell(EventKind.VM_ADDED, "web1")
+        lab.manager.bus.publish(EventKind.VM_REMOVED, "web1")
+        lab.manager.bus.publish(EventKind.VM_ADDED, "web1")
         await lab.settle()
         again = [call for call in lab.manager.calls if call.startswith("name_device")]
         assert again == named + named

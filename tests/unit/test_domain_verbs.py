@@ -547,7 +547,7 @@ async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue"}
         del lab.manager.vms["web1"]  # "vm remove", and the domain runs on
-        lab.manager.board.tell(EventKind.VM_REMOVED, "web1")
+        lab.manager.bus.publish(EventKind.VM_REMOVED, "web1")
         lab.manager.boot(transport=Transport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live

@@ -9,7 +9,7 @@ import pytest
 
 from linkmgr import drift
 from linkmgr.drift import DriftWatch
-from linkmgr.events import Switchboard
+from linkmgr.events import EventBus
 
 
 class Deaf:
@@ -36,7 +36,7 @@ async def test_a_watch_that_could_not_begin_begins_later(
     monkeypatch.setattr(drift, "NetDeviceChanges", Deaf)
     monkeypatch.setattr(drift, "PATIENCE", (0.01, 0.01))
     looked = asyncio.Event()
-    fakes: list[Any] = [None, Switchboard(), list, None]
+    fakes: list[Any] = [None, EventBus(), list, None]
     watch = DriftWatch(*fakes)
 
     async def look() -> None:

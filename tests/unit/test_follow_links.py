@@ -16,7 +16,7 @@ import pytest
 from linkmgr.budget import TimeBudget
 from linkmgr.documents import Documents
 from linkmgr.errors import HostError
-from linkmgr.events import EventKind, Switchboard
+from linkmgr.events import EventBus, EventKind
 from linkmgr.libvirt.links import LinkSync, SyncAction, decide
 from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, parse_status, read_status
 from linkmgr.manager import LinkManager
@@ -140,7 +140,7 @@ class FakeManager:
         self.documents = documents
         self.nic = UNPLUGGED
         self.asked: list[str] = []
-        self.board = Switchboard()
+        self.bus = EventBus()
         self.fails: Exception | None = None
         self.ended = False
         self.transport = Transport.DIALS
@@ -148,7 +148,7 @@ class FakeManager:
         self.reservations: set[NicRef] = set()
 
     def events(self) -> object:
-        return self.board.listen()
+        return self.bus.subscribe()
 
     def seen(self) -> tuple[list[VmInfo], list[Nic]]:
         if self.ended:
@@ -164,14 +164,14 @@ class FakeManager:
         if self.fails is not None:
             raise self.fails
         self.nic = replace(self.nic, wanted_link=state)
-        self.board.tell(EventKind.LINK, ref)
+        self.bus.publish(EventKind.LINK, ref)
 
     async def show_link(self, ref: NicRef) -> None:
         self.asked.append("show")
 
     def plug(self) -> None:
         self.nic = replace(self.nic, state=NicState.PLUGGED)
-        self.board.tell(EventKind.PLUGGED, "web1/ua-net0")
+        self.bus.publish(EventKind.PLUGGED, "web1/ua-net0")
 
 
 class Bench:
@@ -449,7 +449,7 @@ async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> No
     try:
         await happens(bench.kept.exists)
         bench.manager.ended = True
-        bench.manager.board.tell(EventKind.VM_REMOVED, "web1")  # libvirt's file may still be there
+        bench.manager.bus.publish(EventKind.VM_REMOVED, "web1")  # libvirt's file may still be there
         await happens(lambda: not bench.kept.exists())
     finally:
         task.cancel()

@@ -117,9 +117,9 @@ def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name(
 async def test_a_listener_that_is_too_slow_is_told_to_compare_instead() -> None:
     broadcast = DomainEventBroadcast()
     slow = broadcast.subscribe(connected=True)
-    broadcast.tell(DomainEvent(K.LOST))
+    broadcast.publish(DomainEvent(K.LOST))
     for number in range(MAX_PENDING_EVENTS):
-        broadcast.tell(DomainEvent(K.STARTED, str(number)))
+        broadcast.publish(DomainEvent(K.STARTED, str(number)))
     broadcast.close()
     broadcast.close()
     kinds = [event.kind async for event in slow]

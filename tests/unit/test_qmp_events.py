@@ -116,7 +116,7 @@ async def test_a_stream_that_is_dropped_is_freed() -> None:
             monitor.events()
         kept = monitor.events()
         gc.collect()
-        assert list(monitor._broadcast._streams) == [kept]
+        assert list(monitor._broadcast._subscriptions) == [kept]
 
 
 async def test_no_event_is_kept_for_nobody() -> None:

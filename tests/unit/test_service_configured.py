@@ -70,7 +70,7 @@ async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, targ
     await configured.use({"red": network("br5")})
     assert bridges(links) == {"blue": "br0", "red": "br5"}, "the rest is done"
     await links.plug(NIC, "red")
-    links.board.tell("replugged", NIC)  # type: ignore[arg-type]
+    links.bus.publish("replugged", NIC)  # type: ignore[arg-type]
     await configured.use({"red": network("br6")})
     assert bridges(links)["red"] == "br5"
     await links.unplug(NIC)
@@ -79,7 +79,7 @@ async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, targ
         return bridges(links) == {"red": "br6"}
 
     await until(changed, timeout=5, what="what was in use is changed")
-    links.board.close()
+    links.bus.close()
     await following
 
 
