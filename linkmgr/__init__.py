@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         NicRef,
         NicState,
         Notify,
+        OrphanDevice,
         Outcome,
         Port,
-        Stray,
         Transport,
         VmInfo,
     )
@@ -55,7 +55,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "EventKind",
     "EventStream",
     "Finding",
-    "Stray",
+    "OrphanDevice",
     "LinkmgrError",
 ]
 

@@ -44,21 +44,21 @@ from linkmgr.model import (
     NetworkInfo,
     Nic,
     NicRef,
+    OrphanDevice,
     Outcome,
     OwnerTag,
     Port,
-    Stray,
     VmInfo,
 )
 from linkmgr.naming import NicCandidate, NicName, find_nic
 from linkmgr.networks import Networks
-from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.qmp.admission import Admission, MayUse, PeerCredentials
 from linkmgr.qmp.dialer import ConnectorFactory, SocketConnector, socket_connector
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.reservations import Reservations
 from linkmgr.singleflight import SingleFlight
-from linkmgr.strays import Strays
+from linkmgr.strays import OrphanCollector
 from linkmgr.suggest import hint_for_unknown
 from linkmgr.swap import Plugged, Probe, Slot, no_probe
 from linkmgr.vm import Vm
@@ -107,7 +107,7 @@ class Inventory(ABC):
         self._journal = Journal(self.documents)
         self._networks = Networks(self._host)
         self._under_way: list[Network] = []  #: of the plugs that an earlier run did not finish
-        self._strays = Strays(
+        self._orphans = OrphanCollector(
             self._host, lambda: self._networks.may_make([*self._networks, *self._under_way])
         )
         self._vms: dict[str, Vm] = {}
@@ -171,11 +171,11 @@ class Inventory(ABC):
         intents = [nic.intent for vm in vms for nic in vm.nics.values()]
         self._under_way = [each.port.network for each in intents if each and each.port]
         if self.documents.folder is not None:
-            await self._strays.remove_untagged()
+            await self._orphans.remove_untagged()
         await self._absent.expect(vms, PATIENCE)
         await self._tidy()
         self._started = True
-        await self._strays.look(*self._recorded())
+        await self._orphans.find(*self._recorded())
         if self._watches:
             self._watcher = asyncio.create_task(self._drift.run(), name="watch for drift")
 
@@ -403,7 +403,7 @@ class Inventory(ABC):
         ]  # fmt: skip
         findings += await find_filtered_bridges(self._bridges())
         try:
-            strays = await self._strays.look(*self._recorded())
+            orphans = await self._orphans.find(*self._recorded())
         except LinkmgrError as error:
             hint = error.hint or "see the service's log"
             return [*findings, Finding(error.code, "host", error.what, hint)]
@@ -411,23 +411,25 @@ class Inventory(ABC):
         ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
         return findings + [
             Finding(
-                "stray-device",
-                stray.owner,
-                f"device {stray.device} carries its tag, but belongs to no cable of it",
+                "orphan-device",
+                orphan.owner,
+                f"device {orphan.device} carries its tag, but belongs to no cable of it",
                 "run 'linkmgr gc'",
             )
-            for stray in strays
-            if stray.owner in ours and stray.owner_tag not in known
+            for orphan in orphans
+            if orphan.owner in ours and orphan.owner_tag not in known
         ]
 
-    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+    async def gc(
+        self, *, older_than: float = ORPHAN_MIN_AGE_S, dry_run: bool = False
+    ) -> list[OrphanDevice]:
         """Remove devices that carry our tag and that nothing recorded. Goes on past errors.
 
         :param older_than: seconds since a device was first seen to be one.
         :param dry_run: only tell.
         :return: all that were found, removed or not.
         """
-        return await self._strays.remove(self._recorded, older_than=older_than, dry_run=dry_run)
+        return await self._orphans.remove(self._recorded, older_than=older_than, dry_run=dry_run)
 
     def _bridges(self) -> dict[str, set[str]]:
         """The bridges that NICs are plugged into, and by which networks."""

@@ -34,9 +34,9 @@ from linkmgr.model import (
     Nic,
     NicRef,
     NicState,
+    OrphanDevice,
     Outcome,
     Port,
-    Stray,
     Transport,
     VmInfo,
     VmState,
@@ -377,9 +377,9 @@ def read_finding(form: Form) -> Finding:
     return Finding(form.text("code"), form.text("subject"), form.text("what"), form.text("hint"))
 
 
-def read_stray(form: Form) -> Stray:
-    """Read a `Stray`."""
-    return Stray(
+def read_orphan(form: Form) -> OrphanDevice:
+    """Read a `OrphanDevice`."""
+    return OrphanDevice(
         device=form.text("device"),
         owner=form.text("owner"),
         id=form.text("id"),

@@ -455,12 +455,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Stray:
+class OrphanDevice:
     """A device with our tag that nothing recorded.
 
     :param owner: from its tag: a NIC, or ``network:NAME``.
     :param id: from its tag.
-    :param seen: seconds since it was first seen to be a stray.
+    :param seen: seconds since it was first seen to be an orphan.
     :param removed: whether this run removed it.
     :param error: why it was left alone; ``None`` for one that a dry run would have removed.
     """

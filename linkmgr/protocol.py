@@ -19,13 +19,13 @@ from linkmgr.model import (
     Nic,
     NicRef,
     Notify,
+    OrphanDevice,
     Outcome,
     Port,
-    Stray,
     VmInfo,
 )
 
-STRAY_SECONDS = 60.0  #: how long a device must have been a stray before `LinkApi.gc` removes it
+ORPHAN_MIN_AGE_S = 60.0  #: how long `LinkApi.gc` leaves an orphan alone
 
 
 class EventStream(Protocol):
@@ -99,7 +99,9 @@ class LinkApi(Protocol):
     async def check(self) -> list[Finding]:
         """Compare what should be with QEMU and the kernel."""
 
-    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+    async def gc(
+        self, *, older_than: float = ORPHAN_MIN_AGE_S, dry_run: bool = False
+    ) -> list[OrphanDevice]:
         """Remove devices that carry our tag and that nothing recorded."""
 
     def events(self) -> EventStream:

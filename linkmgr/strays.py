@@ -1,4 +1,4 @@
-"""Devices of ours that nothing recorded: found, watched for a while, removed.
+"""Garbage collection of orphan devices: ours, and not recorded anywhere.
 
 Most carry our tag; see `linkmgr.host.unmarked` for the others.
 """
@@ -16,7 +16,7 @@ from linkmgr.host import Host, NetDevice, fd_holders
 from linkmgr.host.holders import UNSEEN_HOLDER
 from linkmgr.host.macvtap import clear_nodes
 from linkmgr.host.unmarked import untagged
-from linkmgr.model import OwnerTag, Stray
+from linkmgr.model import OrphanDevice, OwnerTag
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ UNTAGGED_MIN_AGE_S = 0.5
 _UNTAGGED = OwnerTag("unknown", "unmarked")  # what a device without a tag counts as
 
 
-class Strays:
-    """Knows since when each device has been a stray.
+class OrphanCollector:
+    """Finds orphan devices, and removes those that are old enough.
 
     The kernel does not tell how old a device is, so its age counts from when it was first seen.
 
@@ -47,13 +47,13 @@ class Strays:
         self._clock = clock
         self._seen: dict[tuple[int, OwnerTag], float] = {}
 
-    async def look(self, known: Collection[OwnerTag], busy: Collection[str]) -> list[Stray]:
-        """Find strays, but perhaps none of those that come or go meanwhile.
+    async def find(self, known: Collection[OwnerTag], busy: Collection[str]) -> list[OrphanDevice]:
+        """Find orphans, but perhaps none of those that come or go meanwhile.
 
         :param known: tags of what is recorded.
         :param busy: owners (NICs, ``network:NAME``) at whose devices nobody may look now.
         """
-        return [stray for stray, _ in await self._look(known, busy, consistent=False)]
+        return [orphan for orphan, _ in await self._find(known, busy, consistent=False)]
 
     async def remove(
         self,
@@ -61,29 +61,29 @@ class Strays:
         *,
         older_than: float,
         dry_run: bool,
-    ) -> list[Stray]:
-        """Remove strays, each as far as it can be; what fails is told and the next one is tried.
+    ) -> list[OrphanDevice]:
+        """Remove orphans, each as far as it can be; after a failure the next one is tried.
 
         A device that a process has open is left alone: it may be a running guest's cable.
 
-        :param recorded: gives `known` and `busy` of `look`, as they are when it is called.
+        :param recorded: gives `known` and `busy` of `find`, as they are when it is called.
         :param older_than: seconds that it must have been seen for.
         """
         found = []
-        for stray, device in await self._look_twice(*recorded()):
+        for orphan, device in await self._find_twice(*recorded()):
             removed, error = False, None
             holders = await fd_holders(device)
-            if stray.owner_tag == _UNTAGGED and holders == [UNSEEN_HOLDER]:
+            if orphan.owner_tag == _UNTAGGED and holders == [UNSEEN_HOLDER]:
                 holders = []  # it was never given to a guest
             known, busy = recorded()
             if (
-                stray.owner_tag in known
-                or stray.owner in busy
+                orphan.owner_tag in known
+                or orphan.owner in busy
                 or not await self._is_as_seen(device)
             ):
                 continue  # a verb has begun meanwhile
-            if stray.seen < older_than:
-                error = f"first seen {stray.seen:.0f} s ago, and {older_than:g} s are asked for"
+            if orphan.seen < older_than:
+                error = f"first seen {orphan.seen:.0f} s ago, and {older_than:g} s are asked for"
             elif holders:
                 error = f"in use by {', '.join(holders)}"
             elif not dry_run:
@@ -91,13 +91,13 @@ class Strays:
                     removed = await self._host.delete_device(device.index)
                 except LinkmgrError as refused:
                     error = str(refused)
-            found.append(replace(stray, removed=removed, error=error))
+            found.append(replace(orphan, removed=removed, error=error))
         return found
 
     async def remove_untagged(self) -> None:
         """Remove what a linkmgr that was killed had made and not tagged yet."""
-        for stray, device in await self._look_twice((), ()):
-            if stray.owner_tag == _UNTAGGED and await self._is_as_seen(device):
+        for orphan, device in await self._find_twice((), ()):
+            if orphan.owner_tag == _UNTAGGED and await self._is_as_seen(device):
                 try:
                     await self._host.delete_device(device.index)
                     log.info("removed %s, which was made and never tagged", device.name)
@@ -112,19 +112,19 @@ class Strays:
         now = await self._host.find_device(device.index)
         return now is not None and now.alias == device.alias and (device.up or not now.up)
 
-    async def _look_twice(
+    async def _find_twice(
         self, known: Collection[OwnerTag], busy: Collection[str]
-    ) -> list[tuple[Stray, NetDevice]]:
-        """As `_look`; once more after a while if there is a device without a tag."""
-        found = await self._look(known, busy, consistent=True)
+    ) -> list[tuple[OrphanDevice, NetDevice]]:
+        """As `_find`; once more after a while if there is a device without a tag."""
+        found = await self._find(known, busy, consistent=True)
         if any(each.owner_tag == _UNTAGGED and each.seen < UNTAGGED_MIN_AGE_S for each, _ in found):
             await asyncio.sleep(UNTAGGED_MIN_AGE_S)
-            found = await self._look(known, busy, consistent=True)
+            found = await self._find(known, busy, consistent=True)
         return found
 
-    async def _look(
+    async def _find(
         self, known: Collection[OwnerTag], busy: Collection[str], *, consistent: bool
-    ) -> list[tuple[Stray, NetDevice]]:
+    ) -> list[tuple[OrphanDevice, NetDevice]]:
         now = self._clock()
         devices = await self._host.list_devices(consistent=consistent)
         users = {each for device in devices for each in (device.master, device.parent) if each}
@@ -138,7 +138,7 @@ class Strays:
             key = (device.index, tag)
             seen[key] = self._seen.get(key, now)
             age = now - seen[key]
-            found.append((Stray(device.name, tag.owner, tag.id, age, removed=False), device))
+            found.append((OrphanDevice(device.name, tag.owner, tag.id, age, removed=False), device))
         # A list that is not consistent may lack one that is as old as ever.
         self._seen = seen if consistent else {**self._seen, **seen}
         return found

@@ -14,7 +14,7 @@ from linkmgr.cli.outfile import STDOUT, write_output
 from linkmgr.cli.show import natural, printable, printed_as_json, table
 
 if TYPE_CHECKING:
-    from linkmgr.model import Stray
+    from linkmgr.model import OrphanDevice
 
 
 @click.command(cls=Command, examples=["linkmgr check"])
@@ -40,20 +40,22 @@ def check(ctx: click.Context) -> None:
     "--older-than",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Leave alone what has been a stray for a shorter time, by default a minute.",
+    help="Leave alone what has been an orphan for a shorter time, by default a minute.",
 )
 @click.pass_context
 def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
-    """Remove stray devices.
+    """Remove orphan devices.
 
     Those are devices that carry linkmgr's tag and that nothing recorded. Exits with 1 when one
     that is old enough is still there.
     """
-    from linkmgr.protocol import STRAY_SECONDS
+    from linkmgr.protocol import ORPHAN_MIN_AGE_S
 
-    age = STRAY_SECONDS if older_than is None else older_than
-    found = ask(lambda links: links.gc(older_than=age, dry_run=dry_run), "looking for strays")
-    if not printed_as_json({"strays": found}):
+    age = ORPHAN_MIN_AGE_S if older_than is None else older_than
+    found = ask(
+        lambda links: links.gc(older_than=age, dry_run=dry_run), "looking for orphan devices"
+    )
+    if not printed_as_json({"orphans": found}):
         table(
             ["DEVICE", "OF", "SEEN FOR", ""],
             [
@@ -62,19 +64,19 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
             ],
         )
         if not found:
-            click.echo("There are no strays.")
+            click.echo("There are no orphan devices.")
     # One that is too young is nothing wrong: a look a while later is early enough.
     due = [each for each in found if each.seen >= age]
     left = any(each.error or (dry_run and not each.removed) for each in due)
     ctx.exit(Exit.FINDINGS if left else Exit.OK)
 
 
-def _outcome(stray: Stray, *, dry_run: bool) -> str:
-    """What became of a stray, or would."""
-    if stray.removed:
+def _outcome(orphan: OrphanDevice, *, dry_run: bool) -> str:
+    """What became of an orphan, or would."""
+    if orphan.removed:
         return "removed"
-    if stray.error:
-        return f"left alone: {stray.error}"
+    if orphan.error:
+        return f"left alone: {orphan.error}"
     return "would be removed" if dry_run else "gone by itself"
 
 

@@ -20,9 +20,9 @@ from linkmgr.jsonform import (
     read_network,
     read_network_info,
     read_nic,
+    read_orphan,
     read_outcome,
     read_port,
-    read_stray,
     read_vm,
 )
 from linkmgr.model import (
@@ -37,15 +37,15 @@ from linkmgr.model import (
     Nic,
     NicRef,
     Notify,
+    OrphanDevice,
     Outcome,
     Port,
-    Stray,
     Transport,
     VmInfo,
     check_name,
 )
 from linkmgr.naming import NicName
-from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.where import find_socket
 
 LISTENING_SECONDS = 5.0  #: for which a change waits until those who listen are connected
@@ -215,10 +215,12 @@ class Client:
         """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
         return await self._transport.get("/v1/check", lambda f: f.items("findings", read_finding))
 
-    async def gc(self, *, older_than: float = STRAY_SECONDS, dry_run: bool = False) -> list[Stray]:
+    async def gc(
+        self, *, older_than: float = ORPHAN_MIN_AGE_S, dry_run: bool = False
+    ) -> list[OrphanDevice]:
         """Remove devices that carry our tag and that nothing recorded; see `LinkManager.gc`."""
         body = {"older_than": older_than, "dry_run": dry_run}
-        return await self._change("POST", "/v1/gc", body, lambda f: f.items("strays", read_stray))
+        return await self._change("POST", "/v1/gc", body, lambda f: f.items("orphans", read_orphan))
 
     async def metrics(self) -> str:
         """The service's figures in the text form of Prometheus."""

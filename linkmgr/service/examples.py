@@ -84,12 +84,12 @@ FINDING: Example = {
     "hint": "unplug it and plug it again",
 }  # fmt: skip
 
-STRAY: Example = {
+ORPHAN: Example = {
     "device": "lm0000aaaa", "owner": "web9/net0", "id": "0000aaaa", "seen": 75.5, "removed": True,
     "error": None,
 }  # fmt: skip
 
-STRAY_IN_USE: Example = {**STRAY, "removed": False, "error": "in use by qemu-system-x86 (4711)"}
+ORPHAN_IN_USE: Example = {**ORPHAN, "removed": False, "error": "in use by qemu-system-x86 (4711)"}
 
 PROBLEM: Example = {
     "type": "urn:linkmgr:error:unknown-network",

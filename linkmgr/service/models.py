@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
 from linkmgr.model import Affects, Drift, LinkState, NicState, Notify, Transport, VmState
-from linkmgr.protocol import STRAY_SECONDS
+from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.service import examples
 from linkmgr.service.config import Permission
 from linkmgr.service.operations import Phase
@@ -140,11 +140,11 @@ class SetLink(_Form):
 
 
 class Collect(_Form):
-    """Which strays are to be removed."""
+    """Which orphan devices are to be removed."""
 
     model_config = _examples({"older_than": 60, "dry_run": True})
 
-    older_than: Annotated[float, Field(ge=0, allow_inf_nan=False)] = STRAY_SECONDS
+    older_than: Annotated[float, Field(ge=0, allow_inf_nan=False)] = ORPHAN_MIN_AGE_S
     dry_run: bool = False
 
 
@@ -305,13 +305,13 @@ class FindingForm(_Form):
     hint: str
 
 
-class StrayForm(_Form):
+class OrphanDeviceForm(_Form):
     """A device with our tag that nothing recorded, and why it was left alone if it was.
 
     Where a dry run says nothing of that, it would have been removed.
     """
 
-    model_config = _examples(examples.STRAY, examples.STRAY_IN_USE)
+    model_config = _examples(examples.ORPHAN, examples.ORPHAN_IN_USE)
 
     device: str
     owner: str
@@ -431,12 +431,12 @@ class Findings(_Form):
     findings: list[FindingForm]
 
 
-class Strays(_Form):
+class Orphans(_Form):
     """What was found, and whether it was removed."""
 
-    model_config = _examples({"strays": [examples.STRAY]})
+    model_config = _examples({"orphans": [examples.ORPHAN]})
 
-    strays: list[StrayForm]
+    orphans: list[OrphanDeviceForm]
 
 
 class OperationList(_Form):

@@ -42,14 +42,14 @@ async def check(call: CallIn) -> Response:
     return JsonResponse({"findings": to_json(findings)})
 
 
-@router.post("/v1/gc", responses={200: {"model": models.Strays}}, summary="Collect garbage")
+@router.post("/v1/gc", responses={200: {"model": models.Orphans}}, summary="Collect garbage")
 async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
     """Remove devices that carry our tag and that nothing recorded."""
     wanted = body or models.Collect()
 
     async def work() -> Mapping[str, Any]:
         found = await call.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
-        return {"strays": to_json(found)}
+        return {"orphans": to_json(found)}
 
     return await call.change(
         Permission.GC, "dry run" if wanted.dry_run else "", work, nic="*", network="*"

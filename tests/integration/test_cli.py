@@ -151,7 +151,7 @@ async def test_a_guest_is_plugged_swapped_and_unplugged_from_the_shell(
         assert (await guest.run("cat /sys/class/net/eth0/carrier")).output.strip() == "0"
         await host.run("linkmgr link web1/net0 up")
         assert await host.run("linkmgr check") == "Every NIC is as it should be.\n"
-        assert "There are no strays" in await host.run("linkmgr gc --dry-run")
+        assert "There are no orphan devices" in await host.run("linkmgr gc --dry-run")
         (row,) = (await host.run("linkmgr connections")).splitlines()[1:]
         assert row.startswith("web1/net0  green  direct on v-green mode bridge")
         assert "linkmgr_" in await host.run("linkmgr metrics")

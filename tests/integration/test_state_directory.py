@@ -246,9 +246,9 @@ async def test_a_damaged_document_leaves_its_cables_alone(disk: Disk) -> None:
             with pytest.raises(UnknownVm):
                 await links.plug(NIC, "red")
             assert [found.code for found in await links.check()] == ["state-damaged"]
-            (stray,) = await links.gc(older_than=0)
-            assert not stray.removed
-            assert "in use by qemu" in (stray.error or "")
+            (orphan,) = await links.gc(older_than=0)
+            assert not orphan.removed
+            assert "in use by qemu" in (orphan.error or "")
             assert await links.create_network("grey", "bridge", bridge="br-grey")
             assert await links.delete_network("grey")
     aside = path.with_name("web1.json.damaged")

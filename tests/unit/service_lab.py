@@ -36,9 +36,9 @@ from linkmgr.model import (
     NicRef,
     NicState,
     Notify,
+    OrphanDevice,
     Outcome,
     Port,
-    Stray,
     VmInfo,
     VmState,
 )
@@ -194,8 +194,8 @@ class FakeLinks:
     async def check(self) -> list[Finding]:
         return self.findings
 
-    async def gc(self, *, older_than: float = 60, dry_run: bool = False) -> list[Stray]:
-        return [Stray("lm1", "web1/net0", "0123abcd", older_than, removed=not dry_run)]
+    async def gc(self, *, older_than: float = 60, dry_run: bool = False) -> list[OrphanDevice]:
+        return [OrphanDevice("lm1", "web1/net0", "0123abcd", older_than, removed=not dry_run)]
 
     def events(self) -> EventSubscription:
         return self.bus.subscribe()

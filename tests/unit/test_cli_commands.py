@@ -97,8 +97,8 @@ PORT = to_json(Port(samples.BLUE, "p1", {"isolated": True}))
             "port blue:p1  was not there",
         ),
         (
-            "gc --dry-run", {"strays": []}, "POST /v1/gc",
-            {"older_than": 60, "dry_run": True}, "There are no strays.",
+            "gc --dry-run", {"orphans": []}, "POST /v1/gc",
+            {"older_than": 60, "dry_run": True}, "There are no orphan devices.",
         ),
     ],
 )  # fmt: skip

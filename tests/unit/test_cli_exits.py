@@ -229,7 +229,7 @@ async def test_findings_make_check_exit_with_1(service: Service) -> None:
     assert (as_json.exit_code, json.loads(as_json.stdout)) == (1, {"findings": [finding]})
 
 
-STRAY = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "removed": False}
+ORPHAN = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "removed": False}
 
 
 @pytest.mark.parametrize(
@@ -244,32 +244,32 @@ STRAY = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "remove
         (True, {"seen": 1.0, "error": "first seen 1 s ago"}, "left alone: first seen 1 s ago", 0),
     ],
 )
-async def test_gc_says_what_becomes_of_a_stray_and_exits_with_1_if_it_is_due_and_still_there(
+async def test_gc_says_what_becomes_of_an_orphan_and_exits_with_1_if_it_is_due_and_still_there(
     service: Service, dry: bool, facts: dict[str, object], says: str, code: int
 ) -> None:
-    stray = STRAY | facts
-    service.answers({"strays": [stray]})
+    orphan = ORPHAN | facts
+    service.answers({"orphans": [orphan]})
     words = ["gc", *(["--dry-run"] if dry else [])]
     result = await run(service.path, *words)
     _, row = result.stdout.splitlines()
-    assert row == f"lm1     web1/net0  {stray['seen']:.0f} s".ljust(29) + says
+    assert row == f"lm1     web1/net0  {orphan['seen']:.0f} s".ljust(29) + says
     assert result.exit_code == code
     as_json = await run(service.path, *words, "--json")
     assert as_json.exit_code == code
-    assert json.loads(as_json.stdout) == {"strays": [{"error": None} | stray]}
+    assert json.loads(as_json.stdout) == {"orphans": [{"error": None} | orphan]}
 
 
-async def test_a_stray_is_due_for_gc_after_the_seconds_that_were_said(service: Service) -> None:
-    service.answers({"strays": [STRAY | {"seen": 1.0}]})
+async def test_an_orphan_is_due_for_gc_after_the_seconds_that_were_said(service: Service) -> None:
+    service.answers({"orphans": [ORPHAN | {"seen": 1.0}]})
     assert (await run(service.path, "gc", "--dry-run", "--older-than", "0")).exit_code == 1
     assert service.seen[-1].body == {"older_than": 0, "dry_run": True}
 
 
-async def test_a_stray_that_cannot_be_removed_makes_gc_exit_with_1(service: Service) -> None:
-    stray = STRAY | {"removed": True}
-    service.answers({"strays": [stray]})
+async def test_an_orphan_that_cannot_be_removed_makes_gc_exit_with_1(service: Service) -> None:
+    orphan = ORPHAN | {"removed": True}
+    service.answers({"orphans": [orphan]})
     assert (await run(service.path, "gc")).exit_code == 0
-    service.answers({"strays": [stray | {"removed": False, "error": "it is busy"}]})
+    service.answers({"orphans": [orphan | {"removed": False, "error": "it is busy"}]})
     result = await run(service.path, "gc", "--older-than", "5")
     assert result.exit_code == 1
     assert "it is busy" in result.stdout

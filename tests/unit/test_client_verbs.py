@@ -32,9 +32,9 @@ from linkmgr.model import (
     Network,
     NicRef,
     Notify,
+    OrphanDevice,
     Outcome,
     Port,
-    Stray,
 )
 from linkmgr.protocol import LibvirtLinkApi
 from linkmgr.where import DEFAULT_SOCKET, find_socket
@@ -97,7 +97,7 @@ async def test_plug_takes_what_the_create_verbs_returned(
 async def test_every_other_change_asks_for_its_resource(links: Client, service: Service) -> None:
     nic, outcome = to_json(samples.nic()), samples.outcome()
     port = Port(samples.BLUE, "p1", {"isolated": True})
-    stray = Stray("lm1", "a/b", "01234567", 7.5, False)
+    orphan = OrphanDevice("lm1", "a/b", "01234567", 7.5, False)
     for call, answer, request, body, result in [
         (links.unplug("a/b"), outcome, "DELETE /v1/connections/a/b", None, None),
         (links.set_link("a/b", "up"), outcome, "PUT /v1/nics/a/b/link", {"state": "up"}, None),
@@ -130,8 +130,8 @@ async def test_every_other_change_asks_for_its_resource(links: Client, service: 
         ),
         (
             links.gc(older_than=5, dry_run=True),
-            {"strays": [to_json(stray)]}, "POST /v1/gc",
-            {"older_than": 5, "dry_run": True}, [stray],
+            {"orphans": [to_json(orphan)]}, "POST /v1/gc",
+            {"older_than": 5, "dry_run": True}, [orphan],
         ),
     ]:  # fmt: skip
         service.seen.clear()

@@ -14,9 +14,9 @@ from linkmgr.jsonform import (
     read_domain,
     read_finding,
     read_nic,
+    read_orphan,
     read_outcome,
     read_port,
-    read_stray,
     read_vm,
     to_json,
 )
@@ -64,8 +64,8 @@ def test_the_examples_of_answers_read_back_as_a_client_reads_them() -> None:
         assert to_json(read_nic(Form(nic))) == nic
     for outcome in (examples.OUTCOME, examples.UNCHANGED):
         assert to_json(read_outcome(Form(outcome))) == outcome
-    for stray in (examples.STRAY, examples.STRAY_IN_USE):
-        assert to_json(read_stray(Form(stray))) == stray
+    for orphan in (examples.ORPHAN, examples.ORPHAN_IN_USE):
+        assert to_json(read_orphan(Form(orphan))) == orphan
     assert to_json(read_vm(Form(examples.VM))) == examples.VM
     assert to_json(read_port(Form(examples.PORT))) == examples.PORT
     assert to_json(read_domain(Form(examples.DOMAIN))) == examples.DOMAIN

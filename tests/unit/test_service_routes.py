@@ -107,10 +107,10 @@ async def test_checks_and_garbage_are_told(lab: Lab) -> None:
     assert found == {"findings": to_json(lab.links.findings)}
     models.Findings.model_validate(found)
     dry = (await lab.ask("POST", "/v1/gc", {"dry_run": True, "older_than": 5})).json
-    models.Strays.model_validate(dry)
-    assert [(each["seen"], each["removed"]) for each in dry["strays"]] == [(5, False)]
+    models.Orphans.model_validate(dry)
+    assert [(each["seen"], each["removed"]) for each in dry["orphans"]] == [(5, False)]
     wet = (await lab.ask("POST", "/v1/gc")).json
-    assert [(each["seen"], each["removed"]) for each in wet["strays"]] == [(60, True)]
+    assert [(each["seen"], each["removed"]) for each in wet["orphans"]] == [(60, True)]
 
 
 async def test_health_is_told(lab: Lab) -> None:
