@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DomainNicInfo,
         Finding,
         LinkState,
+        MonitorTransport,
         Network,
         Nic,
         NicRef,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         OrphanDevice,
         Outcome,
         Port,
-        Transport,
         VmInfo,
     )
     from linkmgr.protocol import EventStream, LibvirtLinkApi, LinkApi
@@ -48,7 +48,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "Port",
     "Connection",
     "VmInfo",
-    "Transport",
+    "MonitorTransport",
     "DomainInfo",
     "DomainNicInfo",
     "Event",

@@ -11,7 +11,7 @@ from linkmgr.errors import LinkmgrError, MonitorUnreachable
 from linkmgr.events import EventBus, EventKind
 from linkmgr.host import Host
 from linkmgr.journal import Journal, NicRecord, VmJournal, VmRecord
-from linkmgr.model import Connection, Nic, NicRef, NicState, Transport, VmInfo, VmState
+from linkmgr.model import Connection, MonitorTransport, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.networks import Networks
 from linkmgr.qmp.dialer import ConnectorFactory, transport_of
 from linkmgr.reconcile import TaggedDevices, claim_ports, free_ports, recover_vm, remove_devices
@@ -55,7 +55,7 @@ class Absent:
 
         Of a socket only who made it is known, and that need not be QEMU.
         """
-        if transport_of(self.record.qmp) is Transport.SOCKET or self.record.pid is None:
+        if transport_of(self.record.qmp) is MonitorTransport.SOCKET or self.record.pid is None:
             return False
         return not self.record.process_lives()
 

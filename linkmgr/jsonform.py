@@ -29,6 +29,7 @@ from linkmgr.model import (
     FdEndpoint,
     Finding,
     LinkState,
+    MonitorTransport,
     Network,
     NetworkInfo,
     Nic,
@@ -37,7 +38,6 @@ from linkmgr.model import (
     OrphanDevice,
     Outcome,
     Port,
-    Transport,
     VmInfo,
     VmState,
 )
@@ -326,7 +326,9 @@ def read_vm(form: Form) -> VmInfo:
         since=form.time("since"),
         nics=_refs(names, form) if isinstance(names, list) else (),
         # An older service does not say either.
-        transport=form.choice("transport", Transport) if "transport" in form else Transport.SOCKET,
+        transport=form.choice("transport", MonitorTransport)
+        if "transport" in form
+        else MonitorTransport.SOCKET,
         running=form.flag("running") if "running" in form else None,
     )
 
@@ -349,7 +351,7 @@ def read_domain(form: Form) -> DomainInfo:
         name=form.text("name"),
         uuid=form.text("uuid"),
         state=form.text("state"),
-        transport=form.choice_or_none("transport", Transport),
+        transport=form.choice_or_none("transport", MonitorTransport),
         prepared=form.flag("prepared"),
         command=form.text_or_none("command"),
         nics=tuple(form.items("nics", _read_domain_nic)),

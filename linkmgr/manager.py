@@ -29,13 +29,13 @@ from linkmgr.journal import VmJournal, VmRecord
 from linkmgr.model import (
     Drift,
     LinkState,
+    MonitorTransport,
     Network,
     Nic,
     NicRef,
     Notify,
     Outcome,
     Port,
-    Transport,
     check_name,
     parse_choice,
 )
@@ -178,7 +178,7 @@ class LinkManager(Beside):
             vm.name: (vm.qemu.pid, vm.qemu.transport) for vm in self._vms.values() if vm.qemu.alive
         }
         for other, (pid, transport) in others.items():
-            both_sockets = {transport, qemu.transport} == {Transport.SOCKET}
+            both_sockets = {transport, qemu.transport} == {MonitorTransport.SOCKET}
             if other != name and pid is not None and pid == qemu.pid and not both_sockets:
                 raise Conflict(
                     f"the QEMU of {qemu.address} is VM {other}, whose NICs linkmgr has already",

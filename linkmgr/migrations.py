@@ -20,7 +20,20 @@ def _add_identity(document: Document) -> Document:
     return document
 
 
+def _call_dials_inbound(document: Document) -> Document:
+    """2 to 3: what was ``dials:UUID`` is ``inbound:UUID``."""
+    if "vm" in document:
+        address = str(document.get("qmp"))
+        if address.startswith("dials:"):
+            document["qmp"] = f"inbound:{address.removeprefix('dials:')}"
+        elif address.startswith("inbound:"):  # a relative path, which that was no prefix of
+            document["qmp"] = f"./{address}"
+    return document
+
+
 #: For each older format, the step to the next one.
-MIGRATIONS: Mapping[int, Callable[[Document], Document]] = MappingProxyType({1: _add_identity})
+MIGRATIONS: Mapping[int, Callable[[Document], Document]] = MappingProxyType(
+    {1: _add_identity, 2: _call_dials_inbound}
+)
 
 FORMAT = 1 + len(MIGRATIONS)  #: of what is written now

@@ -343,11 +343,11 @@ class VmState(StrEnum):
     GONE = "gone"  #: it has ended
 
 
-class Transport(StrEnum):
-    """How a VM's QEMU is spoken to."""
+class MonitorTransport(StrEnum):
+    """The transport of a VM's monitor: how QMP is spoken with its QEMU."""
 
     SOCKET = "socket"  #: QEMU listens on a socket of its own
-    DIALS = "dials"  #: QEMU dials the socket on which linkmgr listens
+    INBOUND = "inbound"  #: QEMU connects to the socket on which linkmgr listens
     LIBVIRT = "libvirt"  #: through libvirt's own connection
 
 
@@ -355,7 +355,7 @@ class Transport(StrEnum):
 class VmInfo:
     """A VM as linkmgr sees it now.
 
-    :param qmp: address of its monitor: a path, ``dials:UUID`` or ``libvirt:UUID``.
+    :param qmp: address of its monitor: a path, ``inbound:UUID`` or ``libvirt:UUID``.
     :param since: when `state` began.
     :param running: whether its processors run; ``None`` while that is not known.
     """
@@ -365,7 +365,7 @@ class VmInfo:
     state: VmState
     since: datetime
     nics: tuple[NicRef, ...] = ()
-    transport: Transport = Transport.SOCKET
+    transport: MonitorTransport = MonitorTransport.SOCKET
     running: bool | None = None
 
 
@@ -434,7 +434,7 @@ class DomainInfo:
     name: str
     uuid: str
     state: str
-    transport: Transport | None
+    transport: MonitorTransport | None
     prepared: bool
     command: str | None
     nics: tuple[DomainNicInfo, ...] = ()

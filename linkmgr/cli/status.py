@@ -105,14 +105,14 @@ def report(said: Sequence[StatusLine]) -> list[str]:
 
 def _way(vm: VmInfo) -> str:
     """How its QEMU is spoken to, if not over a socket of its own."""
-    from linkmgr.model import Transport
+    from linkmgr.model import MonitorTransport
 
     match vm.transport:
-        case Transport.SOCKET:
+        case MonitorTransport.SOCKET:
             return ""
-        case Transport.DIALS:
-            return " (QEMU dials)"
-        case Transport.LIBVIRT:
+        case MonitorTransport.INBOUND:
+            return " (inbound monitor)"
+        case MonitorTransport.LIBVIRT:
             return " (through libvirt)"
     return f" ({vm.transport})"  # of a newer service
 

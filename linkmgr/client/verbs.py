@@ -32,6 +32,7 @@ from linkmgr.model import (
     Drift,
     Finding,
     LinkState,
+    MonitorTransport,
     Network,
     NetworkInfo,
     Nic,
@@ -40,7 +41,6 @@ from linkmgr.model import (
     OrphanDevice,
     Outcome,
     Port,
-    Transport,
     VmInfo,
     check_name,
 )
@@ -108,7 +108,7 @@ class Client:
         :param qmp: path of its monitor socket, for the service, made absolute here; or
             ``libvirt:`` with the name or uuid of a domain.
         """
-        libvirt = isinstance(qmp, str) and qmp.startswith(f"{Transport.LIBVIRT}:")
+        libvirt = isinstance(qmp, str) and qmp.startswith(f"{MonitorTransport.LIBVIRT}:")
         body = {"name": name, "qmp": qmp if libvirt else str(Path(qmp).absolute())}
         return await self._change("POST", "/v1/vms", body, lambda f: f.items("nics", read_nic))
 

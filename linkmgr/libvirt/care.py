@@ -36,7 +36,7 @@ from linkmgr.libvirt.side import HookSafeLibvirt, LibvirtApi
 from linkmgr.libvirt.silent import CONNECT_GRACE_S, find_unconnected
 from linkmgr.libvirt.verbs import DomainVerbs
 from linkmgr.manager import LinkManager
-from linkmgr.model import DomainInfo, Finding, Transport, VmInfo, VmState
+from linkmgr.model import DomainInfo, Finding, MonitorTransport, VmInfo, VmState
 from linkmgr.singleflight import SingleFlight
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class DomainController:
         """
         domain = self.known_domains.ensure(qemu.uuid, qemu.name)
         try:
-            await self.manager.add_vm(qemu.name, f"{Transport.DIALS}:{domain.uuid}")
+            await self.manager.add_vm(qemu.name, f"{MonitorTransport.INBOUND}:{domain.uuid}")
         except LinkmgrError as error:
             before = domain.failures.get("")
             if before is None or before.code != error.code:  # the rest is what QEMU says, each time
@@ -359,7 +359,7 @@ class DomainController:
     async def _on_process_gone(self, name: str) -> None:
         """A QEMU has ended: nothing of it is kept. One of that name may run anew by now."""
         vm, domain = self._vm(name), self.known_domains.by_name(name)
-        if vm is not None and (domain is not None or vm.transport is not Transport.SOCKET):
+        if vm is not None and (domain is not None or vm.transport is not MonitorTransport.SOCKET):
             await self.manager.forget_ended(name)  # one that is not libvirt's stays known, as gone
         if domain is None:
             return
@@ -387,11 +387,11 @@ class DomainController:
             return None
         process = Process(*known)
         _, _, uuid = vm.qmp.partition(":")
-        if vm.transport is Transport.DIALS:
+        if vm.transport is MonitorTransport.INBOUND:
             return self.known_domains.ensure(uuid, vm.name), process
         if self._libvirt is None or not self._libvirt.connected:
             return None
-        through_libvirt = vm.transport is Transport.LIBVIRT
+        through_libvirt = vm.transport is MonitorTransport.LIBVIRT
         try:
             view = await self._libvirt.domain(uuid if through_libvirt else vm.name)
         except LinkmgrError as error:

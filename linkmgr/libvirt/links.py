@@ -32,7 +32,7 @@ from linkmgr.journal import started_at
 from linkmgr.jsonform import Form
 from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, read_status
 from linkmgr.manager import LinkManager
-from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo
+from linkmgr.model import LinkState, MonitorTransport, Nic, NicRef, NicState, VmInfo
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class LinkSync:
         """
         pid, _ = self._manager.process_of(vm.name) or (None, None)
         if pid is None:
-            return vm.transport is not Transport.SOCKET  # libvirt's uuid led to it
+            return vm.transport is not MonitorTransport.SOCKET  # libvirt's uuid led to it
         return pid == status.pid
 
     def _read(self, vm: str) -> DomainStatus | None:

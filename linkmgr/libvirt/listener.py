@@ -32,7 +32,7 @@ from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.journal import started_at
 from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid, peer_uid
 from linkmgr.log_limit import LogLimit
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import inbound_address
 from linkmgr.unix_sockets import UnixSocket, accept_connections
@@ -105,7 +105,7 @@ class MonitorListener:
 
     :param sock: listening.
     :param identify: says which domain's QEMU is at the other end; called in a thread.
-    :param on_unclaimed: has the guest added, as ``dials:UUID``.
+    :param on_unclaimed: has the guest added, as ``inbound:UUID``.
     :param timeout: seconds that a QEMU may take for its greeting, and for each answer.
     """
 
@@ -148,7 +148,7 @@ class MonitorListener:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def connector(self, address: str) -> ListenerConnector:
-        """Make the `Connector` of ``dials:UUID``."""
+        """Make the `Connector` of ``inbound:UUID``."""
         return ListenerConnector(self, address.partition(":")[2])
 
     async def wait_for(self, domain: str, who: str, timeout: float) -> Monitor:
@@ -390,7 +390,7 @@ class MonitorListener:
 class ListenerConnector:
     """The `Connector` of a QEMU that connects to us: it waits for that."""
 
-    transport = Transport.DIALS
+    transport = MonitorTransport.INBOUND
 
     def __init__(self, listener: MonitorListener, domain: str) -> None:
         self._listener = listener

@@ -31,7 +31,7 @@ from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
 from linkmgr.libvirt.handle import LibvirtConnection
 from linkmgr.libvirt.status import pid_of
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp.budget import EventRateLimit, FloodError, MessageRateLimit
 from linkmgr.qmp.connection import MAX_ERROR_CLASS_CHARS
 from linkmgr.qmp.events import HANDLED_EVENTS, MonitorEvent
@@ -62,10 +62,10 @@ class LibvirtConnector:
     :param which: the domain's uuid or name.
     """
 
-    transport = Transport.LIBVIRT
+    transport = MonitorTransport.LIBVIRT
 
     def __init__(self, libvirt: Libvirt, which: str) -> None:
-        self.address = f"{Transport.LIBVIRT}:{which}"
+        self.address = f"{MonitorTransport.LIBVIRT}:{which}"
         self._libvirt = libvirt
         self._which = which
 

@@ -1,7 +1,7 @@
 """Connectors: a monitor is reached over its socket, when QEMU connects to ours, or through libvirt.
 
 An address is text that names both the way and the QEMU, and is what the journal keeps: a path,
-``dials:UUID`` or ``libvirt:UUID``. A `Connector` is made of it, and connects as often as needed.
+``inbound:UUID`` or ``libvirt:UUID``. A `Connector` is made of it, and connects as often as needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from linkmgr.errors import BadOption, BadRequest, MonitorReplaced, MonitorUnreachable
 from linkmgr.file_threads import run_in_file_thread
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp.admission import Admission
 from linkmgr.qmp.monitor import Monitor
 
@@ -39,7 +39,7 @@ class Connector(Protocol):
         """What it was made from."""
 
     @property
-    def transport(self) -> Transport:
+    def transport(self) -> MonitorTransport:
         """How it reaches QEMU."""
 
     async def connect(self, who: str, timeout: float) -> Monitor:
@@ -64,7 +64,7 @@ class SocketConnector:
     :param uid: of the user who named the path; ``None`` for this process's own.
     """
 
-    transport = Transport.SOCKET
+    transport = MonitorTransport.SOCKET
 
     def __init__(
         self, path: str | Path, admit: Admission | None = None, *, uid: int | None = None
@@ -91,12 +91,12 @@ class SocketConnector:
         )
 
 
-def transport_of(address: str) -> Transport:
+def transport_of(address: str) -> MonitorTransport:
     """How the QEMU of an address is reached."""
-    for transport in (Transport.DIALS, Transport.LIBVIRT):
+    for transport in (MonitorTransport.INBOUND, MonitorTransport.LIBVIRT):
         if address.startswith(f"{transport}:"):
             return transport
-    return Transport.SOCKET
+    return MonitorTransport.SOCKET
 
 
 def address_of(qmp: str | Path) -> str:
@@ -108,13 +108,13 @@ def address_of(qmp: str | Path) -> str:
     if not isinstance(qmp, str | Path) or not str(qmp):
         raise BadOption(
             f"{ascii(qmp)[:43]} is not the address of a monitor",
-            hint="give the path of its socket, dials:UUID or libvirt:NAME",
+            hint="give the path of its socket, inbound:UUID or libvirt:NAME",
         )
-    if isinstance(qmp, Path) or transport_of(qmp) is Transport.SOCKET:
+    if isinstance(qmp, Path) or transport_of(qmp) is MonitorTransport.SOCKET:
         path = str(Path(qmp))
         # A file's name may begin as another address does.
-        return path if transport_of(path) is Transport.SOCKET else f"./{path}"
-    if transport_of(qmp) is Transport.DIALS:
+        return path if transport_of(path) is MonitorTransport.SOCKET else f"./{path}"
+    if transport_of(qmp) is MonitorTransport.INBOUND:
         return inbound_address(qmp.partition(":")[2])
     return qmp
 
@@ -127,7 +127,7 @@ async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[in
 
     :param uid: of the user who named it.
     """
-    if transport_of(address) is not Transport.SOCKET:
+    if transport_of(address) is not MonitorTransport.SOCKET:
         return None
     who = os.geteuid() if uid is None else uid
     try:
@@ -144,7 +144,7 @@ def inbound_address(domain: str) -> str:
     :raise BadRequest: when it is none.
     """
     try:
-        return f"{Transport.DIALS}:{uuid.UUID(domain)}"
+        return f"{MonitorTransport.INBOUND}:{uuid.UUID(domain)}"
     except ValueError:
         raise BadRequest(
             f"{ascii(domain)[:43]} is not a uuid",
@@ -158,9 +158,11 @@ def socket_connector(address: str) -> Connector:
     :raise MonitorUnreachable: when the address is something else.
     """
     transport = transport_of(address)
-    if transport is Transport.SOCKET:
+    if transport is MonitorTransport.SOCKET:
         return SocketConnector(address)
-    what = "no QEMU can connect" if transport is Transport.DIALS else "libvirt is not asked"
+    what = (
+        "no QEMU can connect" if transport is MonitorTransport.INBOUND else "libvirt is not asked"
+    )
     raise MonitorUnreachable(
         f"the monitor {address} cannot be reached: {what} here",
         hint="run the service with its listener and with libvirt, see docs/configuration.md",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp.dialer import Connector, SocketConnector
 from linkmgr.qmp.features import Features, probe_features
 from linkmgr.qmp.monitor import Monitor, MonitorEvent, QmpCommand
@@ -87,7 +87,7 @@ class QemuProcess:
         return self._connector.address
 
     @property
-    def transport(self) -> Transport:
+    def transport(self) -> MonitorTransport:
         """How the monitor is reached."""
         return self._connector.transport
 
@@ -311,7 +311,7 @@ class QemuProcess:
 
     @property
     def _process_is_qemu(self) -> bool:
-        return self._connector.transport is not Transport.SOCKET
+        return self._connector.transport is not MonitorTransport.SOCKET
 
     def _watch_process(self, pid: int | None) -> None:
         """Learn when the process ends. A pidfd cannot be fooled by a pid used again."""

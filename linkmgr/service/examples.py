@@ -75,7 +75,7 @@ DOMAIN_NIC: Example = {
 
 DOMAIN: Example = {
     "name": "db", "uuid": "c0ffee00-1111-2222-3333-444455556666", "state": "running",
-    "transport": "dials", "prepared": True, "command": None, "nics": [DOMAIN_NIC],
+    "transport": "inbound", "prepared": True, "command": None, "nics": [DOMAIN_NIC],
 }  # fmt: skip
 
 FINDING: Example = {

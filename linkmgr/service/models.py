@@ -14,7 +14,7 @@ from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
-from linkmgr.model import Affects, Drift, LinkState, NicState, Notify, Transport, VmState
+from linkmgr.model import Affects, Drift, LinkState, MonitorTransport, NicState, Notify, VmState
 from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.service import examples
 from linkmgr.service.config import Permission
@@ -247,7 +247,7 @@ class VmForm(_Form):
     state: VmState
     since: datetime
     nics: list[str]
-    transport: Transport
+    transport: MonitorTransport
     running: bool | None
 
 
@@ -288,7 +288,7 @@ class DomainForm(_Form):
     name: str
     uuid: str
     state: str
-    transport: Transport | None
+    transport: MonitorTransport | None
     prepared: bool
     command: str | None
     nics: list[DomainNicForm]

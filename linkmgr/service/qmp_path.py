@@ -16,7 +16,7 @@ from pathlib import Path
 
 from linkmgr.errors import BadRequest, Forbidden
 from linkmgr.file_threads import run_in_file_thread
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp.connection import file_timeout_error
 from linkmgr.qmp.dialer import transport_of
 
@@ -32,7 +32,7 @@ def named(text: str) -> Path | str:
     :return: a `Path`, or ``libvirt:`` with the domain's name or uuid.
     :raise BadRequest: when it is neither. A QEMU that dials is never named: it comes by itself.
     """
-    if transport_of(text) is not Transport.LIBVIRT:
+    if transport_of(text) is not MonitorTransport.LIBVIRT:
         return absolute(text)
     domain = text.partition(":")[2]
     if not domain.strip() or not domain.isprintable():

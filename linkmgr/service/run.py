@@ -25,7 +25,7 @@ from linkmgr.libvirt.identity import PeerIdentifier
 from linkmgr.libvirt.listener import ConnectedQemu, MonitorListener, OnUnclaimed
 from linkmgr.libvirt.passthrough import LibvirtConnector
 from linkmgr.manager import LinkManager
-from linkmgr.model import Transport, VmState
+from linkmgr.model import MonitorTransport, VmState
 from linkmgr.qmp.dialer import (
     Connector,
     ConnectorFactory,
@@ -306,9 +306,9 @@ async def _monitors(
             )
 
         def connector(address: str) -> Connector:
-            if listener is not None and transport_of(address) is Transport.DIALS:
+            if listener is not None and transport_of(address) is MonitorTransport.INBOUND:
                 return listener.connector(address)
-            if libvirt is not None and transport_of(address) is Transport.LIBVIRT:
+            if libvirt is not None and transport_of(address) is MonitorTransport.LIBVIRT:
                 return LibvirtConnector(libvirt, address.partition(":")[2])
             return socket_connector(address)
 

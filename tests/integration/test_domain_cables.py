@@ -293,7 +293,7 @@ async def test_a_wrong_alias_in_the_override_is_told_and_other_guests_are_listed
     assert "linkmgr prepare web1 --define" in status
     rows: list[dict[str, Any]] = json.loads((await lab.linkmgr("nics", "--json")).output)["domains"]
     assert [(each["name"], each["transport"], each["command"]) for each in rows] == [
-        ("web1", "dials", None), ("web2", None, "linkmgr prepare web2 --define"),
+        ("web1", "inbound", None), ("web2", None, "linkmgr prepare web2 --define"),
     ]  # fmt: skip
     assert rows[1]["nics"][0]["network"] == "bridge br-green"
     assert "linkmgr prepare web2 --define" in (await lab.linkmgr("nics")).output

@@ -15,7 +15,7 @@ from linkmgr import LinkManager, LinkState, NicState
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.passthrough import LibvirtConnector
-from linkmgr.model import Transport, VmState
+from linkmgr.model import MonitorTransport, VmState
 from linkmgr.qmp import Monitor, QmpCommand
 from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import parse_info_network
@@ -81,7 +81,7 @@ async def test_a_cable_is_plugged_swapped_and_pulled_through_libvirt_also_after_
         (nic,) = await links.add_vm("web1", "libvirt:web1")
         assert (nic.state, nic.mac) == (NicState.UNPLUGGED, MAC)
         vm = (await links.vms())[0]
-        assert (vm.transport, vm.state) == (Transport.LIBVIRT, VmState.ANSWERS)
+        assert (vm.transport, vm.state) == (MonitorTransport.LIBVIRT, VmState.ANSWERS)
         async with DomainGuest(libvirtd, "web1") as guest:
             await guest.connect()
             assert not await guest.carrier("eth0")

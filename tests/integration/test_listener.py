@@ -22,7 +22,7 @@ from bench.served import Served
 from linkmgr import Client, EventKind, NicState
 from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid
 from linkmgr.libvirt.listener import MonitorListener
-from linkmgr.model import Nic, Transport, VmInfo, VmState
+from linkmgr.model import MonitorTransport, Nic, VmInfo, VmState
 from linkmgr.testing.process import Child, execute, until
 from linkmgr.unix_sockets import UnixSocket
 from tests.integration.lab import bridge_of
@@ -160,8 +160,8 @@ async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
         links = await stack.enter_async_context(served.client())
         assert await comes(links, answers, within=5) < 1.6
         (info,) = await links.vms()
-        assert (info.name, info.qmp) == ("web1", f"dials:{uuid}")
-        assert (info.transport, info.running) == (Transport.DIALS, True)
+        assert (info.name, info.qmp) == ("web1", f"inbound:{uuid}")
+        assert (info.transport, info.running) == (MonitorTransport.INBOUND, True)
         assert (await links.nic(NIC)).state is NicState.UNPLUGGED
         assert not await guest.carrier("eth0")
 
@@ -173,9 +173,9 @@ async def test_a_guest_that_dials_is_found_kept_and_lost_by_itself(
         assert (await guest.ping("10.2.0.1")).received
         said = await execute([PROGRAM, "--socket", str(served.socket), "status"])
         assert "web1/ua-net0  plugged into green" in said.output
-        assert "(QEMU dials)" in said.output
+        assert "(inbound monitor)" in said.output
         listed = await execute([PROGRAM, "--socket", str(served.socket), "vm", "list"])
-        assert f"yes   dials  dials:{uuid}" in listed.output
+        assert f"yes   inbound  inbound:{uuid}" in listed.output
 
         # virsh pauses it behind our back.
         events = links.events()

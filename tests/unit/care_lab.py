@@ -38,6 +38,7 @@ from linkmgr.model import (
     BridgeEndpoint,
     Connection,
     LinkState,
+    MonitorTransport,
     Network,
     Nic,
     NicRef,
@@ -45,7 +46,6 @@ from linkmgr.model import (
     Notify,
     Outcome,
     Port,
-    Transport,
     VmInfo,
     VmState,
     check_name,
@@ -116,11 +116,11 @@ class FakeManager:
         *,
         nics: int = 2,
         running: bool = True,
-        transport: Transport = Transport.DIALS,
+        transport: MonitorTransport = MonitorTransport.INBOUND,
         watched: bool = True,
     ) -> int:
         """A QEMU is there anew; its pid, which only libvirt knows if it is not `watched`."""
-        qmp = {Transport.SOCKET: "/run/web1.qmp"}.get(transport, f"{transport}:{UUID}")
+        qmp = {MonitorTransport.SOCKET: "/run/web1.qmp"}.get(transport, f"{transport}:{UUID}")
         refs = tuple(NicRef(name, f"ua-net{n}") for n in range(nics))
         self.vms[name] = VmInfo(name, qmp, VmState.ANSWERS, SINCE, refs, transport, running)
         pid = 1000 + self._boots

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from linkmgr.jsonform import to_json
-from linkmgr.model import Nic, NicState, Outcome, Transport
+from linkmgr.model import MonitorTransport, Nic, NicState, Outcome
 from tests.unit import samples
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, Service, serving
@@ -71,7 +71,7 @@ async def test_what_holds_from_the_next_start_on_is_told_and_notes_are_on_stderr
 def answers(service: Service, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
     said: dict[str, Any] = {
         "nics": [to_json(each) for each in nics],
-        "vms": [to_json(replace(samples.vm(), transport=Transport.DIALS))],
+        "vms": [to_json(replace(samples.vm(), transport=MonitorTransport.INBOUND))],
         "domains": [to_json(each) for each in domains],
     }
     service.script = lambda exchange: exchange.answer(
@@ -97,7 +97,7 @@ async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Ser
         "web10/ua-net0", "web11/ua-net0", "web12/ua-net0", "web13/ua-net0",
     ]  # fmt: skip
     assert rows[0][:5] == ["web1/net0", "plugged", "up", "blue", "lm3f9a1c2e"]
-    assert rows[0][8:10] == ["hub", "dials"]
+    assert rows[0][8:10] == ["hub", "inbound"]
     text = result.stdout.splitlines()[2]
     assert "shut off" in text
     assert "bridge br7" in text
@@ -136,7 +136,7 @@ async def test_nics_without_libvirts_guests_are_plain_columns(service: Service) 
     answers(service, samples.nic(), unwired, domains=[])
     lines = (await run(service.path, "nics")).stdout.splitlines()
     assert lines[0].startswith("NIC        STATE      LINK  PORT  DEVICE")
-    assert lines[0].endswith("WIRING  BY     FOR")
+    assert lines[0].endswith("WIRING  BY       FOR")
     assert "fixed" in lines[2]
     answers(service, domains=[])
     assert (await run(service.path, "nics")).stdout == ""

@@ -14,7 +14,7 @@ import pytest
 from linkmgr.cli.show import age, aligned, natural, printable
 from linkmgr.cli.status import lines, report
 from linkmgr.jsonform import Form, read_nic, read_vm, to_json
-from linkmgr.model import Finding, LinkState, NicState, Transport
+from linkmgr.model import Finding, LinkState, MonitorTransport, NicState
 from tests.unit import samples
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, Service, serving
@@ -100,13 +100,13 @@ def test_a_guest_without_nics_is_not_forgotten() -> None:
 @pytest.mark.parametrize(
     ("transport", "end"),
     [
-        (Transport.SOCKET, "link up"),
-        (Transport.DIALS, "link up (QEMU dials)"),
-        (Transport.LIBVIRT, "link up (through libvirt)"),
+        (MonitorTransport.SOCKET, "link up"),
+        (MonitorTransport.INBOUND, "link up (inbound monitor)"),
+        (MonitorTransport.LIBVIRT, "link up (through libvirt)"),
     ],
 )
 def test_how_a_guest_is_reached_is_said_if_not_over_its_own_socket(
-    transport: Transport, end: str
+    transport: MonitorTransport, end: str
 ) -> None:
     (line,) = lines([replace(vm(), transport=transport)], [nic()], [], NOW)
     assert line.text.endswith(end)

@@ -46,11 +46,11 @@ async def test_a_new_guest_is_added(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("state", [VmState.ANSWERS, VmState.UNKNOWN])
 async def test_one_that_is_there_takes_its_call_itself(state: VmState) -> None:
-    assert await added(VmInfo("web1", f"dials:{UUID}", state, NOW)) == []
+    assert await added(VmInfo("web1", f"inbound:{UUID}", state, NOW)) == []
 
 
 async def test_one_that_has_ended_is_replaced() -> None:
-    gone = VmInfo("web1", f"dials:{UUID}", VmState.GONE, NOW)
+    gone = VmInfo("web1", f"inbound:{UUID}", VmState.GONE, NOW)
     assert await added(gone) == [WEB1]
 
 

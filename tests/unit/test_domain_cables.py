@@ -37,7 +37,7 @@ async def test_a_guest_is_plugged_when_it_runs_and_not_before(lab: Lab) -> None:
     async with lab.care() as care:
         await care.on_unclaimed(ConnectedQemu())
         await lab.settle()
-        assert lab.manager.calls == [f"add_vm web1 dials:{UUID}"]
+        assert lab.manager.calls == [f"add_vm web1 inbound:{UUID}"]
         lab.manager.resume()
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue", "ua-net1": "red"}

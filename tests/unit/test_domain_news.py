@@ -24,7 +24,7 @@ from linkmgr.libvirt.metadata import CABLES_NAMESPACE
 from linkmgr.libvirt.nics import domain_name
 from linkmgr.libvirt.prepare import refresh
 from linkmgr.libvirt.records import prepared_nics_of
-from linkmgr.model import Transport, VmState
+from linkmgr.model import MonitorTransport, VmState
 from tests.prepared_once import prepared_once, prepared_open
 from tests.unit.care_lab import (
     BLUE,
@@ -203,7 +203,7 @@ async def test_a_guest_of_another_transport_is_a_domain_only_if_it_is_that_very_
     lab.libvirt.live = domain_xml(BLUE)
     lab.libvirt.pid = 1
     async with lab.care():
-        pid = lab.manager.boot(transport=Transport.SOCKET)
+        pid = lab.manager.boot(transport=MonitorTransport.SOCKET)
         await lab.settle()
         assert lab.manager.on() == {}, "another QEMU that is called the same"
         lab.libvirt.pid = pid
@@ -211,7 +211,7 @@ async def test_a_guest_of_another_transport_is_a_domain_only_if_it_is_that_very_
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue"}
         lab.manager.end()
-        lab.libvirt.pid = lab.manager.boot(transport=Transport.LIBVIRT, watched=False)
+        lab.libvirt.pid = lab.manager.boot(transport=MonitorTransport.LIBVIRT, watched=False)
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue"}
 
@@ -219,7 +219,7 @@ async def test_a_guest_of_another_transport_is_a_domain_only_if_it_is_that_very_
 async def test_a_process_of_which_nothing_is_known_ends_when_libvirt_says_so(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.care() as care:
-        lab.manager.boot(transport=Transport.LIBVIRT, watched=False)
+        lab.manager.boot(transport=MonitorTransport.LIBVIRT, watched=False)
         await lab.settle()
         assert [each.applied_state is not None for each in care.known_domains] == [True]
         lab.manager.vms.clear()
@@ -328,7 +328,7 @@ async def test_a_qemu_that_is_refused_for_another_reason_each_time_does_not_fill
 
 async def test_a_guest_that_is_not_libvirts_stays_known_as_gone(lab: Lab) -> None:
     async with lab.care():
-        lab.manager.boot("plain", transport=Transport.SOCKET)
+        lab.manager.boot("plain", transport=MonitorTransport.SOCKET)
         await lab.settle()
         lab.manager.end("plain")
         await lab.settle()

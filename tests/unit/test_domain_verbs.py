@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEventKind
 from linkmgr.libvirt.metadata import desired_cables_of_xml
-from linkmgr.model import Affects, NicRef, NicState, Notify, Outcome, Transport
+from linkmgr.model import Affects, MonitorTransport, NicRef, NicState, Notify, Outcome
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
 NET0 = NicRef("web1", "ua-net0")
@@ -190,7 +190,7 @@ async def test_persistent_on_a_guest_without_libvirt_is_done_and_says_what_it_me
 ) -> None:
     lab.libvirt.installed = lab.libvirt.connected = installed
     async with lab.care() as care:
-        lab.manager.boot("plain", transport=Transport.SOCKET)
+        lab.manager.boot("plain", transport=MonitorTransport.SOCKET)
         outcome = await care.verbs.plug("plain/ua-net0", "red", affects="persistent")
         assert outcome.changed
         assert outcome.notes == (
@@ -469,7 +469,7 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         lab.manager.boot(nics=1)
         await lab.settle()
         (info,) = await care.domains()
-        assert (info.state, info.transport, info.prepared) == ("running", "dials", False)
+        assert (info.state, info.transport, info.prepared) == ("running", "inbound", False)
         assert info.command == "linkmgr prepare web1 --define"
         first, second = info.nics
         assert (first.prepared, first.wiring, first.state) == (True, "hub", "plugged")
@@ -489,7 +489,7 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         (info,) = await care.domains()
     async with lab.care(libvirt=False) as care:
         assert await care.domains() == [info]
-        assert (info.name, info.transport, info.nics[0].network) == ("web1", "dials", "blue")
+        assert (info.name, info.transport, info.nics[0].network) == ("web1", "inbound", "blue")
 
 
 async def test_what_an_operator_does_before_a_paused_guest_runs_holds(lab: Lab) -> None:
@@ -532,7 +532,7 @@ async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab:
     async with lab.care() as care:
         with pytest.raises(AlreadyExists):
             await care.on_unclaimed(ConnectedQemu())
-        lab.manager.boot(transport=Transport.SOCKET)
+        lab.manager.boot(transport=MonitorTransport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
         await care.verbs.plug("web1/ua-net0", "red")
@@ -548,7 +548,7 @@ async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no
         assert lab.manager.on() == {"ua-net0": "blue"}
         del lab.manager.vms["web1"]  # "vm remove", and the domain runs on
         lab.manager.bus.publish(EventKind.VM_REMOVED, "web1")
-        lab.manager.boot(transport=Transport.SOCKET)
+        lab.manager.boot(transport=MonitorTransport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
         await care.verbs.plug("web1/ua-net0", "red")

@@ -20,7 +20,7 @@ from linkmgr.events import EventBus, EventKind
 from linkmgr.libvirt.links import LinkSync, SyncAction, decide
 from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, parse_status, read_status
 from linkmgr.manager import LinkManager
-from linkmgr.model import LinkState, Nic, NicRef, NicState, Transport, VmInfo, VmState
+from linkmgr.model import LinkState, MonitorTransport, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.testing.process import until
 
 UP, DOWN = LinkState.UP, LinkState.DOWN
@@ -143,7 +143,7 @@ class FakeManager:
         self.bus = EventBus()
         self.fails: Exception | None = None
         self.ended = False
-        self.transport = Transport.DIALS
+        self.transport = MonitorTransport.INBOUND
         self.pid: int | None = None  # of another pid namespace
         self.reservations: set[NicRef] = set()
 
@@ -238,7 +238,7 @@ async def test_what_virsh_sets_is_taken_once(bench: Bench) -> None:
 
 async def test_a_vm_that_has_only_the_name_of_a_domain_takes_nothing_from_it(bench: Bench) -> None:
     """Its NIC may even have the same alias and the same address."""
-    bench.manager.transport, bench.manager.pid = Transport.SOCKET, 1
+    bench.manager.transport, bench.manager.pid = MonitorTransport.SOCKET, 1
     bench.manager.plug()
     bench.virsh(DOWN, pid=2)
     assert await bench.look() == []

@@ -20,8 +20,10 @@ from linkmgr.jsonform import Form
 from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
+from linkmgr.qmp.dialer import address_of
 
 KEPT = Path(__file__).parents[1] / "data" / "state-e39dc5c"
+UUID = "11111111-2222-3333-4444-555555555555"
 DOCUMENTS = sorted(
     str(path.relative_to(KEPT)).removesuffix(".json") for path in KEPT.rglob("*.json")
 )
@@ -51,6 +53,25 @@ async def test_what_was_plugged_and_what_was_under_way_is_known(folder: Path) ->
     office = BridgeEndpoint("br-office", isolated=True)
     assert told(web2, "net0") == ("office:desk1", office, "lm811d1d19", "plug into blue")
     assert web2.nics["net1"].wanted is LinkState.DOWN
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (f"dials:{UUID}", f"inbound:{UUID}"),
+        ("inbound:a-file", "./inbound:a-file"),
+        ("/run/web1.qmp", "/run/web1.qmp"),
+    ],
+)
+async def test_the_address_of_a_qemu_that_connects_by_itself_is_read_as_inbound(
+    folder: Path, number: int, before: str, now: str
+) -> None:
+    file = folder / "vms/web1.json"
+    document = json.loads(file.read_text()) | {"format": number, "qmp": before}
+    file.write_text(json.dumps(document))
+    (web1, _), _, _ = await Journal(Documents(folder)).load()
+    assert web1.qmp == address_of(web1.qmp) == now
 
 
 def told(vm: VmRecord, alias: str) -> tuple[str, object, str, str]:

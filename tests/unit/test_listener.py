@@ -16,7 +16,7 @@ from linkmgr.errors import MonitorGone, MonitorUnreachable, StateError
 from linkmgr.libvirt import listener as module
 from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer
 from linkmgr.libvirt.listener import MonitorListener
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp import Monitor
 from linkmgr.unix_sockets import UnixSocket
 from tests.unit.qmp_peer import GREETING, FakeMonitor, Received, nothing_left_behind, opened
@@ -75,7 +75,7 @@ class Lab:
         return peer
 
     async def take(self, who: ConnectedQemu = WEB1, timeout: float = 2.0) -> Monitor:
-        return await self.listener.connector(f"dials:{who.uuid}").connect(
+        return await self.listener.connector(f"inbound:{who.uuid}").connect(
             f"of VM {who.name}", timeout
         )
 
@@ -140,8 +140,11 @@ async def test_a_guest_that_dials_is_offered_and_taken_with_all_its_commands(lab
 
 
 async def test_the_connector_says_what_it_is(lab: Lab) -> None:
-    connector = lab.listener.connector(f"dials:{WEB1.uuid}")
-    assert (connector.address, connector.transport) == (f"dials:{WEB1.uuid}", Transport.DIALS)
+    connector = lab.listener.connector(f"inbound:{WEB1.uuid}")
+    assert (connector.address, connector.transport) == (
+        f"inbound:{WEB1.uuid}",
+        MonitorTransport.INBOUND,
+    )
 
 
 async def test_who_waits_for_a_guest_gets_its_call_and_nobody_is_asked(lab: Lab) -> None:
@@ -190,7 +193,7 @@ async def test_a_fault_of_who_is_asked_does_not_end_it(
 
 
 async def test_nobody_dials_in_time(lab: Lab) -> None:
-    connector = lab.listener.connector(f"dials:{WEB1.uuid}")
+    connector = lab.listener.connector(f"inbound:{WEB1.uuid}")
     with pytest.raises(
         MonitorUnreachable, match=r"the QEMU of VM web1 has not dialled within 0\.05 s"
     ) as info:

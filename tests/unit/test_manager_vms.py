@@ -14,7 +14,7 @@ from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
 from linkmgr.journal import VmRecord, started_at
 from linkmgr.manager import LinkManager
-from linkmgr.model import NicState, Outcome, Transport
+from linkmgr.model import MonitorTransport, NicState, Outcome
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.budget import EVENTS_BURST
 from linkmgr.qmp.dialer import transport_of
@@ -111,8 +111,8 @@ async def links(qemu: FakeQemu) -> AsyncIterator[LinkManager]:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("dials:11111111-2222-3333-4444-555555555555", "libvirt:web2"),
-        ("libvirt:web2", "dials:11111111-2222-3333-4444-555555555555"),
+        ("inbound:11111111-2222-3333-4444-555555555555", "libvirt:web2"),
+        ("libvirt:web2", "inbound:11111111-2222-3333-4444-555555555555"),
         ("libvirt:web2", "libvirt:11111111-2222-3333-4444-555555555555"),
         ("/run/web2.qmp", "libvirt:web2"),
     ],
@@ -152,7 +152,7 @@ async def test_two_sockets_that_one_process_made_may_be_those_of_two_qemus(
     await links.add_vm("web2", "/run/web2.qmp")
     assert links.process_of("web1") == links.process_of("web2")
     assert links.process_of("web1") is not None
-    assert {vm.transport for vm in links.seen()[0]} == {Transport.SOCKET}
+    assert {vm.transport for vm in links.seen()[0]} == {MonitorTransport.SOCKET}
 
 
 async def test_many_who_list_nics_look_for_new_ones_once_in_a_while(

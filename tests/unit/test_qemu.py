@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
-from linkmgr.model import Transport
+from linkmgr.model import MonitorTransport
 from linkmgr.qmp import Monitor
 from linkmgr.qmp.dialer import SocketConnector, address_of, socket_connector, transport_of
 from linkmgr.qmp.qemu import QemuProcess
@@ -26,7 +26,7 @@ UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
 class Calls:
     """A connector whose calls come when the test says so."""
 
-    address, transport = f"dials:{UUID}", Transport.DIALS
+    address, transport = f"inbound:{UUID}", MonitorTransport.INBOUND
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -105,7 +105,10 @@ async def guest(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
 
 async def test_a_lost_monitor_is_waited_for_and_goes_on(guest: Guest) -> None:
     peer = await guest.connect()
-    assert (guest.qemu.address, guest.qemu.transport) == (f"dials:{UUID}", Transport.DIALS)
+    assert (guest.qemu.address, guest.qemu.transport) == (
+        f"inbound:{UUID}",
+        MonitorTransport.INBOUND,
+    )
     peer.hang_up()
     await guest.tells("DISCONNECTED")
     assert guest.qemu.alive
@@ -190,13 +193,13 @@ async def test_letting_go_ends_the_waiting(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("address", "transport"),
     [
-        ("/run/web1.qmp", Transport.SOCKET),
-        (f"dials:{UUID}", Transport.DIALS),
-        (f"libvirt:{UUID}", Transport.LIBVIRT),
-        ("dialsome", Transport.SOCKET),
+        ("/run/web1.qmp", MonitorTransport.SOCKET),
+        (f"inbound:{UUID}", MonitorTransport.INBOUND),
+        (f"libvirt:{UUID}", MonitorTransport.LIBVIRT),
+        ("inboundsome", MonitorTransport.SOCKET),
     ],
 )
-def test_an_address_says_how_its_qemu_is_reached(address: str, transport: Transport) -> None:
+def test_an_address_says_how_its_qemu_is_reached(address: str, transport: MonitorTransport) -> None:
     assert transport_of(address) is transport
     assert address_of(address) == address
 
@@ -204,11 +207,11 @@ def test_an_address_says_how_its_qemu_is_reached(address: str, transport: Transp
 def test_an_address_has_one_spelling() -> None:
     assert address_of("/run//x/./web1.qmp") == "/run/x/web1.qmp"
     file = address_of(Path("libvirt:web1"))
-    assert (file, transport_of(file)) == ("./libvirt:web1", Transport.SOCKET)
+    assert (file, transport_of(file)) == ("./libvirt:web1", MonitorTransport.SOCKET)
     assert address_of(file) == file
-    assert address_of(f"dials:{UUID.upper().replace('-', '')}") == f"dials:{UUID}"
+    assert address_of(f"inbound:{UUID.upper().replace('-', '')}") == f"inbound:{UUID}"
     with pytest.raises(BadRequest, match="'web1' is not a uuid"):
-        address_of("dials:web1")
+        address_of("inbound:web1")
 
 
 @pytest.mark.parametrize("nothing", [None, "", 5, b"/run/web1.qmp"])
@@ -219,6 +222,9 @@ def test_what_is_no_address_is_refused_in_a_sentence(nothing: Any) -> None:
 
 def test_without_a_listener_only_sockets_can_be_reached() -> None:
     assert isinstance(socket_connector("/run/web1.qmp"), SocketConnector)
-    for address, said in ((f"dials:{UUID}", "no QEMU can connect"), ("libvirt:web1", "not asked")):
+    for address, said in (
+        (f"inbound:{UUID}", "no QEMU can connect"),
+        ("libvirt:web1", "not asked"),
+    ):
         with pytest.raises(MonitorUnreachable, match=said):
             socket_connector(address)

@@ -12,7 +12,7 @@ import pytest
 
 from linkmgr import Client
 from linkmgr.errors import Forbidden, LibvirtRefused
-from linkmgr.model import Affects, Finding, Transport
+from linkmgr.model import Affects, Finding, MonitorTransport
 from linkmgr.service.config import AccessSection, Config, Rule
 from tests.unit.samples import domain
 from tests.unit.service_lab import FakeGuests, Lab, request, running
@@ -31,7 +31,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 @pytest.fixture
 def guests(lab: Lab) -> FakeGuests:
     lab.guests.notes = (NOTE,)
-    lab.guests.listed = [domain(), replace(domain("web1"), transport=Transport.DIALS)]
+    lab.guests.listed = [domain(), replace(domain("web1"), transport=MonitorTransport.INBOUND)]
     lab.guests.findings = [
         Finding("unknown-network", "web1/net0", "there is no network blue", "create it")
     ]

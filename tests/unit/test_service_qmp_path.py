@@ -151,4 +151,4 @@ def test_a_domain_of_libvirt_is_as_root_s_own_socket_would_be() -> None:
 
 def test_a_guest_that_dials_is_named_by_nobody() -> None:
     with pytest.raises(BadRequest, match="is not the absolute path of a socket"):
-        named("dials:e4575ab2-7cba-58df-aac2-669e6faac4ef")
+        named("inbound:e4575ab2-7cba-58df-aac2-669e6faac4ef")
