@@ -17,7 +17,7 @@ from typing import Any
 from linkmgr.documents import Documents
 from linkmgr.errors import BadName
 from linkmgr.jsonform import Form, FormError, read_endpoint, read_network, read_port
-from linkmgr.model import Endpoint, LinkState, Network, Notify, Port, check_name
+from linkmgr.model import Endpoint, LinkState, Network, NotifyMode, Port, check_name
 
 VMS = "vms"  #: the group of the VMs' documents
 NETWORKS = "networks"  #: the document of networks and ports
@@ -65,7 +65,7 @@ class Intent:
 
     attachment: str | None = None
     port: Port | None = None
-    notify: Notify = Notify.AUTO
+    notify: NotifyMode = NotifyMode.AUTO
     foreign: tuple[str, str] | None = None
 
 
@@ -290,7 +290,7 @@ def _read_intent(form: Form) -> Intent:
     return Intent(
         attachment=form.text_or_none("attachment"),
         port=form.child_or_none("port", read_port),
-        notify=form.choice("notify", Notify),
+        notify=form.choice("notify", NotifyMode),
         foreign=(str(foreign[0]), str(foreign[1]))
         if isinstance(foreign, list) and len(foreign) == 2
         else None,

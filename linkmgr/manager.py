@@ -33,7 +33,7 @@ from linkmgr.model import (
     Network,
     Nic,
     NicRef,
-    Notify,
+    NotifyMode,
     Outcome,
     Port,
     check_name,
@@ -47,10 +47,10 @@ from linkmgr.vm import Vm
 from linkmgr.wirings.attributes import find_faults, read_devices, repair_in_place
 
 T = TypeVar("T")
-E = TypeVar("E", Notify, LinkState, Drift)
+E = TypeVar("E", NotifyMode, LinkState, Drift)
 
 #: What a person calls these.
-_CHOICES = {Notify: "way to notify", LinkState: "link state", Drift: "policy for drift"}
+_CHOICES = {NotifyMode: "way to notify", LinkState: "link state", Drift: "policy for drift"}
 
 
 class LinkManager(Beside):
@@ -332,7 +332,7 @@ class LinkManager(Beside):
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None,
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is.
@@ -348,7 +348,7 @@ class LinkManager(Beside):
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had, or the
             error says otherwise.
         """
-        how = _choice(Notify, notify)
+        how = _choice(NotifyMode, notify)
         ref = await self.resolve(nic)
         vm, slot = await self._find_now(ref)
 
@@ -366,7 +366,7 @@ class LinkManager(Beside):
             told = how
             if arrives := ref in self.reservations:
                 slot.carrier.forget()  # it is what the guest saw on the other host
-                told = Notify.ANNOUNCE if told is Notify.AUTO else told
+                told = NotifyMode.ANNOUNCE if told is NotifyMode.AUTO else told
             try:
                 timings = await swap.plug(
                     slot, driver, port, free_port, notify=told, probe=self._probe
@@ -495,7 +495,7 @@ class LinkManager(Beside):
                     old.driver,
                     old.attachment.port,
                     keep_port,
-                    notify=Notify.ANNOUNCE,
+                    notify=NotifyMode.ANNOUNCE,
                     probe=self._probe,
                 )
             finally:

@@ -107,8 +107,8 @@ class NicState(StrEnum):
     GONE = "gone"  #: the guest has ended
 
 
-class Notify(StrEnum):
-    """How the guest and the network hear of a new cable."""
+class NotifyMode(StrEnum):
+    """The way in which the guest and the network are notified of a new cable."""
 
     AUTO = "auto"  #: within a network announce; else flap, and the network learns the NIC's address
     FLAP = "flap"  #: carrier down and up: the guest renews its lease and neighbours

@@ -18,7 +18,7 @@ from linkmgr.model import (
     NetworkInfo,
     Nic,
     NicRef,
-    Notify,
+    NotifyMode,
     OrphanDevice,
     Outcome,
     Port,
@@ -77,7 +77,7 @@ class LinkApi(Protocol):
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is."""
 
@@ -116,7 +116,7 @@ class LibvirtLinkApi(LinkApi, Protocol):
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
         """Plug a NIC; `affects` says whether now, from its next start on, or both."""

@@ -29,7 +29,7 @@ from linkmgr.errors import (
     UnusableNicId,
 )
 from linkmgr.journal import CableRecord, Intent, VmJournal
-from linkmgr.model import Connection, Endpoint, LinkState, NicRef, Notify, Offer, Port
+from linkmgr.model import Connection, Endpoint, LinkState, NicRef, NotifyMode, Offer, Port
 from linkmgr.wirings import Cable, Wiring
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ async def plug(
     port: Port,
     free_port: Work,
     *,
-    notify: Notify,
+    notify: NotifyMode,
     probe: Probe = no_probe,
 ) -> Timings:
     """Bring the NIC to the port, from wherever it is.
@@ -410,7 +410,7 @@ def leads_elsewhere(old: Port | None, new: Port) -> bool:
     return old is None or old.network.name != new.network.name or new.network == FD_NETWORK
 
 
-async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -> None:
+async def notify_of(nic: Slot, cable: Cable, notify: NotifyMode, *, changed: bool) -> None:
     """Tell the guest and the network of the cable that the NIC is on now.
 
     :param changed: whether it leads to another network than the one before.
@@ -418,15 +418,15 @@ async def notify_of(nic: Slot, cable: Cable, notify: Notify, *, changed: bool) -
     if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
         return  # put off, and by now about a cable of the past
     nic.refused = await nic.wiring.follow_rx_filter(cable)
-    teach = notify is Notify.AUTO and changed
-    if notify is Notify.AUTO:
-        notify = Notify.FLAP if changed else Notify.ANNOUNCE
+    teach = notify is NotifyMode.AUTO and changed
+    if notify is NotifyMode.AUTO:
+        notify = NotifyMode.FLAP if changed else NotifyMode.ANNOUNCE
     # A carrier that nobody has set yet may be up.
-    if nic.carrier.up is not False and nic.wanted is LinkState.UP and notify is Notify.FLAP:
+    if nic.carrier.up is not False and nic.wanted is LinkState.UP and notify is NotifyMode.FLAP:
         await nic.carrier.flap()
     else:
-        await nic.apply_link(seen=notify is not Notify.SILENT)
-    if nic.carrier.up and notify is Notify.ANNOUNCE:
+        await nic.apply_link(seen=notify is not NotifyMode.SILENT)
+    if nic.carrier.up and notify is NotifyMode.ANNOUNCE:
         await nic.wiring.announce(cable, moved=changed)
     elif nic.carrier.up and teach:
         await nic.wiring.teach_address(cable)

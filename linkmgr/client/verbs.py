@@ -37,7 +37,7 @@ from linkmgr.model import (
     NetworkInfo,
     Nic,
     NicRef,
-    Notify,
+    NotifyMode,
     OrphanDevice,
     Outcome,
     Port,
@@ -169,7 +169,7 @@ class Client:
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
         """Plug a NIC into a network or port, from wherever it is; see `LinkManager.plug`.

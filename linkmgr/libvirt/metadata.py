@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 from linkmgr.errors import BadMetadata, BadName, CannotPrepare
 from linkmgr.libvirt.domain_xml import Document, Element, quoted
 from linkmgr.libvirt.nics import domain_name
-from linkmgr.model import LinkState, Notify, check_name
+from linkmgr.model import LinkState, NotifyMode, check_name
 
 CABLES_NAMESPACE = "urn:linkmgr:cables"  #: namespace of the element
 CABLES_PREFIX = "lm"  #: its prefix, where linkmgr writes it
@@ -32,7 +32,7 @@ _CABLE = {"cable", f"{{{CABLES_NAMESPACE}}}cable"}
 _OPTION = {"option", f"{{{CABLES_NAMESPACE}}}option"}
 _DOCS = "see docs/metadata.md"
 
-E = TypeVar("E", LinkState, Notify)
+E = TypeVar("E", LinkState, NotifyMode)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DesiredCable:
     port: str | None = None
     inline: InlineNetwork | None = None
     link: LinkState = LinkState.UP
-    notify: Notify = Notify.AUTO
+    notify: NotifyMode = NotifyMode.AUTO
 
     @property
     def target(self) -> str | None:
@@ -101,7 +101,7 @@ class DesiredCables:
         )
 
     def with_target(
-        self, nic: str, target: str | None, notify: Notify = Notify.AUTO
+        self, nic: str, target: str | None, notify: NotifyMode = NotifyMode.AUTO
     ) -> DesiredCables:
         """Ask for a network or port, ``None`` for no cable; the link stays.
 
@@ -199,7 +199,7 @@ def _attributes(cable: DesiredCable) -> str:
         "port": cable.port,
         "driver": cable.inline.driver if cable.inline else None,
         "link": cable.link.value,
-        "notify": None if cable.notify is Notify.AUTO else cable.notify.value,
+        "notify": None if cable.notify is NotifyMode.AUTO else cable.notify.value,
     }
     return " ".join(f"{name}={quoted(value)}" for name, value in said.items() if value is not None)
 
@@ -277,7 +277,7 @@ def _cable(element: Element) -> DesiredCable:
         port=port,
         inline=InlineNetwork(driver, options) if driver else None,
         link=_choice(nic, "link", given.get("link", "up"), LinkState),
-        notify=_choice(nic, "notify", given.get("notify", "auto"), Notify),
+        notify=_choice(nic, "notify", given.get("notify", "auto"), NotifyMode),
     )
 
 

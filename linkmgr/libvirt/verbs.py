@@ -49,7 +49,7 @@ from linkmgr.model import (
     Nic,
     NicRef,
     NicState,
-    Notify,
+    NotifyMode,
     Outcome,
     Port,
     parse_choice,
@@ -121,7 +121,7 @@ class DomainVerbs:
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None,
         affects: str | Affects = Affects.LIVE,
     ) -> Outcome:
@@ -130,7 +130,7 @@ class DomainVerbs:
         :param affects: the guest that runs, its next start, or both.
         :raise LinkmgrError: any of the tree; for the next start alone `LibvirtError` too.
         """
-        how = parse_choice(Notify, notify, "way to notify")
+        how = parse_choice(NotifyMode, notify, "way to notify")
         ref = await self.resolve(nic)
         try:
             return await self._change(
@@ -169,7 +169,9 @@ class DomainVerbs:
             lambda cables: cables.with_link(ref.alias, link),
         )
 
-    async def _edit_for(self, ref: NicRef, target: str | Network | Port, how: Notify) -> CablesEdit:
+    async def _edit_for(
+        self, ref: NicRef, target: str | Network | Port, how: NotifyMode
+    ) -> CablesEdit:
         """Make the edit that asks for a target; for an inline network by its description.
 
         Its network is there for as long as somebody is plugged into it, and not at the next start.

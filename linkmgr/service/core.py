@@ -12,7 +12,7 @@ from linkmgr.model import (
     Network,
     Nic,
     NicRef,
-    Notify,
+    NotifyMode,
     Outcome,
     Port,
 )
@@ -52,7 +52,7 @@ class Served(LinkApi, Protocol):
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None,
     ) -> Outcome:
         """Plug a NIC; ``fd:NAME`` is an fd that user `uid` left."""

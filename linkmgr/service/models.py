@@ -14,7 +14,7 @@ from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from linkmgr.events import EventKind
-from linkmgr.model import Affects, Drift, LinkState, MonitorTransport, NicState, Notify, VmState
+from linkmgr.model import Affects, Drift, LinkState, MonitorTransport, NicState, NotifyMode, VmState
 from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.service import examples
 from linkmgr.service.config import Permission
@@ -126,7 +126,7 @@ class Plug(_Form):
             json_schema_extra={"pattern": f"^{_NAME}(:{_NAME})?$"},
         ),
     ]
-    notify: Notify = Notify.AUTO
+    notify: NotifyMode = NotifyMode.AUTO
     affects: Annotated[Affects, Field(description=_AFFECTS)] = Affects.LIVE
 
 

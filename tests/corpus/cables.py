@@ -22,7 +22,7 @@ from linkmgr.libvirt.metadata import (
     render,
 )
 from linkmgr.libvirt.records import _HEAD
-from linkmgr.model import LinkState, Notify
+from linkmgr.model import LinkState, NotifyMode
 from tests.corpus.rewriting import Wrong
 
 _EMPTY = re.compile(r"\n *<metadata(/>|>\s*</metadata>)")  # libvirt itself leaves that behind
@@ -31,7 +31,7 @@ ASKED = DesiredCables(
     {
         each.nic: each
         for each in (
-            DesiredCable("ua-net0", network="blue", port="p1", notify=Notify.FLAP),
+            DesiredCable("ua-net0", network="blue", port="p1", notify=NotifyMode.FLAP),
             DesiredCable(
                 "ua-net1", inline=InlineNetwork("bridge", {"bridge": "br'0\"<&>", "vlan": "7"})
             ),

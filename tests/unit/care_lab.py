@@ -43,7 +43,7 @@ from linkmgr.model import (
     Nic,
     NicRef,
     NicState,
-    Notify,
+    NotifyMode,
     Outcome,
     Port,
     VmInfo,
@@ -206,7 +206,12 @@ class FakeManager:
         return self.the_networks.pop(name, None) is not None
 
     async def plug(
-        self, nic: NicRef, target: str, *, notify: Notify = Notify.AUTO, uid: int | None = None
+        self,
+        nic: NicRef,
+        target: str,
+        *,
+        notify: NotifyMode = NotifyMode.AUTO,
+        uid: int | None = None,
     ) -> Outcome:
         before = self._nic("plug", nic, target)
         await self.gate.wait()

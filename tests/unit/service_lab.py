@@ -35,7 +35,7 @@ from linkmgr.model import (
     Nic,
     NicRef,
     NicState,
-    Notify,
+    NotifyMode,
     OrphanDevice,
     Outcome,
     Port,
@@ -145,7 +145,7 @@ class FakeLinks:
         nic: str | NicRef,
         target: str | Network | Port,
         *,
-        notify: str | Notify = Notify.AUTO,
+        notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None,
     ) -> Outcome:
         self.uids.append(uid)
@@ -225,7 +225,7 @@ class FakeGuests:
         return await self.links.resolve(nic)
 
     async def plug(
-        self, nic: Any, target: Any, *, notify: str | Notify = Notify.AUTO,
+        self, nic: Any, target: Any, *, notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None, affects: str | Affects = Affects.LIVE,
     ) -> Outcome:  # fmt: skip
         made = await self.links.plug(nic, target, notify=notify, uid=uid)

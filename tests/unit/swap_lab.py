@@ -18,7 +18,7 @@ from linkmgr.model import (
     EndpointKind,
     Network,
     NicRef,
-    Notify,
+    NotifyMode,
     Offer,
     Port,
 )
@@ -155,7 +155,7 @@ class Bench:
         )
         self.slot.carrier.up = False
 
-    async def plug(self, name: str, notify: Notify = Notify.SILENT) -> None:
+    async def plug(self, name: str, notify: NotifyMode = NotifyMode.SILENT) -> None:
         async def free_port() -> None:
             self.log.note(f"free {name}")
 

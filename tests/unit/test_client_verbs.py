@@ -31,7 +31,7 @@ from linkmgr.model import (
     LinkState,
     Network,
     NicRef,
-    Notify,
+    NotifyMode,
     OrphanDevice,
     Outcome,
     Port,
@@ -70,7 +70,7 @@ async def test_plug_sends_target_and_notification_and_gives_the_outcome(
     links: Client, service: Service
 ) -> None:
     service.answers(samples.outcome())
-    result = await links.plug("web1/net0", "blue:p1", notify=Notify.FLAP)
+    result = await links.plug("web1/net0", "blue:p1", notify=NotifyMode.FLAP)
     assert sent(service) == (
         "PUT /v1/connections/web1/net0",
         {"target": "blue:p1", "notify": "flap"},

@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.events import EventKind
 from linkmgr.libvirt.domain_events import DomainEventKind
 from linkmgr.libvirt.metadata import desired_cables_of_xml
-from linkmgr.model import Affects, MonitorTransport, NicRef, NicState, Notify, Outcome
+from linkmgr.model import Affects, MonitorTransport, NicRef, NicState, NotifyMode, Outcome
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
 NET0 = NicRef("web1", "ua-net0")
@@ -55,7 +55,7 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
         assert (outcome.changed, outcome.notes) == (True, ())
         await lab.settle()  # libvirt tells of the change that was ours
         assert lab.manager.on() == {"ua-net0": "red:p7"}
-        assert desired_cables_of_xml(lab.libvirt.live).get("ua-net0").notify is Notify.FLAP
+        assert desired_cables_of_xml(lab.libvirt.live).get("ua-net0").notify is NotifyMode.FLAP
         assert asked(lab.libvirt.stored) == "plugged into blue, link up"
         assert [call for call in lab.manager.calls if call.startswith("plug")] == [
             "plug web1/ua-net0 blue", "plug web1/ua-net0 red:p7",
@@ -353,7 +353,7 @@ async def test_an_inline_network_is_asked_for_by_its_description(lab: Lab) -> No
         for xml in (lab.libvirt.live, lab.libvirt.stored):
             first, second = (desired_cables_of_xml(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
             assert (second.inline, second.network) == (first.inline, None)
-            assert second.notify is Notify.FLAP
+            assert second.notify is NotifyMode.FLAP
         said = "plugged into bridge(bridge=br0,create=true,mtu=9000), link up"
         assert outcome.notes == (f"from its next start on it is {said}",)
         await care.verbs.set_link("web1/ua-net1", "down", affects="config")

@@ -36,7 +36,7 @@ from linkmgr.model import (
     Drift,
     LinkState,
     Network,
-    Notify,
+    NotifyMode,
     Port,
 )
 
@@ -63,7 +63,7 @@ RECORD = VmRecord(
     "/run/web1.qmp",
     {
         "net0": NicRecord(FACTS, LinkState.DOWN, CABLE, Intent("89abcdef", ON_GREEN.port)),
-        "net1": NicRecord(FACTS, cable=ON_GREEN, intent=Intent(notify=Notify.FLAP)),
+        "net1": NicRecord(FACTS, cable=ON_GREEN, intent=Intent(notify=NotifyMode.FLAP)),
         "net2": NicRecord(FACTS),
     },
     pid=4711,

@@ -18,7 +18,7 @@ from linkmgr.libvirt.metadata import (
     parse,
     render,
 )
-from linkmgr.model import LinkState, Notify
+from linkmgr.model import LinkState, NotifyMode
 
 DOCS = Path(__file__).parents[2] / "docs/metadata.md"
 DOMAIN = """<domain type='kvm'><name>web1</name><metadata>
@@ -39,7 +39,7 @@ def cables(draw: st.DrawFn) -> DesiredCable:
         port=draw(NAMES) if kind == "port" else None,
         inline=inline if kind == "inline" else None,
         link=draw(st.sampled_from(LinkState)),
-        notify=draw(st.sampled_from(Notify)),
+        notify=draw(st.sampled_from(NotifyMode)),
     )
 
 
@@ -59,7 +59,9 @@ def test_the_example_of_the_documentation_says_what_the_documentation_says() -> 
         {
             "ua-net0": DesiredCable("ua-net0", "blue", "p1"),
             "ua-net1": DesiredCable(
-                "ua-net1", inline=InlineNetwork("bridge", {"bridge": "br0"}), notify=Notify.ANNOUNCE
+                "ua-net1",
+                inline=InlineNetwork("bridge", {"bridge": "br0"}),
+                notify=NotifyMode.ANNOUNCE,
             ),
             "ua-net2": DesiredCable("ua-net2", link=LinkState.DOWN),
         }
@@ -80,8 +82,8 @@ def test_a_domain_that_asks_for_nothing_wants_every_nic_unplugged_with_its_link_
 
 def test_changing_one_nic_leaves_the_others_and_what_means_nothing_is_not_written() -> None:
     wanted = parse("<cables><cable nic='a' network='blue' link='down'/><cable nic='b'/></cables>")
-    wanted = wanted.with_target("b", "red:p7", Notify.FLAP)
-    assert wanted.get("b") == DesiredCable("b", "red", "p7", notify=Notify.FLAP)
+    wanted = wanted.with_target("b", "red:p7", NotifyMode.FLAP)
+    assert wanted.get("b") == DesiredCable("b", "red", "p7", notify=NotifyMode.FLAP)
     wanted = wanted.with_target("a", None)
     assert wanted.get("a") == DesiredCable("a", link=LinkState.DOWN)
     wanted = wanted.with_link("a", LinkState.UP)

@@ -8,7 +8,7 @@ import pytest
 
 from linkmgr.errors import BadOption, LinkmgrError, NotFound
 from linkmgr.manager import LinkManager
-from linkmgr.model import Notify, parse_choice
+from linkmgr.model import NotifyMode, parse_choice
 from linkmgr.suggest import NAMES_SHOWN_MAX, close_matches, hint_for_unknown, join_names
 
 
@@ -68,7 +68,7 @@ async def test_drivers_options_and_their_values_are_suggested() -> None:
 
 def test_a_choice_is_suggested() -> None:
     with pytest.raises(BadOption, match=r"To do: did you mean flap\? Else give auto, flap, "):
-        parse_choice(Notify, "flip", "way to notify")
+        parse_choice(NotifyMode, "flip", "way to notify")
 
 
 async def test_what_exists_with_other_properties_is_told_as_it_is_typed() -> None:

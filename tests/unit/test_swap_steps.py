@@ -6,7 +6,7 @@ import pytest
 
 from linkmgr import swap
 from linkmgr.errors import HubCrowded, MonitorTimeout, NameTaken, SwitchFailed
-from linkmgr.model import LinkState, Notify
+from linkmgr.model import LinkState, NotifyMode
 from linkmgr.wirings import Cable
 from tests.unit.swap_lab import NIC, RELEASE, Bench, bench, impatient
 
@@ -112,20 +112,24 @@ class TestNotify:
     @pytest.mark.parametrize(
         ("notify", "calls"),
         [
-            (Notify.AUTO, ["link down", "link up", "teach"]),
-            (Notify.FLAP, ["link down", "link up"]),
-            (Notify.ANNOUNCE, ["announce"]),
-            (Notify.SILENT, []),
+            (NotifyMode.AUTO, ["link down", "link up", "teach"]),
+            (NotifyMode.FLAP, ["link down", "link up"]),
+            (NotifyMode.ANNOUNCE, ["announce"]),
+            (NotifyMode.SILENT, []),
         ],
     )
-    async def test_of_another_network(self, bench: Bench, notify: Notify, calls: list[str]) -> None:
+    async def test_of_another_network(
+        self, bench: Bench, notify: NotifyMode, calls: list[str]
+    ) -> None:
         await bench.on_blue()
         await bench.plug("red", notify)
         at = bench.calls.index("activate red") + 1
         assert bench.calls[at : bench.calls.index("release blue")] == calls
 
-    @pytest.mark.parametrize("notify", Notify)
-    async def test_a_link_that_is_set_down_stays_down(self, bench: Bench, notify: Notify) -> None:
+    @pytest.mark.parametrize("notify", NotifyMode)
+    async def test_a_link_that_is_set_down_stays_down(
+        self, bench: Bench, notify: NotifyMode
+    ) -> None:
         await bench.on_blue()
         bench.slot.wanted = LinkState.DOWN
         await bench.slot.apply_link()

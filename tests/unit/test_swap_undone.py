@@ -15,7 +15,7 @@ from linkmgr.errors import (
     NoSink,
     SwitchFailed,
 )
-from linkmgr.model import Notify
+from linkmgr.model import NotifyMode
 from tests.unit.swap_lab import FREE, RELEASE, TERMINATE, Bench, bench, impatient
 
 __all__ = ["bench", "impatient"]  # fixtures
@@ -99,7 +99,7 @@ async def test_after_the_switch_there_is_no_way_back(
     await bench.on_blue()
     bench.log.fail(call, error)
     with pytest.raises(type(error)):
-        await bench.plug("red", Notify.ANNOUNCE)
+        await bench.plug("red", NotifyMode.ANNOUNCE)
     assert bench.where == "red"
     assert bench.calls[-3:] == ["release blue", "terminate blue", "free blue"]
     # The guest and the network hear of it all the same, later.
