@@ -1,4 +1,4 @@
-"""Verbs for whoever works beside libvirt on the same guests: what libvirt goes by stays true."""
+"""Verbs that keep libvirt's view of a guest true: device name, placeholder, link state."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from linkmgr.model import NicRef, Outcome
 from linkmgr.wirings.stub import ensure_placeholders
 
 
-class Beside(Inventory):
-    """The verbs of `LinkManager` that are not about a cable; see there."""
+class LibvirtCompat(Inventory):
+    """The verbs of `LinkManager` for guests that libvirt manages too."""
 
-    async def name_device(self, nic: str | NicRef, name: str | None) -> Outcome:
+    async def set_device_name(self, nic: str | NicRef, name: str | None) -> Outcome:
         """Have the host's device of a NIC's cable called `name`, now and after each later plug.
 
         Two devices cannot share a name: a new one has its own until the old one is gone. One that
@@ -22,7 +22,8 @@ class Beside(Inventory):
         the name from the guest's next start (see `linkmgr.wirings.device`).
 
         libvirt looks a NIC up on the host by the name in ``<target dev=>``: call it when a domain's
-        NICs were found, after `place_stub`, for until then libvirt's own tap has that name.
+        NICs were found, after `ensure_backend_placeholder`: until then libvirt's own tap has that
+        name.
 
         :param name: ``None`` for names that linkmgr makes.
         :raise BadName: when no device can be called that.
@@ -37,14 +38,14 @@ class Beside(Inventory):
             before = (slot.name, slot.plugged and slot.plugged.cable.device)
             await slot.journal.change(ref.alias, name=name)
             slot.name = name
-            await swap.name_device(slot)
+            await swap.set_device_name(slot)
             now = (slot.name, slot.plugged and slot.plugged.cable.device)
             return Outcome(vm.nic(slot), changed=now != before)
 
         return await self._verb(vm, slot, work)
 
-    async def place_stub(self, nic: str | NicRef) -> Outcome:
-        """Put a placeholder in the place of the backend that libvirt made for a NIC on a hub.
+    async def ensure_backend_placeholder(self, nic: str | NicRef) -> Outcome:
+        """Replace the unused backend that libvirt made for a NIC on a hub by a placeholder.
 
         Call it for each NIC of a libvirt domain after every start, restore and revert, when the
         domain's processors run; see `linkmgr.wirings.stub`. Repeats freely.
@@ -58,13 +59,13 @@ class Beside(Inventory):
             await vm.check_managed(slot)
             placed = await ensure_placeholders(vm.qemu, [slot.ref.alias])
             if placed and slot.name is not None:
-                await swap.name_device(slot)
+                await swap.set_device_name(slot)
             return Outcome(vm.nic(slot), changed=bool(placed))
 
         return await self._verb(vm, slot, work)
 
-    async def show_link(self, nic: str | NicRef) -> Outcome:
-        """Show the guest its link state again, for somebody else may have set another one.
+    async def resync_link(self, nic: str | NicRef) -> Outcome:
+        """Set the link state of the guest's NIC again: another monitor may have changed it.
 
         :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
         :raise MonitorError: when QEMU did not confirm it.

@@ -13,7 +13,7 @@ from linkmgr import swap
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorGone, MonitorTimeout
 from linkmgr.events import EventBus, EventKind
 from linkmgr.qmp import MonitorEvent
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 from linkmgr.swap import Slot
 from linkmgr.vm import RUNS, Vm
 from linkmgr.wirings.alias import alias_of
@@ -41,10 +41,10 @@ class Caretaker:
     :param start: runs a coroutine as a task that the manager waits for when it closes.
     """
 
-    def __init__(self, bus: EventBus, start: Start, reservations: Reservations) -> None:
+    def __init__(self, bus: EventBus, start: Start, bindings: PortBindings) -> None:
         self._bus = bus
         self._start = start
-        self._reservations = reservations
+        self._bindings = bindings
         self._stopping = False
         self._waiting: set[tuple[int, str]] = set()  # what waits for which NIC's lock
 
@@ -86,7 +86,7 @@ class Caretaker:
                 vm.set_running(RUNS[event.name])
                 self._tell_whether_it_runs(vm)
                 if vm.running:
-                    self._show_links(vm)
+                    self._resync_links(vm)
             case "SHUTDOWN":  # cables stay as long as QEMU does: it may reset the guest instead
                 by_guest, reason = event.data.get("guest"), event.data.get("reason")
                 self._bus.publish(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
@@ -134,7 +134,7 @@ class Caretaker:
 
     async def _bury(self, vm: Vm) -> None:
         vm.since = datetime.now(UTC)
-        await self._reservations.end_all(vm.name)
+        await self._bindings.release_all(vm.name)
         for slot in list(vm.slots.values()):
             async with slot.lock:
                 await swap.abandon(slot)
@@ -155,7 +155,7 @@ class Caretaker:
                 self._soon(vm, slot, self._lose)
         except MonitorError:
             self.lost(vm)
-        self._show_links(vm)  # after a NIC that is gone has been lost: it has no link to show
+        self._resync_links(vm)  # after a NIC that is gone has been lost: it has no link to show
         for slot in vm.slots.values():
             self._soon(vm, slot, self._follow)
 
@@ -163,11 +163,11 @@ class Caretaker:
         if vm.running is not None:
             self._bus.publish(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
 
-    def _show_links(self, vm: Vm) -> None:
+    def _resync_links(self, vm: Vm) -> None:
         for slot in vm.slots.values():
-            self._soon(vm, slot, self._show_link)
+            self._soon(vm, slot, self._resync_link)
 
-    async def _show_link(self, vm: Vm, slot: Slot) -> None:
+    async def _resync_link(self, vm: Vm, slot: Slot) -> None:
         """Show the guest its link state, whatever it was shown last. The NIC's lock is held.
 
         libvirt sets links through a monitor of its own, and a state that is loaded (a restore, a
@@ -178,7 +178,7 @@ class Caretaker:
             return
         if slot.foreign and slot.carrier.up is None:
             return  # whoever plugged it has set its link, too
-        if slot.plugged is None and slot.ref in self._reservations:
+        if slot.plugged is None and slot.ref in self._bindings:
             return  # it came from another host with its carrier, and is about to be plugged
         slot.carrier.forget()
         try:

@@ -56,7 +56,7 @@ from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.qmp.admission import Admission, MayUse, PeerCredentials
 from linkmgr.qmp.dialer import ConnectorFactory, SocketConnector, socket_connector
 from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 from linkmgr.singleflight import SingleFlight
 from linkmgr.strays import OrphanCollector
 from linkmgr.suggest import hint_for_unknown
@@ -114,11 +114,11 @@ class Inventory(ABC):
         self._locks = VmLocks()
         self._bus = EventBus()
         self._tasks: set[asyncio.Task[Any]] = set()
-        #: Places on networks for guests that are on their way here.
-        self.reservations = Reservations(
+        #: Port bindings of guests that are on their way here.
+        self.bindings = PortBindings(
             self._networks, mac_of=self._mac_of, is_here=self._is_here, start=self._start
         )
-        self._care = Caretaker(self._bus, self._start, self.reservations)
+        self._care = Caretaker(self._bus, self._start, self.bindings)
         self._absent = Absentees(
             journal=self._journal,
             networks=self._networks,
@@ -237,7 +237,7 @@ class Inventory(ABC):
             await asyncio.gather(self._watcher, return_exceptions=True)
         await asyncio.gather(self._pinging.close(), self._checking.close())
         await self._absent.close()
-        await self.reservations.end_all()
+        await self.bindings.release_all()
         for vm in self._vms.values():
             if vm.looking is not None:
                 vm.looking.cancel()
@@ -255,7 +255,7 @@ class Inventory(ABC):
     async def vms(self) -> list[VmInfo]:
         """All VMs as they are now. Asks every QEMU for a sign of life, all at once."""
         await self._pinging.get()
-        return self.seen()[0]
+        return self.snapshot()[0]
 
     async def nics(self) -> list[Nic]:
         """All NICs as they are now. Asks every QEMU for a sign of life, all at once.
@@ -263,14 +263,14 @@ class Inventory(ABC):
         One that was hot-plugged within the last `LOOK_SECONDS` may be missing.
         """
         await self._pinging.get()
-        return self.seen()[1]
+        return self.snapshot()[1]
 
     async def _ping_all(self) -> None:
         looks = (self._look_for_nics(each, LOOK_SECONDS) for each in self._vms.values())
         await asyncio.gather(*looks)
 
-    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
-        """All VMs and NICs as last known, by name. Asks no QEMU."""
+    def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
+        """All VMs and NICs as last known, by name, without asking any QEMU."""
         vms = [vm.info() for vm in self._vms.values()]
         nics = [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
         for absent in self._absent.vms.values():
@@ -278,7 +278,7 @@ class Inventory(ABC):
             nics += absent.nics()
         return sorted(vms, key=lambda vm: vm.name), sorted(nics, key=lambda nic: nic.ref)
 
-    def seen_vm(self, name: str) -> VmInfo | None:
+    def snapshot_vm(self, name: str) -> VmInfo | None:
         """One VM as last known, ``None`` when there is none of that name. Asks no QEMU."""
         known = self._vms.get(name) or self._absent.vms.get(name)
         return known.info() if known else None
@@ -467,8 +467,8 @@ class Inventory(ABC):
         """Listen from now on: an asynchronous iterator of events."""
         return self._bus.subscribe()
 
-    def tell(self, kind: EventKind, subject: object, **details: object) -> None:
-        """Tell all who listen, for what is built upon the verbs."""
+    def publish(self, kind: EventKind, subject: object, **details: object) -> None:
+        """Publish an event, for code that is built upon the verbs."""
         self._bus.publish(kind, subject, **details)
 
     def process_of(self, vm: str) -> tuple[int | None, int | None] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linkmgr import swap
-from linkmgr.beside import Beside
+from linkmgr.beside import LibvirtCompat
 from linkmgr.drift import may_repair, reported
 from linkmgr.errors import (
     AlreadyExists,
@@ -53,7 +53,7 @@ E = TypeVar("E", NotifyMode, LinkState, Drift)
 _CHOICES = {NotifyMode: "way to notify", LinkState: "link state", Drift: "policy for drift"}
 
 
-class LinkManager(Beside):
+class LinkManager(LibvirtCompat):
     """Plugs the NICs of running guests into networks. An asynchronous context manager.
 
     ::
@@ -364,7 +364,7 @@ class LinkManager(Beside):
             free_port = self._networks.claimed(port, ref)
             before, timings = slot.plugged, Timings(no_probe)
             told = how
-            if arrives := ref in self.reservations:
+            if arrives := ref in self.bindings:
                 slot.carrier.forget()  # it is what the guest saw on the other host
                 told = NotifyMode.ANNOUNCE if told is NotifyMode.AUTO else told
             try:
@@ -385,7 +385,7 @@ class LinkManager(Beside):
             finally:
                 if arrives:
                     keeps = slot.plugged.attachment.port if slot.plugged else None
-                    await self.reservations.end(ref, keeps=keeps)
+                    await self.bindings.release(ref, keeps=keeps)
                     slot.leftovers += [] if slot.plugged else [slot.apply_link]
                 if slot.plugged is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
@@ -410,7 +410,7 @@ class LinkManager(Beside):
 
     async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
         here = slot.plugged.attachment.port if slot.plugged else None
-        await self.reservations.end(slot.ref)
+        await self.bindings.release(slot.ref)
         if vm.qemu.alive:
             await vm.check_managed(slot)
         if here is None and not slot.foreign:

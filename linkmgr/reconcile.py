@@ -87,7 +87,7 @@ async def recover_vm(
                 continue  # what is on disk may be of use to the next run
             try:
                 if slot.name is not None:
-                    await swap.name_device(slot)
+                    await swap.set_device_name(slot)
                 await slot.remember()
             except LinkmgrError as error:
                 log.warning("%s: it cannot be written down yet: %s", slot.ref, error)

@@ -341,7 +341,7 @@ async def settle(nic: Slot) -> None:
             nic.leftovers.remove(work)
 
 
-async def name_device(nic: Slot) -> None:
+async def set_device_name(nic: Slot) -> None:
     """Give the device of the NIC's cable the name that was asked for, if it can have it.
 
     Two devices cannot share a name, so this comes when the old one is gone. A device that cannot
@@ -462,7 +462,7 @@ async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timing
     if old:
         works.append((Step.TERMINATE, old.terminate))
     if nic.plugged and nic.name is not None:
-        works.append((Step.NAME, lambda: name_device(nic)))
+        works.append((Step.NAME, lambda: set_device_name(nic)))
 
     async def take(step: Step, work: Work, *later: tuple[Step, Work]) -> None:
         try:

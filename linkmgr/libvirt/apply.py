@@ -85,7 +85,7 @@ class CableApplier:
             return
         subject = domain.subject(alias, failure)
         log.warning("%s: %s. To do: %s", subject, failure.what, failure.hint)
-        self._manager.tell(
+        self._manager.publish(
             EventKind.NOT_APPLIED, subject,
             code=failure.code, what=failure.what, hint=failure.hint, waits=failure.retried,
         )  # fmt: skip
@@ -133,21 +133,21 @@ class CableApplier:
             return
         device = nic.element.get("target", "dev")
         try:
-            await self._manager.place_stub(seen.ref)
+            await self._manager.ensure_backend_placeholder(seen.ref)
             if device:
-                await self._manager.name_device(seen.ref, device)
+                await self._manager.set_device_name(seen.ref, device)
         except LinkmgrError as error:  # libvirt shows less; the guest and its cable are well
             log.warning("%s: libvirt does not know its device: %s", seen.ref, error)
         except Exception:
             log.exception("%s: a fault", seen.ref)
 
     def _has_ended(self, domain: Domain) -> bool:
-        vm = self._manager.seen_vm(domain.name)
+        vm = self._manager.snapshot_vm(domain.name)
         return vm is None or vm.state is VmState.GONE
 
     def _prepared(self, domain: Domain, document: Document) -> list[tuple[DomainNic, Nic]]:
         """The NICs that were prepared, in the XML and as they are."""
-        nics = self._manager.seen()[1]
+        nics = self._manager.snapshot()[1]
         seen = {each.ref.alias: each for each in nics if each.ref.vm == domain.name}
         prepared = prepared_nics_of(document).keys() & seen.keys()
         return [(nic, seen[nic.alias]) for nic in nics_of(document) if nic.alias in prepared]

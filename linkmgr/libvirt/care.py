@@ -175,7 +175,7 @@ class DomainController:
         return list(await self._checking.get())
 
     async def _check(self) -> list[Finding]:
-        known = {vm.name for vm in self.manager.seen()[0]}
+        known = {vm.name for vm in self.manager.snapshot()[0]}
         known |= {
             domain.name for domain in self.known_domains if domain.failures or domain.running_hooks
         }
@@ -209,7 +209,7 @@ class DomainController:
             self._spawn(self._inline_networks.remove_unused(), "tidy inline networks")
 
     def _reconcile_all(self) -> None:
-        for vm in self.manager.seen()[0]:
+        for vm in self.manager.snapshot()[0]:
             if vm.state is VmState.GONE:
                 self._spawn(self._on_process_gone(vm.name), f"forget domain {vm.name}")
             else:
@@ -403,7 +403,7 @@ class DomainController:
         return self.known_domains.ensure(view.uuid, vm.name), seen
 
     def _vm(self, name: str) -> VmInfo | None:
-        return self.manager.seen_vm(name)
+        return self.manager.snapshot_vm(name)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(coroutine, name), name=name)

@@ -95,7 +95,7 @@ class HookHandler:
             return await self._started(domain, document, xml)
         if operation in ("stopped", "release"):
             domain.set_hook_xml(None)
-            await self._manager.reservations.end_all(domain.name)
+            await self._manager.bindings.release_all(domain.name)
             await self._wait_until_freed(domain)
             return HookAnswer(True, "nothing of it is left")
         return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
@@ -104,7 +104,7 @@ class HookHandler:
         """Reserve a place for each cable of a guest that migrates here, or refuse it."""
         try:
             held = await reserve_for_migration(
-                self._manager.reservations, self._inline_networks, document
+                self._manager.bindings, self._inline_networks, document
             )
         except LinkmgrError:
             domain.set_hook_xml(None)
@@ -151,7 +151,7 @@ class HookHandler:
     def _is_paused(self, domain: Domain) -> bool:
         return any(
             vm.name == domain.name and vm.state is VmState.ANSWERS and vm.running is False
-            for vm in self._manager.seen()[0]
+            for vm in self._manager.snapshot()[0]
         )
 
 

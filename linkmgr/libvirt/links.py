@@ -169,7 +169,7 @@ class LinkSync:
 
     def schedule_all(self) -> None:
         """Sync all domains: something may have been missed."""
-        for vm in self._manager.seen()[0]:
+        for vm in self._manager.snapshot()[0]:
             self.schedule(vm.name)
 
     async def sync(self, vm: str) -> None:
@@ -180,7 +180,7 @@ class LinkSync:
         :raise LinkmgrError: when something cannot be done; look again.
         :raise BadStatus: when libvirt's file cannot be understood.
         """
-        info = next((each for each in self._manager.seen()[0] if each.name == vm), None)
+        info = next((each for each in self._manager.snapshot()[0] if each.name == vm), None)
         if info is None:
             self._budgets.pop(vm, None)
             if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
@@ -193,11 +193,11 @@ class LinkSync:
             return
         domain = self._domain(status)
         try:
-            for nic in [nic for nic in self._manager.seen()[1] if nic.ref.vm == vm]:
+            for nic in [nic for nic in self._manager.snapshot()[1] if nic.ref.vm == vm]:
                 about = status.nics.get(nic.ref.alias)
                 if about is None or about.mac != nic.mac or link_of(nic) is None:
                     continue
-                if nic.ref in self._manager.reservations:
+                if nic.ref in self._manager.bindings:
                     continue  # it comes from another host, and what libvirt says came with it
                 before = domain.links.get(nic.ref.alias)
                 domain.links[nic.ref.alias] = about.link
@@ -233,7 +233,7 @@ class LinkSync:
                 domain.links[alias] = _other(action.requested)
                 raise
         if action.resync:
-            await self._manager.show_link(ref)
+            await self._manager.resync_link(ref)
         if action.report is not None and self._set_link is not None:
             # If this fails it is not known what libvirt has: then nobody asked for what it says.
             del domain.links[alias]
@@ -263,7 +263,7 @@ class LinkSync:
                     log.warning("VM %s: link state and libvirt do not agree yet: %s", vm, error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(request.wait(), RETRY_INTERVAL_S)
-                if vm in {each.name for each in self._manager.seen()[0]}:
+                if vm in {each.name for each in self._manager.snapshot()[0]}:
                     request.set()
             except Exception:
                 log.exception("VM %s: link state cannot be compared with libvirt", vm)

@@ -48,7 +48,7 @@ class DomainInventory:
         self._domains = domains
         self._budget = budget
         self._libvirt = libvirt
-        vms, nics = manager.seen()
+        vms, nics = manager.snapshot()
         self._vms = {vm.name: vm for vm in vms}
         self._nics = {(nic.ref.vm, nic.ref.alias): nic for nic in nics}
 

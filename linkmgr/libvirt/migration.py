@@ -13,13 +13,13 @@ from linkmgr.libvirt.nics import DomainNic, domain_name, nics_of
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.libvirt.records import prepared_nics_of
 from linkmgr.model import DEFAULT_MTU
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 
 
 async def reserve_for_migration(
-    reservations: Reservations, inline_networks: InlineNetworks, document: Document
+    bindings: PortBindings, inline_networks: InlineNetworks, document: Document
 ) -> list[str]:
-    """Hold a place for each cable of a domain that is about to be migrated to this host.
+    """Bind a port for each cable of a domain that is about to be migrated to this host.
 
     :return: what is held, as ``NIC on TARGET``.
     :raise LinkmgrError: about the first NIC that cannot be plugged here; nothing is held.
@@ -34,12 +34,12 @@ async def reserve_for_migration(
                 continue
             if cable.inline is not None:
                 async with inline_networks.network(cable.inline) as network:
-                    await reservations.make(ref, network, mac=nic.mac, mtu=_mtu(nic))
+                    await bindings.bind(ref, network, mac=nic.mac, mtu=_mtu(nic))
             elif cable.target is not None:
-                await reservations.make(ref, cable.target, mac=nic.mac, mtu=_mtu(nic))
+                await bindings.bind(ref, cable.target, mac=nic.mac, mtu=_mtu(nic))
             held.append(f"{nic.alias} on {cable.target or cable.inline}")
     except BaseException:
-        await reservations.end_all(domain)
+        await bindings.release_all(domain)
         raise
     return held
 

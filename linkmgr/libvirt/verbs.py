@@ -300,7 +300,7 @@ class DomainVerbs:
 
     def _runs_as_vm(self, domain: Domain) -> bool:
         """Whether the VM of its name is its QEMU, and not another one that was added under it."""
-        vm = next((vm for vm in self._manager.seen()[0] if vm.name == domain.name), None)
+        vm = next((vm for vm in self._manager.snapshot()[0] if vm.name == domain.name), None)
         if vm is None or domain.applied_state is None:
             return vm is not None and vm.qmp == inbound_address(domain.uuid)
         known = self._manager.process_of(vm.name)
@@ -308,7 +308,7 @@ class DomainVerbs:
 
     async def _is_without_libvirt(self, vm: str) -> bool:
         """Whether it is a guest that was started without libvirt. Unsure, it is taken for none."""
-        if not any(each.name == vm for each in self._manager.seen()[0]):
+        if not any(each.name == vm for each in self._manager.snapshot()[0]):
             return False
         if self._gateway.not_installed or self._gateway.disabled:
             return True
@@ -404,7 +404,7 @@ class DomainVerbs:
                 ),
             )
         prepared = ref.alias in prepared_nics_of(document)
-        seen = next((nic for nic in self._manager.seen()[1] if nic.ref == ref), None)
+        seen = next((nic for nic in self._manager.snapshot()[1] if nic.ref == ref), None)
         return seen or Nic(
             ref=ref,
             model=found.element.get("model", "type") or "?",

@@ -29,7 +29,7 @@ _STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 class Seen(Protocol):
     """Verbs that can also tell what they know without asking any QEMU."""
 
-    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+    def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs, as last known."""
 
 
@@ -129,7 +129,7 @@ class Metrics:
 
     async def _ask(self, links: LinkApi) -> None:
         if isinstance(links, Seen):
-            vms, nics = links.seen()
+            vms, nics = links.snapshot()
         else:
             vms, nics = await links.vms(), await links.nics()
         networks = await links.networks()

@@ -321,7 +321,7 @@ async def _discovered(ready: Awaitable[DomainController], qemu: ConnectedQemu) -
     :param ready: who looks after it, once what was known before is recovered.
     """
     care, address = await asyncio.shield(ready), inbound_address(qemu.uuid)
-    for vm in care.manager.seen()[0]:
+    for vm in care.manager.snapshot()[0]:
         if (vm.name, vm.qmp) == (qemu.name, address) and vm.state is not VmState.GONE:
             return  # it takes the connection itself, in a moment
     await care.on_unclaimed(qemu)

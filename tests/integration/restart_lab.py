@@ -140,7 +140,7 @@ async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
                     for port in ("one", "two"):
                         await links.create_port(network, port)
                 await lab.guest()
-                await links.name_device(NIC, NAME)
+                await links.set_device_name(NIC, NAME)
             yield bed
             async with bed.links() as links:
                 assert await links.remove_vm("web1")

@@ -57,7 +57,7 @@ async def as_it_was(lab: Lab, state: Path, monkeypatch: pytest.MonkeyPatch) -> N
             document = json.loads(path.read_text())
             process = {"pid": guest.pid, "started": started_at(guest.pid)}
             path.write_text(json.dumps({**document, "qmp": str(guest.qmp_path), **process}))
-        await links.name_device("web1/net0", "lmtap0")
+        await links.set_device_name("web1/net0", "lmtap0")
         for nic, target, cable, bridge in PLUGGED:
             ids.extend([cable, bridge] if bridge else [cable])
             await links.plug(nic, target)

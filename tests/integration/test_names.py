@@ -70,7 +70,7 @@ async def unplugged(bed: Bed) -> AsyncIterator[None]:
     async with bed.links() as links:
         for nic in (NIC, "web1/net1"):
             await links.unplug(nic)
-        await links.name_device(NIC, None)
+        await links.set_device_name(NIC, None)
 
 
 async def device(links: LinkManager) -> str:
@@ -90,17 +90,17 @@ async def test_a_device_is_renamed_under_traffic_and_nothing_is_lost(bed: Bed) -
         own = await device(links)
         async with no_frame_lost(guest, peer):
             for _ in range(5):
-                assert (await links.name_device(NIC, NAME)).changed
+                assert (await links.set_device_name(NIC, NAME)).changed
                 assert await device(links) == NAME == bed.recorded
-                assert not (await links.name_device(NIC, NAME)).changed
-                await links.name_device(NIC, None)
+                assert not (await links.set_device_name(NIC, NAME)).changed
+                await links.set_device_name(NIC, None)
                 assert await device(links) == own == bed.recorded
         assert await links.check() == []
 
 
 async def test_a_name_stays_over_swaps_and_restarts(bed: Bed) -> None:
     async with bed.links() as links:
-        assert (await links.name_device(NIC, NAME)).changed
+        assert (await links.set_device_name(NIC, NAME)).changed
         for target in ("blue", "red", "green", "green:one", "blue"):
             outcome = await links.plug(NIC, target, notify="silent")
             assert "name" in outcome.timings
@@ -116,7 +116,7 @@ async def test_a_name_stays_over_swaps_and_restarts(bed: Bed) -> None:
         await links.plug(NIC, "red", notify="silent")
         assert await device(links) == NAME
     with pytest.raises(BadName):
-        await links.name_device(NIC, "a/b")
+        await links.set_device_name(NIC, "a/b")
 
 
 async def test_killed_between_rename_and_record_it_is_found_under_either_name(bed: Bed) -> None:
@@ -131,7 +131,7 @@ async def test_killed_between_rename_and_record_it_is_found_under_either_name(be
         assert await device(links) == NAME == bed.recorded
         assert await links.check() == []
         assert await links.gc(older_than=0) == []
-        await links.name_device(NIC, "lmtap1")
+        await links.set_device_name(NIC, "lmtap1")
     await lab.sh(f"ip link set lmtap1 name {own}")
     async with bed.links() as links:
         assert await device(links) == "lmtap1" == bed.recorded, "what was asked for is done"
@@ -150,7 +150,7 @@ async def test_a_kernel_that_renames_nothing_that_is_up_gives_the_name_when_it_c
 
     monkeypatch.setattr("linkmgr.host.Host.rename", refuse)
     async with bed.links() as links:
-        await links.name_device(NIC, NAME)
+        await links.set_device_name(NIC, NAME)
         await links.plug(NIC, "blue", notify="silent")
         assert await device(links) == NAME
         for _ in range(2):
@@ -166,7 +166,7 @@ async def test_a_name_that_is_taken_is_told_and_had_when_it_is_free(bed: Bed) ->
     lab = bed.lab
     async with bed.links() as links:
         await lab.sh(f"ip link add {NAME} type bridge")
-        await links.name_device(NIC, NAME)
+        await links.set_device_name(NIC, NAME)
         await links.plug(NIC, "blue", notify="silent")
         assert (await device(links)).startswith("lm")
         (found,) = await links.check()
@@ -174,7 +174,7 @@ async def test_a_name_that_is_taken_is_told_and_had_when_it_is_free(bed: Bed) ->
         assert NAME in found.what
         await links.plug(NIC, "red", notify="silent")
         await lab.sh(f"ip link del {NAME}")
-        await links.name_device(NIC, NAME)
+        await links.set_device_name(NIC, NAME)
         assert await device(links) == NAME
         assert await links.check() == []
 
@@ -183,7 +183,7 @@ async def test_a_device_that_took_the_name_is_never_taken_for_ours(bed: Bed) -> 
     """As when libvirt starts a guest anew before the old one is buried: trap of `ip link del`."""
     lab = bed.lab
     async with bed.links() as links:
-        await links.name_device(NIC, NAME)
+        await links.set_device_name(NIC, NAME)
         await links.plug(NIC, "blue", notify="silent")
         await lab.sh(f"ip link set {NAME} name lost0")
         await lab.sh(f"ip link add {NAME} type bridge")
@@ -200,7 +200,7 @@ async def test_a_device_that_was_handed_over_is_never_renamed(bed: Bed) -> None:
     async with bed.links() as links:
         with open_tap("theirs0") as fd:
             await links.fds.deposit(0, "theirs", fd.dup())
-            await links.name_device(NIC, NAME)
+            await links.set_device_name(NIC, NAME)
             await links.plug(NIC, "fd:theirs", notify="silent")
             assert (NET / "theirs0").exists()
             assert not (NET / NAME).exists()

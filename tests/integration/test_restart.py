@@ -144,7 +144,7 @@ async def test_a_foreign_cable_survives_restarts(bed: Bed) -> None:
         async with bed.links() as links:
             (nic,) = await links.add_vm("web1", guest.qmp_path)
             assert nic.state is NicState.FOREIGN
-            await links.name_device(NIC, NAME)
+            await links.set_device_name(NIC, NAME)
         for _ in range(2):
             async with bed.links() as links:
                 assert (await links.nic(NIC)).state is NicState.FOREIGN

@@ -140,7 +140,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
                 await lab.network(network)
             await links.create_port("blue", "one")
             await lab.guest()
-            await links.name_device(NIC, "lmtap0")  # so that a tap takes the step for that
+            await links.set_device_name(NIC, "lmtap0")  # so that a tap takes the step for that
         names = frozenset(path.name for path in Path("/sys/class/net").iterdir())
         await nursery.serve()
         async with Client(nursery.socket, patience=20) as client:

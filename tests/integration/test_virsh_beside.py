@@ -69,12 +69,12 @@ class Early:
 async def stub_late(links: LinkManager) -> Early:
     """Name and plug a NIC, and only then put the placeholders in."""
     alias = Path("/sys/class/net/web1tap0/ifalias").read_text().strip()
-    await links.name_device(NIC, "web1tap0")
+    await links.set_device_name(NIC, "web1tap0")
     nic = (await links.plug(NIC, "blue", notify="silent")).nic
     assert nic.connection is not None
     codes = [each.code for each in await links.check() if each.subject == NIC]
     for number in range(2):
-        assert (await links.place_stub(f"web1/ua-net{number}")).changed
+        assert (await links.ensure_backend_placeholder(f"web1/ua-net{number}")).changed
     after = (await links.nic(NIC)).connection
     assert after is not None
     assert await links.check() == []
@@ -178,7 +178,7 @@ async def test_the_stray_tap_goes_and_libvirt_knows_the_cable_by_its_name(beside
     assert beside.early.renamed == "web1tap0"
 
     for alias in ("ua-net0", "ua-net1"):
-        assert not (await links.place_stub(f"web1/{alias}")).changed
+        assert not (await links.ensure_backend_placeholder(f"web1/{alias}")).changed
     info = parse_info_network(await beside.libvirtd.hmp("web1", "info network"))
     for alias in ("ua-net0", "ua-net1"):
         placeholder = info.netdevs[libvirt_netdev_id(alias)]
@@ -370,7 +370,7 @@ async def test_200_rounds_of_virsh_while_cables_are_swapped(beside: Beside) -> N
 
 async def test_a_nic_that_virsh_detaches_frees_its_cable(beside: Beside) -> None:
     links = beside.links
-    await links.name_device("web1/ua-net1", "web1tap1")
+    await links.set_device_name("web1/ua-net1", "web1tap1")
     await links.plug("web1/ua-net1", "red")
     assert Path("/sys/class/net/web1tap1").exists()
     await beside.virsh("detach-interface", "web1", "ethernet", "--mac", MACS[1], "--live")
@@ -398,8 +398,8 @@ async def test_the_next_start_has_its_name_and_link_again(beside: Beside) -> Non
     await libvirtd.virsh("start", "web1")
     await links.add_vm("web1", libvirtd.run / "lab/web1.qmp")
     for number in range(2):
-        assert (await links.place_stub(f"web1/ua-net{number}")).changed
-        await links.name_device(f"web1/ua-net{number}", f"web1tap{number}")
+        assert (await links.ensure_backend_placeholder(f"web1/ua-net{number}")).changed
+        await links.set_device_name(f"web1/ua-net{number}", f"web1tap{number}")
     nic = (await links.plug(NIC, "blue")).nic
     assert nic.state is NicState.PLUGGED
     assert nic.connection is not None

@@ -50,7 +50,7 @@ from linkmgr.model import (
     VmState,
     check_name,
 )
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 from tests.unit import samples
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -108,7 +108,7 @@ class FakeManager:
         self.gate.set()
         self._boots = 0
         self.started: dict[int, int] = {}  #: of the processes that live
-        self.reservations = cast("Reservations", FakeReservations())
+        self.bindings = cast("PortBindings", FakePortBindings())
 
     def boot(
         self,
@@ -175,10 +175,10 @@ class FakeManager:
             return True
         return False
 
-    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+    def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         return list(self.vms.values()), list(self.the_nics.values())
 
-    def seen_vm(self, name: str) -> VmInfo | None:
+    def snapshot_vm(self, name: str) -> VmInfo | None:
         return self.vms.get(name)
 
     def process_of(self, name: str) -> tuple[int | None, int | None] | None:
@@ -187,7 +187,7 @@ class FakeManager:
     def events(self) -> EventSubscription:
         return self.bus.subscribe()
 
-    def tell(self, kind: EventKind, subject: object, **details: object) -> None:
+    def publish(self, kind: EventKind, subject: object, **details: object) -> None:
         self.bus.publish(kind, subject, **details)
 
     async def networks(self) -> list[Network]:
@@ -240,11 +240,11 @@ class FakeManager:
         after = self.the_nics[nic] = replace(before, wanted_link=LinkState(state))
         return Outcome(after, changed=before != after)
 
-    async def place_stub(self, nic: NicRef) -> Outcome:
-        return Outcome(self._nic("place_stub", nic), changed=True)
+    async def ensure_backend_placeholder(self, nic: NicRef) -> Outcome:
+        return Outcome(self._nic("ensure_backend_placeholder", nic), changed=True)
 
-    async def name_device(self, nic: NicRef, name: str | None) -> Outcome:
-        return Outcome(self._nic("name_device", nic, name), changed=True)
+    async def set_device_name(self, nic: NicRef, name: str | None) -> Outcome:
+        return Outcome(self._nic("set_device_name", nic, name), changed=True)
 
     def _nic(self, verb: str, nic: NicRef, *words: object) -> Nic:
         self.calls.append(" ".join(str(each) for each in (verb, nic, *words)))
@@ -258,20 +258,20 @@ class FakeManager:
         return self.the_nics[nic]
 
 
-class FakeReservations:
-    """Places that are remembered."""
+class FakePortBindings:
+    """Port bindings that are remembered."""
 
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
         self.broken: LinkmgrError | None = None
 
-    async def make(self, nic: str, target: str, *, mac: str, mtu: int) -> None:
+    async def bind(self, nic: str, target: str, *, mac: str, mtu: int) -> None:
         if self.broken is not None:
             raise self.broken.about(nic)
         self.held[nic] = f"{target} {mac} {mtu}"
 
-    async def end_all(self, vm: str) -> None:
-        self.held = {nic: place for nic, place in self.held.items() if nic.split("/")[0] != vm}
+    async def release_all(self, vm: str) -> None:
+        self.held = {nic: port for nic, port in self.held.items() if nic.split("/")[0] != vm}
 
 
 class FakeLibvirt:

@@ -13,7 +13,7 @@ from linkmgr.errors import MonitorGone
 from linkmgr.events import EventBus, EventKind
 from linkmgr.model import NicRef
 from linkmgr.qmp import MonitorEvent
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 from linkmgr.vm import Vm
 
 
@@ -60,7 +60,7 @@ async def told(guest: Guest, *events: str) -> list[EventKind]:
     care = Care(
         bus,
         lambda work: tasks.append(asyncio.create_task(work)),
-        cast("Reservations", None),  # nobody reserves anything here
+        cast("PortBindings", None),  # no NIC is bound here
     )
     for event in events:
         care.on_event(cast("Vm", guest), MonitorEvent(event))
@@ -120,7 +120,7 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
     care = Caretaker(
         EventBus(),
         lambda work: tasks.append(asyncio.create_task(work)),
-        cast("Reservations", None),
+        cast("PortBindings", None),
     )
     async with slot.lock:  # a verb has the NIC
         for _ in range(1000):
@@ -148,7 +148,7 @@ async def test_who_asks_for_the_end_twice_waits_until_all_is_free(guest: Guest) 
     guest.burial = None  # type: ignore[attr-defined]
     guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]
     bus = EventBus()
-    care = Caretaker(bus, asyncio.create_task, cast("Reservations", Held()))
+    care = Caretaker(bus, asyncio.create_task, cast("PortBindings", Held()))
     both = [asyncio.create_task(care.bury(cast("Vm", guest))) for _ in range(2)]
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in both)

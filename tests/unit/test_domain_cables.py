@@ -44,8 +44,8 @@ async def test_a_guest_is_plugged_when_it_runs_and_not_before(lab: Lab) -> None:
         calls = lab.manager.calls[1:]
         assert calls.index("set_link web1/ua-net1 down") < calls.index("plug web1/ua-net1 red")
         for nic in ("ua-net0", "ua-net1"):  # libvirt's tap must have let go of the name
-            named = f"name_device web1/{nic} lmtap{nic[-1]}"
-            assert calls.index(f"place_stub web1/{nic}") < calls.index(named)
+            named = f"set_device_name web1/{nic} lmtap{nic[-1]}"
+            assert calls.index(f"ensure_backend_placeholder web1/{nic}") < calls.index(named)
         assert care.findings() == []
 
 

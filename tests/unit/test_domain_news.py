@@ -32,7 +32,7 @@ from tests.unit.care_lab import (
     RED,
     UUID,
     ConnectedQemu,
-    FakeReservations,
+    FakePortBindings,
     Lab,
     cable,
     cables,
@@ -138,7 +138,7 @@ async def test_the_hook_says_no_to_what_cannot_be_read_and_tells_what_was_not_do
 
 
 async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab) -> None:
-    places = cast("FakeReservations", lab.manager.reservations)
+    bindings = cast("FakePortBindings", lab.manager.bindings)
     raw = "<lm:option name='bridge' value='br9'/>"
     xml = domain_xml(
         cables(
@@ -150,12 +150,12 @@ async def test_a_guest_from_another_host_finds_its_place_or_is_refused(lab: Lab)
         held = await care.on_hook("migrate", "begin", "-", xml)
         assert held.ok
         assert "ua-net0 on blue, ua-net1 on bridge(bridge=br9)" in held.said
-        assert places.held["web1/ua-net0"] == "blue 52:54:00:00:00:00 1500"
-        assert places.held["web1/ua-net1"].startswith("raw-bridge-")
+        assert bindings.held["web1/ua-net0"] == "blue 52:54:00:00:00:00 1500"
+        assert bindings.held["web1/ua-net1"].startswith("raw-bridge-")
         assert (await care.on_hook("release", "end", "-", xml)).ok
-        assert places.held == {}
+        assert bindings.held == {}
 
-        places.broken = UnknownNetwork("there is no network blue")
+        bindings.broken = UnknownNetwork("there is no network blue")
         refused = await care.on_hook("migrate", "begin", "-", xml)
         assert (refused.ok, refused.said) == (False, "web1/ua-net0: there is no network blue")
         bad = domain_xml(cables(cable("ua-net0", link="on")))
@@ -581,12 +581,12 @@ async def test_who_is_removed_and_added_again_gets_its_names_again(lab: Lab) -> 
     async with lab.care():
         lab.manager.boot()
         await lab.settle()
-        named = [call for call in lab.manager.calls if call.startswith("name_device")]
+        named = [call for call in lab.manager.calls if call.startswith("set_device_name")]
         assert named
         lab.manager.bus.publish(EventKind.VM_REMOVED, "web1")
         lab.manager.bus.publish(EventKind.VM_ADDED, "web1")
         await lab.settle()
-        again = [call for call in lab.manager.calls if call.startswith("name_device")]
+        again = [call for call in lab.manager.calls if call.startswith("set_device_name")]
         assert again == named + named
 
 

@@ -145,12 +145,12 @@ class FakeManager:
         self.ended = False
         self.transport = MonitorTransport.INBOUND
         self.pid: int | None = None  # of another pid namespace
-        self.reservations: set[NicRef] = set()
+        self.bindings: set[NicRef] = set()
 
     def events(self) -> object:
         return self.bus.subscribe()
 
-    def seen(self) -> tuple[list[VmInfo], list[Nic]]:
+    def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         if self.ended:
             return [], []
         vm = VmInfo("web1", "/q", VmState.ANSWERS, NOW, transport=self.transport)
@@ -166,7 +166,7 @@ class FakeManager:
         self.nic = replace(self.nic, wanted_link=state)
         self.bus.publish(EventKind.LINK, ref)
 
-    async def show_link(self, ref: NicRef) -> None:
+    async def resync_link(self, ref: NicRef) -> None:
         self.asked.append("show")
 
     def plug(self) -> None:
@@ -289,10 +289,10 @@ async def test_up_for_an_unplugged_nic_is_kept_as_a_wish_and_taken_back(bench: B
 
 
 async def test_the_link_of_a_nic_that_is_on_its_way_here_is_left_as_it_came(bench: Bench) -> None:
-    bench.manager.reservations.add(bench.manager.nic.ref)
+    bench.manager.bindings.add(bench.manager.nic.ref)
     bench.virsh(UP)
     assert await bench.look() == []
-    bench.manager.reservations.clear()
+    bench.manager.bindings.clear()
     bench.manager.plug()
     assert await bench.look() == []
 

@@ -125,7 +125,7 @@ async def test_one_qemu_is_one_vm_whatever_way_leads_to_it(
     with pytest.raises(Conflict, match="is VM web2, whose NICs linkmgr has already") as raised:
         await links.add_vm("w2", second)
     assert raised.value.hint == "use VM web2"
-    assert [vm.name for vm in links.seen()[0]] == ["web2"]
+    assert [vm.name for vm in links.snapshot()[0]] == ["web2"]
     assert qemu.links == before, "the guest was not touched"
     assert qemu.peers[1].sock.fileno() < 0 or qemu.peers[1].timeline == ["qmp_capabilities"]
     assert await links.remove_vm("web2")
@@ -152,7 +152,7 @@ async def test_two_sockets_that_one_process_made_may_be_those_of_two_qemus(
     await links.add_vm("web2", "/run/web2.qmp")
     assert links.process_of("web1") == links.process_of("web2")
     assert links.process_of("web1") is not None
-    assert {vm.transport for vm in links.seen()[0]} == {MonitorTransport.SOCKET}
+    assert {vm.transport for vm in links.snapshot()[0]} == {MonitorTransport.SOCKET}
 
 
 async def test_many_who_list_nics_look_for_new_ones_once_in_a_while(
@@ -204,7 +204,7 @@ async def lost(links: LinkManager, happens: Callable[[], object]) -> list[str]:
         await asyncio.sleep(0.1)  # a second telling would come now
         events.close()
         told += [f"{each.kind} {each.subject}" async for each in events if each.kind in kinds]
-    return [*told, *(f"left {ref}" for vm in links.seen()[0] for ref in vm.nics)]
+    return [*told, *(f"left {ref}" for vm in links.snapshot()[0] for ref in vm.nics)]
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["left-out", "told-late"])
@@ -285,7 +285,7 @@ async def test_a_removal_that_a_stop_ends_says_which_nics_are_unplugged(
         "web1/ua-net0 is unplugged, and VM web1 is still known"
     )
     assert raised.value.hint == "remove it again when linkmgr has started"
-    assert [vm.name for vm in links.seen()[0]] == ["web1"]
+    assert [vm.name for vm in links.snapshot()[0]] == ["web1"]
 
 
 async def test_a_removal_that_fails_on_the_way_says_which_nics_are_unplugged(

@@ -114,8 +114,8 @@ async def test_every_verb_of_the_manager_takes_every_name(
         assert str((await links.nic(name)).ref) == "web1/ua-net0"
         assert str((await links.set_link(name, "up")).nic.ref) == "web1/ua-net0"
         assert str((await links.unplug(name)).nic.ref) == "web1/ua-net0"
-        assert str((await links.name_device(name, "vnet5")).nic.ref) == "web1/ua-net0"
-        assert str((await links.show_link(name)).nic.ref) == "web1/ua-net0"
+        assert str((await links.set_device_name(name, "vnet5")).nic.ref) == "web1/ua-net0"
+        assert str((await links.resync_link(name)).nic.ref) == "web1/ua-net0"
         with pytest.raises(NotFound, match="there is no network blue"):
             await links.plug(name, "blue")
     assert str(await links.resolve("vnet5")) == "web1/ua-net0"

@@ -25,7 +25,7 @@ from linkmgr.libvirt.migration import reserve_for_migration
 from linkmgr.libvirt.raw_ports import InlineNetworks
 from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
 from linkmgr.networks import Networks
-from linkmgr.reservations import Reservations
+from linkmgr.reservations import PortBindings
 
 NIC, MAC = NicRef("web1", "ua-net0"), "52:54:00:00:00:01"
 
@@ -84,7 +84,7 @@ class Bench:
         self.macs: dict[NicRef, str] = {}
         self.here: set[str] = set()
         self.tasks: list[asyncio.Task[None]] = []
-        self.places = Reservations(
+        self.bindings = PortBindings(
             self.networks,
             mac_of=self.macs.get,
             is_here=self.here.__contains__,
@@ -100,42 +100,42 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     made = Bench()
     yield made
-    await made.places.end_all()
+    await made.bindings.release_all()
     assert made.networks.in_use() == set()
 
 
-async def test_a_place_is_realised_and_claimed_until_it_ends(bench: Bench) -> None:
-    await bench.places.make(NIC, "green:p1", mac=MAC.upper(), mtu=9000)
+async def test_a_binding_is_realised_and_claimed_until_it_ends(bench: Bench) -> None:
+    await bench.bindings.bind(NIC, "green:p1", mac=MAC.upper(), mtu=9000)
     assert bench.driver.log == ["init green:p1", f"realise green:p1 {MAC} 9000"]
-    assert NIC in bench.places
+    assert NIC in bench.bindings
     with pytest.raises(PortInUse, match="web1/ua-net0"):
         bench.networks.claim(bench.networks.port("green:p1", NIC), NicRef("web2", "net0"))
-    await bench.places.end(NIC)
+    await bench.bindings.release(NIC)
     assert bench.driver.log[-1] == "terminate green:p1"
-    assert NIC not in bench.places
+    assert NIC not in bench.bindings
     assert bench.networks.in_use() == set()
-    await bench.places.end(NIC)
+    await bench.bindings.release(NIC)
     assert bench.driver.log.count("terminate green:p1") == 1
 
 
-async def test_a_nic_that_was_plugged_keeps_its_port_when_its_place_ends(bench: Bench) -> None:
-    await bench.places.make(NIC, "blue", mac=MAC)
+async def test_a_nic_that_was_plugged_keeps_its_port_when_its_binding_ends(bench: Bench) -> None:
+    await bench.bindings.bind(NIC, "blue", mac=MAC)
     port = bench.networks.port("blue", NIC)
-    await bench.places.end(NIC, keeps=port)
+    await bench.bindings.release(NIC, keeps=port)
     with pytest.raises(NetworkInUse, match="web1/ua-net0"):
         bench.networks.delete("blue")
     bench.networks.free(port, NIC)
 
 
 async def test_a_nic_that_was_plugged_elsewhere_does_not_keep_the_port(bench: Bench) -> None:
-    await bench.places.make(NIC, "blue", mac=MAC)
-    await bench.places.end(NIC, keeps=bench.networks.port("green", NIC))
+    await bench.bindings.bind(NIC, "blue", mac=MAC)
+    await bench.bindings.release(NIC, keeps=bench.networks.port("green", NIC))
     assert bench.networks.in_use() == set()
 
 
-async def test_another_place_ends_the_first(bench: Bench) -> None:
-    await bench.places.make(NIC, "blue", mac=MAC)
-    await bench.places.make(NIC, "green", mac=MAC)
+async def test_another_binding_ends_the_first(bench: Bench) -> None:
+    await bench.bindings.bind(NIC, "blue", mac=MAC)
+    await bench.bindings.bind(NIC, "green", mac=MAC)
     assert bench.networks.in_use() == {"green"}
     assert [each for each in bench.driver.log if "terminate" in each] == ["terminate blue"]
 
@@ -143,10 +143,10 @@ async def test_another_place_ends_the_first(bench: Bench) -> None:
 async def test_what_cannot_be_realised_leaves_nothing_and_names_the_nic(bench: Bench) -> None:
     bench.driver.broken = HostError("no bridge", hint="make one")
     with pytest.raises(HostError) as raised:
-        await bench.places.make(NIC, "blue", mac=MAC)
+        await bench.bindings.bind(NIC, "blue", mac=MAC)
     assert str(raised.value).startswith("web1/ua-net0: no bridge")
     assert bench.driver.log[-1] == "terminate blue"
-    assert NIC not in bench.places
+    assert NIC not in bench.bindings
     assert bench.networks.in_use() == set()
 
 
@@ -161,8 +161,8 @@ async def test_a_target_that_is_not_to_be_had_is_refused(
     port = bench.networks.port("green:p1", other)
     bench.networks.claim(port, other)
     with pytest.raises(kind):
-        await bench.places.make(NIC, target, mac=MAC)
-    assert NIC not in bench.places
+        await bench.bindings.bind(NIC, target, mac=MAC)
+    assert NIC not in bench.bindings
     bench.networks.free(port, other)
 
 
@@ -172,7 +172,7 @@ async def test_an_address_that_the_network_has_already_is_refused(bench: Bench) 
     port = bench.networks.port("blue", other)
     bench.networks.claim(port, other)
     with pytest.raises(MacInUse, match="web2/net0"):
-        await bench.places.make(NIC, "blue", mac=MAC)
+        await bench.bindings.bind(NIC, "blue", mac=MAC)
     assert bench.driver.log == []
     bench.networks.free(port, other)
 
@@ -180,39 +180,39 @@ async def test_an_address_that_the_network_has_already_is_refused(bench: Bench) 
 async def test_a_vm_that_is_here_gets_no_place(bench: Bench) -> None:
     bench.here.add("web1")
     with pytest.raises(AlreadyExists, match="web1"):
-        await bench.places.make(NIC, "blue", mac=MAC)
+        await bench.bindings.bind(NIC, "blue", mac=MAC)
 
 
 @pytest.mark.parametrize("comes", [False, True])
-async def test_a_place_expires_unless_its_guest_comes(
+async def test_a_binding_expires_unless_its_guest_comes(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, comes: bool
 ) -> None:
-    monkeypatch.setattr(module, "EXPIRES", 0.02)
-    await bench.places.make(NIC, "blue", mac=MAC)
+    monkeypatch.setattr(module, "BINDING_TIMEOUT_S", 0.02)
+    await bench.bindings.bind(NIC, "blue", mac=MAC)
     if comes:
         bench.here.add("web1")
     await asyncio.sleep(0.1)
-    assert (NIC in bench.places) is comes
+    assert (NIC in bench.bindings) is comes
     assert ("terminate blue" in bench.driver.log) is not comes
 
 
-async def test_a_caller_that_goes_away_in_the_middle_leaves_a_place_or_nothing(
+async def test_a_caller_that_goes_away_in_the_middle_leaves_a_binding_or_nothing(
     bench: Bench,
 ) -> None:
-    asked = asyncio.create_task(bench.places.make(NIC, "blue", mac=MAC))
+    asked = asyncio.create_task(bench.bindings.bind(NIC, "blue", mac=MAC))
     await asyncio.sleep(0)
     asked.cancel()
     await asyncio.gather(asked, *bench.tasks, return_exceptions=True)
-    assert (NIC in bench.places) is (bench.networks.in_use() == {"blue"})
+    assert (NIC in bench.bindings) is (bench.networks.in_use() == {"blue"})
 
 
 async def test_a_caller_that_goes_away_in_the_end_does_not_keep_it_from_being_freed(
     bench: Bench,
 ) -> None:
-    await bench.places.make(NIC, "blue", mac=MAC)
-    await bench.places.make(NicRef("web1", "ua-net1"), "green", mac="52:54:00:00:00:02")
+    await bench.bindings.bind(NIC, "blue", mac=MAC)
+    await bench.bindings.bind(NicRef("web1", "ua-net1"), "green", mac="52:54:00:00:00:02")
     bench.driver.end_gate.clear()
-    ending = asyncio.create_task(bench.places.end_all("web1"))
+    ending = asyncio.create_task(bench.bindings.release_all("web1"))
     await asyncio.sleep(0)
     ending.cancel()
     await asyncio.gather(ending, return_exceptions=True)
@@ -223,25 +223,25 @@ async def test_a_caller_that_goes_away_in_the_end_does_not_keep_it_from_being_fr
 
 
 async def _begun(bench: Bench, target: str) -> asyncio.Task[None]:
-    """Have a place made, as far as the network's part of it, which hangs."""
+    """Have a binding made, as far as the network's part of it, which hangs."""
     bench.driver.gate.clear()
-    asked = asyncio.create_task(bench.places.make(NIC, target, mac=MAC))
+    asked = asyncio.create_task(bench.bindings.bind(NIC, target, mac=MAC))
     while "realise" not in "".join(bench.driver.log[-1:]):  # noqa: ASYNC110 - it knows no test
         await asyncio.sleep(0)
     return asked
 
 
-async def test_a_place_that_is_given_up_before_its_network_is_ready_leaves_nothing(
+async def test_a_binding_that_is_given_up_before_its_network_is_ready_leaves_nothing(
     bench: Bench,
 ) -> None:
     asked = await _begun(bench, "blue")
-    await bench.places.end_all("web1")
+    await bench.bindings.release_all("web1")
     bench.driver.gate.set()
     await asked
     # What was made after the first end is freed, too.
     assert bench.driver.log[-2:] == ["terminate blue", "terminate blue"]
-    assert NIC not in bench.places
-    assert bench.places._timers == {}
+    assert NIC not in bench.bindings
+    assert bench.bindings._timers == {}
     assert bench.networks.in_use() == set()
 
 
@@ -251,7 +251,7 @@ async def test_a_network_that_fails_late_does_not_cost_the_nic_the_port_it_is_pl
     asked = await _begun(bench, "blue")
     port = bench.networks.port("blue", NIC)
     bench.networks.claim(port, NIC)  # the guest has come, and is plugged
-    await bench.places.end(NIC, keeps=port)
+    await bench.bindings.release(NIC, keeps=port)
     bench.driver.broken = HostError("too late", hint="wait")
     bench.driver.gate.set()
     with pytest.raises(HostError):
@@ -266,12 +266,12 @@ async def test_a_network_that_fails_late_does_not_cost_the_nic_its_next_place(be
     late = await _begun(bench, "blue")
     bench.driver.gate, gate = asyncio.Event(), bench.driver.gate
     bench.driver.gate.set()
-    await bench.places.make(NIC, "green", mac=MAC)
+    await bench.bindings.bind(NIC, "green", mac=MAC)
     bench.driver.broken = HostError("too late", hint="wait")
     gate.set()
     with pytest.raises(HostError):
         await late
-    assert NIC in bench.places
+    assert NIC in bench.bindings
     assert bench.networks.in_use() == {"green"}
 
 
@@ -303,9 +303,9 @@ class NoInlineNetworks(InlineNetworks):
         pass
 
 
-async def test_a_domain_gets_a_place_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
+async def test_a_domain_gets_a_binding_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
     held = await reserve_for_migration(
-        bench.places,
+        bench.bindings,
         NoInlineNetworks(),
         domain(
             "nic='ua-net0' network='green' port='p1'",
@@ -322,15 +322,15 @@ async def test_a_domain_gets_a_place_for_each_cable_of_a_prepared_nic(bench: Ben
     ]
 
 
-async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_place_at_all(
+async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_binding_at_all(
     bench: Bench,
 ) -> None:
     with pytest.raises(UnknownNetwork) as raised:
         await reserve_for_migration(
-            bench.places,
+            bench.bindings,
             NoInlineNetworks(),
             domain("nic='ua-net0' network='blue'", "nic='ua-net1' network='red'"),
         )
     assert "web1/ua-net1" in str(raised.value)
-    assert NIC not in bench.places
+    assert NIC not in bench.bindings
     assert bench.networks.in_use() == set()
