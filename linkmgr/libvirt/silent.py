@@ -97,7 +97,7 @@ def _leak_finding(name: str, leak: monitor_xml.Leak) -> Finding:
 
 def _unconnected(name: str) -> Finding:
     return Finding(
-        "guest-does-not-dial",
+        "guest-not-connected",
         name,
         "it runs and its NICs are prepared, but its QEMU has not dialled, so they have no cable",
         "see in the service's log whether its call was refused, and whether the service listens on "

@@ -276,7 +276,7 @@ async def test_a_prepared_guest_that_runs_and_has_not_dialled_is_found(lab: Lab)
         assert await care.check() == [], "nobody can have dialled before the service was there"
         care.start_time -= 10
         assert [(each.code, each.subject) for each in await care.check()] == [
-            ("guest-does-not-dial", "web1")
+            ("guest-not-connected", "web1")
         ]
         (found,) = await care.check()
         assert "'linkmgr prepare web1 --define', with '--monitor PATH' if" in found.hint
@@ -420,7 +420,7 @@ async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(
         ]  # fmt: skip
         findings = {each.subject: each.code for each in await care.check()}
         assert findings == {
-            "web1": "guest-does-not-dial", "web2": "bad-metadata", "web3": "guest-does-not-dial"
+            "web1": "guest-not-connected", "web2": "bad-metadata", "web3": "guest-not-connected"
         }  # fmt: skip
 
 
