@@ -19,8 +19,8 @@ from typing import Any
 from linkmgr.errors import LibvirtError, LibvirtRefused, LibvirtUnreachable
 
 #: Where Debian and its kin keep Python packages of the distribution.
-SYSTEM = "/usr/lib/python3/dist-packages"
-_NAMES = frozenset({"libvirt", "libvirtmod", "libvirt_qemu", "libvirtmod_qemu"})
+SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
+_MODULES = frozenset({"libvirt", "libvirtmod", "libvirt_qemu", "libvirtmod_qemu"})
 _INSTALL = "'apt install python3-libvirt', or 'pip install linkmgr[libvirt]' for another Python"
 
 
@@ -33,12 +33,12 @@ class _Finder:
     ) -> importlib.machinery.ModuleSpec | None:
         """Called by Python's import when nobody before knew the module."""
         del path, target
-        if name not in _NAMES:
+        if name not in _MODULES:
             return None
-        return importlib.machinery.PathFinder.find_spec(name, [SYSTEM])
+        return importlib.machinery.PathFinder.find_spec(name, [SYSTEM_PACKAGES])
 
 
-def load() -> Any:
+def load_libvirt_python() -> Any:
     """libvirt-python: a namespace with `libvirt` and `qemu`.
 
     Blocks for the time of an import, the first time.

@@ -1,7 +1,7 @@
 """What is asked of libvirt, as blocking calls on one connection; they run in its thread.
 
-Each takes libvirt-python (`linkmgr.libvirt.binding.load`) and a connection first, and raises
-libvirt-python's own error.
+Each takes libvirt-python (`linkmgr.libvirt.binding.load_libvirt_python`) and a connection first,
+and raises libvirt-python's own error.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _unseen(domain: Any) -> DomainView:
     )
 
 
-def find(connection: Any, which: str) -> Any:
+def find_domain(connection: Any, which: str) -> Any:
     """A domain by its uuid or its name."""
     if _UUID.fullmatch(which):
         return connection.lookupByUUIDString(which)
@@ -106,7 +106,7 @@ def find(connection: Any, which: str) -> Any:
 def xml(api: Any, connection: Any, which: str, *, live: bool) -> str:
     """A domain's XML, without passwords: what holds now, or what holds for its next start."""
     flags = 0 if live else api.libvirt.VIR_DOMAIN_XML_INACTIVE
-    return str(find(connection, which).XMLDesc(flags))
+    return str(find_domain(connection, which).XMLDesc(flags))
 
 
 def network_xml(api: Any, connection: Any, name: str) -> str | None:
@@ -124,7 +124,9 @@ def metadata(api: Any, connection: Any, which: str, uri: str, *, live: bool) -> 
     lv = api.libvirt
     flags = lv.VIR_DOMAIN_AFFECT_LIVE if live else lv.VIR_DOMAIN_AFFECT_CONFIG
     try:
-        return str(find(connection, which).metadata(lv.VIR_DOMAIN_METADATA_ELEMENT, uri, flags))
+        return str(
+            find_domain(connection, which).metadata(lv.VIR_DOMAIN_METADATA_ELEMENT, uri, flags)
+        )
     except lv.libvirtError as error:
         if error.get_error_code() == _NO_METADATA:
             return None
@@ -148,7 +150,9 @@ def set_metadata(
         lv.VIR_DOMAIN_AFFECT_CONFIG if config else 0
     )
     try:
-        find(connection, which).setMetadata(lv.VIR_DOMAIN_METADATA_ELEMENT, text, key, uri, flags)
+        find_domain(connection, which).setMetadata(
+            lv.VIR_DOMAIN_METADATA_ELEMENT, text, key, uri, flags
+        )
     except lv.libvirtError as error:
         if not (text is None and error.get_error_code() == _NO_METADATA):
             raise
@@ -159,7 +163,7 @@ def set_link(api: Any, connection: Any, which: str, mac: str, *, up: bool) -> No
 
     :raise LibvirtRefused: the domain has no NIC of that address, or several.
     """
-    domain = find(connection, which)
+    domain = find_domain(connection, which)
     document = Document(domain.XMLDesc(0).encode())
     nic = _only_nic(document, which, mac)
     state, link = "up" if up else "down", nic.find("link")

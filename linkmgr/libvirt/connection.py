@@ -137,7 +137,7 @@ class Libvirt:
         return await self._call(
             f"domain {which}",
             which,
-            lambda _, conn: calls.view(calls.find(conn, which), self.run_dir),
+            lambda _, conn: calls.view(calls.find_domain(conn, which), self.run_dir),
             timeout,
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from linkmgr.errors import LibvirtUnreachable
-from linkmgr.libvirt.binding import from_libvirt_error, load
+from linkmgr.libvirt.binding import from_libvirt_error, load_libvirt_python
 from linkmgr.libvirt.eventloop import shared
 from linkmgr.libvirt.worker import NoResultError, WorkerThread
 
@@ -48,7 +48,7 @@ class LibvirtConnection:
     ) -> Self:
         """Connect.
 
-        :param prepare: called in the thread with this connection, `load` and libvirt-python's
+        :param prepare: called in the thread with this connection, libvirt-python and its
             connection, to register for events; see `on_close`.
         :param timeout: seconds; ``None`` for as long as it takes. A libvirt that is stopped takes a
             connection and answers when it goes on.
@@ -89,7 +89,7 @@ class LibvirtConnection:
         self._cleanups += cleanups
 
     async def call(self, what: str, function: Callable[[Any, Any], T]) -> T:
-        """Run ``function(load(), connection)`` in the thread, behind other calls.
+        """Run ``function(api, conn)`` in the thread, behind other calls.
 
         :param what: that is asked, for errors: "the XML of web1".
         :raise LibvirtUnreachable: the connection ended.
@@ -125,7 +125,7 @@ class LibvirtConnection:
     def _connect(
         self, ended: Callable[..., None], prepare: Callable[[Self, Any, Any], None] | None
     ) -> None:
-        api = load()
+        api = load_libvirt_python()
         shared.register(api.libvirt)
         try:
             conn = api.libvirt.open(self.uri)
@@ -150,7 +150,7 @@ class LibvirtConnection:
             raise
 
     def _call(self, what: str, function: Callable[[Any, Any], T]) -> T:
-        api = load()
+        api = load_libvirt_python()
         conn = self._conn
         try:
             return function(api, conn)
@@ -164,7 +164,7 @@ class LibvirtConnection:
         # On a connection that has ended each of these frees what is on this side, and fails.
         cleanups, self._cleanups = self._cleanups, []
         for each in (*reversed(cleanups), conn.close):
-            with contextlib.suppress(load().libvirt.libvirtError):
+            with contextlib.suppress(load_libvirt_python().libvirt.libvirtError):
                 each()
 
 

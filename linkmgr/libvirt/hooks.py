@@ -160,8 +160,8 @@ def _check_monitor(document: Document) -> None:
 
     :raise CannotPrepare: through what, and what to do.
     """
-    name, form = domain_name(document), monitor_xml.find(document).form
-    if leak := monitor_xml.leak(document):
+    name, form = domain_name(document), monitor_xml.find_monitor(document).form
+    if leak := monitor_xml.find_leak(document):
         raise CannotPrepare(
             f"domain {name}: its guest could speak to the service as its QEMU, through "
             f"{leak.what}; its NICs get no cables",

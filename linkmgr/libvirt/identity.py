@@ -291,7 +291,7 @@ def _no_monitor(status: DomainStatus) -> str | None:
         document = Document(status.domain)
     except CannotPrepare as error:
         return f"its XML cannot be read: {error.what}"
-    if leak := monitor_xml.leak(document):
+    if leak := monitor_xml.find_leak(document):
         return f"its guest could speak to the service as its QEMU, through {leak.what}. To do: " + (
             leak.hint
         )

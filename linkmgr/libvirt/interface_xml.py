@@ -11,7 +11,7 @@ from linkmgr.libvirt.domain_xml import Document, quoted
 from linkmgr.libvirt.nics import DomainNic
 
 #: What of an interface is the cable's and goes with it, and how a person calls it.
-CABLE: Mapping[str, str] = {
+CABLE_ELEMENTS: Mapping[str, str] = {
     "source": "", "backend": "", "local": "", "guest": "", "tune": "", "coalesce": "",
     "virtualport": "virtual port", "vlan": "VLAN", "bandwidth": "bandwidth limits",
     "port": "port isolation", "ip": "addresses", "route": "routes", "script": "script",
@@ -19,7 +19,7 @@ CABLE: Mapping[str, str] = {
 }  # fmt: skip
 
 #: What `as_before` takes from before. Everything else of the interface is as it is by then.
-_OURS = frozenset({*CABLE, "target", "link", "alias"})
+_OURS = frozenset({*CABLE_ELEMENTS, "target", "link", "alias"})
 
 #: Names of devices that libvirt does not keep, since it gives them by itself.
 _AUTOMATIC_DEVICE = re.compile(r"(vnet|vif|macvtap|macvlan)[0-9]*")
@@ -41,7 +41,7 @@ def on_hub(document: Document, nic: DomainNic, alias: str) -> bytes:
         ).about(str(nic)) from error
     made = made.set_attribute(made.root, "type", "ethernet")
     made = made.drop_attribute(made.root, "trustGuestRxFilters")
-    gone = set(CABLE)
+    gone = set(CABLE_ELEMENTS)
     if nic.element.get("target", "dev") != device:
         gone.add("target")
     if nic.alias != alias:

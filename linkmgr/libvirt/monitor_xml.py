@@ -85,7 +85,7 @@ class MonitorXml:
     whole: bool = False
 
 
-def find(document: Document, models: Collection[str] | None = None) -> MonitorXml:
+def find_monitor(document: Document, models: Collection[str] | None = None) -> MonitorXml:
     """Look how a domain's monitor is written.
 
     :param models: of the host's security drivers, as `write`.
@@ -125,7 +125,7 @@ def write(
         not known.
     :raise BadOption: the path cannot be a socket's.
     """
-    found = find(document, models)
+    found = find_monitor(document, models)
     text = _checked(path) if path else _usable(found.path) or str(MONITOR_SOCKET)
     if found.form is MonitorForm.CHANNEL and found.whole and found.path == text:
         return document
@@ -194,7 +194,7 @@ def check_own_chardev(document: Document, *, prepared: bool) -> None:
         today, which has such a chardev.
     :raise CannotPrepare: there is one.
     """
-    form = find(document).form
+    form = find_monitor(document).form
     ours = form is not MonitorForm.COMMANDLINE and (prepared or form is not MonitorForm.NONE)
     for word, value in pairwise(qemu_xml.arguments(document)):
         name = qemu_xml.options(value, implied="backend").get("id", "")
@@ -240,9 +240,9 @@ def in_order(document: Document) -> Document:
     return document.edited(*edits)
 
 
-def leak(document: Document) -> Leak | None:
+def find_leak(document: Document) -> Leak | None:
     """Look for a way from a domain's guest to the service; ``None`` if there is none."""
-    found, name = find(document), domain_name(document)
+    found, name = find_monitor(document), domain_name(document)
     if found.form is MonitorForm.OPEN:
         return Leak(
             f"the channel {_PORT!r}, whose qemu:override is not there",
@@ -270,7 +270,11 @@ def leak(document: Document) -> Leak | None:
 
 def is_outdated(document: Document) -> bool:
     """Whether a prepared domain has a monitor, and not as it is written now."""
-    return find(document).form in (MonitorForm.COMMANDLINE, MonitorForm.OPEN, MonitorForm.DAMAGED)
+    return find_monitor(document).form in (
+        MonitorForm.COMMANDLINE,
+        MonitorForm.OPEN,
+        MonitorForm.DAMAGED,
+    )
 
 
 def with_reconnect_ms(document: Document) -> Document:
@@ -284,7 +288,7 @@ def with_reconnect_ms(document: Document) -> Document:
 def is_there(document: Document) -> bool:
     """Whether anything is there that surely is a monitor of linkmgr's, or was one."""
     mons = _mons(list(pairwise(["", *qemu_xml.arguments(document)])))
-    return bool(mons) or find(document).form is not MonitorForm.NONE
+    return bool(mons) or find_monitor(document).form is not MonitorForm.NONE
 
 
 def has_monitor(document: Document) -> bool:

@@ -26,7 +26,7 @@ from linkmgr.errors import (
     MonitorGone,
     MonitorUnreachable,
 )
-from linkmgr.libvirt.calls import find
+from linkmgr.libvirt.calls import find_domain
 from linkmgr.libvirt.connection import Libvirt
 from linkmgr.libvirt.domain_events import DomainEventKind, lifecycle
 from linkmgr.libvirt.handle import LibvirtConnection
@@ -231,7 +231,7 @@ class PassthroughSession:
     # --- in the thread ----------------------------------------------------------------------------
     def _begin(self, connection: LibvirtConnection, api: Any, conn: Any) -> None:
         """Find the domain, then follow its events; so it did run when the first can come."""
-        domain = find(conn, self._which)
+        domain = find_domain(conn, self._which)
         end = conn.domainEventRegisterAny(domain, _LIFECYCLE, self._on_lifecycle, None)
         connection.on_close(lambda: conn.domainEventDeregisterAny(end))
         # The daemon keeps back what nobody needs.

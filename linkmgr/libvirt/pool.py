@@ -68,7 +68,7 @@ class ConnectionPool:
     async def call(
         self, what: str, domain: str, function: Callable[[Any, Any], T], timeout: float
     ) -> T:
-        """Run ``function(load(), connection)``.
+        """Run ``function(api, conn)``: libvirt-python, and its connection.
 
         :param what: that is asked, for errors: "the XML of web1".
         :param domain: whom it is about; empty for what is about all of them.

@@ -21,7 +21,7 @@ from pathlib import Path
 from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import monitor_xml, qemu_xml
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.interface_xml import CABLE, as_before, device_name, on_hub
+from linkmgr.libvirt.interface_xml import CABLE_ELEMENTS, as_before, device_name, on_hub
 from linkmgr.libvirt.nics import DomainNic, aliases_of, domain_name, new_alias, nics_of, select_nics
 from linkmgr.libvirt.records import add_originals, original_interface, prepared_nics_of, removals
 from linkmgr.libvirt.refusals import (
@@ -161,13 +161,13 @@ def _prepared(
     document = qemu_xml.add_arguments(document, arguments)
     document = qemu_xml.add_overrides(document, overrides)
     path = None if monitor is None else Path(monitor)
-    if monitor_xml.find(document).form is monitor_xml.MonitorForm.OPEN:
+    if monitor_xml.find_monitor(document).form is monitor_xml.MonitorForm.OPEN:
         notes.append(
             f"{domain_name(document)}: its channel 'linkmgr' had no qemu:override, so the guest "
             "could have spoken to the service as its QEMU; it has one again"
         )
     document = monitor_xml.write(document, path, models)
-    if leak := monitor_xml.leak(document):
+    if leak := monitor_xml.find_leak(document):
         raise CannotPrepare(
             f"the guest could speak to the service as its QEMU, through {leak.what}", hint=leak.hint
         ).about(domain_name(document))
@@ -238,7 +238,9 @@ def _hub_port(args: Sequence[str]) -> str:
 
 
 def _put_aside(nic: DomainNic, alias: str) -> list[str]:
-    said = dict.fromkeys(CABLE[e.name] for e in nic.element.children if CABLE.get(e.name))
+    said = dict.fromkeys(
+        CABLE_ELEMENTS[e.name] for e in nic.element.children if CABLE_ELEMENTS.get(e.name)
+    )
     return [
         f"{nic.domain}/{alias}: its {what} belonged to its cable and is put aside; the network or "
         "port that it is plugged into says what holds"

@@ -61,7 +61,7 @@ async def _look(libvirt: LibvirtApi, view: DomainView, budget: TimeBudget) -> li
     try:
         with budget.spending():
             document = read_document(xml, view.name)
-            leak, prepared = monitor_xml.leak(document), bool(prepared_nics_of(document))
+            leak, prepared = monitor_xml.find_leak(document), bool(prepared_nics_of(document))
     except LinkmgrError as error:
         return [_unreadable(view.name, error)]
     except Exception as error:

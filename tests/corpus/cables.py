@@ -64,7 +64,7 @@ class Libvirt:
     """libvirt's test driver."""
 
     def __init__(self) -> None:
-        self._api = binding.load()
+        self._api = binding.load_libvirt_python()
         self._api.libvirt.registerErrorHandler(lambda *_: None, None)
         self._connection = self._api.libvirt.open("test:///default")
         for each in self._connection.listAllDomains():  # it brings one

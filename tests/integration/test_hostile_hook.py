@@ -12,7 +12,7 @@ from linkmgr import Client
 from linkmgr.errors import BadMetadata, CannotPrepare
 from linkmgr.libvirt.domain_xml import Document
 from linkmgr.libvirt.metadata import desired_cables_of
-from linkmgr.libvirt.monitor_xml import leak
+from linkmgr.libvirt.monitor_xml import find_leak
 from linkmgr.untrusted import SENTENCE_LIMIT
 from tests.corpus.hostile import HURTS
 from tests.integration.lab import Lab
@@ -101,7 +101,7 @@ def _is_refused(xml: bytes) -> bool:
         desired_cables_of(document)
     except (CannotPrepare, BadMetadata):
         return True
-    return leak(document) is not None or document.root.find("uuid") is None
+    return find_leak(document) is not None or document.root.find("uuid") is None
 
 
 def _peak(host: Host) -> int:

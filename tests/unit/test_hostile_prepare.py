@@ -8,7 +8,7 @@ import pytest
 
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import MAX_BYTES, Document
-from linkmgr.libvirt.monitor_xml import MonitorForm, find, leak
+from linkmgr.libvirt.monitor_xml import MonitorForm, find_leak, find_monitor
 from linkmgr.libvirt.prepare import prepare, refresh, undo
 from linkmgr.untrusted import SENTENCE_LIMIT
 from tests.unit.prepare_lab import PLAIN, QEMU, domain
@@ -36,10 +36,10 @@ def test_the_last_override_of_a_property_counts_as_for_libvirt(within: bytes) ->
         more = more[more.index(b"<qemu:frontend") : more.index(b"</qemu:device>")]
     at = PREPARED.index(within, device)
     opened = PREPARED[:at] + more + PREPARED[at:]
-    assert find(Document(opened)).form is MonitorForm.OPEN
-    assert leak(Document(opened)) is not None
+    assert find_monitor(Document(opened)).form is MonitorForm.OPEN
+    assert find_leak(Document(opened)) is not None
     assert prepare(opened).xml == refresh(opened).xml
-    assert leak(Document(prepare(opened).xml)) is None
+    assert find_leak(Document(prepare(opened).xml)) is None
     assert undo(opened).xml == PLAIN
 
 

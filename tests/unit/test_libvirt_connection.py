@@ -90,7 +90,7 @@ def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name()
 def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name(
     differs: Callable[[str, str], None],
 ) -> None:
-    libvirt = binding.load().libvirt
+    libvirt = binding.load_libvirt_python().libvirt
     names = {
         "DEFINED": K.DEFINED, "UNDEFINED": K.UNDEFINED, "STARTED": K.STARTED,
         "SUSPENDED": K.SUSPENDED, "RESUMED": K.RESUMED, "STOPPED": K.STOPPED,
@@ -262,7 +262,7 @@ async def test_however_many_calls_wait_for_a_libvirt_that_is_stopped_it_is_diall
 
 
 def test_a_domain_that_libvirt_refuses_to_speak_of_hides_no_other() -> None:
-    api = binding.load().libvirt
+    api = binding.load_libvirt_python().libvirt
 
     def domain(name: str, error: int = 0) -> Any:
         def state() -> list[int]:
@@ -370,7 +370,7 @@ def no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_without_libvirt_python_it_says_what_to_install(no_binding: None) -> None:
     with pytest.raises(LibvirtUnreachable, match="apt install python3-libvirt"):
-        binding.load()
+        binding.load_libvirt_python()
     async with running() as libvirt:
         with pytest.raises(LibvirtUnreachable, match="libvirt-python cannot be used"):
             await libvirt.wait_connected(timeout=0.2)
@@ -387,7 +387,7 @@ def test_only_libvirt_python_is_taken_from_the_distributions_packages(
     monkeypatch.setattr(PathFinder, "find_spec", find_spec)
     for name in ("apt", "libvirtmod", "libvirt.more", "yaml"):
         assert binding._Finder.find_spec(name) is None
-    assert asked == [("libvirtmod", [binding.SYSTEM])]
+    assert asked == [("libvirtmod", [binding.SYSTEM_PACKAGES])]
 
 
 def test_the_run_directory_is_that_of_the_uri(monkeypatch: pytest.MonkeyPatch) -> None:

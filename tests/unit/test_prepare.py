@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from linkmgr import hub_args
 from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.domain_xml import Document, Element, _Reader
-from linkmgr.libvirt.monitor_xml import MonitorForm, find, is_outdated, leak, with_reconnect_ms
+from linkmgr.libvirt.monitor_xml import (
+    MonitorForm,
+    find_leak,
+    find_monitor,
+    is_outdated,
+    with_reconnect_ms,
+)
 from linkmgr.libvirt.nics import nics_of
 from linkmgr.libvirt.prepare import prepare, refresh, undo
 from linkmgr.libvirt.qemu_xml import arguments, override
@@ -271,14 +277,14 @@ def test_the_socket_is_kept_from_dac_where_the_host_of_a_label_without_a_model_i
 def test_what_is_right_on_its_host_is_right_where_the_host_is_not_known(models: list[str]) -> None:
     made = prepare(domain("<interface type='user'/>", more=OFF), models=models).xml
     assert (b"<seclabel model='dac' relabel='no'/>" in made) == (models[0] != "dac")
-    assert find(Document(made), models).whole
-    assert find(Document(made)).whole
+    assert find_monitor(Document(made), models).whole
+    assert find_monitor(Document(made)).whole
     assert refresh(made).xml == prepare(made).xml == made
 
 
 def test_a_socket_that_a_known_host_would_give_away_is_kept_from_it() -> None:
     there = prepare(domain("<interface type='user'/>", more=OFF), models=["dac"]).xml
-    assert not find(Document(there), ["apparmor", "dac"]).whole
+    assert not find_monitor(Document(there), ["apparmor", "dac"]).whole
     here = refresh(there, models=["apparmor", "dac"]).xml
     assert b"<seclabel model='dac' relabel='no'/>" in here
 
@@ -326,7 +332,7 @@ def test_a_monitor_that_was_damaged_is_mended_and_keeps_its_path(there: str, ins
     assert Document(mended).root.meaning() == Document(done).root.meaning()
     assert refresh(damaged).xml == mended
     assert undo(mended).xml == PLAIN
-    assert leak(Document(mended)) is None
+    assert find_leak(Document(mended)) is None
 
 
 def test_the_domains_own_monitors_and_channels_stay_when_ours_is_mended() -> None:
@@ -407,7 +413,7 @@ OLD = Path(__file__).parent / "data/prepared_before"  # what linkmgr wrote befor
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_an_older_linkmgr_prepared_is_prepared_anew_and_undone(path: Path) -> None:
     old, plain = (OLD / path.name).read_bytes(), path.read_bytes()
-    assert find(Document(old)).form is MonitorForm.COMMANDLINE
+    assert find_monitor(Document(old)).form is MonitorForm.COMMANDLINE
     assert is_outdated(Document(old))
     new = prepare(plain).xml
     assert refresh(old).xml == prepare(old).xml == new
@@ -486,8 +492,8 @@ def test_of_a_domain_that_was_never_prepared_nothing_is_prepared_anew() -> None:
     one = prepare(PLAIN, nic="52:54:00:00:00:02").xml
     assert refresh(one).xml == one
     left = domain("<interface type='user'/>", prepare_channel())
-    assert leak(Document(left)) is not None
-    assert leak(Document(refresh(left).xml)) is None
+    assert find_leak(Document(left)) is not None
+    assert find_leak(Document(refresh(left).xml)) is None
 
 
 def prepare_channel() -> str:
@@ -501,11 +507,11 @@ OTHER = "<serial type='unix'><source mode='connect' path='{}'/></serial>"
 
 def test_a_channel_without_its_override_is_named_and_mended() -> None:
     done = prepare(PLAIN).xml
-    assert leak(Document(done)) is None
+    assert find_leak(Document(done)) is None
     override_ = re.search(rb"\n *<qemu:device alias='ua-lmqmp'>.*?</qemu:device>", done, re.DOTALL)
     assert override_ is not None
     open_ = done.replace(override_[0], b"")
-    found = leak(Document(open_))
+    found = find_leak(Document(open_))
     assert found is not None
     assert "'linkmgr', whose qemu:override is not there" in found.what
     assert "prepare web1 --refresh" in found.hint
@@ -518,7 +524,7 @@ def test_a_channel_without_its_override_is_named_and_mended() -> None:
 @pytest.mark.parametrize("path", ["/run/linkmgr/qmp.sock", "/var/run/linkmgr//qmp.sock"])
 def test_another_device_that_leads_to_the_service_is_named_and_refused(path: str) -> None:
     xml = domain("<interface type='user'/>", OTHER.format(path))
-    found = leak(Document(xml))
+    found = find_leak(Document(xml))
     assert found is not None
     assert f"a device that leads to {path}" in found.what
     with pytest.raises(CannotPrepare, match="could speak to the service"):
@@ -534,11 +540,11 @@ def test_a_chardev_that_is_no_monitor_is_named() -> None:
     word, value = dial.split(",")
     args = f"<qemu:arg value='{word}'/><qemu:arg value='{value.replace(';', ',')}'/>"
     more = f"<qemu:commandline {QEMU}>{args}{{}}</qemu:commandline>"
-    found = leak(Document(domain("<interface type='user'/>", more=more.format(""))))
+    found = find_leak(Document(domain("<interface type='user'/>", more=more.format(""))))
     assert found is not None
     assert "no monitor" in found.what
     mon = "<qemu:arg value='-mon'/><qemu:arg value='chardev=x,mode=control'/>"
-    assert leak(Document(domain("<interface type='user'/>", more=more.format(mon)))) is None
+    assert find_leak(Document(domain("<interface type='user'/>", more=more.format(mon)))) is None
 
 
 # --- many NICs ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from linkmgr.cli.probes import versions
 from linkmgr.cli.probes.line import ProbeResult, Verdict, run
 from linkmgr.errors import LibvirtUnreachable
-from linkmgr.libvirt.binding import load
+from linkmgr.libvirt.binding import load_libvirt_python
 
 SYSTEM = "qemu:///system"  #: the libvirt of a service whose configuration names none
 _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
@@ -116,7 +116,7 @@ def _of_version(said: str, where: str) -> ProbeResult:
 
 def _libvirt_python() -> ProbeResult:
     try:
-        version = load().libvirt.getVersion()
+        version = load_libvirt_python().libvirt.getVersion()
     except LibvirtUnreachable as error:
         return ProbeResult("libvirt", "Python module", Verdict.MISSING, error.what, error.hint)
     number = f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"
