@@ -151,7 +151,7 @@ class MonitorListener:
         """Make the `Connector` of ``inbound:UUID``."""
         return ListenerConnector(self, address.partition(":")[2])
 
-    async def wait_for(self, domain: str, who: str, timeout: float) -> Monitor:
+    async def wait_for(self, domain: str, name: str, timeout: float) -> Monitor:
         """Take the connection that a QEMU has made, or the next one that it makes.
 
         :param domain: its uuid.
@@ -177,7 +177,7 @@ class MonitorListener:
                     guest.waiting.remove(call)
         except TimeoutError as error:
             raise MonitorUnreachable(
-                f"the QEMU {who} has not dialled within {timeout:g} s",
+                f"the QEMU {name} has not dialled within {timeout:g} s",
                 hint="look whether it runs, and was prepared to dial this service: linkmgr prepare",
             ) from error
         finally:
@@ -397,9 +397,9 @@ class ListenerConnector:
         self._domain = domain
         self.address = inbound_address(domain)
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         """See `Connector.connect`."""
-        return await self._listener.wait_for(self._domain, who, timeout)
+        return await self._listener.wait_for(self._domain, name, timeout)
 
     def proves_absence(self, error: Exception) -> bool:
         """See `Connector.proves_absence`."""

@@ -69,7 +69,7 @@ class LibvirtConnector:
         self._libvirt = libvirt
         self._which = which
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         """See `linkmgr.qmp.dialer.Connector.connect`.
 
         :raise MonitorUnreachable: libvirt is not there, does not answer, or has no such domain
@@ -80,17 +80,17 @@ class LibvirtConnector:
             # One that is stopped, or was never there, is not to be asked again and again.
             await self._libvirt.wait_connected(timeout=timeout)
         except LibvirtError as error:
-            raise _unreachable(who, error) from error
+            raise _unreachable(name, error) from error
         left = max(0.0, timeout - (asyncio.get_running_loop().time() - begun))
 
         def make(
             on_event: Callable[[MonitorEvent], None], on_closed: Callable[[], None]
         ) -> PassthroughSession:
             return PassthroughSession(
-                self._libvirt, self._which, who, on_event=on_event, on_closed=on_closed
+                self._libvirt, self._which, name, on_event=on_event, on_closed=on_closed
             )
 
-        monitor = await Monitor.from_session(make, name=who, timeout=left)
+        monitor = await Monitor.from_session(make, name=name, timeout=left)
         monitor.timeout = timeout
         return monitor
 
@@ -131,13 +131,13 @@ class PassthroughSession:
         self,
         libvirt: Libvirt,
         which: str,
-        who: str,
+        name: str,
         *,
         on_event: Callable[[MonitorEvent], None],
         on_closed: Callable[[], None],
     ) -> None:
         self.pid: int | None = None
-        self.who = who
+        self.name = name
         self._uri, self._run_dir, self._which = libvirt.uri, libvirt.run_dir, which
         self._events = EventRateLimit(on_event)
         self._rate_limit = MessageRateLimit()
@@ -161,8 +161,8 @@ class PassthroughSession:
         try:
             self._connection = await LibvirtConnection.open(self._uri, self._begin, timeout=left)
         except LibvirtError as error:
-            raise _unreachable(self.who, error) from error
-        self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.who}")
+            raise _unreachable(self.name, error) from error
+        self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.name}")
 
     @property
     def closed(self) -> bool:
@@ -177,7 +177,7 @@ class PassthroughSession:
         """Make the error for a command that the ending cut off."""
         done = "got no answer" if sent else "was not sent"
         return MonitorGone(
-            f"{what} {done}: the monitor {self.who} through libvirt is gone "
+            f"{what} {done}: the monitor {self.name} through libvirt is gone "
             f"({self._reason or 'it is ending'})",
             hint=_GONE_HINT,
             sent=sent,
@@ -333,9 +333,9 @@ class PassthroughSession:
             self._on_closed()
 
 
-def _unreachable(who: str, error: LibvirtError) -> MonitorUnreachable:
+def _unreachable(name: str, error: LibvirtError) -> MonitorUnreachable:
     return MonitorUnreachable(
-        f"the monitor {who} cannot be reached through libvirt: {error.what}", hint=error.hint
+        f"the monitor {name} cannot be reached through libvirt: {error.what}", hint=error.hint
     )
 
 

@@ -222,7 +222,7 @@ class QmpTransport:
     """A negotiated QMP session that owns its socket, its tasks and its ending.
 
     :param sock: connected, owned from here on.
-    :param who: which monitor, for errors: ``of VM web1``, or its path.
+    :param name: which monitor, for errors: ``of VM web1``, or its path.
     :param on_event: called with each event, in order; must not raise or block.
     :param on_closed: called once, when the session has ended.
     """
@@ -230,12 +230,12 @@ class QmpTransport:
     def __init__(
         self,
         sock: socket.socket,
-        who: str,
+        name: str,
         on_event: Callable[[MonitorEvent], None],
         on_closed: Callable[[], None],
     ) -> None:
         self._sock = sock
-        self.who = who
+        self.name = name
         self._on_closed = on_closed
         self._events = EventRateLimit(on_event)
         self._client = _Client(self._events)
@@ -262,7 +262,7 @@ class QmpTransport:
             if isinstance(err, Exception):
                 raise self._unreachable(err, timeout) from err
             raise
-        self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.who}")
+        self._watcher = asyncio.create_task(self._watch(), name=f"monitor {self.name}")
 
     @property
     def closed(self) -> bool:
@@ -277,7 +277,7 @@ class QmpTransport:
         """Make the error for a command that the ending cut off."""
         done = "got no answer" if sent else "was not sent"
         return MonitorGone(
-            f"{what} {done}: the monitor {self.who} is gone ({self._reason or 'it is ending'})",
+            f"{what} {done}: the monitor {self.name} is gone ({self._reason or 'it is ending'})",
             hint=_GONE_HINT,
             sent=sent,
         )
@@ -385,20 +385,20 @@ class QmpTransport:
         if isinstance(cause, TimeoutError):
             missing = "answer to the negotiation" if greeted else "greeting"
             return MonitorUnreachable(
-                f"the monitor {self.who} sent no {missing} within {timeout:g} s", hint=busy
+                f"the monitor {self.name} sent no {missing} within {timeout:g} s", hint=busy
             )
         if isinstance(cause, EOFError | ConnectionError | AssertionError):
             when = "during the negotiation" if greeted else "before it sent a greeting"
             return MonitorUnreachable(
-                f"the monitor {self.who} hung up {when}", hint="look whether QEMU still runs"
+                f"the monitor {self.name} hung up {when}", hint="look whether QEMU still runs"
             )
         if isinstance(cause, QMPError | ValueError | RecursionError):
             return MonitorUnreachable(
-                f"what answers as the monitor {self.who} does not speak QMP: {_said(cause)}",
+                f"what answers as the monitor {self.name} does not speak QMP: {_said(cause)}",
                 hint="name the socket of a monitor in control mode (-qmp, or -mon mode=control)",
             )
         return MonitorUnreachable(
-            f"the monitor {self.who} cannot be used: {_said(cause)}",
+            f"the monitor {self.name} cannot be used: {_said(cause)}",
             hint="look whether QEMU still runs",
         )
 
@@ -412,7 +412,7 @@ class MonitorFile(NamedTuple):
 
 
 async def connect_socket(
-    path: str | Path, who: str, timeout: float, *, uid: int | None = None
+    path: str | Path, name: str, timeout: float, *, uid: int | None = None
 ) -> tuple[socket.socket, MonitorFile | None]:
     """Connect to the unix socket of a monitor, in a thread: its file system may never answer.
 
@@ -438,9 +438,9 @@ async def connect_socket(
             full = err
         except (OSError, ValueError) as err:  # TimeoutError is an OSError
             if full is None or not isinstance(err, TimeoutError):
-                raise _connect_error(err, path, who, timeout) from err
+                raise _connect_error(err, path, name, timeout) from err
         if now() >= deadline:
-            raise _connect_error(full, path, who, timeout) from full
+            raise _connect_error(full, path, name, timeout) from full
         # Not in the thread: its user has few, and other monitors that may be free.
         await asyncio.sleep(min(BACKLOG_RETRY_INTERVAL_S, max(deadline - now(), 0)))
 
@@ -482,9 +482,9 @@ def file_timeout_error(err: TimeoutError, what: str, timeout: float) -> MonitorU
 
 
 def _connect_error(
-    err: OSError | ValueError, path: str | Path, who: str, timeout: float
+    err: OSError | ValueError, path: str | Path, name: str, timeout: float
 ) -> MonitorUnreachable:
-    named = who if str(path) in who else f"{who} ({path})"
+    named = name if str(path) in name else f"{name} ({path})"
     start = "look whether the guest runs, and has -qmp unix:PATH,server=on,wait=off or the like"
     match err:
         case TimeoutError():

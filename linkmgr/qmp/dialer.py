@@ -42,10 +42,10 @@ class Connector(Protocol):
     def transport(self) -> MonitorTransport:
         """How it reaches QEMU."""
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         """Connect. Called again after each lost connection. Cancelling it leaves nothing open.
 
-        :param who: which monitor, for errors: ``of VM web1``.
+        :param name: which monitor, for errors: ``of VM web1``.
         :param timeout: seconds, for connecting and then for every call that does not say.
         :raise MonitorUnreachable: when nobody answers there as QEMU does.
         """
@@ -73,13 +73,13 @@ class SocketConnector:
         self.admit = admit or Admission()
         self.uid = uid
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         """See `Connector.connect`.
 
         :raise Forbidden, MonitorReplaced: as `Admission`.
         """
         return await Monitor.connect(
-            self.address, name=who, timeout=timeout, admit=self.admit, uid=self.uid
+            self.address, name=name, timeout=timeout, admit=self.admit, uid=self.uid
         )
 
     def proves_absence(self, error: Exception) -> bool:
@@ -129,9 +129,9 @@ async def socket_file(address: str, timeout: float, uid: int | None) -> tuple[in
     """
     if transport_of(address) is not MonitorTransport.SOCKET:
         return None
-    who = os.geteuid() if uid is None else uid
+    owner = os.geteuid() if uid is None else uid
     try:
-        found = await run_in_file_thread(who, partial(os.stat, address), timeout=timeout)
+        found = await run_in_file_thread(owner, partial(os.stat, address), timeout=timeout)
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino

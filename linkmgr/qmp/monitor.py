@@ -185,7 +185,7 @@ class Monitor:
     def events(self, limit: int = DEFAULT_QUEUE_LENGTH) -> MonitorEvents:
         """Subscribe: an async iterator of `MonitorEvent`, to be used as a context if left early.
 
-        The last event is ``DISCONNECTED``, also for who subscribes after the end.
+        The last event is ``DISCONNECTED``, also for a subscriber that comes after the end.
 
         :param limit: events kept for a slow subscriber; then the oldest are dropped and an
             ``OVERFLOW`` event tells how many.

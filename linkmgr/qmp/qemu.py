@@ -98,7 +98,7 @@ class QemuProcess:
 
     @property
     def pid(self) -> int | None:
-        """QEMU, or who made the socket for it; ``None`` if it is of another pid namespace."""
+        """Of QEMU, or of the process that made its socket; ``None`` in another pid namespace."""
         return self._pid
 
     @property
@@ -139,7 +139,7 @@ class QemuProcess:
         return await self._live().batch(commands, timeout=self.timeout)
 
     async def query_network(self) -> NetTopology:
-        """Read which backends, hubs and NICs there are and who is plugged into whom."""
+        """Query the backends, hubs and NICs, and which is plugged into which."""
         return parse_info_network(await self._live().hmp("info network", timeout=self.timeout))
 
     async def wait_responsive(self) -> None:

@@ -12,7 +12,7 @@ from linkmgr.qmp.events import MonitorEvent
 class Session(Protocol):
     """A way to one QEMU: its socket (`linkmgr.qmp.connection`), or through libvirt."""
 
-    pid: int | None  #: of QEMU, or of who made the socket; ``None`` when that cannot be told
+    pid: int | None  #: of QEMU, or of the process that made its socket; ``None`` if unknown
 
     async def open(self, timeout: float, deadline: float) -> None:
         """Begin; everything is freed when this fails.

@@ -77,12 +77,12 @@ class FakeConnector:
         self.transport = transport_of(address)
         self._qemu = qemu
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         sock, peer = FakeMonitor.pair()
         self._qemu.peers.append(peer)
         peer.send({"QMP": {"version": {}, "capabilities": []}})
         peer.serve(self._qemu.answer)
-        return await Monitor.from_socket(sock, name=who, timeout=timeout)
+        return await Monitor.from_socket(sock, name=name, timeout=timeout)
 
     def proves_absence(self, error: Exception) -> bool:
         return False
@@ -243,7 +243,7 @@ async def test_a_close_waits_for_an_adding_that_still_cleans_up_after_the_stop(
 ) -> None:
     begun, cleaned_up = asyncio.Event(), asyncio.Event()
 
-    async def connect(self: FakeConnector, who: str, timeout: float) -> Monitor:
+    async def connect(self: FakeConnector, name: str, timeout: float) -> Monitor:
         try:
             begun.set()
             return await asyncio.Future[Monitor]()

@@ -34,7 +34,7 @@ class Calls:
         self._coming: asyncio.Queue[Monitor] = asyncio.Queue()
         self.peers: list[FakeMonitor] = []
 
-    async def connect(self, who: str, timeout: float) -> Monitor:
+    async def connect(self, name: str, timeout: float) -> Monitor:
         self.waits += 1
         try:
             async with asyncio.timeout(timeout):
