@@ -14,7 +14,7 @@ from dataclasses import replace
 from linkmgr.errors import LinkmgrError
 from linkmgr.host import Host, NetDevice, fd_holders
 from linkmgr.host.holders import UNSEEN_HOLDER
-from linkmgr.host.macvtap import clear_nodes
+from linkmgr.host.macvtap import remove_stale_nodes
 from linkmgr.host.unmarked import untagged
 from linkmgr.model import OrphanDevice, OwnerTag
 
@@ -105,7 +105,7 @@ class OrphanCollector:
                     log.warning(
                         "%s, which was made and never tagged, stays: %s", device.name, error
                     )
-        for folder in await asyncio.to_thread(clear_nodes):
+        for folder in await asyncio.to_thread(remove_stale_nodes):
             log.info("removed %s, where a device node was left", folder)
 
     async def _is_as_seen(self, device: NetDevice) -> bool:

@@ -30,7 +30,7 @@ class DirectAttachment(Attachment):
         """See `Attachment.realise`. Brings the parent up if it is down."""
         name = str(self._settings["parent"])
         mode = DirectMode(str(self._settings["mode"]))
-        parent = await self._host.parent_usable(name, mode, owner=str(self.offer.nic))
+        parent = await self._host.ensure_parent_usable(name, mode, owner=str(self.offer.nic))
         promised = self._settings["mtu"]
         assert promised is None or isinstance(promised, int)
         check_mtu(self.offer, self.port, promised=promised, device=name, carried=parent.mtu)

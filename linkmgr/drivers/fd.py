@@ -33,7 +33,7 @@ def refuse_reserved(network: str) -> None:
     :raise BadName: when that is the name.
     """
     if network == FD_NETWORK.name:
-        _reserved()
+        _raise_reserved()
 
 
 def fd_port(uid: int, name: str) -> Port:
@@ -97,7 +97,7 @@ class FdDriver(NetworkDriver):
         :raise BadName: always.
         """
         super().check_network(network)
-        _reserved()
+        _raise_reserved()
 
     def check_port(self, port: Port) -> Options:
         """See `NetworkDriver.check_port`.
@@ -105,7 +105,7 @@ class FdDriver(NetworkDriver):
         :raise BadName: always.
         """
         super().check_port(port)
-        _reserved()
+        _raise_reserved()
 
     async def init_attachment(
         self, offer: Offer, port: Port, *, ident: str | None = None
@@ -128,7 +128,7 @@ class FdDriver(NetworkDriver):
         await self.host.fds.release(attachment.id)
 
 
-def _reserved() -> NoReturn:
+def _raise_reserved() -> NoReturn:
     raise BadName(
         "the network fd is reserved for fds that are handed over: nobody creates or deletes it",
         hint="leave an fd on the service's fd socket and plug into fd:NAME; see docs/fd.md",

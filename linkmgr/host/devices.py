@@ -12,7 +12,7 @@ from linkmgr.host import rtnl_read
 from linkmgr.host.keeper import FdStore, NullFdStore
 from linkmgr.host.links import NetDevice
 from linkmgr.host.names import check_ifname
-from linkmgr.host.parents import address_taken
+from linkmgr.host.parents import address_taken_error
 from linkmgr.host.reader import NetlinkReader
 from linkmgr.host.rtnl import (
     IFF_ALLMULTI,
@@ -202,7 +202,7 @@ class Devices:
             or net_device.kind not in {"macvtap", "macvlan"}
         ):
             return error
-        return await address_taken(self._reader, net_device.name, net_device.parent, mac)
+        return await address_taken_error(self._reader, net_device.name, net_device.parent, mac)
 
     async def _set(self, device: DeviceKey, doing: str, **attrs: Any) -> None:
         request = set_link(doing.format(device), device_key(device), **attrs)

@@ -140,13 +140,17 @@ class BridgeFdb(Devices):
         if net_device is None:
             raise device_missing(device)
         if net_device.port_state is not PortState.FORWARDING:
-            raise await self._not_forwarding(net_device, bridge, "so it cannot have addresses")
+            raise await self._not_forwarding_error(
+                net_device, bridge, "so it cannot have addresses"
+            )
         for refused in answers:
             # EEXIST: it leads elsewhere by now. EINVAL: the new port is not in that VLAN.
             if refused is not None and refused.code not in {errno.EEXIST, errno.EINVAL}:
                 raise to_host_error(refused, device) from refused
 
-    async def _not_forwarding(self, device: NetDevice, bridge: str, then: str) -> NotForwarding:
+    async def _not_forwarding_error(
+        self, device: NetDevice, bridge: str, then: str
+    ) -> NotForwarding:
         """Make the error. The device may be removed by the time that somebody reads it."""
         if await self.find_device(bridge) is None:
             return NotForwarding(

@@ -91,7 +91,7 @@ def inspect_tap_fd(fd: int, name: str) -> TapFdInfo:
     return TapFdInfo(device, vnet_hdr, info.mtu, ("tap", *info.namespace, info.index))
 
 
-def not_a_tap(mode: int, device: int, name: str) -> BadFd:
+def not_a_tap_error(mode: int, device: int, name: str) -> BadFd:
     """Make the error for what is neither a tap nor a macvtap.
 
     :param mode: its ``st_mode``.
@@ -112,7 +112,7 @@ def _is_macvtap(fd: int, name: str) -> bool:
     found = os.fstat(fd)
     major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
     if not receive_fd.is_tap(fd, found.st_mode, major, minor):
-        raise not_a_tap(found.st_mode, found.st_rdev, name)
+        raise not_a_tap_error(found.st_mode, found.st_rdev, name)
     return (major, minor) != receive_fd.TUN
 
 

@@ -14,8 +14,8 @@ from linkmgr.host.macvtap import make_macvtap
 from linkmgr.host.names import check_ifname
 from linkmgr.host.parents import (
     check_siblings,
-    parent_of_macvtap,
-    why_no_macvtap,
+    explain_macvtap_refusal,
+    resolve_macvtap_parent,
 )
 from linkmgr.host.ports import BridgePorts
 from linkmgr.host.rtnl import (
@@ -94,7 +94,7 @@ class Host(BridgePorts):
         :raise Unsupported: when the parent cannot carry a macvtap, or sysfs does not show it.
         """
         check_ifname(name)
-        below = await parent_of_macvtap(self._reader, parent)
+        below = await resolve_macvtap_parent(self._reader, parent)
         if not below.up:
             raise LinkBusy(
                 f"{parent} is down, so nothing can be reached through it",
@@ -104,7 +104,7 @@ class Host(BridgePorts):
         try:
             fd = await create_in_thread(make, partial(_discard_macvtap, name))
         except KernelRefused as refused:
-            raise await why_no_macvtap(
+            raise await explain_macvtap_refusal(
                 self._reader, refused, name, parent, mode=mode, mac=mac, mtu=mtu
             ) from refused
         try:
@@ -113,7 +113,7 @@ class Host(BridgePorts):
             await run_in_thread(_discard_macvtap, name, fd)
             raise
 
-    async def parent_usable(
+    async def ensure_parent_usable(
         self, parent: str, mode: DirectMode, *, owner: str | None = None
     ) -> NetDevice:
         """Check that a macvtap of this mode can be put on `parent`; bring that up if it is down.
@@ -124,7 +124,7 @@ class Host(BridgePorts):
             exclude this one.
         :raise Unsupported: when it is no Ethernet device.
         """
-        below = await parent_of_macvtap(self._reader, parent)
+        below = await resolve_macvtap_parent(self._reader, parent)
         await check_siblings(self._reader, below, mode, owner)
         if not below.up:
             await self.set_up(below.index)

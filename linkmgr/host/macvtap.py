@@ -130,13 +130,14 @@ def _open_private_node(number: int, directory: Path) -> int:
         stack.callback(_remove_folder, private)
         folder = os.open(private, _FOLDER)
         stack.callback(os.close, folder)
-        fcntl.flock(folder, fcntl.LOCK_EX)  # as long as it is ours, `clear_nodes` leaves it alone
+        # While it is locked, `remove_stale_nodes` leaves it alone.
+        fcntl.flock(folder, fcntl.LOCK_EX)
         os.mknod("tap", 0o600 | stat.S_IFCHR, number, dir_fd=folder)
         stack.callback(_remove_node, folder)
         return os.open("tap", _OPEN, dir_fd=folder)
 
 
-def clear_nodes() -> list[str]:
+def remove_stale_nodes() -> list[str]:
     """Remove the nodes that a linkmgr left that was killed; return their folders. Blocks."""
     cleared = []
     for directory in _directories():

@@ -15,7 +15,7 @@ from linkmgr.untrusted import ip_device
 _KINDS = {"macvtap", "macvlan"}
 
 
-async def parent_of_macvtap(reader: NetlinkReader, name: str) -> NetDevice:
+async def resolve_macvtap_parent(reader: NetlinkReader, name: str) -> NetDevice:
     """Return the device on which macvtaps of this parent sit, if it is free to carry them.
 
     :param name: also an altname. A macvtap on a macvlan sits on that one's parent, beside it.
@@ -58,18 +58,18 @@ async def check_siblings(
     for device in siblings:
         if device.mode == DirectMode.PASSTHRU:
             raise LinkBusy(
-                f"{parent.name} belongs to {_shown(device)} alone, which is in passthru mode",
+                f"{parent.name} belongs to {_describe(device)} alone, which is in passthru mode",
                 hint=f"unplug what uses {device.name}, or name another parent",
             )
     if siblings and mode is DirectMode.PASSTHRU:
-        others = ", ".join(_shown(device) for device in siblings)
+        others = ", ".join(_describe(device) for device in siblings)
         raise LinkBusy(
             f"{parent.name} cannot be passed through: there are others on it ({others})",
             hint="unplug these first, or use another mode or parent",
         )
 
 
-async def address_taken(reader: NetlinkReader, name: str, parent: int, mac: str) -> LinkBusy:
+async def address_taken_error(reader: NetlinkReader, name: str, parent: int, mac: str) -> LinkBusy:
     """Return the error for an address that `name` cannot have; it says who has it."""
     holders = [
         device
@@ -77,7 +77,7 @@ async def address_taken(reader: NetlinkReader, name: str, parent: int, mac: str)
         if device.mac == mac.lower() and device.name != name
     ]
     where = await reader.name_of(parent)
-    who = _shown(holders[0]) if holders else "the parent itself or something that cannot be seen"
+    who = _describe(holders[0]) if holders else "the parent itself or something that cannot be seen"
     return LinkBusy(
         f"{name} cannot have the address {mac} on {where}: it belongs to {who}",
         hint=f"unplug what uses {holders[0].name if holders else mac}, or give the NIC another "
@@ -85,7 +85,7 @@ async def address_taken(reader: NetlinkReader, name: str, parent: int, mac: str)
     )
 
 
-async def why_no_macvtap(
+async def explain_macvtap_refusal(
     reader: NetlinkReader,
     refused: KernelRefused,
     name: str,
@@ -97,7 +97,7 @@ async def why_no_macvtap(
 ) -> HostError:
     """Return the error for a macvtap that the kernel refused to make."""
     try:
-        below = await parent_of_macvtap(reader, parent)
+        below = await resolve_macvtap_parent(reader, parent)
         if refused.code != errno.EADDRINUSE:
             await check_siblings(reader, below, mode)
     except HostError as error:
@@ -105,7 +105,11 @@ async def why_no_macvtap(
     if refused.code in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
         taken = refused.code == errno.EADDRINUSE
         at = below.index
-        return await address_taken(reader, name, at, mac) if taken else refused_address(below, mac)
+        return (
+            await address_taken_error(reader, name, at, mac)
+            if taken
+            else address_refused_error(below, mac)
+        )
     if refused.code == errno.EINVAL and mtu > below.mtu:
         return HostError(
             f"{name} cannot carry {mtu} bytes: its parent {parent} carries {below.mtu}",
@@ -125,7 +129,7 @@ async def why_no_macvtap(
     return to_host_error(refused, name)
 
 
-def refused_address(below: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
+def address_refused_error(below: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
     """Return the error for a parent whose driver does not take the NIC's address.
 
     That of a virtual function (SR-IOV) does not, once its physical function has set one.
@@ -166,5 +170,5 @@ async def _siblings(reader: NetlinkReader, parent: int) -> list[NetDevice]:
     ]
 
 
-def _shown(device: NetDevice) -> str:
+def _describe(device: NetDevice) -> str:
     return f"{device.name} (of {device.owner_tag.owner})" if device.owner_tag else device.name

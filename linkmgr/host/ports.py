@@ -204,6 +204,8 @@ class BridgePorts(BridgeFdb):
                 return
             left = end - asyncio.get_running_loop().time()
             if device.port_state is None or left <= 0:
-                raise await self._not_forwarding(device, bridge, f"after {timeout - left:.1f} s")
+                raise await self._not_forwarding_error(
+                    device, bridge, f"after {timeout - left:.1f} s"
+                )
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, 0.1)  # nothing to wait for without a spanning tree, 30 s with

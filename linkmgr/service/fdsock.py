@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from linkmgr.discard import drain
 from linkmgr.errors import AlreadyExists, BadRequest, HostError, LinkmgrError
-from linkmgr.host.handed import not_a_tap
+from linkmgr.host.handed import not_a_tap_error
 from linkmgr.host.receive_fd import PACKET_MAX
 from linkmgr.host.shelf import FdRegistry
 from linkmgr.jsonform import Form, FormError
@@ -176,7 +176,7 @@ class FdSocket:
             had = "no fd that could be taken in" if packet.lost else f"{packet.count or 'no'} fds"
             raise BadRequest(f"the packet for {name} came with {had}", hint=_FORM)
         if packet.fd is None:
-            raise not_a_tap(*packet.kind, name)
+            raise not_a_tap_error(*packet.kind, name)
         fd, packet.fd = packet.fd, None
         expires = await self._registry.deposit(peer.uid, name, fd)
         about = "fd socket: %s left an fd as %s"

@@ -137,7 +137,10 @@ async def test_the_link_outlives_its_descriptor(
 
 
 async def test_a_missing_parent_is_named(host: Host, name: str) -> None:
-    for call in (make(host, name, "nothere"), host.parent_usable("nothere", DirectMode.BRIDGE)):
+    for call in (
+        make(host, name, "nothere"),
+        host.ensure_parent_usable("nothere", DirectMode.BRIDGE),
+    ):
         with pytest.raises(LinkMissing, match="nothere, needed as the parent"):
             await call
 
@@ -149,7 +152,7 @@ async def test_a_parent_that_is_down_is_refused_but_can_be_made_usable(
     with pytest.raises(LinkBusy, match=f"{cable[0]} is down"):
         await make(host, name, cable[0])
     assert await host.find_device(name) is None
-    parent = await host.parent_usable(cable[0], DirectMode.BRIDGE)
+    parent = await host.ensure_parent_usable(cable[0], DirectMode.BRIDGE)
     assert parent.up
     assert parent == await host.device(cable[0])
 
@@ -160,7 +163,7 @@ async def test_a_parent_that_is_a_bridge_port_names_the_bridge(
     with bridge(cable[0]) as over:
         for call in (
             make(host, name, cable[0]),
-            host.parent_usable(cable[0], DirectMode.VEPA),
+            host.ensure_parent_usable(cable[0], DirectMode.VEPA),
         ):
             with pytest.raises(LinkBusy, match=f"{cable[0]} is a port of {over}"):
                 await call
@@ -183,7 +186,7 @@ async def test_a_parent_in_passthru_names_who_has_it(
         for mode in DirectMode:
             for call in (
                 make(host, name, cable[0], mode=mode, mac=private_mac()),
-                host.parent_usable(cable[0], mode),
+                host.ensure_parent_usable(cable[0], mode),
             ):
                 with pytest.raises(LinkBusy, match=rf"{first} \(of web1/net0\).*passthru"):
                     await call
@@ -198,7 +201,7 @@ async def test_passthru_beside_others_names_them(
         (await make(host, first, cable[0])).fd.close()
         for call in (
             make(host, name, cable[0], mode=DirectMode.PASSTHRU, mac=private_mac()),
-            host.parent_usable(cable[0], DirectMode.PASSTHRU),
+            host.ensure_parent_usable(cable[0], DirectMode.PASSTHRU),
         ):
             with pytest.raises(LinkBusy, match=rf"others on it \({first} \(of web1/net0\)\)"):
                 await call

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from linkmgr.host.links import NetDevice
-from linkmgr.host.parents import refused_address, why_no_macvtap
+from linkmgr.host.parents import address_refused_error, explain_macvtap_refusal
 from linkmgr.host.reader import NetlinkReader
 from linkmgr.host.trouble import KernelRefused
 from linkmgr.model import DirectMode
@@ -32,7 +32,7 @@ class OneDevice:
 
 async def test_a_virtual_function_that_does_not_take_the_address_is_told_as_such() -> None:
     refused = KernelRefused(errno.EADDRNOTAVAIL, "set up lm1")
-    error = await why_no_macvtap(
+    error = await explain_macvtap_refusal(
         cast("NetlinkReader", OneDevice()), refused, "lm1", VF.name, mode=DirectMode.PASSTHRU,
         mac=MAC, mtu=1500,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_the_hint_names_the_physical_function_and_the_number_that_it_has_there(
     (bus / "pf/net/enp3s0").mkdir(parents=True)
     for number in range(3):
         (bus / f"pf/virtfn{number}").symlink_to(bus / f"vf{number}")
-    error = refused_address(VF, MAC, str(net))
+    error = address_refused_error(VF, MAC, str(net))
     assert error.hint == f"run 'ip link set enp3s0 vf 1 mac {MAC}', and plug the NIC again"
-    plain = refused_address(replace(VF, name="eth1"), MAC, str(net))
+    plain = address_refused_error(replace(VF, name="eth1"), MAC, str(net))
     assert "enp3s0" not in str(plain)
