@@ -26,8 +26,8 @@ _REQUEST, _ACK = 0x1, 0x4  # linux/netlink.h
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWNSID, _RTM_GETNSID = 16, 18, 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3  # linux/net_namespace.h
 _IFLA_IFNAME, _IFLA_TARGET_NETNSID = 3, 46
-_HEADER = struct.Struct("=IHHII")
-_NSID_AT = _HEADER.size + 4 + 4  # after rtgenmsg and the attribute's own header
+_NLMSGHDR = struct.Struct("=IHHII")
+_NSID_AT = _NLMSGHDR.size + 4 + 4  # after rtgenmsg and the attribute's own header
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _nsid_of(namespace: int) -> int:
 
 
 def _parse_nsid(answer: bytes) -> int:
-    if _HEADER.unpack_from(answer)[1] != _RTM_NEWNSID:
+    if _NLMSGHDR.unpack_from(answer)[1] != _RTM_NEWNSID:
         raise OSError("the kernel does not know this namespace")
     (number,) = struct.unpack_from("=i", answer, _NSID_AT)
     return int(number)
@@ -95,7 +95,7 @@ def _ask_device(name: str, nsid: int | None) -> Any:
     if nsid is not None:
         payload += attr(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
     answer = _ask(_RTM_GETLINK, 0, payload)
-    if _HEADER.unpack_from(answer)[1] != _RTM_NEWLINK:
+    if _NLMSGHDR.unpack_from(answer)[1] != _RTM_NEWLINK:
         return None
     message = ifinfmsg(answer)
     message.decode()
@@ -107,5 +107,7 @@ def _ask(kind: int, flags: int, payload: bytes) -> bytes:
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     ) as rtnl:
-        rtnl.send(_HEADER.pack(_HEADER.size + len(payload), kind, _REQUEST | flags, 1, 0) + payload)
+        rtnl.send(
+            _NLMSGHDR.pack(_NLMSGHDR.size + len(payload), kind, _REQUEST | flags, 1, 0) + payload
+        )
         return rtnl.recv(65536)

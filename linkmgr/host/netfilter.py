@@ -22,8 +22,8 @@ NFNETLINK_TIMEOUT_S = 2.0
 #: Of all chains, and of one table's rules: 3,000 of them. To read more would take long.
 RULESET_BYTES_MAX = 1 << 20
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_FAMILY = struct.Struct(">BBH")  # struct nfgenmsg
+_NLMSGHDR = struct.Struct("=IHHII")
+_NFGENMSG = struct.Struct(">BBH")
 _DUMP, _DONE, _ERROR = 0x301, 3, 2
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN, _GETRULE = _SUBSYSTEM | 4, _SUBSYSTEM | 7
@@ -140,24 +140,24 @@ def _accepts(expressions: memoryview) -> bool | None:
 
 def _dump(kind: int, family: int, body: bytes) -> Iterator[tuple[int, memoryview]]:
     """Ask for all objects of a kind: the family of each, and its attributes."""
-    message = _FAMILY.pack(family, 0, 0) + body
+    message = _NFGENMSG.pack(family, 0, 0) + body
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12) as sock:
         sock.settimeout(NFNETLINK_TIMEOUT_S)
-        sock.send(_HEADER.pack(_HEADER.size + len(message), kind, _DUMP, 1, 0) + message)
+        sock.send(_NLMSGHDR.pack(_NLMSGHDR.size + len(message), kind, _DUMP, 1, 0) + message)
         size = 0
         while size <= RULESET_BYTES_MAX:
             view = memoryview(sock.recv(1 << 17))
             size += len(view)
-            while len(view) >= _HEADER.size:
-                length, message_type, _, _, _ = _HEADER.unpack_from(view)
-                content = view[_HEADER.size : length]
+            while len(view) >= _NLMSGHDR.size:
+                length, message_type, _, _, _ = _NLMSGHDR.unpack_from(view)
+                content = view[_NLMSGHDR.size : length]
                 if message_type == _DONE:
                     return
                 if message_type == _ERROR:
                     number = -struct.unpack_from("=i", content)[0]
                     raise OSError(number, os.strerror(number))
-                yield content[0], content[_FAMILY.size :]
-                view = view[max(_HEADER.size, (length + 3) & ~3) :]
+                yield content[0], content[_NFGENMSG.size :]
+                view = view[max(_NLMSGHDR.size, (length + 3) & ~3) :]
     raise OSError(f"there are more than {RULESET_BYTES_MAX >> 20} MiB of rules")
 
 

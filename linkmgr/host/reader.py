@@ -25,16 +25,16 @@ class NetlinkReader:
 
     async def find_device(self, name: int | str) -> NetDevice | None:
         """Return a device, by its name or index, or ``None``."""
-        who = name if isinstance(name, int) else check_any_name(name)
+        key = name if isinstance(name, int) else check_any_name(name)
         try:
-            return await run_in_thread(rtnl_read.find_device, who)
+            return await run_in_thread(rtnl_read.find_device, key)
         except KernelRefused as refused:
             raise to_host_error(refused, "this host") from refused
 
     async def find_devices(self, names: Collection[str]) -> dict[str, NetDevice]:
         """Return the devices of these names, by what was asked for, without those that are not."""
-        who = [check_any_name(name) for name in names]
-        return await _read(partial(rtnl_read.find_devices, who))
+        keys = [check_any_name(name) for name in names]
+        return await _read(partial(rtnl_read.find_devices, keys))
 
     async def device(self, name: int | str, what_for: str | None = None) -> NetDevice:
         """Return a device, by its name or index.

@@ -33,9 +33,9 @@ _NUD_REACHABLE, _NUD_NOARP = 0x02, 0x40
 
 _SIOCGIFFLAGS = 0x8913  # linux/sockios.h
 
-_HEADER = struct.Struct("=IHHII")
-_ERROR_AT = _HEADER.size
-_TLVS_AT = _HEADER.size + 4 + _HEADER.size  # with CAP_ACK only the request's header comes back
+_NLMSGHDR = struct.Struct("=IHHII")
+_ERROR_AT = _NLMSGHDR.size
+_TLVS_AT = _NLMSGHDR.size + 4 + _NLMSGHDR.size  # with CAP_ACK only the request's header comes back
 _IFREQ = struct.Struct("=16sH22x")  # with its flags
 _BATCH_MAX = 64  # requests in one send; each answer takes room in the socket's receive buffer
 
@@ -255,7 +255,7 @@ class Rtnl:
         try:
             self._socket.send(b"".join(c.encoded(n) for n, c in waiting.items()))
             while len(answers) < len(waiting):
-                for number, code, text in _answers(self._socket.recv(65536)):
+                for number, code, text in _parse_acks(self._socket.recv(65536)):
                     if number in waiting:
                         doing = waiting[number].doing
                         answers[number] = KernelRefused(code, doing, text) if code else None
@@ -265,19 +265,19 @@ class Rtnl:
         return [answers[number] for number in numbers]
 
 
-def _answers(data: bytes) -> list[tuple[int, int, str | None]]:
+def _parse_acks(data: bytes) -> list[tuple[int, int, str | None]]:
     """Read acknowledgements: sequence number, error number or 0, the kernel's own words."""
     found = []
-    while len(data) >= _HEADER.size:
-        length, kind, flags, number, _ = _HEADER.unpack_from(data)
+    while len(data) >= _NLMSGHDR.size:
+        length, kind, flags, number, _ = _NLMSGHDR.unpack_from(data)
         message, data = data[:length], data[(length + 3) & ~3 :]
         if kind == _NLMSG_ERROR:
             (code,) = struct.unpack_from("=i", message, _ERROR_AT)
-            found.append((number, -code, _words(message) if flags & _ACK_TLVS else None))
+            found.append((number, -code, _kernel_message(message) if flags & _ACK_TLVS else None))
     return found
 
 
-def _words(message: bytes) -> str | None:
+def _kernel_message(message: bytes) -> str | None:
     at = _TLVS_AT
     while at + 4 <= len(message):
         length, kind = struct.unpack_from("=HH", message, at)

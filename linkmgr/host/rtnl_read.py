@@ -27,9 +27,9 @@ from linkmgr.host.nlattr import Attrs, attr, attrs_of, each_attr
 from linkmgr.host.rtnl import IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from linkmgr.host.trouble import KernelRefused
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ABOUT = struct.Struct("=BxHiII")  # struct ifinfomsg
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_NLMSGHDR = struct.Struct("=IHHII")
+_IFINFOMSG = struct.Struct("=BxHiII")
+_NDMSG = struct.Struct("=BxxxiHBB")
 _INT = struct.Struct("=i")
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h
@@ -47,7 +47,7 @@ _PORT_OPTIONS = {"hairpin": 4, "learning": 8, "flood": 9, "mcast_flood": 27, "bc
 _AF_SPEC, _AF_INET6, _INET6_CONF, _INET6_ADDR_GEN_MODE = 26, 10, 2, 8
 _DISABLE_IPV6_AT = 26 * 4  # in IFLA_INET6_CONF; linux/ipv6.h
 _ADDR_GEN_NONE = 1  # linux/if_link.h
-_TRAFFIC = struct.Struct("=BxxxiIII")  # struct tcmsg
+_TCMSG = struct.Struct("=BxxxiIII")
 _RTM_NEWQDISC, _RTM_GETQDISC, _TCA_KIND = 36, 38, 1
 _ACK = 0x4  # else there is no answer at all where there is nothing to tell
 _ECHO = 0x8  # without it the kernel answers those alone who listen for changes
@@ -87,19 +87,19 @@ def find_devices(names_or_indices: Iterable[D]) -> dict[D, NetDevice]:
     """
     found = {}
     with _opened("read network devices") as sock:
-        for who in names_or_indices:
-            if isinstance(who, int):
-                body = _about(index=who)
+        for key in names_or_indices:
+            if isinstance(key, int):
+                body = _ifinfomsg(index=key)
             else:
                 # The kernel takes an altname for either, but a long one only so.
-                attribute = _IFNAME if len(who.encode()) <= IFNAME_MAX else _ALT_IFNAME
-                body = _about() + attr(attribute, who.encode() + b"\0")
+                attribute = _IFNAME if len(key.encode()) <= IFNAME_MAX else _ALT_IFNAME
+                body = _ifinfomsg() + attr(attribute, key.encode() + b"\0")
             try:
                 for kind, _, message in _ask(
-                    sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {who}"
+                    sock, _RTM_GETLINK, _REQUEST, body + _WITHOUT_STATS, f"read {key}"
                 ):
                     if kind == _RTM_NEWLINK:
-                        found[who] = parse_device(message)
+                        found[key] = parse_device(message)
             except KernelRefused as refused:
                 if refused.code not in {errno.ENODEV, errno.ENXIO}:
                     raise
@@ -112,8 +112,8 @@ def list_devices() -> tuple[list[NetDevice], bool]:
     :raise KernelRefused: when the kernel does not answer.
     """
     found, consistent = [], True
-    body = _about() + _WITHOUT_STATS
-    for kind, flags, message in _answer(_RTM_GETLINK, _DUMP, body, "list the network devices"):
+    body = _ifinfomsg() + _WITHOUT_STATS
+    for kind, flags, message in _ask_once(_RTM_GETLINK, _DUMP, body, "list the network devices"):
         consistent = consistent and not flags & _INTERRUPTED
         if kind == _RTM_NEWLINK:
             found.append(parse_device(message))
@@ -129,11 +129,11 @@ def list_fdb_entries(bridge: int, port: int = 0) -> tuple[list[FdbEntry], bool]:
     """
     # The kernel selects by port only if it is asked in the words of before 4.12 (rtnl_fdb_dump
     # in net/core/rtnetlink.c), or with strict checking.
-    body = _about(family=_AF_BRIDGE, index=port) + attr(_MASTER, struct.pack("=I", bridge))
+    body = _ifinfomsg(family=_AF_BRIDGE, index=port) + attr(_MASTER, struct.pack("=I", bridge))
     found, consistent = [], True
-    for kind, flags, message in _answer(_RTM_GETNEIGH, _DUMP, body, "read a bridge's addresses"):
+    for kind, flags, message in _ask_once(_RTM_GETNEIGH, _DUMP, body, "read a bridge's addresses"):
         consistent = consistent and not flags & _INTERRUPTED
-        entry = _read_entry(message) if kind == _RTM_NEWNEIGH else None
+        entry = _parse_fdb_entry(message) if kind == _RTM_NEWNEIGH else None
         if entry is not None and port in {0, entry.port}:
             found.append(entry)
     return found, consistent
@@ -148,12 +148,12 @@ def list_qdiscs(index: int) -> list[str]:
     """
     found, doing = [], "read traffic control"
     for parent in (_TC_ROOT, _TC_INGRESS):
-        body = _TRAFFIC.pack(0, index, 0, parent, 0)
+        body = _TCMSG.pack(0, index, 0, parent, 0)
         try:
-            for kind, _, message in _answer(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, doing):
-                _, _, handle, _, _ = _TRAFFIC.unpack_from(message)
+            for kind, _, message in _ask_once(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, doing):
+                _, _, handle, _, _ = _TCMSG.unpack_from(message)
                 if kind == _RTM_NEWQDISC and handle:
-                    found.append(_text(attrs_of(message[_TRAFFIC.size :]).get(_TCA_KIND)))
+                    found.append(_text(attrs_of(message[_TCMSG.size :]).get(_TCA_KIND)))
         except KernelRefused as refused:
             if refused.code not in _NO_QDISC:
                 raise
@@ -165,24 +165,24 @@ def find_fdb_entry(bridge: int, mac: str) -> FdbEntry | None:
 
     :raise KernelRefused: when the kernel does not answer.
     """
-    body = _NEIGHBOUR.pack(_AF_BRIDGE, 0, 0, _NTF_MASTER, 0)
+    body = _NDMSG.pack(_AF_BRIDGE, 0, 0, _NTF_MASTER, 0)
     body += attr(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
     body += attr(_NDA_MASTER, struct.pack("=I", bridge))
     try:
-        for kind, _, message in _answer(_RTM_GETNEIGH, _REQUEST, body, f"look up {mac}"):
+        for kind, _, message in _ask_once(_RTM_GETNEIGH, _REQUEST, body, f"look up {mac}"):
             if kind == _RTM_NEWNEIGH:
-                return _read_entry(message)
+                return _parse_fdb_entry(message)
     except KernelRefused as refused:
         if refused.code != errno.ENOENT:
             raise
     return None
 
 
-def _read_entry(message: memoryview) -> FdbEntry | None:
-    _, index, state, about, _ = _NEIGHBOUR.unpack_from(message)
-    attrs = attrs_of(message[_NEIGHBOUR.size :])
+def _parse_fdb_entry(message: memoryview) -> FdbEntry | None:
+    _, index, state, flags, _ = _NDMSG.unpack_from(message)
+    attrs = attrs_of(message[_NDMSG.size :])
     address = attrs.get(_NDA_LLADDR)
-    if not address or about & _NTF_SELF:
+    if not address or flags & _NTF_SELF:
         return None
     return FdbEntry(
         mac=address.hex(":"),
@@ -195,8 +195,8 @@ def _read_entry(message: memoryview) -> FdbEntry | None:
 
 def parse_device(message: memoryview) -> NetDevice:
     """Read what follows the header of a message about a device."""
-    _, _, index, flags, _ = _ABOUT.unpack_from(message)
-    attrs = attrs_of(message[_ABOUT.size :])
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(message)
+    attrs = attrs_of(message[_IFINFOMSG.size :])
     info = attrs_of(attrs.get(_LINKINFO))
     kind = _text(info.get(_INFO_KIND)) or None
     state = mode = options = None
@@ -266,7 +266,7 @@ def _opened(doing: str) -> Iterator[socket.socket]:
         raise KernelRefused(error.errno or 0, doing, f"netlink: {error.strerror}") from error
 
 
-def _answer(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
+def _ask_once(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
     """Ask once; see `_ask`."""
     with _opened(doing) as sock:
         yield from _ask(sock, kind, flags, body, doing)
@@ -280,7 +280,7 @@ def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) ->
 
     :raise KernelRefused: when the kernel refuses.
     """
-    sock.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
+    sock.send(_NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags, 1, 0) + body)
     messages: list[_Message] = []
     while True:
         # It never waits: the kernel writes the next part while this one is taken.
@@ -296,17 +296,17 @@ def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) ->
         yield each
 
 
-def _about(family: int = 0, index: int = 0) -> bytes:
-    return _ABOUT.pack(family, 0, index, 0, 0)
+def _ifinfomsg(family: int = 0, index: int = 0) -> bytes:
+    return _IFINFOMSG.pack(family, 0, index, 0, 0)
 
 
 def _messages(data: bytes) -> Iterator[_Message]:
     """Take apart what one read returned: type, flags, what follows the header."""
     view = memoryview(data)
-    while len(view) >= _HEADER.size:
-        length, kind, flags, _, _ = _HEADER.unpack_from(view)
-        yield kind, flags, view[_HEADER.size : length]
-        view = view[max(_HEADER.size, (length + 3) & ~3) :]
+    while len(view) >= _NLMSGHDR.size:
+        length, kind, flags, _, _ = _NLMSGHDR.unpack_from(view)
+        yield kind, flags, view[_NLMSGHDR.size : length]
+        view = view[max(_NLMSGHDR.size, (length + 3) & ~3) :]
 
 
 def _number(value: memoryview | None) -> int:

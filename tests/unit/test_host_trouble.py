@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
-from linkmgr.host.rtnl import _answers
+from linkmgr.host.rtnl import _parse_acks
 from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
 
 
@@ -61,4 +61,4 @@ def test_the_answers_of_the_kernel_are_read() -> None:
         + bytes(16)
         + tlv
     )
-    assert _answers(fine + refused) == [(7, 0, None), (8, errno.EBUSY, "nope")]
+    assert _parse_acks(fine + refused) == [(7, 0, None), (8, errno.EBUSY, "nope")]
