@@ -13,7 +13,7 @@ BURST_S = 0.1
 LOOP_SHARE = 0.1
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket. More may be taken than is there; it is owed then.
 
     :param rate: tokens a second.
@@ -60,14 +60,14 @@ class Bucket:
         self._at = now
 
 
-class TimeBudget(Bucket):
+class TimeBudget(TokenBucket):
     """A bucket of processor seconds: what one stranger's words may cost in the long run.
 
     It stops nothing by itself: its user waits for `wait` seconds before the next piece of work.
 
     :param burst: seconds that may be spent at once.
     :param share: seconds that may be spent in each second after that.
-    :param clock: as in `Bucket`.
+    :param clock: as in `TokenBucket`.
     """
 
     def __init__(

@@ -87,19 +87,19 @@ def find_nic(name: NicName, nics: Iterable[NicCandidate], vms: Iterable[str]) ->
         return _in_vm(name, name.vm, [nic for nic in nics if nic.ref.vm == name.vm])
     nics = list(nics)
     if name.is_mac:
-        found = _where(nics, lambda nic: nic.mac == name.word)
+        found = _matching(nics, lambda nic: nic.mac == name.word)
         if not found:
             hint = "see 'linkmgr nics'; a guest that does not run is named VM/NIC"
             raise UnknownNic(f"no NIC of a running guest has the address {name}", hint=hint)
-        return _only(found, f"the address {name}")
+        return _the_only(found, f"the address {name}")
     known = set(vms)
-    found = _where(nics, lambda nic: nic.ref.vm == name.word)
-    found |= _where(nics, lambda nic: nic.device == name.word)
+    found = _matching(nics, lambda nic: nic.ref.vm == name.word)
+    found |= _matching(nics, lambda nic: nic.device == name.word)
     # A name that a device is only to have counts where no device has it: who writes a domain's XML
     # could claim any.
-    found = found or _where(nics, lambda nic: nic.wanted_device == name.word)
+    found = found or _matching(nics, lambda nic: nic.wanted_device == name.word)
     if found:
-        return _only(found, str(name))
+        return _the_only(found, str(name))
     if name.word in known:
         raise UnknownNic(f"VM {name} has no NICs", hint="see 'linkmgr nics'")
     raise UnknownVm(
@@ -111,10 +111,10 @@ def find_nic(name: NicName, nics: Iterable[NicCandidate], vms: Iterable[str]) ->
 def _in_vm(name: NicName, vm: str, nics: list[NicCandidate]) -> NicRef:
     if not name.is_mac and NicRef(vm, name.word) in {nic.ref for nic in nics}:
         return NicRef(vm, name.word)
-    found = _where(nics, lambda nic: nic.mac == name.word)
-    found |= _where(nics, lambda nic: name.word in (nic.device, nic.wanted_device))
+    found = _matching(nics, lambda nic: nic.mac == name.word)
+    found |= _matching(nics, lambda nic: name.word in (nic.device, nic.wanted_device))
     if found:
-        return _only(found, str(name))
+        return _the_only(found, str(name))
     if not name.is_mac:
         return NicRef(vm, name.word)
     aliases = [nic.ref.alias for nic in nics]
@@ -124,11 +124,11 @@ def _in_vm(name: NicName, vm: str, nics: list[NicCandidate]) -> NicRef:
     )
 
 
-def _where(nics: Iterable[NicCandidate], matches: Callable[[NicCandidate], bool]) -> set[NicRef]:
+def _matching(nics: Iterable[NicCandidate], matches: Callable[[NicCandidate], bool]) -> set[NicRef]:
     return {nic.ref for nic in nics if matches(nic)}
 
 
-def _only(found: set[NicRef], what: str) -> NicRef:
+def _the_only(found: set[NicRef], what: str) -> NicRef:
     if len(found) > 1:
         raise AmbiguousNic(
             f"{what} may be any of {len(found)} NICs",

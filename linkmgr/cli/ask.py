@@ -58,9 +58,9 @@ async def answering(settings: Settings) -> AsyncIterator[None]:
 
     from linkmgr.cli.diagnose import diagnose
     from linkmgr.errors import ServiceGone, ServiceTimeout, ServiceUnreachable
-    from linkmgr.where import find_socket
+    from linkmgr.where import socket_path
 
-    path, seconds = find_socket(settings.socket), settings.seconds()
+    path, seconds = socket_path(settings.socket), settings.seconds()
     watching = asyncio.create_task(_tell_of_silence(path))
     try:
         async with asyncio.timeout(seconds) as deadline:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from linkmgr.where import admin_socket
+from linkmgr.where import admin_socket_path
 
 SYSTEMD = Path("/run/systemd/system")  #: is there where systemd runs; see sd_booted(3)
 HEALTH_SECONDS = 1.0  #: for /healthz, which waits for nothing but the event loop
@@ -66,7 +66,7 @@ async def diagnose(path: Path) -> Diagnosis | None:
     :param path: of its socket.
     """
     # The command itself goes over the first of these that it may use.
-    for each in filter(None, (admin_socket(path), path)):
+    for each in filter(None, (admin_socket_path(path), path)):
         with contextlib.suppress(OSError, ValueError):  # TimeoutError is an OSError
             async with asyncio.timeout(HEALTH_SECONDS):
                 await health(each)

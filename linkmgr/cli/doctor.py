@@ -15,7 +15,7 @@ from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.probes import ProbeResult, Verdict
 from linkmgr.cli.show import aligned, printable, printed_as_json
-from linkmgr.where import find_socket
+from linkmgr.where import socket_path
 
 CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 _AREAS = ("host", "kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service",
@@ -37,7 +37,7 @@ def doctor(ctx: click.Context, config: Path | None) -> None:
     Tries what the kernel can do in namespaces of its own, so run it as root; changes nothing.
     Exits with 1 when something is missing that linkmgr needs.
     """
-    lines = asyncio.run(look(find_socket(Settings.current().socket), config))
+    lines = asyncio.run(look(socket_path(Settings.current().socket), config))
     if not printed_as_json({"ok": not any(line.bad for line in lines), "lines": lines}):
         show(lines)
     ctx.exit(Exit.FINDINGS if any(line.bad for line in lines) else Exit.OK)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from linkmgr.cli.base import Command, Settings
-from linkmgr.where import find_socket
+from linkmgr.where import socket_path
 
 STATE = Path("/var/lib/linkmgr")
 CONFIG = Path("/etc/linkmgr/linkmgr.toml")
@@ -37,4 +37,4 @@ def serve(state_dir: Path, config: Path | None) -> None:
 
     from linkmgr.service.run import serve as run
 
-    asyncio.run(run(find_socket(Settings.current().socket), state_dir, config or CONFIG))
+    asyncio.run(run(socket_path(Settings.current().socket), state_dir, config or CONFIG))

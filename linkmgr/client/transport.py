@@ -21,7 +21,7 @@ import httpx
 from linkmgr.client.problems import error_from
 from linkmgr.errors import BadOption, LinkmgrError, ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import Form, FormError, to_json
-from linkmgr.where import ADMIN_SOCKET_NAME, admin_socket
+from linkmgr.where import ADMIN_SOCKET_NAME, admin_socket_path
 
 CONNECT_TIMEOUT_S = 5.0  #: for a connection to be taken; the answer may take as long as it needs
 MISSED_HEARTBEATS = 3  #: heartbeats that may be missing before a connection counts as broken
@@ -63,7 +63,7 @@ class _SocketTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, on the other socket only if nobody listens on the first."""
-        if admin_socket(self._socket) is not None:
+        if admin_socket_path(self._socket) is not None:
             with contextlib.suppress(httpx.ConnectError):
                 return await self._admin.handle_async_request(request)
         return await self._public.handle_async_request(request)

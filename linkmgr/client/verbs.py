@@ -46,7 +46,7 @@ from linkmgr.model import (
 )
 from linkmgr.naming import NicName
 from linkmgr.protocol import ORPHAN_MIN_AGE_S
-from linkmgr.where import find_socket
+from linkmgr.where import socket_path
 
 LISTENING_SECONDS = 5.0  #: for which a change waits until those who listen are connected
 
@@ -80,7 +80,7 @@ class Client:
         patience: float = 5.0,
         heartbeat: float = HEARTBEAT,
     ) -> None:
-        self.socket = find_socket(socket)
+        self.socket = socket_path(socket)
         self._heartbeat = heartbeat
         self._transport = HttpTransport(self.socket, patience)
         self._listening: set[RemoteEvents] = set()

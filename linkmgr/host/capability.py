@@ -55,7 +55,7 @@ def try_features() -> list[TrialResult]:
 
     :raise OSError: without the right to make a namespace (CAP_SYS_ADMIN).
     """
-    _enter()
+    _enter_namespaces()
     with Rtnl() as rtnl:
         rtnl.change(new_link("doctor0", "veth", {"VETH_INFO_PEER": _peer("doctor1")}))
     return [
@@ -74,7 +74,7 @@ def try_features() -> list[TrialResult]:
     ]
 
 
-def _enter() -> None:
+def _enter_namespaces() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from linkmgr.budget import Bucket
+from linkmgr.budget import TokenBucket
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.journal import started_at
 from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid, peer_uid
@@ -127,7 +127,7 @@ class MonitorListener:
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
         self._kept: dict[int, int] = {}  # pid -> uid, of refused connections that are not closed
-        self._calls: dict[_Process, Bucket] = {}  # of those that have called lately
+        self._calls: dict[_Process, TokenBucket] = {}  # of those that have called lately
         self._told: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None]
@@ -186,7 +186,7 @@ class MonitorListener:
     # ------------------------------------------------------------------ one connection
 
     async def _accept(self) -> None:
-        calls = Bucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST)
+        calls = TokenBucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST)
         async for sock in accept_connections(self._sock, burst=LOOP_BURST_S):
             try:
                 await asyncio.sleep(calls.take(1))
@@ -241,7 +241,7 @@ class MonitorListener:
         """Whether a process may make one more connection now."""
         if len(self._calls) > MAX_IDENTIFYING:
             self._calls = {p: bucket for p, bucket in self._calls.items() if not bucket.full}
-        new = Bucket(PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST)
+        new = TokenBucket(PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST)
         return self._calls.setdefault(process, new).try_take()
 
     async def _close_refused(self, sock: socket.socket) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from linkmgr.budget import Bucket
+from linkmgr.budget import TokenBucket
 from linkmgr.qmp.events import OVERFLOW, MonitorEvent
 
 #: Messages a second that a QEMU may send unasked for as long as it likes: one and a half percent
@@ -44,8 +44,8 @@ class MessageRateLimit:
     """The rate limit of the messages that one connection sends unasked."""
 
     def __init__(self) -> None:
-        self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_S)
-        self._bytes = Bucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_S)
+        self._messages = TokenBucket(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND * BURST_S)
+        self._bytes = TokenBucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_S)
         self._since: float | None = None  # when it began to say too much
 
     def take(self, size: int) -> float:
@@ -78,7 +78,7 @@ class EventRateLimit:
 
     def __init__(self, on_event: Callable[[MonitorEvent], None]) -> None:
         self._on_event = on_event
-        self._bucket = Bucket(EVENTS_PER_SECOND, EVENTS_BURST)
+        self._bucket = TokenBucket(EVENTS_PER_SECOND, EVENTS_BURST)
         self._missed = 0
         self._overflow_timer: asyncio.TimerHandle | None = None
 

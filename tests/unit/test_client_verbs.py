@@ -37,7 +37,7 @@ from linkmgr.model import (
     Port,
 )
 from linkmgr.protocol import LibvirtLinkApi
-from linkmgr.where import DEFAULT_SOCKET, find_socket
+from linkmgr.where import DEFAULT_SOCKET, socket_path
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, Service, serving
 
@@ -315,12 +315,12 @@ def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("LINKMGR_SOCKET", raising=False)
-    assert find_socket() == DEFAULT_SOCKET == Path("/run/linkmgr/linkmgr.sock")
+    assert socket_path() == DEFAULT_SOCKET == Path("/run/linkmgr/linkmgr.sock")
     monkeypatch.setenv("LINKMGR_SOCKET", "/run/other.sock")
-    assert find_socket() == Path("/run/other.sock")
-    assert find_socket("/run/mine.sock") == Path("/run/mine.sock")
+    assert socket_path() == Path("/run/other.sock")
+    assert socket_path("/run/mine.sock") == Path("/run/mine.sock")
     monkeypatch.setenv("LINKMGR_SOCKET", "")
-    assert find_socket() == DEFAULT_SOCKET
+    assert socket_path() == DEFAULT_SOCKET
 
 
 async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_they_are(
