@@ -42,7 +42,7 @@ class BridgeAttachment(Attachment):
         bridge = await self._driver.ensure_bridge(self.port.network)
         check_mtu(
             self.offer, self.port,
-            promised=settings["mtu"], device=bridge.name, carried=bridge.mtu,
+            network_mtu=settings["mtu"], device=bridge.name, device_mtu=bridge.mtu,
         )  # fmt: skip
         return BridgeEndpoint(
             bridge=bridge.name,

@@ -31,14 +31,16 @@ class DirectAttachment(Attachment):
         name = str(self._settings["parent"])
         mode = DirectMode(str(self._settings["mode"]))
         parent = await self._host.ensure_parent_usable(name, mode, owner=str(self.offer.nic))
-        promised = self._settings["mtu"]
-        assert promised is None or isinstance(promised, int)
-        check_mtu(self.offer, self.port, promised=promised, device=name, carried=parent.mtu)
+        network_mtu = self._settings["mtu"]
+        assert network_mtu is None or isinstance(network_mtu, int)
+        check_mtu(
+            self.offer, self.port, network_mtu=network_mtu, device=name, device_mtu=parent.mtu
+        )
         return DirectEndpoint(
             parent=parent.name,  # what was named may be an altname, or a macvlan on it
             mode=mode,
             # A macvtap can carry less than its parent, never more.
-            mtu=promised or parent.mtu,
+            mtu=network_mtu or parent.mtu,
             trust_guest=bool(self._settings["trust_guest"]),
         )
 

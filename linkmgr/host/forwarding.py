@@ -51,11 +51,11 @@ class BridgeFdb(Devices):
         that is gone, or that is no port of this bridge.
         """
         try:
-            port, over = index_of(check_ifname(device)), index_of(check_ifname(bridge))
+            port, bridge_index = index_of(check_ifname(device)), index_of(check_ifname(bridge))
         except KernelRefused:
             return []
         with naming_device(bridge):
-            found, _ = rtnl_read.list_fdb_entries(over, port)
+            found, _ = rtnl_read.list_fdb_entries(bridge_index, port)
         return [each for each in found if not each.local]
 
     async def forget_fdb_entries(self, entries: Sequence[FdbEntry], device: str) -> None:
@@ -98,10 +98,10 @@ class BridgeFdb(Devices):
 
     async def ports_with_mac(self, mac: str, bridge: str) -> list[NetDevice]:
         """Return the ports, or the bridge itself, to which a bridge forwards an address now."""
-        over = await self.find_device(bridge)
-        if over is None:
+        bridge_device = await self.find_device(bridge)
+        if bridge_device is None:
             return []
-        found = {each.port for each in await self._reader.fdb_entries(over, mac)}
+        found = {each.port for each in await self._reader.fdb_entries(bridge_device, mac)}
         devices = [await self.find_device(index) for index in found]
         return [device for device in devices if device is not None]
 
@@ -111,10 +111,10 @@ class BridgeFdb(Devices):
         What was learned elsewhere gives way, for the NIC cannot have it back by speaking; what
         somebody has set does not.
         """
-        over, net_device = await self.find_device(bridge), await self.find_device(device)
-        if not mac or over is None or net_device is None:
+        bridge_device, net_device = await self.find_device(bridge), await self.find_device(device)
+        if not mac or bridge_device is None or net_device is None:
             return
-        for entry in await self._reader.fdb_entries(over, mac):
+        for entry in await self._reader.fdb_entries(bridge_device, mac):
             if entry.port == net_device.index and entry.static:
                 continue
             if entry.static:

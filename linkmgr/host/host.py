@@ -94,13 +94,13 @@ class Host(BridgePorts):
         :raise Unsupported: when the parent cannot carry a macvtap, or sysfs does not show it.
         """
         check_ifname(name)
-        below = await resolve_macvtap_parent(self._reader, parent)
-        if not below.up:
+        lower = await resolve_macvtap_parent(self._reader, parent)
+        if not lower.up:
             raise LinkBusy(
                 f"{parent} is down, so nothing can be reached through it",
                 hint=f"bring it up: 'ip link set {ip_device(parent)} up'",
             )
-        make = partial(make_macvtap, name, below.index, tag, mode=mode, mac=mac, mtu=mtu, up=up)
+        make = partial(make_macvtap, name, lower.index, tag, mode=mode, mac=mac, mtu=mtu, up=up)
         try:
             fd = await create_in_thread(make, partial(_discard_macvtap, name))
         except KernelRefused as refused:
@@ -124,12 +124,12 @@ class Host(BridgePorts):
             exclude this one.
         :raise Unsupported: when it is no Ethernet device.
         """
-        below = await resolve_macvtap_parent(self._reader, parent)
-        await check_siblings(self._reader, below, mode, owner)
-        if not below.up:
-            await self.set_up(below.index)
-            below = await self.device(below.index)
-        return below
+        lower = await resolve_macvtap_parent(self._reader, parent)
+        await check_siblings(self._reader, lower, mode, owner)
+        if not lower.up:
+            await self.set_up(lower.index)
+            lower = await self.device(lower.index)
+        return lower
 
     async def set_macvtap_mode(self, name_or_index: DeviceKey, mode: DirectMode) -> None:
         """Change the mode of a macvtap that exists; not into passthru nor out of it.

@@ -25,13 +25,13 @@ async def resolve_macvtap_parent(reader: NetlinkReader, name: str) -> NetDevice:
     """
     device = await reader.device(name, "the parent of a macvtap")
     if device.kind in _KINDS:
-        below = None if device.parent is None else await reader.find_device(device.parent)
-        if below is None:
+        lower = None if device.parent is None else await reader.find_device(device.parent)
+        if lower is None:
             raise Unsupported(
                 f"{name} is a {device.kind} whose parent is in another network namespace",
                 hint="name an Ethernet device of this network namespace",
             )
-        device, name = below, below.name
+        device, name = lower, lower.name
     if device.master is not None:
         master = await reader.name_of(device.master)
         raise LinkBusy(
@@ -97,22 +97,22 @@ async def explain_macvtap_refusal(
 ) -> HostError:
     """Return the error for a macvtap that the kernel refused to make."""
     try:
-        below = await resolve_macvtap_parent(reader, parent)
+        lower = await resolve_macvtap_parent(reader, parent)
         if refused.code != errno.EADDRINUSE:
-            await check_siblings(reader, below, mode)
+            await check_siblings(reader, lower, mode)
     except HostError as error:
         return error
     if refused.code in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
         taken = refused.code == errno.EADDRINUSE
-        at = below.index
+        at = lower.index
         return (
             await address_taken_error(reader, name, at, mac)
             if taken
-            else address_refused_error(below, mac)
+            else address_refused_error(lower, mac)
         )
-    if refused.code == errno.EINVAL and mtu > below.mtu:
+    if refused.code == errno.EINVAL and mtu > lower.mtu:
         return HostError(
-            f"{name} cannot carry {mtu} bytes: its parent {parent} carries {below.mtu}",
+            f"{name} cannot carry {mtu} bytes: its parent {parent} carries {lower.mtu}",
             hint=f"raise that ('ip link set {ip_device(parent)} mtu {mtu}') or lower the "
             "network's MTU",
         )
@@ -129,12 +129,12 @@ async def explain_macvtap_refusal(
     return to_host_error(refused, name)
 
 
-def address_refused_error(below: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
+def address_refused_error(lower: NetDevice, mac: str, sysfs: str = "/sys/class/net") -> LinkBusy:
     """Return the error for a parent whose driver does not take the NIC's address.
 
     That of a virtual function (SR-IOV) does not, once its physical function has set one.
     """
-    parent, found = below.name, _physical_function(below.name, sysfs)
+    parent, found = lower.name, _physical_function(lower.name, sysfs)
     if found is None:
         return LinkBusy(
             f"the driver of {parent} does not take the address {mac}, which passthru mode needs",

@@ -63,13 +63,13 @@ class BridgePorts(BridgeFdb):
         :raise NotForwarding: when the bridge is down or the time is over; the device is off the
             bridge then, if it was before.
         """
-        port, over = await self.device(name), await self._bridge(bridge)
-        if port.master not in {None, over.index}:
+        port, bridge_device = await self.device(name), await self._bridge(bridge)
+        if port.master not in {None, bridge_device.index}:
             raise LinkBusy(
                 f"{name} is a port of {await self._reader.name_of(port.master)} already",
                 hint=f"take it off: 'ip link set {ip_device(name)} nomaster'",
             )
-        if not over.up:
+        if not bridge_device.up:
             raise NotForwarding(
                 f"bridge {bridge} is down, so it forwards nothing to {name}",
                 hint=f"bring it up: 'ip link set {ip_device(bridge)} up'",
@@ -79,7 +79,7 @@ class BridgePorts(BridgeFdb):
             join_bridge,
             port.index,
             name,
-            over.index if joining else None,
+            bridge_device.index if joining else None,
             isolated=isolated,
             hairpin=hairpin,
             learning=learning,
@@ -119,11 +119,11 @@ class BridgePorts(BridgeFdb):
     async def pin_bridge_mac(self, bridge: str) -> str | None:
         """See `linkmgr.host.bridge.pin_bridge_mac`; ``None`` too when there is no such bridge."""
         try:
-            over = index_of(check_ifname(bridge))
+            bridge_index = index_of(check_ifname(bridge))
         except KernelRefused:
             return None
         with naming_device(bridge):
-            kept = await run_in_thread(pin_bridge_mac, over, bridge)
+            kept = await run_in_thread(pin_bridge_mac, bridge_index, bridge)
         if kept is not None:
             log.info("bridge %s keeps its address %s, whichever taps come and go", bridge, kept)
         return kept

@@ -170,14 +170,14 @@ async def _check_reachable(host: Host, device: str, parent: str) -> None:
         return  # most often; what follows takes about 0.5 ms
     net_device = await host.find_device(device)
     # By its index, for it may have been renamed. None: it is in another network namespace.
-    below = await host.find_device(net_device.parent) if net_device and net_device.parent else None
-    if net_device is None or (net_device.parent and below is None):
+    lower = await host.find_device(net_device.parent) if net_device and net_device.parent else None
+    if net_device is None or (net_device.parent and lower is None):
         raise LinkMissing(
             f"{device} is gone: somebody has deleted it, or its parent {parent}",
             hint=f"see that {parent} stays ('ip link show {ip_device(parent)}'), and plug the "
             "NIC again",
         )
-    for each in (net_device, below):
+    for each in (net_device, lower):
         if each is not None and not each.up:
             raise LinkBusy(
                 f"{each.name} is down, so nothing can be reached through it",
