@@ -171,7 +171,7 @@ def _family(name: str) -> None:
     _ask(_NETLINK_GENERIC, _CTRL, payload, f"find {name}")
 
 
-def _ask(protocol: int, kind: int, payload: bytes, doing: str) -> None:
+def _ask(protocol: int, kind: int, payload: bytes, action: str) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as asked:
         asked.settimeout(2)
         asked.send(struct.pack("=IHHII", 16 + len(payload), kind, 1, 1, 0) + payload)
@@ -179,7 +179,7 @@ def _ask(protocol: int, kind: int, payload: bytes, doing: str) -> None:
     if struct.unpack_from("=H", answer, 4)[0] == 2:  # NLMSG_ERROR
         code = -struct.unpack_from("=i", answer, 16)[0]
         if code:
-            raise KernelRefused(code, doing)
+            raise KernelRefused(code, action)
 
 
 def main() -> None:

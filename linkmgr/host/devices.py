@@ -154,8 +154,8 @@ class Devices:
         :raise NameTaken: when there is another device of that name.
         :raise LinkBusy: when it is up and the kernel renames no such device: before Linux 6.2.
         """
-        doing = f"rename {device.name} to {check_ifname(name)}"
-        await self._change_in_thread(name, set_link(doing, device.index, ifname=name))
+        action = f"rename {device.name} to {check_ifname(name)}"
+        await self._change_in_thread(name, set_link(action, device.index, ifname=name))
 
     async def set_promiscuity(self, name_or_index: DeviceKey, on: bool) -> None:
         """Set whether a device receives everything. On a macvtap only passthru makes it true.
@@ -204,8 +204,8 @@ class Devices:
             return error
         return await address_taken_error(self._reader, net_device.name, net_device.parent, mac)
 
-    async def _set(self, device: DeviceKey, doing: str, **attrs: Any) -> None:
-        request = set_link(doing.format(device), device_key(device), **attrs)
+    async def _set(self, device: DeviceKey, action: str, **attrs: Any) -> None:
+        request = set_link(action.format(device), device_key(device), **attrs)
         await self._change_in_thread(device, request)
 
     async def _change_in_thread(self, device: DeviceKey, request: NetlinkRequest) -> None:

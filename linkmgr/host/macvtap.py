@@ -72,11 +72,11 @@ def open_macvtap_fd(name: str, index: int) -> Fd:
 
     :raise KernelRefused: when the kernel does.
     """
-    doing = f"open {name}"
+    action = f"open {name}"
     number = device_number(name, index)
     with ExitStack() as undo:
-        fd = undo.enter_context(Fd(_open_node(number, index, doing)))
-        set_interface(fd.number, name, IFF_TAP | IFF_NO_PI, doing)
+        fd = undo.enter_context(Fd(_open_node(number, index, action)))
+        set_interface(fd.number, name, IFF_TAP | IFF_NO_PI, action)
         undo.pop_all()
         return fd
 
@@ -99,7 +99,7 @@ def device_number(name: str, index: int) -> int:
     return os.makedev(int(major), int(minor))
 
 
-def _open_node(number: int, index: int, doing: str) -> int:
+def _open_node(number: int, index: int, action: str) -> int:
     failures = []
     # The kernel's own (devtmpfs), where there is one: a kill -9 leaves nothing of ours then.
     node = _DEV / f"tap{index}"
@@ -113,7 +113,7 @@ def _open_node(number: int, index: int, doing: str) -> int:
             return _open_private_node(number, directory)
         except OSError as error:
             failures.append(f"{directory}: {error.strerror}")
-    raise KernelRefused(errno.EACCES, doing, f"no device node can be used ({', '.join(failures)})")
+    raise KernelRefused(errno.EACCES, action, f"no device node can be used ({', '.join(failures)})")
 
 
 def _directories() -> list[Path]:

@@ -84,7 +84,7 @@ async def _read(ask: Callable[[], T]) -> T:
         raise to_host_error(refused, "this host") from refused
 
 
-async def _read_consistent(ask: Callable[[], T | None], doing: str) -> T:
+async def _read_consistent(ask: Callable[[], T | None], action: str) -> T:
     """Return a complete list, also while devices come and go.
 
     :raise HostError: when there was no quiet moment for it.
@@ -95,5 +95,5 @@ async def _read_consistent(ask: Callable[[], T | None], doing: str) -> T:
         # The kernel says that something may be missing: whoever believes it deletes too much.
         await asyncio.sleep(_DUMP_RETRY_INTERVAL_S)
     raise HostError(
-        f"cannot {doing}: they change all the time", hint="try again when the host is calmer"
+        f"cannot {action}: they change all the time", hint="try again when the host is calmer"
     )

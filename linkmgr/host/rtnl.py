@@ -45,11 +45,11 @@ Attrs = Mapping[str, Any]
 class NetlinkRequest:
     """One request that changes something.
 
-    :param doing: what it does, for the error: "create lm3f9a1c2e".
+    :param action: what it does, for the error: "create lm3f9a1c2e".
     """
 
-    def __init__(self, doing: str, kind: int, flags: int, message: Any) -> None:
-        self.doing = doing
+    def __init__(self, action: str, kind: int, flags: int, message: Any) -> None:
+        self.action = action
         self._message = message
         message["header"]["type"] = kind
         message["header"]["flags"] = _REQUEST | _ACK | flags
@@ -72,26 +72,26 @@ def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -
 
 
 def set_link(
-    doing: str, device: int | str, *, on: int = 0, off: int = 0, **attrs: object
+    action: str, device: int | str, *, on: int = 0, off: int = 0, **attrs: object
 ) -> NetlinkRequest:
     """Change attributes of a device and set its flags `on` and `off`."""
-    return NetlinkRequest(doing, _RTM_SETLINK, 0, _link(device, attrs, on, off))
+    return NetlinkRequest(action, _RTM_SETLINK, 0, _link(device, attrs, on, off))
 
 
-def set_kind_data(doing: str, device: int | str, kind: str, data: Attrs) -> NetlinkRequest:
+def set_kind_data(action: str, device: int | str, kind: str, data: Attrs) -> NetlinkRequest:
     """Change what is particular to a kind of device, such as the mode of a macvtap."""
     message = _link(device, {})
     message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
-    return NetlinkRequest(doing, _RTM_NEWLINK, 0, message)
+    return NetlinkRequest(action, _RTM_NEWLINK, 0, message)
 
 
-def set_bridge_port(doing: str, device: int | str, data: Attrs) -> NetlinkRequest:
+def set_bridge_port(action: str, device: int | str, data: Attrs) -> NetlinkRequest:
     """Change how a port of a bridge behaves; it must be a port already."""
     message = _link(device, {})
     slave = ["IFLA_INFO_SLAVE_DATA", {"attrs": list(data.items())}]
     info = {"attrs": [["IFLA_INFO_SLAVE_KIND", "bridge"], slave]}
     message["attrs"].append(["IFLA_LINKINFO", info])
-    return NetlinkRequest(doing, _RTM_NEWLINK, 0, message)
+    return NetlinkRequest(action, _RTM_NEWLINK, 0, message)
 
 
 class _PortState(NetlinkRequest):
@@ -101,8 +101,8 @@ class _PortState(NetlinkRequest):
     _PROTINFO, _STATE = 12, 1  # linux/if_link.h
     _NESTED = 0x8000
 
-    def __init__(self, doing: str, port: int, state: int) -> None:
-        self.doing = doing
+    def __init__(self, action: str, port: int, state: int) -> None:
+        self.action = action
         self._port, self._state = port, state
 
     def encoded(self, number: int) -> bytes:
@@ -257,10 +257,10 @@ class Rtnl:
             while len(answers) < len(waiting):
                 for number, code, text in _parse_acks(self._socket.recv(65536)):
                     if number in waiting:
-                        doing = waiting[number].doing
-                        answers[number] = KernelRefused(code, doing, text) if code else None
+                        action = waiting[number].action
+                        answers[number] = KernelRefused(code, action, text) if code else None
         except OSError as error:
-            lost = KernelRefused(error.errno or 0, requests[0].doing, f"netlink: {error.strerror}")
+            lost = KernelRefused(error.errno or 0, requests[0].action, f"netlink: {error.strerror}")
             raise lost from error
         return [answers[number] for number in numbers]
 

@@ -146,11 +146,11 @@ def list_qdiscs(index: int) -> list[str]:
 
     :raise KernelRefused: when the kernel does not answer.
     """
-    found, doing = [], "read traffic control"
+    found, action = [], "read traffic control"
     for parent in (_TC_ROOT, _TC_INGRESS):
         body = _TCMSG.pack(0, index, 0, parent, 0)
         try:
-            for kind, _, message in _ask_once(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, doing):
+            for kind, _, message in _ask_once(_RTM_GETQDISC, _REQUEST | _ECHO | _ACK, body, action):
                 _, _, handle, _, _ = _TCMSG.unpack_from(message)
                 if kind == _RTM_NEWQDISC and handle:
                     found.append(_text(attrs_of(message[_TCMSG.size :]).get(_TCA_KIND)))
@@ -253,7 +253,7 @@ def _is_ipv6_disabled(attrs: Attrs) -> bool:
 
 
 @contextmanager
-def _opened(doing: str) -> Iterator[socket.socket]:
+def _opened(action: str) -> Iterator[socket.socket]:
     """A socket for questions.
 
     :raise KernelRefused: there is none, or it fails.
@@ -263,16 +263,18 @@ def _opened(doing: str) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_NETLINK, how, socket.NETLINK_ROUTE) as sock:
             yield sock
     except OSError as error:
-        raise KernelRefused(error.errno or 0, doing, f"netlink: {error.strerror}") from error
+        raise KernelRefused(error.errno or 0, action, f"netlink: {error.strerror}") from error
 
 
-def _ask_once(kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
+def _ask_once(kind: int, flags: int, body: bytes, action: str) -> Iterator[_Message]:
     """Ask once; see `_ask`."""
-    with _opened(doing) as sock:
-        yield from _ask(sock, kind, flags, body, doing)
+    with _opened(action) as sock:
+        yield from _ask(sock, kind, flags, body, action)
 
 
-def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) -> Iterator[_Message]:
+def _ask(
+    sock: socket.socket, kind: int, flags: int, body: bytes, action: str
+) -> Iterator[_Message]:
     """Ask, and yield what comes, up to the end; for a question about one thing, its answer.
 
     All of it is taken before any of it is yielded: while its reader thinks about one part of a
@@ -291,7 +293,7 @@ def _ask(sock: socket.socket, kind: int, flags: int, body: bytes, doing: str) ->
         if each[0] in {_ERROR, _DONE}:
             code = -_INT.unpack_from(each[2])[0]
             if code:
-                raise KernelRefused(code, doing, os.strerror(code))
+                raise KernelRefused(code, action, os.strerror(code))
             return
         yield each
 

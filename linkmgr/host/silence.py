@@ -24,12 +24,12 @@ def disable_ipv6(rtnl: Rtnl, name: str) -> None:
 
     :raise KernelRefused: when it cannot be done; a kernel without IPv6 is silent already.
     """
-    doing = f"switch IPv6 off on {name}"
+    action = f"switch IPv6 off on {name}"
     af_spec = {
         "attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _ADDRGENMODE_NONE]]}]]
     }
     try:
-        rtnl.change(set_link(doing, name, af_spec=af_spec))
+        rtnl.change(set_link(action, name, af_spec=af_spec))
     except KernelRefused as refused:
         if refused.code not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
             raise
@@ -42,4 +42,4 @@ def disable_ipv6(rtnl: Rtnl, name: str) -> None:
     except OSError as error:
         # EROFS also when it is a right that is missing: neither is one of the network namespace.
         code = errno.EROFS if error.errno in {errno.EACCES, errno.EPERM} else error.errno or 0
-        raise KernelRefused(code, doing, f"{path}: {error.strerror}") from error
+        raise KernelRefused(code, action, f"{path}: {error.strerror}") from error

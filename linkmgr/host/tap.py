@@ -38,7 +38,7 @@ class Tap:
     fd: Fd
 
 
-def set_interface(fd: int, name: str, flags: int, doing: str) -> None:
+def set_interface(fd: int, name: str, flags: int, action: str) -> None:
     """TUNSETIFF.
 
     :raise KernelRefused: when the kernel does.
@@ -46,7 +46,7 @@ def set_interface(fd: int, name: str, flags: int, doing: str) -> None:
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(os.fsencode(name), flags))
     except OSError as error:
-        raise KernelRefused(error.errno or 0, doing, error.strerror) from error
+        raise KernelRefused(error.errno or 0, action, error.strerror) from error
 
 
 def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) -> Fd:
@@ -65,7 +65,7 @@ def make_tap(name: str, tag: OwnerTag, *, mtu: int, vnet_hdr: bool, up: bool) ->
             set_interface(fd.number, name, flags | IFF_TUN_EXCL, f"create {name}")
         except KernelRefused as refused:
             if refused.code == errno.EBUSY:
-                raise KernelRefused(errno.EEXIST, refused.doing) from refused
+                raise KernelRefused(errno.EEXIST, refused.action) from refused
             raise
         with Rtnl() as rtnl:
             rtnl.change(

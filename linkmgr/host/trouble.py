@@ -29,21 +29,21 @@ class KernelRefused(Exception):
     """The kernel refused a step. It stays inside this package; callers see a `HostError`.
 
     :param code: a number of `errno`.
-    :param doing: the step, such as "create lm3f9a1c2e".
+    :param action: the step, such as "create lm3f9a1c2e".
     :param text: the kernel's own words (extended acknowledgement), else those of the number.
     """
 
-    def __init__(self, code: int, doing: str, text: str | None = None) -> None:
+    def __init__(self, code: int, action: str, text: str | None = None) -> None:
         self.code = code
-        self.doing = doing
+        self.action = action
         self.text = text or os.strerror(code)
-        super().__init__(f"{doing}: {self.text}")
+        super().__init__(f"{action}: {self.text}")
 
 
 def to_host_error(refused: KernelRefused, device: str | int) -> HostError:
     """Return the error to raise for a refusal that was about `device`."""
     name = f"device {device}" if isinstance(device, int) else device
-    code, what = refused.code, f"cannot {refused.doing}: {refused.text}"
+    code, what = refused.code, f"cannot {refused.action}: {refused.text}"
     if code in _DENIED:
         return Denied(
             what,
@@ -52,12 +52,12 @@ def to_host_error(refused: KernelRefused, device: str | int) -> HostError:
         )
     if code in _MISSING:
         return LinkMissing(
-            f"cannot {refused.doing}: there is no such device ({name}: {refused.text})",
+            f"cannot {refused.action}: there is no such device ({name}: {refused.text})",
             hint="look at 'ip link', in the network namespace where linkmgr runs",
         )
     if code == errno.EEXIST:
         return NameTaken(
-            f"cannot {refused.doing}: there is another device of that name ({name})",
+            f"cannot {refused.action}: there is another device of that name ({name})",
             hint=f"look whose it is: 'ip -d link show {ip_device(name)}'; rename or remove it",
         )
     if code in _BUSY:

@@ -84,7 +84,7 @@ def kill_after_a_send(number: int, note: Path) -> None:
         results = attempt(self, requests)
         left -= 1
         if left == 0:
-            die(note, f"{NETLINK}{number} {requests[0].doing}")
+            die(note, f"{NETLINK}{number} {requests[0].action}")
         return results
 
     Rtnl._send_batch = counted  # type: ignore[method-assign]

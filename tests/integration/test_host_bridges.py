@@ -315,7 +315,7 @@ async def test_options_that_are_refused_leave_the_device_off_the_bridge(
     monkeypatch.setattr(
         bridge_module,
         "set_bridge_port",
-        lambda doing, device, data: real(doing, device, {"IFLA_BRPORT_STATE": 77}),
+        lambda action, device, data: real(action, device, {"IFLA_BRPORT_STATE": 77}),
     )
     with bridge() as over:
         with pytest.raises(HostError, match="port flags"):
