@@ -59,8 +59,8 @@ def _affects(*, live: bool, config: bool, persistent: bool) -> str:
 def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
     """Plug a NIC into a network or port, from wherever it is."""
     affects = _affects(**flags)
-    work = f"plugging {nic}"
-    made = ask(lambda links: links.plug(nic, target, notify=notify, affects=affects), work)
+    doing = f"plugging {nic}"
+    made = ask(lambda links: links.plug(nic, target, notify=notify, affects=affects), doing)
     _tell(made, affects)
 
 
@@ -86,8 +86,8 @@ def unplug(nic: str, **flags: bool) -> None:
 def link(nic: str, state: str, **flags: bool) -> None:
     """Set the carrier that the guest sees while the NIC is plugged."""
     affects = _affects(**flags)
-    work = f"setting the link of {nic} {state}"
-    _tell(ask(lambda links: links.set_link(nic, state, affects=affects), work), affects)
+    doing = f"setting the link of {nic} {state}"
+    _tell(ask(lambda links: links.set_link(nic, state, affects=affects), doing), affects)
 
 
 def _tell(outcome: Outcome, affects: str) -> None:

@@ -49,11 +49,11 @@ def create_network(
     """
     given = options_of(options)
 
-    async def work(links: Client) -> tuple[Network, str | None]:
+    async def create(links: Client) -> tuple[Network, str | None]:
         made = await links.create_network(name, driver, drift=drift, **given)
         return made, await _missing(links, name)
 
-    made, missing = ask(work, f"creating network {name}")
+    made, missing = ask(create, f"creating network {name}")
     if missing:
         note(missing)
     if not printed_as_json(made):
@@ -78,8 +78,8 @@ def delete_network(name: str) -> None:
     async def names(links: Client) -> list[str]:
         return [each.name for each in await links.networks()]
 
-    work = removal(lambda links: links.delete_network(name), name, names)
-    changed = ask(work, f"deleting network {name}")
+    delete = removal(lambda links: links.delete_network(name), name, names)
+    changed = ask(delete, f"deleting network {name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
 
@@ -126,8 +126,8 @@ def delete_port(network: str, name: str) -> None:
         return [str(each) for each in await _ports(links, None)]
 
     whole = f"{network}:{name}"
-    work = removal(lambda links: links.delete_port(network, name), whole, names)
-    changed = ask(work, f"deleting {whole}")
+    delete = removal(lambda links: links.delete_port(network, name), whole, names)
+    changed = ask(delete, f"deleting {whole}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"port {whole}  {'deleted' if changed else 'was not there'}")
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from linkmgr.model import NicRef
 from linkmgr.service.config import Permission
 from linkmgr.service.core import Core, Served
-from linkmgr.service.operations import Operation, Phase, Work
+from linkmgr.service.operations import Action, Operation, Phase
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import JsonResponse, ProblemResponse, ServiceProblem
 
@@ -65,21 +65,21 @@ class Call:
         self,
         verb: Permission,
         subject: str,
-        work: Work,
+        action: Action,
         *,
         nic: NicRef | str | None = None,
         network: str | None = None,
     ) -> Response:
         """Run a change, and answer when it is done or, if the client prefers so, at once.
 
-        :param work: does it, and returns the JSON of the answer.
+        :param action: does it, and returns the JSON of the answer.
         :param nic: as in `Access.check`, and `network` too.
         :raise Forbidden: when the caller may not do it.
         :raise ServiceProblem: when it cannot be begun now.
         """
         present = await self._network_of(nic) if isinstance(nic, NicRef) else None
         self.core.access.check(self.peer, verb, nic=nic, network=network, present=present)
-        operation = self.core.operations.start(verb, subject, self.peer, work)
+        operation = self.core.operations.start(verb, subject, self.peer, action)
         # RFC 7240: respond-async, with wait=SECONDS to be waited for that long first.
         prefers = [each.strip() for each in re.split("[,;]", self._prefer)]
         if "respond-async" not in prefers:

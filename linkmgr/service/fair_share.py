@@ -129,15 +129,18 @@ async def _within(budget: TimeBudget) -> None:
 
 
 @types.coroutine
-def _metered(started: Awaitable[None], spend: Callable[[float], None]) -> Generator[Any, Any, None]:
+def _metered(
+    awaitable: Awaitable[None], spend: Callable[[float], None]
+) -> Generator[Any, Any, None]:
     """Run a coroutine; the CPU time of each of its steps is spent when the step ends."""
-    work = cast("Coroutine[Any, Any, None]", started)  # ASGI applications are async functions
+    # ASGI applications are async functions.
+    coroutine = cast("Coroutine[Any, Any, None]", awaitable)
     value: object = None
     error: BaseException | None = None
     while True:
         began = time.thread_time()
         try:
-            waits_for = work.send(value) if error is None else work.throw(error)
+            waits_for = coroutine.send(value) if error is None else coroutine.throw(error)
         except StopIteration:
             return
         finally:
@@ -145,7 +148,7 @@ def _metered(started: Awaitable[None], spend: Callable[[float], None]) -> Genera
         try:
             value, error = (yield waits_for), None
         except GeneratorExit:
-            work.close()
+            coroutine.close()
             raise
         except BaseException as thrown:  # noqa: BLE001 - it is the coroutine's to handle
             value, error = None, thrown

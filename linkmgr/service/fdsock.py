@@ -183,8 +183,8 @@ class FdSocket:
         self._limit.log(logging.INFO, f"uid {peer.uid}", about, peer, name)
         return expires
 
-    def _start(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=name)
+    def _start(self, coroutine: Any, name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -48,9 +48,9 @@ async def care(
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+async def _running(coroutine: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Have it run meanwhile. It ends by itself only by a fault, which is logged by asyncio."""
-    task = asyncio.create_task(work, name=name)
+    task = asyncio.create_task(coroutine, name=name)
     try:
         yield
     finally:

@@ -29,7 +29,7 @@ KEPT_BYTES = 4 << 20
 #: for as long as a slow QEMU makes it, and the service waits for all of them when it stops.
 QUEUED_MOST = 8
 
-Work = Callable[[], Awaitable[Mapping[str, Any]]]  #: what it returns is the JSON of the answer
+Action = Callable[[], Awaitable[Mapping[str, Any]]]  #: returns the JSON of the answer
 
 
 class Phase(StrEnum):
@@ -111,7 +111,7 @@ class Operations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def start(self, verb: Permission, subject: str, peer: Peer, work: Work) -> Operation:
+    def start(self, verb: Permission, subject: str, peer: Peer, action: Action) -> Operation:
         """Begin a change in a task of its own.
 
         :raise ServiceProblem: when there are too many.
@@ -135,7 +135,7 @@ class Operations:
         ident = f"{self._epoch}-{self._count}"
         made = Operation(ident, verb, subject, peer.uid, datetime.now(UTC))
         self._running[ident] = made
-        task = asyncio.create_task(self._run(made, peer, work), name=f"{verb} {subject}")
+        task = asyncio.create_task(self._run(made, peer, action), name=f"{verb} {subject}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: leave())
@@ -170,10 +170,10 @@ class Operations:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, operation: Operation, peer: Peer, work: Work) -> None:
+    async def _run(self, operation: Operation, peer: Peer, action: Action) -> None:
         begun = time.monotonic()
         try:
-            operation.result = await work()
+            operation.result = await action()
             operation.phase = Phase.DONE
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
             operation.problem = problem(error)

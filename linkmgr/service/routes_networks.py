@@ -35,7 +35,7 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
     name = check_name("network", body.name)
     _check_keys(f"network {name}", body.options)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_create() -> Mapping[str, Any]:
         try:
             made = await call.links.create_network(
                 name, body.driver, drift=body.drift, **body.options
@@ -45,7 +45,7 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
             raise
         return dict(to_json(made))
 
-    return await call.change(Permission.CREATE_NETWORK, name, work, network=name)
+    return await call.change(Permission.CREATE_NETWORK, name, do_create, network=name)
 
 
 @router.get(
@@ -65,11 +65,11 @@ async def delete_network(call: CallIn, name: models.NetworkPath) -> Response:
     """Forget a network that nothing is plugged into."""
     check_name("network", name)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_delete() -> Mapping[str, Any]:
         call.core.configured.check_network(name)
         return {"changed": await call.links.delete_network(name)}
 
-    return await call.change(Permission.DELETE_NETWORK, name, work, network=name)
+    return await call.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
 
 
 @router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
@@ -86,7 +86,7 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
     network, name = check_name("network", body.network), check_name("port", body.name)
     _check_keys(f"port {network}:{name}", body.options)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_create() -> Mapping[str, Any]:
         call.core.configured.check_stays(network)
         try:
             made = await call.links.create_port(network, name, **body.options)
@@ -95,7 +95,9 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
             raise
         return dict(to_json(made))
 
-    return await call.change(Permission.CREATE_PORT, f"{network}:{name}", work, network=network)
+    return await call.change(
+        Permission.CREATE_PORT, f"{network}:{name}", do_create, network=network
+    )
 
 
 @router.delete(
@@ -108,13 +110,15 @@ async def delete_port(call: CallIn, network: models.NetworkPath, name: models.Po
     check_name("network", network)
     check_name("port", name)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_delete() -> Mapping[str, Any]:
         call.core.configured.check_port(network, name)
         changed = await call.links.delete_port(network, name)
         await call.core.configured.retry()
         return {"changed": changed}
 
-    return await call.change(Permission.DELETE_PORT, f"{network}:{name}", work, network=network)
+    return await call.change(
+        Permission.DELETE_PORT, f"{network}:{name}", do_delete, network=network
+    )
 
 
 def _check_keys(owner: str, options: Mapping[str, Any]) -> None:

@@ -75,11 +75,11 @@ async def _set_link(call: Call, name: str, body: models.SetLink) -> Response:
     verbs = call.core.guests.verbs
     ref = await verbs.resolve(name)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_set_link() -> Mapping[str, Any]:
         return dict(to_json(await verbs.set_link(ref, body.state, affects=body.affects)))
 
     about = _about(f"{ref} {body.state}", body.affects)
-    return await call.change(Permission.SET_LINK, about, work, nic=ref)
+    return await call.change(Permission.SET_LINK, about, do_set_link, nic=ref)
 
 
 @router.get(
@@ -116,7 +116,7 @@ async def _plug(call: Call, name: str, body: models.Plug) -> Response:
     verbs = call.core.guests.verbs
     ref = await verbs.resolve(name)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_plug() -> Mapping[str, Any]:
         made = await verbs.plug(
             ref, body.target, notify=body.notify, uid=call.peer.uid, affects=body.affects
         )
@@ -125,7 +125,7 @@ async def _plug(call: Call, name: str, body: models.Plug) -> Response:
     target = ascii(body.target)[1:-1]
     network = body.target.partition(":")[0]
     about = _about(f"{ref} {target}", body.affects)
-    return await call.change(Permission.PLUG, about, work, nic=ref, network=network)
+    return await call.change(Permission.PLUG, about, do_plug, nic=ref, network=network)
 
 
 @router.delete(
@@ -159,10 +159,10 @@ async def _unplug(call: Call, name: str, affects: Affects) -> Response:
     verbs = call.core.guests.verbs
     ref = await verbs.resolve(name)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_unplug() -> Mapping[str, Any]:
         return dict(to_json(await verbs.unplug(ref, affects=affects)))
 
-    return await call.change(Permission.UNPLUG, _about(str(ref), affects), work, nic=ref)
+    return await call.change(Permission.UNPLUG, _about(str(ref), affects), do_unplug, nic=ref)
 
 
 def _about(what: str, affects: Affects) -> str:

@@ -47,12 +47,12 @@ async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
     """Remove devices that carry our tag and that nothing recorded."""
     wanted = body or models.Collect()
 
-    async def work() -> Mapping[str, Any]:
+    async def do_collect() -> Mapping[str, Any]:
         found = await call.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
         return {"orphans": to_json(found)}
 
     return await call.change(
-        Permission.GC, "dry run" if wanted.dry_run else "", work, nic="*", network="*"
+        Permission.GC, "dry run" if wanted.dry_run else "", do_collect, nic="*", network="*"
     )
 
 

@@ -32,13 +32,13 @@ async def add_vm(call: CallIn, body: models.AddVm) -> Response:
     asked = qmp_path.named(body.qmp)
     may_use = partial(call.core.access.may_use_sockets_of, call.peer)
 
-    async def work() -> Mapping[str, Any]:  # only now is it known that the caller may ask
+    async def do_add() -> Mapping[str, Any]:  # only now is it known that the caller may ask
         qmp = await qmp_path.allowed_in_time(asked, may_use, call.peer.uid)
         # The path may lead elsewhere by the time that it is connected to: asked once more then.
         added = await call.links.add_vm(name, qmp, uid=call.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}
 
-    return await call.change(Permission.ADD_VM, name, work, nic=name)
+    return await call.change(Permission.ADD_VM, name, do_add, nic=name)
 
 
 @router.delete("/v1/vms/{vm}", responses={200: {"model": models.Changed}}, summary="Remove a VM")
@@ -46,7 +46,7 @@ async def remove_vm(call: CallIn, vm: models.VmPath) -> Response:
     """Unplug all NICs of a VM and forget it."""
     name = check_name("VM", vm)
 
-    async def work() -> Mapping[str, Any]:
+    async def do_remove() -> Mapping[str, Any]:
         return {"changed": await call.links.remove_vm(name)}
 
-    return await call.change(Permission.REMOVE_VM, name, work, nic=name)
+    return await call.change(Permission.REMOVE_VM, name, do_remove, nic=name)
