@@ -17,7 +17,7 @@ from linkmgr.service import (
     routes_vms,
 )
 from linkmgr.service.body import BodyLimit
-from linkmgr.service.core import Core
+from linkmgr.service.core import ServiceContext
 from linkmgr.service.fair_share import FairShare
 from linkmgr.service.http_rules import HttpRules
 from linkmgr.service.metrics import version
@@ -31,7 +31,7 @@ of its rules. Every change can be repeated. It is answered when it is done; a cl
 stops nothing."""
 
 
-def make_app(core: Core) -> FastAPI:
+def make_app(context: ServiceContext) -> FastAPI:
     """Make the ASGI application. The server puts each request's `Peer` into its state."""
     app = FastAPI(
         title="linkmgr",
@@ -41,7 +41,7 @@ def make_app(core: Core) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.core = core
+    app.state.context = context
     for module in (routes_vms, routes_networks, routes_nics, routes_libvirt, routes_service):
         app.include_router(module.router)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
@@ -51,9 +51,9 @@ def make_app(core: Core) -> FastAPI:
         app.add_exception_handler(kind, on_error)
     app.add_middleware(
         BodyLimit,
-        seconds=lambda: core.limits().request_seconds,
-        most=partial(routes_libvirt.most_bytes, core),
+        seconds=lambda: context.limits().request_seconds,
+        most=partial(routes_libvirt.most_bytes, context),
     )
     app.add_middleware(HttpRules)
-    app.add_middleware(FairShare, free=core.is_master)  # the last one is the outermost
+    app.add_middleware(FairShare, free=context.is_master)  # the last one is the outermost
     return app

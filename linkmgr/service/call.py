@@ -1,4 +1,4 @@
-"""One request: who asks, and how a change that it wants is run and answered."""
+"""The context of a request: its peer, and how a change that it asks for is run and answered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from linkmgr.model import NicRef
 from linkmgr.service.config import Permission
-from linkmgr.service.core import Core, Served
+from linkmgr.service.core import ServiceContext, ServiceLinkApi
 from linkmgr.service.operations import Action, Operation, Phase
 from linkmgr.service.peers import Peer
 from linkmgr.service.problems import JsonResponse, ProblemResponse, ServiceProblem
@@ -23,12 +23,12 @@ T = TypeVar("T")
 _WAIT = re.compile(r"wait=(\d{1,6})")
 
 
-class Call:
-    """One request."""
+class RequestContext:
+    """A request: who asks, and what the service has to answer with."""
 
     def __init__(self, request: Request) -> None:
-        self.core: Core = request.app.state.core
-        self.links: Served = self.core.links
+        self.context: ServiceContext = request.app.state.context
+        self.links: ServiceLinkApi = self.context.links
         self.peer: Peer = request.scope["state"]["peer"]
         self._receive = request.receive
         self._prefer = ",".join(request.headers.getlist("prefer")).lower()
@@ -56,9 +56,9 @@ class Call:
 
     async def _network_of(self, nic: NicRef) -> str | None:
         """The network that a NIC is on now."""
-        if self.core.is_master(self.peer):
+        if self.context.is_master(self.peer):
             return None
-        there = await self.core.links.connections()
+        there = await self.context.links.connections()
         return next((each.network for each in there if each.nic == nic), None)
 
     async def change(
@@ -78,8 +78,8 @@ class Call:
         :raise ServiceProblem: when it cannot be begun now.
         """
         present = await self._network_of(nic) if isinstance(nic, NicRef) else None
-        self.core.access.check(self.peer, verb, nic=nic, network=network, present=present)
-        operation = self.core.operations.start(verb, subject, self.peer, action)
+        self.context.access.check(self.peer, verb, nic=nic, network=network, present=present)
+        operation = self.context.operations.start(verb, subject, self.peer, action)
         # RFC 7240: respond-async, with wait=SECONDS to be waited for that long first.
         prefers = [each.strip() for each in re.split("[,;]", self._prefer)]
         if "respond-async" not in prefers:
@@ -102,8 +102,8 @@ def _answer(operation: Operation) -> Response:
     return JsonResponse(dict(operation.result or {}))
 
 
-async def _call(request: Request) -> Call:
-    return Call(request)
+async def _request_context(request: Request) -> RequestContext:
+    return RequestContext(request)
 
 
-CallIn = Annotated[Call, Depends(_call)]
+RequestContextDep = Annotated[RequestContext, Depends(_request_context)]

@@ -1,4 +1,4 @@
-"""What all parts of the running service share."""
+"""The context that all parts of the running service share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from linkmgr.service.quota import Quota, Rank
 from linkmgr.service.stream import EventLog
 
 
-class Served(LinkApi, Protocol):
+class ServiceLinkApi(LinkApi, Protocol):
     """The verbs as the service needs them: `LinkManager` has them so."""
 
     def begin_close(self) -> None:
@@ -58,7 +58,7 @@ class Served(LinkApi, Protocol):
         """Plug a NIC; ``fd:NAME`` is an fd that user `uid` left."""
 
 
-class Core:
+class ServiceContext:
     """The verbs, the configuration in force, and what watches over them. Made in the event loop.
 
     :param links: the verbs.
@@ -67,7 +67,7 @@ class Core:
 
     def __init__(
         self,
-        links: Served,
+        links: ServiceLinkApi,
         config: Config,
         documents: Documents | None = None,
     ) -> None:

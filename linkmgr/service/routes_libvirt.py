@@ -14,8 +14,8 @@ from linkmgr.jsonform import to_json
 from linkmgr.libvirt.domain_xml import MAX_BYTES
 from linkmgr.service import body as bodies
 from linkmgr.service import models
-from linkmgr.service.call import CallIn
-from linkmgr.service.core import Core
+from linkmgr.service.call import RequestContextDep
+from linkmgr.service.core import ServiceContext
 from linkmgr.service.problems import JsonResponse, ServiceProblem
 from linkmgr.untrusted import printable
 
@@ -30,19 +30,19 @@ router = APIRouter(tags=["libvirt"])
 
 
 @router.post(HOOK, responses={200: {"model": models.HookAnswered}}, summary="libvirt's hook")
-async def hook(call: CallIn, body: models.HookCall) -> Response:
+async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
     """Hear what becomes of a domain; only root may say it, for libvirt's hooks are root's.
 
     Answers as soon as libvirt may go on: at `started` when the cables are in. Never asks libvirt,
     which waits for the hook. `ok` is false when the domain should not be started as it is.
     """
-    if not call.core.is_master(call.peer):
+    if not request.context.is_master(request.peer):
         raise Forbidden(
-            f"uid {call.peer.uid} may not say what becomes of a domain",
+            f"uid {request.peer.uid} may not say what becomes of a domain",
             hint="only root's libvirt has hooks that the service listens to",
         )
-    care = call.core.guests
-    seconds = call.core.config.hook.seconds + _LATE
+    care = request.context.guests
+    seconds = request.context.config.hook.seconds + _LATE
     try:
         async with asyncio.timeout(seconds):
             answer = await care.on_hook(body.operation, body.sub_operation, body.extra, body.xml)
@@ -59,14 +59,14 @@ async def hook(call: CallIn, body: models.HookCall) -> Response:
 
 
 @router.get("/v1/domains", responses={200: {"model": models.Domains}}, summary="libvirt's guests")
-async def domains(call: CallIn) -> Response:
+async def domains(request: RequestContextDep) -> Response:
     """List all guests of libvirt on this host, prepared or not, running or not."""
-    found = await call.while_wanted(call.core.guests.domains())
+    found = await request.while_wanted(request.context.guests.domains())
     return JsonResponse({"domains": to_json(found)})
 
 
-def most_bytes(core: Core, scope: Scope) -> int:
+def most_bytes(context: ServiceContext, scope: Scope) -> int:
     """How large a request's body may be: XML is large, and root's."""
-    if scope["path"] == HOOK and core.is_master(scope["state"]["peer"]):
+    if scope["path"] == HOOK and context.is_master(scope["state"]["peer"]):
         return MOST
     return bodies.MOST

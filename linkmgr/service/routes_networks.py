@@ -12,7 +12,7 @@ from linkmgr.errors import AlreadyExists, BadOption
 from linkmgr.jsonform import to_json
 from linkmgr.model import check_name
 from linkmgr.service import models
-from linkmgr.service.call import CallIn
+from linkmgr.service.call import RequestContextDep
 from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
@@ -22,30 +22,30 @@ _RESERVED = {"self", "name", "driver", "drift", "network"}  # of the verbs: neve
 
 
 @router.get("/v1/networks", responses={200: {"model": models.Networks}}, summary="All networks")
-async def networks(call: CallIn) -> Response:
+async def networks(request: RequestContextDep) -> Response:
     """List all networks, those of the configuration too."""
-    return JsonResponse({"networks": to_json(await call.links.networks())})
+    return JsonResponse({"networks": to_json(await request.links.networks())})
 
 
 @router.post(
     "/v1/networks", responses={200: {"model": models.NetworkForm}}, summary="Create a network"
 )
-async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
+async def create_network(request: RequestContextDep, body: models.CreateNetwork) -> Response:
     """Describe a network. The same description again is fine."""
     name = check_name("network", body.name)
     _check_keys(f"network {name}", body.options)
 
     async def do_create() -> Mapping[str, Any]:
         try:
-            made = await call.links.create_network(
+            made = await request.links.create_network(
                 name, body.driver, drift=body.drift, **body.options
             )
         except AlreadyExists:
-            call.core.configured.check_network(name)
+            request.context.configured.check_network(name)
             raise
         return dict(to_json(made))
 
-    return await call.change(Permission.CREATE_NETWORK, name, do_create, network=name)
+    return await request.change(Permission.CREATE_NETWORK, name, do_create, network=name)
 
 
 @router.get(
@@ -53,49 +53,49 @@ async def create_network(call: CallIn, body: models.CreateNetwork) -> Response:
     responses={200: {"model": models.NetworkInfoForm}},
     summary="One network",
 )
-async def network(call: CallIn, name: models.NetworkPath) -> Response:
+async def network(request: RequestContextDep, name: models.NetworkPath) -> Response:
     """Show one network, its ports, the NICs on it, and what it lacks on this host."""
-    return JsonResponse(to_json(await call.links.network(check_name("network", name))))
+    return JsonResponse(to_json(await request.links.network(check_name("network", name))))
 
 
 @router.delete(
     "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
 )
-async def delete_network(call: CallIn, name: models.NetworkPath) -> Response:
+async def delete_network(request: RequestContextDep, name: models.NetworkPath) -> Response:
     """Forget a network that nothing is plugged into."""
     check_name("network", name)
 
     async def do_delete() -> Mapping[str, Any]:
-        call.core.configured.check_network(name)
-        return {"changed": await call.links.delete_network(name)}
+        request.context.configured.check_network(name)
+        return {"changed": await request.links.delete_network(name)}
 
-    return await call.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
+    return await request.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
 
 
 @router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
-async def ports(call: CallIn, network: models.NetworkQuery = None) -> Response:
+async def ports(request: RequestContextDep, network: models.NetworkQuery = None) -> Response:
     """List the created ports of one network, or of all."""
-    names = [network] if network is not None else [str(n) for n in await call.links.networks()]
-    found = [port for name in names for port in await call.links.ports(name)]
+    names = [network] if network is not None else [str(n) for n in await request.links.networks()]
+    found = [port for name in names for port in await request.links.ports(name)]
     return JsonResponse({"ports": to_json(found)})
 
 
 @router.post("/v1/ports", responses={200: {"model": models.PortForm}}, summary="Create a port")
-async def create_port(call: CallIn, body: models.CreatePort) -> Response:
+async def create_port(request: RequestContextDep, body: models.CreatePort) -> Response:
     """Describe a port. The same description again is fine."""
     network, name = check_name("network", body.network), check_name("port", body.name)
     _check_keys(f"port {network}:{name}", body.options)
 
     async def do_create() -> Mapping[str, Any]:
-        call.core.configured.check_stays(network)
+        request.context.configured.check_stays(network)
         try:
-            made = await call.links.create_port(network, name, **body.options)
+            made = await request.links.create_port(network, name, **body.options)
         except AlreadyExists:
-            call.core.configured.check_port(network, name)
+            request.context.configured.check_port(network, name)
             raise
         return dict(to_json(made))
 
-    return await call.change(
+    return await request.change(
         Permission.CREATE_PORT, f"{network}:{name}", do_create, network=network
     )
 
@@ -105,18 +105,20 @@ async def create_port(call: CallIn, body: models.CreatePort) -> Response:
     responses={200: {"model": models.Changed}},
     summary="Delete a port",
 )
-async def delete_port(call: CallIn, network: models.NetworkPath, name: models.PortPath) -> Response:
+async def delete_port(
+    request: RequestContextDep, network: models.NetworkPath, name: models.PortPath
+) -> Response:
     """Forget a port that no NIC is plugged into."""
     check_name("network", network)
     check_name("port", name)
 
     async def do_delete() -> Mapping[str, Any]:
-        call.core.configured.check_port(network, name)
-        changed = await call.links.delete_port(network, name)
-        await call.core.configured.retry()
+        request.context.configured.check_port(network, name)
+        changed = await request.links.delete_port(network, name)
+        await request.context.configured.retry()
         return {"changed": changed}
 
-    return await call.change(
+    return await request.change(
         Permission.DELETE_PORT, f"{network}:{name}", do_delete, network=network
     )
 

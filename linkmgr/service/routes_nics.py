@@ -15,7 +15,7 @@ from starlette.responses import Response
 from linkmgr.jsonform import to_json
 from linkmgr.model import Affects
 from linkmgr.service import models
-from linkmgr.service.call import Call, CallIn
+from linkmgr.service.call import RequestContext, RequestContextDep
 from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
@@ -23,15 +23,15 @@ router = APIRouter(tags=["NICs"])
 
 
 @router.get("/v1/nics", responses={200: {"model": models.Nics}}, summary="All NICs")
-async def nics(call: CallIn) -> Response:
+async def nics(request: RequestContextDep) -> Response:
     """List all NICs as they are now; asks every QEMU for a sign of life."""
-    return JsonResponse({"nics": to_json(await call.links.nics())})
+    return JsonResponse({"nics": to_json(await request.links.nics())})
 
 
 @router.get("/v1/nics/{vm}/{alias}", responses={200: {"model": models.NicForm}}, summary="One NIC")
-async def nic(call: CallIn, vm: models.VmPath, alias: models.AliasPath) -> Response:
+async def nic(request: RequestContextDep, vm: models.VmPath, alias: models.AliasPath) -> Response:
     """Show one NIC as it is now."""
-    return await _nic(call, f"{vm}/{alias}")
+    return await _nic(request, f"{vm}/{alias}")
 
 
 @router.get(
@@ -39,14 +39,14 @@ async def nic(call: CallIn, vm: models.VmPath, alias: models.AliasPath) -> Respo
     responses={200: {"model": models.NicForm}},
     summary="One NIC, by address, device or VM",
 )
-async def nic_by_name(call: CallIn, nic: models.NicPath) -> Response:
+async def nic_by_name(request: RequestContextDep, nic: models.NicPath) -> Response:
     """Show one NIC as it is now."""
-    return await _nic(call, nic)
+    return await _nic(request, nic)
 
 
-async def _nic(call: Call, name: str) -> Response:
-    ref = await call.core.guests.verbs.resolve(name)
-    return JsonResponse(to_json(await call.links.nic(ref)))
+async def _nic(request: RequestContext, name: str) -> Response:
+    ref = await request.context.guests.verbs.resolve(name)
+    return JsonResponse(to_json(await request.links.nic(ref)))
 
 
 @router.put(
@@ -55,10 +55,10 @@ async def _nic(call: Call, name: str) -> Response:
     summary="Set the link state",
 )
 async def set_link(
-    call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.SetLink
+    request: RequestContextDep, vm: models.VmPath, alias: models.AliasPath, body: models.SetLink
 ) -> Response:
     """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
-    return await _set_link(call, f"{vm}/{alias}", body)
+    return await _set_link(request, f"{vm}/{alias}", body)
 
 
 @router.put(
@@ -66,28 +66,30 @@ async def set_link(
     responses={200: {"model": models.OutcomeForm}},
     summary="Set the link state, by address, device or VM",
 )
-async def set_link_by_name(call: CallIn, nic: models.NicPath, body: models.SetLink) -> Response:
+async def set_link_by_name(
+    request: RequestContextDep, nic: models.NicPath, body: models.SetLink
+) -> Response:
     """Set what the guest sees as carrier while the NIC is plugged; survives replugs."""
-    return await _set_link(call, nic, body)
+    return await _set_link(request, nic, body)
 
 
-async def _set_link(call: Call, name: str, body: models.SetLink) -> Response:
-    verbs = call.core.guests.verbs
+async def _set_link(request: RequestContext, name: str, body: models.SetLink) -> Response:
+    verbs = request.context.guests.verbs
     ref = await verbs.resolve(name)
 
     async def do_set_link() -> Mapping[str, Any]:
         return dict(to_json(await verbs.set_link(ref, body.state, affects=body.affects)))
 
     about = _about(f"{ref} {body.state}", body.affects)
-    return await call.change(Permission.SET_LINK, about, do_set_link, nic=ref)
+    return await request.change(Permission.SET_LINK, about, do_set_link, nic=ref)
 
 
 @router.get(
     "/v1/connections", responses={200: {"model": models.Connections}}, summary="All connections"
 )
-async def connections(call: CallIn) -> Response:
+async def connections(request: RequestContextDep) -> Response:
     """List all NICs that are plugged, with what they are plugged into."""
-    return JsonResponse({"connections": to_json(await call.links.connections())})
+    return JsonResponse({"connections": to_json(await request.links.connections())})
 
 
 @router.put(
@@ -96,10 +98,10 @@ async def connections(call: CallIn) -> Response:
     summary="Plug, or replug",
 )
 async def plug(
-    call: CallIn, vm: models.VmPath, alias: models.AliasPath, body: models.Plug
+    request: RequestContextDep, vm: models.VmPath, alias: models.AliasPath, body: models.Plug
 ) -> Response:
     """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
-    return await _plug(call, f"{vm}/{alias}", body)
+    return await _plug(request, f"{vm}/{alias}", body)
 
 
 @router.put(
@@ -107,25 +109,27 @@ async def plug(
     responses={200: {"model": models.OutcomeForm}},
     summary="Plug, or replug, by address, device or VM",
 )
-async def plug_by_name(call: CallIn, nic: models.NicPath, body: models.Plug) -> Response:
+async def plug_by_name(
+    request: RequestContextDep, nic: models.NicPath, body: models.Plug
+) -> Response:
     """Plug a NIC into a network or port, from wherever it is; nothing is done if it is there."""
-    return await _plug(call, nic, body)
+    return await _plug(request, nic, body)
 
 
-async def _plug(call: Call, name: str, body: models.Plug) -> Response:
-    verbs = call.core.guests.verbs
+async def _plug(request: RequestContext, name: str, body: models.Plug) -> Response:
+    verbs = request.context.guests.verbs
     ref = await verbs.resolve(name)
 
     async def do_plug() -> Mapping[str, Any]:
         made = await verbs.plug(
-            ref, body.target, notify=body.notify, uid=call.peer.uid, affects=body.affects
+            ref, body.target, notify=body.notify, uid=request.peer.uid, affects=body.affects
         )
         return dict(to_json(made))
 
     target = ascii(body.target)[1:-1]
     network = body.target.partition(":")[0]
     about = _about(f"{ref} {target}", body.affects)
-    return await call.change(Permission.PLUG, about, do_plug, nic=ref, network=network)
+    return await request.change(Permission.PLUG, about, do_plug, nic=ref, network=network)
 
 
 @router.delete(
@@ -134,13 +138,13 @@ async def _plug(call: Call, name: str, body: models.Plug) -> Response:
     summary="Unplug",
 )
 async def unplug(
-    call: CallIn,
+    request: RequestContextDep,
     vm: models.VmPath,
     alias: models.AliasPath,
     affects: models.AffectsQuery = Affects.LIVE,
 ) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
-    return await _unplug(call, f"{vm}/{alias}", affects)
+    return await _unplug(request, f"{vm}/{alias}", affects)
 
 
 @router.delete(
@@ -149,20 +153,20 @@ async def unplug(
     summary="Unplug, by address, device or VM",
 )
 async def unplug_by_name(
-    call: CallIn, nic: models.NicPath, affects: models.AffectsQuery = Affects.LIVE
+    request: RequestContextDep, nic: models.NicPath, affects: models.AffectsQuery = Affects.LIVE
 ) -> Response:
     """Take a NIC off its cable, its carrier first. Unplugging twice succeeds."""
-    return await _unplug(call, nic, affects)
+    return await _unplug(request, nic, affects)
 
 
-async def _unplug(call: Call, name: str, affects: Affects) -> Response:
-    verbs = call.core.guests.verbs
+async def _unplug(request: RequestContext, name: str, affects: Affects) -> Response:
+    verbs = request.context.guests.verbs
     ref = await verbs.resolve(name)
 
     async def do_unplug() -> Mapping[str, Any]:
         return dict(to_json(await verbs.unplug(ref, affects=affects)))
 
-    return await call.change(Permission.UNPLUG, _about(str(ref), affects), do_unplug, nic=ref)
+    return await request.change(Permission.UNPLUG, _about(str(ref), affects), do_unplug, nic=ref)
 
 
 def _about(what: str, affects: Affects) -> str:

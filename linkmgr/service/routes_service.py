@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from linkmgr.jsonform import to_json
 from linkmgr.service import examples, models
-from linkmgr.service.call import CallIn
+from linkmgr.service.call import RequestContextDep
 from linkmgr.service.config import Permission
 from linkmgr.service.metrics import MEDIA_TYPE, version
 from linkmgr.service.problems import JsonResponse
@@ -33,25 +33,27 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/v1/check", responses={200: {"model": models.Findings}}, summary="Check everything")
-async def check(call: CallIn) -> Response:
+async def check(request: RequestContextDep) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
-    looks = await call.while_wanted(asyncio.gather(call.links.check(), call.core.guests.check()))
+    looks = await request.while_wanted(
+        asyncio.gather(request.links.check(), request.context.guests.check())
+    )
     findings = [finding for found in looks for finding in found]
-    findings += call.core.configured.findings()
-    call.core.metrics.on_check(findings)
+    findings += request.context.configured.findings()
+    request.context.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 
 
 @router.post("/v1/gc", responses={200: {"model": models.Orphans}}, summary="Collect garbage")
-async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
+async def gc(request: RequestContextDep, body: models.Collect | None = None) -> Response:
     """Remove devices that carry our tag and that nothing recorded."""
     wanted = body or models.Collect()
 
     async def do_collect() -> Mapping[str, Any]:
-        found = await call.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
+        found = await request.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
         return {"orphans": to_json(found)}
 
-    return await call.change(
+    return await request.change(
         Permission.GC, "dry run" if wanted.dry_run else "", do_collect, nic="*", network="*"
     )
 
@@ -59,23 +61,23 @@ async def gc(call: CallIn, body: models.Collect | None = None) -> Response:
 @router.get(
     "/v1/operations", responses={200: {"model": models.OperationList}}, summary="Operations"
 )
-async def operations(call: CallIn) -> Response:
+async def operations(request: RequestContextDep) -> Response:
     """List the changes under way, and the last ones that ended."""
-    return JsonResponse({"operations": [each.form() for each in call.core.operations.all()]})
+    return JsonResponse({"operations": [each.form() for each in request.context.operations.all()]})
 
 
 @router.get(
     "/v1/operations/{id}", responses={200: {"model": models.OperationForm}}, summary="One operation"
 )
-async def operation(call: CallIn, id: models.OperationPath) -> Response:  # noqa: A002 - the name in the path
+async def operation(request: RequestContextDep, id: models.OperationPath) -> Response:  # noqa: A002 - the name in the path
     """Show one change: under way, done with its result, or failed with its problem."""
-    return JsonResponse(call.core.operations.find(id).form())
+    return JsonResponse(request.context.operations.find(id).form())
 
 
 @router.get("/v1/events", response_class=Response, responses=_STREAM, summary="Events")
-async def events(call: CallIn, last_event_id: models.LastEventId = None) -> Response:
+async def events(request: RequestContextDep, last_event_id: models.LastEventId = None) -> Response:
     """Tell what happens, from now on or from behind the last event that the client has."""
-    return call.core.event_log.open(last_event_id, call.peer)
+    return request.context.event_log.open(last_event_id, request.peer)
 
 
 @router.get("/healthz", responses={200: {"model": models.Health}}, summary="Health")
@@ -85,6 +87,6 @@ async def healthz() -> Response:
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=_TEXT, summary="Metrics")
-async def metrics(call: CallIn) -> Response:
+async def metrics(request: RequestContextDep) -> Response:
     """Show figures in the text form of Prometheus."""
-    return Response(await call.core.metrics.text(call.links), media_type=MEDIA_TYPE)
+    return Response(await request.context.metrics.text(request.links), media_type=MEDIA_TYPE)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from linkmgr.jsonform import to_json
 from linkmgr.model import check_name
 from linkmgr.service import models, qmp_path
-from linkmgr.service.call import CallIn
+from linkmgr.service.call import RequestContextDep
 from linkmgr.service.config import Permission
 from linkmgr.service.problems import JsonResponse
 
@@ -20,33 +20,33 @@ router = APIRouter(tags=["VMs"])
 
 
 @router.get("/v1/vms", responses={200: {"model": models.Vms}}, summary="All VMs")
-async def vms(call: CallIn) -> Response:
+async def vms(request: RequestContextDep) -> Response:
     """List all VMs; asks every QEMU for a sign of life."""
-    return JsonResponse({"vms": to_json(await call.links.vms())})
+    return JsonResponse({"vms": to_json(await request.links.vms())})
 
 
 @router.post("/v1/vms", responses={200: {"model": models.Nics}}, summary="Add a VM")
-async def add_vm(call: CallIn, body: models.AddVm) -> Response:
+async def add_vm(request: RequestContextDep, body: models.AddVm) -> Response:
     """Take charge of a running QEMU's NICs: every unplugged one goes down at once."""
     name = check_name("VM", body.name)
     asked = qmp_path.named(body.qmp)
-    may_use = partial(call.core.access.may_use_sockets_of, call.peer)
+    may_use = partial(request.context.access.may_use_sockets_of, request.peer)
 
     async def do_add() -> Mapping[str, Any]:  # only now is it known that the caller may ask
-        qmp = await qmp_path.allowed_in_time(asked, may_use, call.peer.uid)
+        qmp = await qmp_path.allowed_in_time(asked, may_use, request.peer.uid)
         # The path may lead elsewhere by the time that it is connected to: asked once more then.
-        added = await call.links.add_vm(name, qmp, uid=call.peer.uid, may_use=may_use)
+        added = await request.links.add_vm(name, qmp, uid=request.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}
 
-    return await call.change(Permission.ADD_VM, name, do_add, nic=name)
+    return await request.change(Permission.ADD_VM, name, do_add, nic=name)
 
 
 @router.delete("/v1/vms/{vm}", responses={200: {"model": models.Changed}}, summary="Remove a VM")
-async def remove_vm(call: CallIn, vm: models.VmPath) -> Response:
+async def remove_vm(request: RequestContextDep, vm: models.VmPath) -> Response:
     """Unplug all NICs of a VM and forget it."""
     name = check_name("VM", vm)
 
     async def do_remove() -> Mapping[str, Any]:
-        return {"changed": await call.links.remove_vm(name)}
+        return {"changed": await request.links.remove_vm(name)}
 
-    return await call.change(Permission.REMOVE_VM, name, do_remove, nic=name)
+    return await request.change(Permission.REMOVE_VM, name, do_remove, nic=name)

@@ -44,7 +44,7 @@ from linkmgr.service.config import (
     looks_cut_off,
     reload_config,
 )
-from linkmgr.service.core import Core
+from linkmgr.service.core import ServiceContext
 from linkmgr.service.fdstore import (
     ADMIN,
     API,
@@ -117,15 +117,15 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         links = await stack.enter_async_context(
             LinkManager(state=state, fd_store=fd_store, timeout=timeout, connectors=connectors)
         )
-        core = Core(links, settings, links.documents)
-        await core.configured.use(settings.networks)
+        context = ServiceContext(links, settings, links.documents)
+        await context.configured.use(settings.networks)
         care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt))
-        core.guests = care
+        context.guests = care
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
-        await stack.enter_async_context(_fd_socket(passed, links, core, fd_path))
+        await stack.enter_async_context(_fd_socket(passed, links, context, fd_path))
         starting.cancel()
-        await Service(core, notifier, config).run(api, admin)
+        await Service(context, notifier, config).run(api, admin)
 
 
 class Service:
@@ -135,34 +135,38 @@ class Service:
     :param path: of the configuration file.
     """
 
-    def __init__(self, core: Core, notifier: Notifier, path: Path | None = None) -> None:
-        self.core = core
+    def __init__(
+        self, context: ServiceContext, notifier: Notifier, path: Path | None = None
+    ) -> None:
+        self.context = context
         self._notifier = notifier
         self._path = path
-        places = connection_places(core.limits, core.rank)
-        reading = Reading(core.is_master)
-        self._server = Server(make_app(core), places, Unread(core.rank), reading, core.limits)
+        places = connection_places(context.limits, context.rank)
+        reading = Reading(context.is_master)
+        self._server = Server(
+            make_app(context), places, Unread(context.rank), reading, context.limits
+        )
         self._reload = asyncio.Event()
 
     async def run(self, *socks: UnixSocket) -> None:
         """Answer on listening sockets until `stop` or a signal, and finish what is under way."""
-        core = self.core
-        listeners = [core.links.events(), core.links.events()]
+        context = self.context
+        listeners = [context.links.events(), context.links.events()]
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(self._reloads()),
                 group.create_task(self._announce()),
-                group.create_task(core.configured.retry_failures()),
+                group.create_task(context.configured.retry_failures()),
             ]
             if (seconds := watchdog_seconds()) is not None:
                 helpers.append(group.create_task(beat(self._notifier, seconds)))
-            group.create_task(core.event_log.listen(listeners[0]))
-            group.create_task(core.configured.follow(listeners[1]))
+            group.create_task(context.event_log.listen(listeners[0]))
+            group.create_task(context.configured.follow(listeners[1]))
             try:
                 with self._signals():
                     await self._server.run_on(socks)
-                    await core.operations.close()
-                    await core.metrics.close()
+                    await context.operations.close()
+                    await context.metrics.close()
             finally:
                 for helper in helpers:
                     helper.cancel()
@@ -177,9 +181,9 @@ class Service:
         """End, when what is under way is done."""
         log.info("stopping")
         self._notifier.stopping()
-        self.core.operations.stop()
-        self.core.links.begin_close()
-        self.core.event_log.close()
+        self.context.operations.stop()
+        self.context.links.begin_close()
+        self.context.event_log.close()
         self._server.stop()
 
     def reload(self) -> None:
@@ -201,12 +205,12 @@ class Service:
             self._notifier.reloading()
             try:
                 # In a thread: the file may be on a disk that is slow or away.
-                read = partial(reload_config, self._path, self.core.config)
+                read = partial(reload_config, self._path, self.context.config)
                 config = await asyncio.to_thread(read)
                 cut = await asyncio.to_thread(looks_cut_off, self._path)
                 if cut is not None:
                     log.warning("%s", cut)
-                await self.core.use(config)
+                await self.context.use(config)
                 log.info("the configuration %s is in force", self._path)
             except BadConfig as error:
                 log.error("the configuration in force stays: %s", error)  # noqa: TRY400
@@ -269,16 +273,16 @@ async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def _fd_socket(
-    passed: PassedFds, links: LinkManager, core: Core, path: Path
+    passed: PassedFds, links: LinkManager, context: ServiceContext, path: Path
 ) -> AsyncIterator[None]:
     fd = passed.pop(HANDOVER)
     sock = fdsock.bind(path) if fd is None else UnixSocket.from_fd(fd.detach())
 
     def allow(peer: Peer) -> None:
-        core.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
+        context.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
 
     own = path if fd is None else None
-    async with fdsock.FdSocket(links.fds, sock, path=own, allow=allow, rank=core.rank):
+    async with fdsock.FdSocket(links.fds, sock, path=own, allow=allow, rank=context.rank):
         yield
 
 

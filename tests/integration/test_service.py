@@ -16,7 +16,7 @@ from linkmgr.events import EventKind
 from linkmgr.libvirt.care import DomainController
 from linkmgr.model import Drift
 from linkmgr.service.config import Config, NetworkSection
-from linkmgr.service.core import Core
+from linkmgr.service.core import ServiceContext
 from linkmgr.service.notify import Notifier
 from linkmgr.service.run import Service
 from linkmgr.service.sockets import listening
@@ -33,9 +33,9 @@ STATIC = " ".join(f"lm.ip.eth0=10.{n}.0.2/24" for n in (1, 2))
 class Api:
     """Plain HTTP on the service's socket."""
 
-    def __init__(self, socket: Path, core: Core) -> None:
+    def __init__(self, socket: Path, context: ServiceContext) -> None:
         self.socket = socket
-        self.core = core
+        self.context = context
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Any:
         """Make a request; the JSON of the answer, with its status as ``http``."""
@@ -57,14 +57,14 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
         listening(lab.workdir / "api.sock") as sock,
         DomainController(lab.links, None) as care,
     ):
-        core = Core(lab.links, config or Config(), Documents(lab.workdir))
-        await core.configured.use(core.config.networks)
-        core.guests = care
-        service = Service(core, Notifier(None))
+        context = ServiceContext(lab.links, config or Config(), Documents(lab.workdir))
+        await context.configured.use(context.config.networks)
+        context.guests = care
+        service = Service(context, Notifier(None))
         task = asyncio.create_task(service.run(sock))
         try:
             await service.listens()
-            yield Api(lab.workdir / "api.sock", core)
+            yield Api(lab.workdir / "api.sock", context)
         finally:
             service.stop()
             await asyncio.wait_for(task, 30)
@@ -189,7 +189,7 @@ async def test_a_reload_touches_no_cable_and_waits_for_the_last_unplug(
         await api.ask("PUT", CABLE, {"target": "kept"})
         before = (await api.ask("GET", NIC))["connection"]
         assert (await guest.ping("10.1.0.1")).received
-        await api.core.use(two)
+        await api.context.use(two)
         assert (await api.ask("GET", NIC))["connection"] == before
         assert (await guest.ping("10.1.0.1")).received
         assert await bridge_of(api) == "br-blue"

@@ -43,7 +43,7 @@ from linkmgr.model import (
     VmState,
 )
 from linkmgr.service.config import Config
-from linkmgr.service.core import Core
+from linkmgr.service.core import ServiceContext
 from linkmgr.service.notify import Notifier
 from linkmgr.service.run import Service
 from linkmgr.service.sockets import listening
@@ -273,7 +273,7 @@ class Lab:
     """A running service and what is behind it."""
 
     links: FakeLinks
-    core: Core
+    context: ServiceContext
     service: Service
     socket: Path
     guests: FakeGuests
@@ -336,12 +336,12 @@ async def running(
     """
     links = FakeLinks()
     async with listening(folder / "api.sock") as sock:
-        core = Core(links, config or Config())
-        await core.configured.use(core.config.networks)
+        context = ServiceContext(links, config or Config())
+        await context.configured.use(context.config.networks)
         guests = FakeGuests(links)
-        core.guests = cast("DomainController", guests)
-        service = Service(core, Notifier(None), path)
-        lab = Lab(links, core, service, folder / "api.sock", guests)
+        context.guests = cast("DomainController", guests)
+        service = Service(context, Notifier(None), path)
+        lab = Lab(links, context, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))
         try:
             await service.listens()

@@ -124,7 +124,7 @@ async def test_a_user_outside_the_group_reads_everything_and_changes_nothing(lab
         models.ProblemForm.model_validate(body)
     asked = (lab.links.the_nics, lab.links.the_networks, lab.links.the_ports)
     assert asked == before
-    assert not lab.core.operations.all()
+    assert not lab.context.operations.all()
 
 
 @NEEDS_ROOT
@@ -176,7 +176,7 @@ async def test_a_rule_is_held_against_the_nic_that_a_name_means(lab: Lab) -> Non
 
 
 async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> None:
-    await lab.core.use(
+    await lab.context.use(
         Config(access=AccessSection(rules=[Rule(user=1003, nics=["*"], networks=["blue"])]))
     )
     await lab.links.plug("web1/net0", "green")
@@ -197,7 +197,7 @@ async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.Mo
     monkeypatch.setattr(wire, "peer_of", lambda sock: MEMBER)
     unplug = ("DELETE", "/v1/connections/web1/net0")
     assert (await lab.ask(*unplug)).status == 200
-    await lab.core.use(
+    await lab.context.use(
         Config(
             access=AccessSection(
                 rules=[Rule(user=1000, verbs=[Permission.PLUG], nics=["*"], networks=["*"])]
@@ -205,7 +205,7 @@ async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.Mo
         )
     )
     assert (await lab.ask(*unplug)).status == 403
-    await lab.core.use(Config())
+    await lab.context.use(Config())
     assert (await lab.ask(*unplug)).status == 200
 
 

@@ -297,7 +297,7 @@ async def test_the_api_cannot_change_what_the_configuration_describes(lab: Lab) 
 async def test_a_network_that_leaves_the_configuration_in_use_takes_no_changes(lab: Lab) -> None:
     await lab.links.add_vm("web1", "/nowhere")
     await lab.links.plug(NIC, "blue")
-    await lab.core.use(Config())
+    await lab.context.use(Config())
     for method, where, body in (
         ("DELETE", "/v1/networks/blue", None),
         ("POST", "/v1/ports", {"network": "blue", "name": "own"}),
@@ -330,11 +330,11 @@ async def test_sighup_reads_the_configuration_again(
     await reload(f"{red}7\n", "is in force")
     assert "may have been cut off" not in caplog.text
     assert bridges(lab.links) == {"red": "br3"}
-    assert lab.core.limits().events == 7
+    assert lab.context.limits().events == 7
     await reload("[limits]\nevents = 9\nevnts = 1\n", "the configuration in force stays")
     assert "line 3" in caplog.text
     assert bridges(lab.links) == {"red": "br3"}
-    assert lab.core.limits().events == 7
+    assert lab.context.limits().events == 7
     assert (await lab.ask("GET", "/healthz")).status == 200
     await reload("", "is empty")
     assert bridges(lab.links) == {"red": "br3"}

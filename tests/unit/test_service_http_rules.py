@@ -43,7 +43,7 @@ async def test_a_browser_is_refused_with_a_hint(
     assert (answer.status, answer.json["code"]) == (403, "forbidden")
     assert "unix socket" in answer.json["hint"]
     models.ProblemForm.model_validate(answer.json)
-    assert not lab.core.operations.all()
+    assert not lab.context.operations.all()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def care() -> Care:
 @pytest.fixture
 async def lab(tmp_path: Path, care: Care) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        made.core.guests = cast("DomainController", care)
+        made.context.guests = cast("DomainController", care)
         yield made
 
 
@@ -163,7 +163,7 @@ async def test_a_hook_that_has_ended_before_it_is_accepted_is_heard(lab: Lab, ca
 
 
 async def test_nothing_waits_for_a_hook_that_has_ended(lab: Lab, care: Care) -> None:
-    await lab.core.use(Config(hook=HookSection(seconds=0.1)))
+    await lab.context.use(Config(hook=HookSection(seconds=0.1)))
     care.seconds = 60
     assert (await run(lab, "web1", "started", "begin", "-", config="[hook]\nseconds=0.1"))[0] == 0
     answer = await lab.ask("POST", HOOK, CALL)

@@ -129,7 +129,8 @@ async def test_finished_operations_take_only_so_many_bytes(
         return {"nics": ["x" * 4000]}
 
     made = [
-        lab.core.operations.start(Permission.ADD_VM, str(number), peer, add) for number in range(3)
+        lab.context.operations.start(Permission.ADD_VM, str(number), peer, add)
+        for number in range(3)
     ]
     for each in made:
         await each.finished.wait()
@@ -166,7 +167,7 @@ async def test_a_service_that_stops_finishes_what_is_under_way(tmp_path: Path) -
         await asyncio.sleep(0.2)
         lab.links.gate.set()
         assert (await waits).status == 200
-    assert [each.code for each in lab.core.operations.all()] == ["ok", "ok"]
+    assert [each.code for each in lab.context.operations.all()] == ["ok", "ok"]
 
 
 async def test_each_change_is_one_line_of_log(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -187,7 +188,7 @@ async def test_each_change_is_one_line_of_log(lab: Lab, caplog: pytest.LogCaptur
 
 
 async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab) -> None:
-    lab.core.config = Config(limits=Limits(operations=5, running=1000))
+    lab.context.config = Config(limits=Limits(operations=5, running=1000))
     gate = asyncio.Event()
 
     async def wait() -> dict[str, object]:
@@ -196,7 +197,7 @@ async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab)
 
     def start(uid: int, subject: str) -> None:
         peer = Peer(uid, uid, 1, frozenset([uid]))
-        lab.core.operations.start(Permission.PLUG, subject, peer, wait)
+        lab.context.operations.start(Permission.PLUG, subject, peer, wait)
 
     for number in range(operations.QUEUED_MOST):
         start(1000, f"web1/net0 blue{number}")

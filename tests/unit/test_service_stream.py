@@ -81,7 +81,7 @@ async def test_events_come_as_they_happen(lab: Lab) -> None:
     tell(lab, "web1/net0")
     event = await listener.event()
     assert (event["kind"], event["subject"]) == ("link", "web1/net0")
-    assert event["id"] == f"{lab.core.epoch}-2"
+    assert event["id"] == f"{lab.context.epoch}-2"
 
 
 async def test_a_client_that_comes_back_gets_what_it_missed(lab: Lab) -> None:
@@ -97,7 +97,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed(lab: Lab) -> None:
 
 async def test_a_client_that_had_no_event_yet_can_resume_too(lab: Lab) -> None:
     first = await (await Listener.open(lab)).block()
-    assert first["id"] == f"{lab.core.epoch}-0"
+    assert first["id"] == f"{lab.context.epoch}-0"
     tell(lab, "one")
     again = await Listener.open(lab, first["id"])
     assert (await again.event())["subject"] == "one"
@@ -109,9 +109,9 @@ async def test_a_client_that_had_no_event_yet_can_resume_too(lab: Lab) -> None:
 async def test_an_id_that_is_not_known_begins_with_one_reset(lab: Lab, last_id: str) -> None:
     tell(lab, "one")
     await asyncio.sleep(0.01)
-    listener = await Listener.open(lab, last_id.replace("EPOCH", lab.core.epoch))
+    listener = await Listener.open(lab, last_id.replace("EPOCH", lab.context.epoch))
     reset = await listener.event()
-    assert (reset["kind"], reset["id"]) == ("reset", f"{lab.core.epoch}-1")
+    assert (reset["kind"], reset["id"]) == ("reset", f"{lab.context.epoch}-1")
     tell(lab, "two")
     assert (await listener.event())["subject"] == "two"
 
@@ -119,8 +119,8 @@ async def test_an_id_that_is_not_known_begins_with_one_reset(lab: Lab, last_id: 
 async def test_what_is_not_kept_any_more_is_a_reset(lab: Lab) -> None:
     tell(lab, *(str(number) for number in range(30)))
     await asyncio.sleep(0.01)
-    assert (await (await Listener.open(lab, f"{lab.core.epoch}-9")).event())["kind"] == "reset"
-    kept = await Listener.open(lab, f"{lab.core.epoch}-10")
+    assert (await (await Listener.open(lab, f"{lab.context.epoch}-9")).event())["kind"] == "reset"
+    kept = await Listener.open(lab, f"{lab.context.epoch}-10")
     assert [(await kept.event())["subject"] for _ in range(20)] == [
         str(number) for number in range(10, 30)
     ]
@@ -164,7 +164,7 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         await listener.block()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 20_000, f"{grown} KiB for 200 streams and their clients"
-    assert lab.core.event_log.places.total == 200
+    assert lab.context.event_log.places.total == 200
     begun = asyncio.get_running_loop().time()
     assert (await lab.ask("GET", "/healthz")).status == 200
     assert asyncio.get_running_loop().time() - begun < 1
@@ -175,14 +175,14 @@ async def test_two_hundred_idle_streams_cost_little_and_hold_nobody_up(lab: Lab)
         listener.writer.transport.abort()
 
     async def nobody() -> bool:
-        return not lab.core.event_log.places.total
+        return not lab.context.event_log.places.total
 
     await until(nobody, timeout=5, what="all streams are forgotten")
 
 
 async def test_there_are_only_so_many_streams(lab: Lab) -> None:
     root = Peer(0, 0, 1, frozenset())
-    held = [lab.core.event_log.places.enter(root) for _ in range(lab.core.limits().streams)]
+    held = [lab.context.event_log.places.enter(root) for _ in range(lab.context.limits().streams)]
     answer = await lab.ask("GET", "/v1/events")
     assert (answer.status, answer.json["code"]) == (429, "too-many")
     for leave in held:
