@@ -1,4 +1,4 @@
-"""The networks and ports that the configuration describes, kept true in the verbs.
+"""The networks and ports that the configuration declares, reconciled with those there are.
 
 They are made through the same verbs as any other, so what is ours is written down: the names only,
 beside the state of the verbs. Nothing here touches a cable. What the configuration no longer
@@ -21,11 +21,11 @@ from linkmgr.service.config import NetworkSection
 
 log = logging.getLogger(__name__)
 
-DOCUMENT = "configuration"
+DOCUMENT_NAME = "configuration"
 #: Seconds until a network that could not be made is tried again: on a disk that was full, say.
-RETRY_S = 5.0
+RETRY_INTERVAL_S = 5.0
 #: After these a network may be out of use.
-_FREEING = {
+_RELEASING_EVENTS = {
     EventKind.UNPLUGGED,
     EventKind.REPLUGGED,
     EventKind.VM_REMOVED,
@@ -36,8 +36,8 @@ _FREEING = {
 _HINT = "change it in the configuration file, and reload the service"
 
 
-class Configured:
-    """Brings the networks and ports of the configuration about.
+class DeclaredNetworks:
+    """Reconciles networks and ports with what the configuration declares.
 
     :param documents: one of which has the names of those that are ours.
     """
@@ -48,7 +48,7 @@ class Configured:
         self._wanted: Mapping[str, NetworkSection] = {}
         self._ours: dict[str, set[str]] = {}  # networks of the configuration, and their ports
         self._saved = SavedDocument(
-            documents, DOCUMENT, "which networks are the configuration's", self._content
+            documents, DOCUMENT_NAME, "which networks are the configuration's", self._content
         )
         self._is_read = False
         self._pending = False
@@ -87,22 +87,22 @@ class Configured:
                 hint="unplug its NICs, or describe it again",
             )
 
-    async def use(self, wanted: Mapping[str, NetworkSection]) -> None:
+    async def apply(self, wanted: Mapping[str, NetworkSection]) -> None:
         """Bring about what a configuration describes. What cannot be is logged."""
         async with self._lock:
             if not self._is_read:
-                self._ours = await self._documents.read(DOCUMENT, _read) or {}
+                self._ours = await self._documents.read(DOCUMENT_NAME, _read) or {}
                 self._saved.is_written()
                 self._is_read = True
             self._wanted = wanted
             self._waiting.clear()
-            await self._apply()
+            await self._reconcile()
 
     async def retry(self) -> None:
         """Remove or change what was in use, if it is no longer."""
         async with self._lock:
             if self._pending:
-                await self._apply()
+                await self._reconcile()
 
     def findings(self) -> list[Finding]:
         """The networks of the configuration that could not be made, and why."""
@@ -117,21 +117,21 @@ class Configured:
     async def retry_failures(self) -> None:
         """Try again and again to make networks that could not be, until cancelled."""
         while True:
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_INTERVAL_S)
             if self._failures:
                 async with self._lock:
-                    await self._apply()
+                    await self._reconcile()
 
     async def follow(self, events: EventStream) -> None:
         """Try again whenever a network may be out of use, until the events end."""
         try:
             async for event in events:
-                if event.kind in _FREEING:
+                if event.kind in _RELEASING_EVENTS:
                     await self.retry()
         finally:
             events.close()
 
-    async def _apply(self) -> None:
+    async def _reconcile(self) -> None:
         self._pending = False
         before, self._failures = self._failures, {}
         there = {network.name for network in await self._links.networks()}

@@ -20,7 +20,7 @@ from linkmgr.protocol import LinkApi
 from linkmgr.qmp.admission import MayUse
 from linkmgr.service.access import Access
 from linkmgr.service.config import Config, Limits
-from linkmgr.service.configured import Configured
+from linkmgr.service.configured import DeclaredNetworks
 from linkmgr.service.metrics import Metrics
 from linkmgr.service.operations import Operations
 from linkmgr.service.peers import Peer
@@ -78,7 +78,7 @@ class ServiceContext:
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()
-        self.configured = Configured(links, documents or Documents(None))
+        self.declared = DeclaredNetworks(links, documents or Documents(None))
         self.epoch = secrets.token_hex(4)
         running = Quota(lambda: self.limits().running, self.rank)
         streams = Quota(lambda: self.limits().streams, self.rank)
@@ -101,4 +101,4 @@ class ServiceContext:
         """Put a configuration in force. Touches no cable."""
         self.access = Access(config.access)
         self.config = config
-        await self.configured.use(config.networks)
+        await self.declared.apply(config.networks)

@@ -41,7 +41,7 @@ async def create_network(request: RequestContextDep, body: models.CreateNetwork)
                 name, body.driver, drift=body.drift, **body.options
             )
         except AlreadyExists:
-            request.context.configured.check_network(name)
+            request.context.declared.check_network(name)
             raise
         return dict(to_json(made))
 
@@ -66,7 +66,7 @@ async def delete_network(request: RequestContextDep, name: models.NetworkPath) -
     check_name("network", name)
 
     async def do_delete() -> Mapping[str, Any]:
-        request.context.configured.check_network(name)
+        request.context.declared.check_network(name)
         return {"changed": await request.links.delete_network(name)}
 
     return await request.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
@@ -87,11 +87,11 @@ async def create_port(request: RequestContextDep, body: models.CreatePort) -> Re
     _check_keys(f"port {network}:{name}", body.options)
 
     async def do_create() -> Mapping[str, Any]:
-        request.context.configured.check_stays(network)
+        request.context.declared.check_stays(network)
         try:
             made = await request.links.create_port(network, name, **body.options)
         except AlreadyExists:
-            request.context.configured.check_port(network, name)
+            request.context.declared.check_port(network, name)
             raise
         return dict(to_json(made))
 
@@ -113,9 +113,9 @@ async def delete_port(
     check_name("port", name)
 
     async def do_delete() -> Mapping[str, Any]:
-        request.context.configured.check_port(network, name)
+        request.context.declared.check_port(network, name)
         changed = await request.links.delete_port(network, name)
-        await request.context.configured.retry()
+        await request.context.declared.retry()
         return {"changed": changed}
 
     return await request.change(

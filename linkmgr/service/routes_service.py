@@ -39,7 +39,7 @@ async def check(request: RequestContextDep) -> Response:
         asyncio.gather(request.links.check(), request.context.guests.check())
     )
     findings = [finding for found in looks for finding in found]
-    findings += request.context.configured.findings()
+    findings += request.context.declared.findings()
     request.context.metrics.on_check(findings)
     return JsonResponse({"findings": to_json(findings)})
 

@@ -118,7 +118,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
             LinkManager(state=state, fd_store=fd_store, timeout=timeout, connectors=connectors)
         )
         context = ServiceContext(links, settings, links.documents)
-        await context.configured.use(settings.networks)
+        await context.declared.apply(settings.networks)
         care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt))
         context.guests = care
         ready.set_result(care)
@@ -156,12 +156,12 @@ class Service:
             helpers = [
                 group.create_task(self._reloads()),
                 group.create_task(self._announce()),
-                group.create_task(context.configured.retry_failures()),
+                group.create_task(context.declared.retry_failures()),
             ]
             if (seconds := watchdog_seconds()) is not None:
                 helpers.append(group.create_task(beat(self._notifier, seconds)))
             group.create_task(context.event_log.listen(listeners[0]))
-            group.create_task(context.configured.follow(listeners[1]))
+            group.create_task(context.declared.follow(listeners[1]))
             try:
                 with self._signals():
                     await self._server.run_on(socks)

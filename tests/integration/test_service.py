@@ -58,7 +58,7 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
         DomainController(lab.links, None) as care,
     ):
         context = ServiceContext(lab.links, config or Config(), Documents(lab.workdir))
-        await context.configured.use(context.config.networks)
+        await context.declared.apply(context.config.networks)
         context.guests = care
         service = Service(context, Notifier(None))
         task = asyncio.create_task(service.run(sock))

@@ -337,7 +337,7 @@ async def running(
     links = FakeLinks()
     async with listening(folder / "api.sock") as sock:
         context = ServiceContext(links, config or Config())
-        await context.configured.use(context.config.networks)
+        await context.declared.apply(context.config.networks)
         guests = FakeGuests(links)
         context.guests = cast("DomainController", guests)
         service = Service(context, Notifier(None), path)

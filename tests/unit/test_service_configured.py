@@ -16,7 +16,7 @@ from linkmgr.documents import Documents
 from linkmgr.errors import NetworkInUse, ReadOnly, StateError
 from linkmgr.model import NicRef
 from linkmgr.service.config import Config, NetworkSection
-from linkmgr.service.configured import Configured
+from linkmgr.service.configured import DeclaredNetworks
 from linkmgr.testing.process import until
 from tests.unit.service_lab import FakeLinks, Lab, running
 
@@ -39,21 +39,21 @@ async def links() -> FakeLinks:
 
 
 async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(links: FakeLinks) -> None:
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(p7={"isolated": True}), "red": network("br1")})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(p7={"isolated": True}), "red": network("br1")})
     assert bridges(links) == {"blue": "br0", "red": "br1"}
     assert [str(port) for port in await links.ports("blue")] == ["blue:p7"]
-    await configured.use({"blue": network(p8={})})
+    await declared.apply({"blue": network(p8={})})
     assert bridges(links) == {"blue": "br0"}
     assert [str(port) for port in await links.ports("blue")] == ["blue:p8"]
-    await configured.use({})
+    await declared.apply({})
     assert not links.the_networks
 
 
 async def test_what_is_described_otherwise_is_made_anew(links: FakeLinks) -> None:
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(p7={"isolated": True})})
-    await configured.use({"blue": network("br9", p7={"isolated": False})})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(p7={"isolated": True})})
+    await declared.apply({"blue": network("br9", p7={"isolated": False})})
     assert bridges(links) == {"blue": "br9"}
     (port,) = await links.ports("blue")
     assert port.options == {"isolated": False}
@@ -62,16 +62,16 @@ async def test_what_is_described_otherwise_is_made_anew(links: FakeLinks) -> Non
 
 @pytest.mark.parametrize("target", ["blue", "blue:p7"])
 async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, target: str) -> None:
-    configured = Configured(links, Documents(None))
-    following = asyncio.create_task(configured.follow(links.events()))
+    declared = DeclaredNetworks(links, Documents(None))
+    following = asyncio.create_task(declared.follow(links.events()))
     await asyncio.sleep(0)
-    await configured.use({"blue": network(p7={}), "red": network()})
+    await declared.apply({"blue": network(p7={}), "red": network()})
     await links.plug(NIC, target)
-    await configured.use({"red": network("br5")})
+    await declared.apply({"red": network("br5")})
     assert bridges(links) == {"blue": "br0", "red": "br5"}, "the rest is done"
     await links.plug(NIC, "red")
     links.bus.publish("replugged", NIC)  # type: ignore[arg-type]
-    await configured.use({"red": network("br6")})
+    await declared.apply({"red": network("br6")})
     assert bridges(links)["red"] == "br5"
     await links.unplug(NIC)
 
@@ -86,27 +86,27 @@ async def test_what_is_in_use_stays_until_its_last_unplug(links: FakeLinks, targ
 async def test_ports_of_the_api_go_with_the_network_of_the_configuration_that_they_are_on(
     links: FakeLinks,
 ) -> None:
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(p7={})})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(p7={})})
     await links.create_port("blue", "p9", isolated=True)
     await links.plug(NIC, "blue:p9")
-    await configured.use({})
+    await declared.apply({})
     assert [port.name for port in await links.ports("blue")] == ["p7", "p9"]
-    for refused in (configured.check_network, lambda name: configured.check_port(name, "p9")):
+    for refused in (declared.check_network, lambda name: declared.check_port(name, "p9")):
         with pytest.raises(ReadOnly, match="blue is no longer in the configuration: it stays"):
             refused("blue")
     await links.unplug(NIC)
-    await configured.retry()
+    await declared.retry()
     assert not links.the_networks
     assert not links.the_ports
-    configured.check_network("blue")
+    declared.check_network("blue")
 
 
 async def test_ports_of_the_api_stay_when_their_network_is_described_otherwise(
     links: FakeLinks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(p7={})})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(p7={})})
     await links.create_port("blue", "p9", isolated=True)
     delete = links.delete_network
 
@@ -114,33 +114,33 @@ async def test_ports_of_the_api_stay_when_their_network_is_described_otherwise(
         raise NetworkInUse(f"network {name} is in use")
 
     monkeypatch.setattr(links, "delete_network", refuse)  # somebody was faster
-    await configured.use({"blue": network("br9", p7={})})
+    await declared.apply({"blue": network("br9", p7={})})
     assert bridges(links) == {"blue": "br0"}
     monkeypatch.setattr(links, "delete_network", delete)
     assert {port.name: dict(port.options) for port in await links.ports("blue")} == {
         "p7": {},
         "p9": {"isolated": True},
     }
-    await configured.retry()
+    await declared.retry()
     assert bridges(links) == {"blue": "br9"}
     assert {port.name: dict(port.options) for port in await links.ports("blue")} == {
         "p7": {},
         "p9": {"isolated": True},
     }
-    configured.check_port("blue", "p9")
+    declared.check_port("blue", "p9")
     with pytest.raises(ReadOnly, match="described by the configuration"):
-        configured.check_port("blue", "p7")
+        declared.check_port("blue", "p7")
 
 
 async def test_a_network_of_the_api_is_left_alone(
     links: FakeLinks, caplog: pytest.LogCaptureFixture
 ) -> None:
     await links.create_network("blue", "bridge", bridge="mine")
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(), "red": network()})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(), "red": network()})
     assert bridges(links) == {"blue": "mine", "red": "br0"}
     assert "network blue of the configuration" in caplog.text
-    await configured.use({})
+    await declared.apply({})
     assert bridges(links) == {"blue": "mine"}
 
 
@@ -150,8 +150,8 @@ async def test_a_later_run_knows_which_networks_are_of_the_configuration(
     await links.create_network("own", "bridge", bridge="mine")
     (tmp_path / "state").mkdir()
     state = Documents(tmp_path / "state")
-    await Configured(links, state).use({"blue": network(p7={}), "red": network()})
-    await Configured(links, state).use({"red": network("br2")})
+    await DeclaredNetworks(links, state).apply({"blue": network(p7={}), "red": network()})
+    await DeclaredNetworks(links, state).apply({"red": network("br2")})
     assert bridges(links) == {"own": "mine", "red": "br2"}
     (record,) = (tmp_path / "state").iterdir()
     assert record.name == "configuration.json"
@@ -171,9 +171,9 @@ async def test_a_network_that_was_made_just_before_a_crash_is_known_to_be_ours(
     with monkeypatch.context() as patch:
         patch.setattr(links, "create_network", crash)
         with pytest.raises(asyncio.CancelledError):
-            await Configured(links, state).use({"blue": network()})
+            await DeclaredNetworks(links, state).apply({"blue": network()})
     assert bridges(links) == {"blue": "br0"}
-    await Configured(links, state).use({})
+    await DeclaredNetworks(links, state).apply({})
     assert not links.the_networks
 
 
@@ -187,7 +187,7 @@ async def test_a_damaged_record_is_set_aside_deletes_nothing_and_is_told(
     record = tmp_path / "configuration.json"
     record.write_text(text)
     await links.create_network("own", "bridge", bridge="mine")
-    await Configured(links, Documents(tmp_path)).use({"blue": network()})
+    await DeclaredNetworks(links, Documents(tmp_path)).apply({"blue": network()})
     assert bridges(links) == {"own": "mine", "blue": "br0"}
     assert "delete the networks that the configuration no longer has" in caplog.text
     assert (tmp_path / "configuration.json.damaged").read_text() == text
@@ -196,7 +196,7 @@ async def test_a_damaged_record_is_set_aside_deletes_nothing_and_is_told(
 async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_there(
     links: FakeLinks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await Configured(links, Documents(Path("/proc/nowhere"))).use({"blue": network()})
+    await DeclaredNetworks(links, Documents(Path("/proc/nowhere"))).apply({"blue": network()})
     assert bridges(links) == {"blue": "br0"}
     assert "cannot be written" in caplog.text
 
@@ -206,11 +206,11 @@ async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
 ) -> None:
     monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
     state = Documents(tmp_path)
-    configured = Configured(links, state)
-    await configured.use({})
+    declared = DeclaredNetworks(links, state)
+    await declared.apply({})
     in_its_way = tmp_path / "configuration.json"
     in_its_way.mkdir()
-    await configured.use({"blue": network()})
+    await declared.apply({"blue": network()})
     assert [document.name for document, _ in state.unwritten()] == ["configuration"]
     in_its_way.rmdir()
 
@@ -224,23 +224,23 @@ async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
 async def test_a_network_that_cannot_be_made_is_a_finding_and_tried_again(
     links: FakeLinks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("linkmgr.service.configured.RETRY_S", 0.02)
+    monkeypatch.setattr("linkmgr.service.configured.RETRY_INTERVAL_S", 0.02)
 
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")
 
-    configured = Configured(links, Documents(None))
-    trying = asyncio.create_task(configured.retry_failures())
+    declared = DeclaredNetworks(links, Documents(None))
+    trying = asyncio.create_task(declared.retry_failures())
     with monkeypatch.context() as patch:
         patch.setattr(links, "create_network", full)
-        await configured.use({"blue": network(p7={})})
+        await declared.apply({"blue": network(p7={})})
         await asyncio.sleep(0.1)
-        (found,) = configured.findings()
+        (found,) = declared.findings()
     assert (found.code, found.subject) == ("state-error", "network:blue")
     assert caplog.text.count("the disk is full") == 1, "it is told once"
 
     async def is_made() -> bool:
-        return not configured.findings()
+        return not declared.findings()
 
     await until(is_made, timeout=5, what="it is made")
     assert [str(port) for port in await links.ports("blue")] == ["blue:p7"]
@@ -253,15 +253,15 @@ async def test_verbs_that_cannot_write_are_tried_again(
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")
 
-    configured = Configured(links, Documents(None))
-    await configured.use({"blue": network(p7={}), "red": network()})
+    declared = DeclaredNetworks(links, Documents(None))
+    await declared.apply({"blue": network(p7={}), "red": network()})
     with monkeypatch.context() as patch:
         for verb in ("create_network", "create_port", "delete_network", "delete_port"):
             patch.setattr(links, verb, full)
-        await configured.use({"green": network()})
-        await configured.retry()
+        await declared.apply({"green": network()})
+        await declared.retry()
     assert "the disk is full" in caplog.text
-    await configured.retry()
+    await declared.retry()
     assert bridges(links) == {"green": "br0"}
 
 
