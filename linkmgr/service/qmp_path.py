@@ -21,19 +21,19 @@ from linkmgr.qmp.connection import file_timeout_error
 from linkmgr.qmp.dialer import transport_of
 
 #: Seconds for the look at a path.
-LOOK_S = 5.0
-_MOST_LINKS = 40  # as many as the kernel follows in a path
+PATH_CHECK_TIMEOUT_S = 5.0
+_MAX_SYMLINKS = 40  # as many as the kernel follows in a path
 _HINT = "give the path that QEMU has in -qmp unix:PATH,server=on,wait=off"
 
 
-def named(text: str) -> Path | str:
+def parse_address(text: str) -> Path | str:
     """Read what a caller gives: the path of a socket, or a domain of libvirt. Looks at no file.
 
     :return: a `Path`, or ``libvirt:`` with the domain's name or uuid.
     :raise BadRequest: when it is neither. A QEMU that dials is never named: it comes by itself.
     """
     if transport_of(text) is not MonitorTransport.LIBVIRT:
-        return absolute(text)
+        return parse_path(text)
     domain = text.partition(":")[2]
     if not domain.strip() or not domain.isprintable():
         raise BadRequest(
@@ -42,16 +42,16 @@ def named(text: str) -> Path | str:
     return text
 
 
-def allowed(asked: Path | str, may_use: Callable[[int], bool]) -> Path | str:
-    """Return what `named` has read, if the caller may use it; see `settled`.
+def authorize(asked: Path | str, may_use: Callable[[int], bool]) -> Path | str:
+    """Return what `parse_address` has read, if the caller may use it; see `resolve_trusted`.
 
     libvirt is asked with the service's own rights, so a domain counts as root's.
 
-    :raise BadRequest: as `settled`.
+    :raise BadRequest: as `resolve_trusted`.
     :raise Forbidden: when it is another user's.
     """
     if isinstance(asked, Path):
-        return settled(asked, may_use)
+        return resolve_trusted(asked, may_use)
     if not may_use(0):
         raise Forbidden(
             f"the monitor {ascii(asked)[1:-1][:60]} is root's, whose VMs the caller may not add",
@@ -60,20 +60,24 @@ def allowed(asked: Path | str, may_use: Callable[[int], bool]) -> Path | str:
     return asked
 
 
-async def allowed_in_time(
+async def authorize_in_time(
     asked: Path | str, may_use: Callable[[int], bool], uid: int
 ) -> Path | str:
-    """As `allowed`, for a user whose file system may never answer.
+    """As `authorize`, for a user whose file system may never answer.
 
     :raise MonitorUnreachable: it has not answered in time.
     """
     try:
-        return await run_in_file_thread(uid, partial(allowed, asked, may_use), timeout=LOOK_S)
+        return await run_in_file_thread(
+            uid, partial(authorize, asked, may_use), timeout=PATH_CHECK_TIMEOUT_S
+        )
     except TimeoutError as error:
-        raise file_timeout_error(error, ascii(str(asked))[1:-1][:200], LOOK_S) from None
+        raise file_timeout_error(
+            error, ascii(str(asked))[1:-1][:200], PATH_CHECK_TIMEOUT_S
+        ) from None
 
 
-def absolute(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """Read the path of a socket. Looks at no file.
 
     :raise BadRequest: when it is not absolute, or names no file.
@@ -84,7 +88,7 @@ def absolute(text: str) -> Path:
     return path
 
 
-def settled(path: Path, may_use: Callable[[int], bool]) -> Path:
+def resolve_trusted(path: Path, may_use: Callable[[int], bool]) -> Path:
     """Return the path with the symbolic links in it followed, which it must not change any more.
 
     Links of root or of the service's own user in directories of theirs are followed, such as
@@ -95,7 +99,7 @@ def settled(path: Path, may_use: Callable[[int], bool]) -> Path:
     :raise BadRequest: when a link must not be followed, or the end is not a socket.
     :raise Forbidden: when the socket is somebody's whose sockets the caller may not use.
     """
-    here, links = Path("/"), 0
+    here, symlinks = Path("/"), 0
     rest = deque(path.parts[1:])
     try:
         while rest:
@@ -108,8 +112,8 @@ def settled(path: Path, may_use: Callable[[int], bool]) -> Path:
             if not stat.S_ISLNK(found.st_mode):
                 here = step
                 continue
-            links += 1
-            if not rest or links > _MOST_LINKS or not (_ours(found) and _is_safe(here)):
+            symlinks += 1
+            if not rest or symlinks > _MAX_SYMLINKS or not (_ours(found) and _is_safe(here)):
                 raise BadRequest(
                     f"{ascii(str(step))[1:-1]} is a symbolic link, which could be changed to lead "
                     "to another VM",

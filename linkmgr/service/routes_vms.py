@@ -29,11 +29,11 @@ async def vms(request: RequestContextDep) -> Response:
 async def add_vm(request: RequestContextDep, body: models.AddVm) -> Response:
     """Take charge of a running QEMU's NICs: every unplugged one goes down at once."""
     name = check_name("VM", body.name)
-    asked = qmp_path.named(body.qmp)
+    asked = qmp_path.parse_address(body.qmp)
     may_use = partial(request.context.access.may_use_sockets_of, request.peer)
 
     async def do_add() -> Mapping[str, Any]:  # only now is it known that the caller may ask
-        qmp = await qmp_path.allowed_in_time(asked, may_use, request.peer.uid)
+        qmp = await qmp_path.authorize_in_time(asked, may_use, request.peer.uid)
         # The path may lead elsewhere by the time that it is connected to: asked once more then.
         added = await request.links.add_vm(name, qmp, uid=request.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}

@@ -13,7 +13,7 @@ from linkmgr.errors import BadRequest, Forbidden
 from linkmgr.service.access import Access
 from linkmgr.service.config import AccessSection, Rule
 from linkmgr.service.peers import Peer
-from linkmgr.service.qmp_path import absolute, allowed, named, settled
+from linkmgr.service.qmp_path import authorize, parse_address, parse_path, resolve_trusted
 
 GROUP = 54321
 
@@ -34,17 +34,17 @@ def monitor(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("text", ["", "web1.qmp", "./web1.qmp", "/", "/run/..", "/run/a\0b"])
 def test_a_path_that_is_not_absolute_or_names_no_file_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="is not the absolute path of a socket"):
-        absolute(text)
+        parse_path(text)
 
 
 def test_a_plain_path_is_left_as_it_is(monitor: Path) -> None:
-    assert settled(monitor, everybody) == monitor
-    assert settled(monitor.parent / ".." / "vms" / "web1.qmp", everybody) == monitor
+    assert resolve_trusted(monitor, everybody) == monitor
+    assert resolve_trusted(monitor.parent / ".." / "vms" / "web1.qmp", everybody) == monitor
 
 
 def test_what_does_not_exist_is_for_whoever_connects_to_say(tmp_path: Path) -> None:
     for path in (tmp_path / "none.qmp", tmp_path / "none" / "none.qmp", tmp_path / "\ud800"):
-        assert settled(path, everybody) == path
+        assert resolve_trusted(path, everybody) == path
 
 
 def test_a_link_of_ours_in_a_directory_of_ours_is_followed_and_is_not_in_the_result(
@@ -52,8 +52,8 @@ def test_a_link_of_ours_in_a_directory_of_ours_is_followed_and_is_not_in_the_res
 ) -> None:
     (tmp_path / "var").symlink_to("vms")
     (tmp_path / "run").symlink_to(tmp_path / "var")
-    assert settled(tmp_path / "run" / "web1.qmp", everybody) == monitor
-    assert settled(tmp_path / "run" / "none.qmp", everybody) == monitor.parent / "none.qmp"
+    assert resolve_trusted(tmp_path / "run" / "web1.qmp", everybody) == monitor
+    assert resolve_trusted(tmp_path / "run" / "none.qmp", everybody) == monitor.parent / "none.qmp"
 
 
 def test_a_socket_that_is_a_link_is_refused_wherever_it_leads(monitor: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_socket_that_is_a_link_is_refused_wherever_it_leads(monitor: Path) -> 
         link = monitor.parent / f"to-{target.name}"
         link.symlink_to(target)
         with pytest.raises(BadRequest, match=f"to-{target.name} is a symbolic link"):
-            settled(link, everybody)
+            resolve_trusted(link, everybody)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
@@ -73,9 +73,9 @@ def test_a_link_in_a_directory_that_others_can_write_is_refused(
     shared.chmod(mode)
     (shared / "vms").symlink_to(monitor.parent)
     with pytest.raises(BadRequest, match="shared/vms is a symbolic link"):
-        settled(shared / "vms" / "web1.qmp", everybody)
+        resolve_trusted(shared / "vms" / "web1.qmp", everybody)
     shared.chmod(mode | 0o1000)  # as /tmp: what is ours stays ours
-    assert settled(shared / "vms" / "web1.qmp", everybody) == monitor
+    assert resolve_trusted(shared / "vms" / "web1.qmp", everybody) == monitor
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link away")
@@ -86,25 +86,25 @@ def test_a_link_of_another_user_is_refused(monitor: Path, tmp_path: Path) -> Non
     (shared / "vms").symlink_to(monitor.parent)
     os.chown(shared / "vms", 65534, 65534, follow_symlinks=False)
     with pytest.raises(BadRequest, match="is a symbolic link"):
-        settled(shared / "vms" / "web1.qmp", everybody)
+        resolve_trusted(shared / "vms" / "web1.qmp", everybody)
     os.chown(shared / "vms", 0, 0, follow_symlinks=False)
     os.chown(shared, 65534, 65534)
     with pytest.raises(BadRequest, match="is a symbolic link"):
-        settled(shared / "vms" / "web1.qmp", everybody)
+        resolve_trusted(shared / "vms" / "web1.qmp", everybody)
 
 
 def test_links_that_go_round_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     with pytest.raises(BadRequest, match="is a symbolic link"):
-        settled(tmp_path / "one" / "web1.qmp", everybody)
+        resolve_trusted(tmp_path / "one" / "web1.qmp", everybody)
 
 
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path, Path("/dev/null")):
         with pytest.raises(BadRequest, match="is not a socket"):
-            settled(path, everybody)
+            resolve_trusted(path, everybody)
 
 
 def test_a_socket_whose_owner_the_caller_does_not_speak_for_is_forbidden(monitor: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_socket_whose_owner_the_caller_does_not_speak_for_is_forbidden(monitor
         return False
 
     with pytest.raises(Forbidden, match=f"belongs to uid {os.geteuid()}"):
-        settled(monitor, nobody)
+        resolve_trusted(monitor, nobody)
     assert asked == [os.geteuid()]
 
 
@@ -136,19 +136,19 @@ def test_who_asks_decides_whose_monitors_may_be_named(
 
 
 def test_a_domain_of_libvirt_may_be_named_instead_of_a_path() -> None:
-    assert named("/run/web1.qmp") == Path("/run/web1.qmp")
-    assert named("libvirt:web1") == "libvirt:web1"
-    assert allowed("libvirt:web1", everybody) == "libvirt:web1"
+    assert parse_address("/run/web1.qmp") == Path("/run/web1.qmp")
+    assert parse_address("libvirt:web1") == "libvirt:web1"
+    assert authorize("libvirt:web1", everybody) == "libvirt:web1"
     for text in ("libvirt:", "libvirt: ", "libvirt:a\nb"):
         with pytest.raises(BadRequest, match="names no domain"):
-            named(text)
+            parse_address(text)
 
 
 def test_a_domain_of_libvirt_is_as_root_s_own_socket_would_be() -> None:
     with pytest.raises(Forbidden, match="libvirt:web1 is root's"):
-        allowed("libvirt:web1", lambda owner: owner != 0)
+        authorize("libvirt:web1", lambda owner: owner != 0)
 
 
 def test_a_guest_that_dials_is_named_by_nobody() -> None:
     with pytest.raises(BadRequest, match="is not the absolute path of a socket"):
-        named("inbound:e4575ab2-7cba-58df-aac2-669e6faac4ef")
+        parse_address("inbound:e4575ab2-7cba-58df-aac2-669e6faac4ef")
