@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, MutableMapping
 
 from linkmgr.host import Fd
-from linkmgr.service.notify import Notifier
+from linkmgr.service.notify import SystemdNotifier
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class SystemdFdStore:
     :param passed: the fds of the store are taken out of it; the rest stays the caller's.
     """
 
-    def __init__(self, notifier: Notifier, passed: PassedFds) -> None:
+    def __init__(self, notifier: SystemdNotifier, passed: PassedFds) -> None:
         self._notifier = notifier
         self._left: dict[str, Fd] = {}
         for name in [name for name in passed.names if name.startswith(_PREFIX)]:

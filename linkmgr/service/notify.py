@@ -16,20 +16,20 @@ from linkmgr.host import Fd
 
 log = logging.getLogger(__name__)
 
-_WAITING_MAX = 256  # messages; systemd takes them within milliseconds, or is in trouble itself
+_MAX_QUEUED = 256  # messages; systemd takes them within milliseconds, or is in trouble itself
 
 #: Seconds that a start may take while the event loop turns: a thousand guests of which a few do not
 #: answer take two minutes.
-START_MOST_S = 600.0
-_EXTEND_EVERY_S = 10.0
+MAX_START_S = 600.0
+_EXTEND_INTERVAL_S = 10.0
 _EXTEND_S = 30.0  # from then on; TimeoutStartSec= counts as long as it is more
 
 
-class Notifier:
+class SystemdNotifier:
     """Sends messages to the service manager, or nowhere when there is none.
 
     Nothing here blocks or raises: no cable may wait for systemd. A message for which its queue has
-    no room is kept, and sent before the next one; the watchdog's beat makes sure that there is one.
+    no room is kept, and sent before the next one; `watchdog_loop` makes sure that there is one.
 
     :param address: the value of NOTIFY_SOCKET: a path, or ``@`` and an abstract name.
     """
@@ -114,7 +114,7 @@ class Notifier:
         return True
 
     def _wait(self, message: bytes, fds: Sequence[int]) -> None:
-        if len(self._waiting) >= _WAITING_MAX:
+        if len(self._waiting) >= _MAX_QUEUED:
             log.warning("systemd takes no messages; not told: %s", message.decode().split("\n"))
             return
         copies: list[Fd] = []
@@ -127,7 +127,7 @@ class Notifier:
         self._waiting.append((message, copies))
 
 
-def watchdog_seconds(environ: MutableMapping[str, str] = os.environ) -> float | None:
+def watchdog_interval(environ: MutableMapping[str, str] = os.environ) -> float | None:
     """Return how often systemd wants to hear of us: half of WATCHDOG_USEC, in seconds.
 
     ``None`` when it does not, or when it wants to hear of another process. The variables are taken
@@ -139,17 +139,17 @@ def watchdog_seconds(environ: MutableMapping[str, str] = os.environ) -> float | 
     return int(usec) / 2_000_000
 
 
-async def beat(notifier: Notifier, seconds: float) -> None:
+async def watchdog_loop(notifier: SystemdNotifier, seconds: float) -> None:
     """Tell systemd every `seconds` that the event loop turns, until cancelled."""
     while True:
         notifier.watchdog()
         await asyncio.sleep(seconds)
 
 
-async def more_time(notifier: Notifier) -> None:
-    """Ask for more time while the service starts, until cancelled or `START_MOST_S` are over."""
-    for _ in range(int(START_MOST_S / _EXTEND_EVERY_S)):
-        await asyncio.sleep(_EXTEND_EVERY_S)
+async def extend_start_loop(notifier: SystemdNotifier) -> None:
+    """Ask for more time while the service starts, until cancelled or `MAX_START_S` are over."""
+    for _ in range(int(MAX_START_S / _EXTEND_INTERVAL_S)):
+        await asyncio.sleep(_EXTEND_INTERVAL_S)
         notifier.send(f"EXTEND_TIMEOUT_USEC={int(_EXTEND_S * 1_000_000)}")
 
 

@@ -55,7 +55,12 @@ from linkmgr.service.fdstore import (
     passed_fds,
 )
 from linkmgr.service.logs import log_to_stderr
-from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
+from linkmgr.service.notify import (
+    SystemdNotifier,
+    extend_start_loop,
+    watchdog_interval,
+    watchdog_loop,
+)
 from linkmgr.service.peers import Peer
 from linkmgr.service.reading import Reading
 from linkmgr.service.sockets import EVERYBODYS, OWNERS, listening
@@ -87,7 +92,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
     # Until it is obeyed: a reload that comes early must not end the service.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     async with contextlib.AsyncExitStack() as stack:
-        notifier = Notifier.from_environment()
+        notifier = SystemdNotifier.from_environment()
         stack.callback(notifier.close)
         try:
             settings = _load(config)
@@ -95,7 +100,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
             await _show_wrong_configuration(notifier)
             raise
         _allow_many_files()
-        starting = asyncio.create_task(more_time(notifier), name="more time")
+        starting = asyncio.create_task(extend_start_loop(notifier), name="more time")
         stack.callback(starting.cancel)
         passed = passed_fds()
         stack.callback(passed.close)
@@ -136,7 +141,7 @@ class Service:
     """
 
     def __init__(
-        self, context: ServiceContext, notifier: Notifier, path: Path | None = None
+        self, context: ServiceContext, notifier: SystemdNotifier, path: Path | None = None
     ) -> None:
         self.context = context
         self._notifier = notifier
@@ -158,8 +163,8 @@ class Service:
                 group.create_task(self._announce()),
                 group.create_task(context.declared.retry_failures()),
             ]
-            if (seconds := watchdog_seconds()) is not None:
-                helpers.append(group.create_task(beat(self._notifier, seconds)))
+            if (seconds := watchdog_interval()) is not None:
+                helpers.append(group.create_task(watchdog_loop(self._notifier, seconds)))
             group.create_task(context.event_log.listen(listeners[0]))
             group.create_task(context.declared.follow(listeners[1]))
             try:
@@ -236,7 +241,7 @@ class Service:
                 loop.remove_signal_handler(number)
 
 
-async def _show_wrong_configuration(notifier: Notifier) -> None:
+async def _show_wrong_configuration(notifier: SystemdNotifier) -> None:
     """Let the manager show why the start fails, and the next one not follow at once.
 
     systemd starts the service again for each caller that waits on its socket, whatever Restart=

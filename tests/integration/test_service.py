@@ -17,7 +17,7 @@ from linkmgr.libvirt.care import DomainController
 from linkmgr.model import Drift
 from linkmgr.service.config import Config, NetworkSection
 from linkmgr.service.core import ServiceContext
-from linkmgr.service.notify import Notifier
+from linkmgr.service.notify import SystemdNotifier
 from linkmgr.service.run import Service
 from linkmgr.service.sockets import listening
 from linkmgr.swap import Step
@@ -60,7 +60,7 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
         context = ServiceContext(lab.links, config or Config(), Documents(lab.workdir))
         await context.declared.apply(context.config.networks)
         context.guests = care
-        service = Service(context, Notifier(None))
+        service = Service(context, SystemdNotifier(None))
         task = asyncio.create_task(service.run(sock))
         try:
             await service.listens()

@@ -22,7 +22,7 @@ from linkmgr.host.rtnl import index_of
 from linkmgr.host.tap import make_tap
 from linkmgr.model import DirectMode, OwnerTag
 from linkmgr.service.fdstore import SystemdFdStore, passed_fds
-from linkmgr.service.notify import Notifier, beat, watchdog_seconds
+from linkmgr.service.notify import SystemdNotifier, watchdog_interval, watchdog_loop
 
 TUNGETIFF = 0x800454D2
 SHARED = Path("/shared")
@@ -50,8 +50,8 @@ class Tiny:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.notifier = Notifier.from_environment()
-        self.beats = watchdog_seconds()
+        self.notifier = SystemdNotifier.from_environment()
+        self.beats = watchdog_interval()
         passed = passed_fds()
         names = passed.names
         self.fd_store = SystemdFdStore(self.notifier, passed)
@@ -98,7 +98,7 @@ class Tiny:
         # Not start_unix_server(): from Python 3.13 on it removes the path, which is systemd's.
         server = await asyncio.start_server(self.answer, sock=self.api)
         assert self.beats is not None
-        beating = loop.create_task(beat(self.notifier, self.beats))
+        beating = loop.create_task(watchdog_loop(self.notifier, self.beats))
         self.notifier.ready("serving")
         await ended.wait()
         self.notifier.stopping()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service.notify import Notifier
+from linkmgr.service.notify import SystemdNotifier
 
 
 class Manager:
@@ -49,7 +49,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 @pytest.fixture
-def notifier(manager: Manager) -> Iterator[Notifier]:
-    made = Notifier(manager.path)
+def notifier(manager: Manager) -> Iterator[SystemdNotifier]:
+    made = SystemdNotifier(manager.path)
     yield made
     made.close()

@@ -44,7 +44,7 @@ from linkmgr.model import (
 )
 from linkmgr.service.config import Config
 from linkmgr.service.core import ServiceContext
-from linkmgr.service.notify import Notifier
+from linkmgr.service.notify import SystemdNotifier
 from linkmgr.service.run import Service
 from linkmgr.service.sockets import listening
 from tests.unit import samples
@@ -340,7 +340,7 @@ async def running(
         await context.declared.apply(context.config.networks)
         guests = FakeGuests(links)
         context.guests = cast("DomainController", guests)
-        service = Service(context, Notifier(None), path)
+        service = Service(context, SystemdNotifier(None), path)
         lab = Lab(links, context, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))
         try:

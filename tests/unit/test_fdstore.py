@@ -13,7 +13,7 @@ import pytest
 from linkmgr.host import Fd
 from linkmgr.host.keeper import FdStore, NullFdStore
 from linkmgr.service.fdstore import PassedFds, SystemdFdStore, passed_fds
-from linkmgr.service.notify import Notifier
+from linkmgr.service.notify import SystemdNotifier
 from tests.unit.notify_lab import Manager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
@@ -114,7 +114,7 @@ def is_open(number: int) -> bool:
 
 
 def test_keeping_sends_a_duplicate_and_dropping_removes_it(
-    manager: Manager, notifier: Notifier
+    manager: Manager, notifier: SystemdNotifier
 ) -> None:
     fd_store: FdStore = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:
@@ -127,7 +127,9 @@ def test_keeping_sends_a_duplicate_and_dropping_removes_it(
     ]
 
 
-def test_what_an_earlier_run_left_can_be_taken_until_it_is_dropped(notifier: Notifier) -> None:
+def test_what_an_earlier_run_left_can_be_taken_until_it_is_dropped(
+    notifier: SystemdNotifier,
+) -> None:
     """So that a recovery that fails halfway can be tried again."""
     left, api = an_fd(), an_fd()
     number = left.number
@@ -146,7 +148,7 @@ def test_what_an_earlier_run_left_can_be_taken_until_it_is_dropped(notifier: Not
     passed.close()
 
 
-def test_an_fd_that_was_stored_twice_is_had_once(notifier: Notifier) -> None:
+def test_an_fd_that_was_stored_twice_is_had_once(notifier: SystemdNotifier) -> None:
     one, other = an_fd(), an_fd()
     numbers = one.number, other.number
     fd_store = SystemdFdStore(notifier, PassedFds([("lm-aa", one), ("lm-aa", other)]))
@@ -156,7 +158,7 @@ def test_an_fd_that_was_stored_twice_is_had_once(notifier: Notifier) -> None:
     assert not is_open(numbers[0])
 
 
-def test_what_nobody_claims_is_dropped(manager: Manager, notifier: Notifier) -> None:
+def test_what_nobody_claims_is_dropped(manager: Manager, notifier: SystemdNotifier) -> None:
     fds = [an_fd(), an_fd(), an_fd()]
     numbers = [fd.number for fd in fds]
     names = ["lm-a", "lm-b", "lm-c"]
@@ -176,7 +178,7 @@ def test_what_nobody_claims_is_dropped(manager: Manager, notifier: Notifier) -> 
 
 @pytest.mark.parametrize("ident", ["", "a:b", "a\nFDSTORE=1", "x" * 300])
 def test_an_id_that_cannot_be_a_name_is_logged_and_not_sent(
-    manager: Manager, notifier: Notifier, ident: str, caplog: pytest.LogCaptureFixture
+    manager: Manager, notifier: SystemdNotifier, ident: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fd_store = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:
@@ -190,7 +192,7 @@ def test_keeping_works_without_room_and_without_systemd(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "deaf"))
         for address in (str(tmp_path / "deaf"), str(tmp_path / "nobody"), None):
-            notifier = Notifier(address)
+            notifier = SystemdNotifier(address)
             fd_store = SystemdFdStore(notifier, PassedFds([]))
             with an_fd() as fd:
                 for number in range(2000):
@@ -199,7 +201,7 @@ def test_keeping_works_without_room_and_without_systemd(tmp_path: Path) -> None:
 
 
 def test_a_closed_fd_cannot_be_kept_and_that_is_no_error(
-    notifier: Notifier, caplog: pytest.LogCaptureFixture
+    notifier: SystemdNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     SystemdFdStore(notifier, PassedFds([])).keep("aa", 9999)
     assert "Bad file descriptor" in caplog.text

@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from linkmgr.service import notify
-from linkmgr.service.notify import Notifier, beat, more_time, watchdog_seconds
+from linkmgr.service.notify import (
+    SystemdNotifier,
+    extend_start_loop,
+    watchdog_interval,
+    watchdog_loop,
+)
 from tests.unit.notify_lab import Manager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
 
 
-def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: Notifier) -> None:
+def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: SystemdNotifier) -> None:
     notifier.ready("3 VMs")
     notifier.reloading()
     notifier.status("two\nlines")
@@ -33,7 +38,7 @@ def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: Notifi
 
 def test_the_address_is_taken_out_of_the_environment(manager: Manager) -> None:
     environ = {"NOTIFY_SOCKET": manager.path, "HOME": "/"}
-    notifier = Notifier.from_environment(environ)
+    notifier = SystemdNotifier.from_environment(environ)
     assert environ == {"HOME": "/"}
     assert notifier.connected
     notifier.close()
@@ -44,7 +49,7 @@ def test_an_abstract_socket_is_reached() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{name}")
         manager.settimeout(5)
-        notifier = Notifier(f"@{name}")
+        notifier = SystemdNotifier(f"@{name}")
         notifier.ready()
         notifier.close()
         assert manager.recv(100) == b"READY=1"
@@ -52,7 +57,7 @@ def test_an_abstract_socket_is_reached() -> None:
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234"])
 def test_without_a_service_manager_nothing_is_sent(address: str | None) -> None:
-    notifier = Notifier(address)
+    notifier = SystemdNotifier(address)
     assert not notifier.connected
     notifier.ready()
     notifier.close()
@@ -61,7 +66,7 @@ def test_without_a_service_manager_nothing_is_sent(address: str | None) -> None:
 def test_a_service_manager_that_is_gone_is_logged_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notifier = Notifier(str(tmp_path / "nobody"))
+    notifier = SystemdNotifier(str(tmp_path / "nobody"))
     with caplog.at_level(logging.WARNING):
         notifier.ready()
     assert "cannot tell systemd ['READY=1']" in caplog.text
@@ -72,7 +77,7 @@ def fds() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def fill(notifier: Notifier) -> int:
+def fill(notifier: SystemdNotifier) -> int:
     """Send until the queue of the service manager is full; return how many it took."""
     for count in range(10_000):
         notifier.send(f"X={count}")
@@ -82,7 +87,7 @@ def fill(notifier: Notifier) -> int:
 
 
 def test_what_finds_no_room_is_sent_later_and_in_order(
-    manager: Manager, notifier: Notifier
+    manager: Manager, notifier: SystemdNotifier
 ) -> None:
     taken = fill(notifier)
     with Path(os.devnull).open() as file:
@@ -94,7 +99,7 @@ def test_what_finds_no_room_is_sent_later_and_in_order(
 
 def test_what_waits_when_all_ends_leaves_no_fd(manager: Manager) -> None:
     before = fds()
-    notifier = Notifier(manager.path)
+    notifier = SystemdNotifier(manager.path)
     fill(notifier)
     with Path(os.devnull).open() as file:
         notifier.send("FDSTORE=1", fds=[file.fileno()])
@@ -105,7 +110,7 @@ def test_what_waits_when_all_ends_leaves_no_fd(manager: Manager) -> None:
 
 
 def test_a_service_manager_that_never_reads_costs_a_bounded_number_of_messages(
-    manager: Manager, notifier: Notifier, caplog: pytest.LogCaptureFixture
+    manager: Manager, notifier: SystemdNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(notifier)
     for _ in range(2000):
@@ -116,9 +121,9 @@ def test_a_service_manager_that_never_reads_costs_a_bounded_number_of_messages(
 
 def test_the_watchdog_is_fed_twice_in_its_time() -> None:
     environ = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}
-    assert watchdog_seconds(environ) == 15.0
+    assert watchdog_interval(environ) == 15.0
     assert environ == {}
-    assert watchdog_seconds(environ) is None
+    assert watchdog_interval(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -130,11 +135,11 @@ def test_the_watchdog_is_fed_twice_in_its_time() -> None:
     ],
 )
 def test_no_watchdog_of_ours_is_not_fed(environ: dict[str, str]) -> None:
-    assert watchdog_seconds(environ) is None
+    assert watchdog_interval(environ) is None
 
 
-async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: Notifier) -> None:
-    beating = asyncio.create_task(beat(notifier, 0.01))
+async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: SystemdNotifier) -> None:
+    beating = asyncio.create_task(watchdog_loop(notifier, 0.01))
     await asyncio.sleep(0.1)
     beating.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -145,12 +150,12 @@ async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: Notifi
 
 
 async def test_a_start_that_takes_long_asks_for_more_time_but_not_for_ever(
-    manager: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+    manager: Manager, notifier: SystemdNotifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "_EXTEND_EVERY_S", 0.01)
-    monkeypatch.setattr(notify, "START_MOST_S", 0.05)
+    monkeypatch.setattr(notify, "_EXTEND_INTERVAL_S", 0.01)
+    monkeypatch.setattr(notify, "MAX_START_S", 0.05)
     async with asyncio.timeout(5):
-        await more_time(notifier)
+        await extend_start_loop(notifier)
     heard = manager.heard()
     assert set(heard) == {"EXTEND_TIMEOUT_USEC=30000000"}
     assert 1 <= len(heard) <= 5
