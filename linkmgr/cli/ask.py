@@ -16,15 +16,15 @@ from linkmgr.cli.base import Settings
 if TYPE_CHECKING:
     from linkmgr.client import Client
 
-PATIENCE = 1.0  #: seconds to wait for a service that is just starting again
-BLINK = 0.3  #: seconds after which progress is shown
-SILENCE_SECONDS = 3.0  #: of a service, after which stderr says why it may be silent
+CONNECT_RETRY_S = 1.0  #: seconds to wait for a service that is just starting again
+SPINNER_DELAY_S = 0.3  #: seconds after which progress is shown
+SILENCE_NOTICE_S = 3.0  #: of a service, after which stderr says why it may be silent
 
 T = TypeVar("T")
 
 
-def ask(work: Callable[[Client], Awaitable[T]], doing: str) -> T:
-    """Do some work with a client.
+def run_with_client(request: Callable[[Client], Awaitable[T]], doing: str) -> T:
+    """Run a request with a client of the service, in an event loop of its own.
 
     :param doing: what takes so long, such as "plugging web1/net0".
     :raise ServiceTimeout: it took longer than --timeout.
@@ -37,17 +37,17 @@ def ask(work: Callable[[Client], Awaitable[T]], doing: str) -> T:
 
     async def run() -> T:
         async with (
-            answering(settings),
-            progress(doing),
-            Client(settings.socket, patience=PATIENCE) as links,
+            bounded_wait(settings),
+            spinner(doing),
+            Client(settings.socket, patience=CONNECT_RETRY_S) as links,
         ):
-            return await work(links)
+            return await request(links)
 
     return asyncio.run(run())
 
 
 @asynccontextmanager
-async def answering(settings: Settings) -> AsyncIterator[None]:
+async def bounded_wait(settings: Settings) -> AsyncIterator[None]:
     """Bound the wait for the service by --timeout, and tell on stderr why it is silent.
 
     :raise ServiceTimeout: the time is up.
@@ -61,7 +61,7 @@ async def answering(settings: Settings) -> AsyncIterator[None]:
     from linkmgr.where import socket_path
 
     path, seconds = socket_path(settings.socket), settings.seconds()
-    watching = asyncio.create_task(_tell_of_silence(path))
+    watching = asyncio.create_task(_report_silence(path))
     try:
         async with asyncio.timeout(seconds) as deadline:
             yield
@@ -85,14 +85,14 @@ async def answering(settings: Settings) -> AsyncIterator[None]:
         await asyncio.wait([watching])
 
 
-async def _tell_of_silence(path: Path) -> None:
+async def _report_silence(path: Path) -> None:
     import asyncio
 
     from linkmgr.cli.diagnose import diagnose
 
     told = None
     while True:
-        await asyncio.sleep(SILENCE_SECONDS)
+        await asyncio.sleep(SILENCE_NOTICE_S)
         found = await diagnose(path)
         if found is not None and found != told:
             told = found
@@ -104,7 +104,7 @@ async def _tell_of_silence(path: Path) -> None:
 
 
 def removal(
-    work: Callable[[Client], Awaitable[bool]],
+    remove: Callable[[Client], Awaitable[bool]],
     name: str,
     names: Callable[[Client], Awaitable[Collection[str]]],
 ) -> Callable[[Client], Awaitable[bool]]:
@@ -114,7 +114,7 @@ def removal(
     """
 
     async def removed(links: Client) -> bool:
-        if await work(links):
+        if await remove(links):
             return True
         from linkmgr.cli.show import note
         from linkmgr.errors import LinkmgrError
@@ -129,29 +129,29 @@ def removal(
 
 
 @asynccontextmanager
-async def progress(doing: str) -> AsyncIterator[None]:
-    """Show a spinner on a terminal's stderr after a blink."""
+async def spinner(doing: str) -> AsyncIterator[None]:
+    """Show a spinner on a terminal's stderr after `SPINNER_DELAY_S`."""
     import asyncio
 
     if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
-    spinner = asyncio.create_task(_spin(doing))
+    spinning = asyncio.create_task(_spin(doing))
     try:
         yield
     finally:
-        spinner.cancel()
-        await asyncio.wait([spinner])
+        spinning.cancel()
+        await asyncio.wait([spinning])
 
 
 async def _spin(doing: str) -> None:
     import asyncio
 
-    await asyncio.sleep(BLINK)
+    await asyncio.sleep(SPINNER_DELAY_S)
     from rich.console import Console
     from rich.text import Text
 
     utf8 = (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
-    spinner = "dots" if utf8 else "line"
-    with Console(stderr=True).status(Text(f"{doing} ..."), spinner=spinner):
+    style = "dots" if utf8 else "line"
+    with Console(stderr=True).status(Text(f"{doing} ..."), spinner=style):
         await asyncio.Event().wait()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import run_with_client
 from linkmgr.cli.base import Command
 from linkmgr.cli.show import note, printable, printed_as_json, where
 from linkmgr.cli.words import Choice, NicType, TargetType
@@ -60,7 +60,9 @@ def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
     """Plug a NIC into a network or port, from wherever it is."""
     affects = _affects(**flags)
     doing = f"plugging {nic}"
-    made = ask(lambda links: links.plug(nic, target, notify=notify, affects=affects), doing)
+    made = run_with_client(
+        lambda links: links.plug(nic, target, notify=notify, affects=affects), doing
+    )
     _tell(made, affects)
 
 
@@ -73,7 +75,10 @@ def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
 def unplug(nic: str, **flags: bool) -> None:
     """Take a NIC off its cable."""
     affects = _affects(**flags)
-    _tell(ask(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"), affects)
+    _tell(
+        run_with_client(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"),
+        affects,
+    )
 
 
 @click.command(
@@ -87,7 +92,9 @@ def link(nic: str, state: str, **flags: bool) -> None:
     """Set the carrier that the guest sees while the NIC is plugged."""
     affects = _affects(**flags)
     doing = f"setting the link of {nic} {state}"
-    _tell(ask(lambda links: links.set_link(nic, state, affects=affects), doing), affects)
+    _tell(
+        run_with_client(lambda links: links.set_link(nic, state, affects=affects), doing), affects
+    )
 
 
 def _tell(outcome: Outcome, affects: str) -> None:

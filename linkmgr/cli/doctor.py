@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from linkmgr.cli import probes
-from linkmgr.cli.ask import progress
+from linkmgr.cli.ask import spinner
 from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.probes import ProbeResult, Verdict
@@ -45,7 +45,7 @@ def doctor(ctx: click.Context, config: Path | None) -> None:
 
 async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
     """Probe everything, all at once. What is missing and nothing uses is left out."""
-    async with progress("looking at this host"):
+    async with spinner("looking at this host"):
         areas = await asyncio.gather(
             probes.host(),
             probes.kernel(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import run_with_client
 from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.exits import Exit
 from linkmgr.cli.outfile import STDOUT, write_output
@@ -24,7 +24,7 @@ def check(ctx: click.Context) -> None:
 
     Changes nothing. Exits with 1 when there are findings.
     """
-    found = ask(lambda links: links.check(), "checking every NIC")
+    found = run_with_client(lambda links: links.check(), "checking every NIC")
     if not printed_as_json({"findings": found}):
         for each in sorted(found, key=lambda each: natural(each.subject)):
             click.echo(printable(f"{each.subject}: {each.what}"))
@@ -52,7 +52,7 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
     from linkmgr.protocol import ORPHAN_MIN_AGE_S
 
     age = ORPHAN_MIN_AGE_S if older_than is None else older_than
-    found = ask(
+    found = run_with_client(
         lambda links: links.gc(older_than=age, dry_run=dry_run), "looking for orphan devices"
     )
     if not printed_as_json({"orphans": found}):
@@ -99,7 +99,7 @@ def metrics(textfile: str | None) -> None:
 
     With --json each is an object with its name, labels and value.
     """
-    text = ask(lambda links: links.metrics(), "asking")
+    text = run_with_client(lambda links: links.metrics(), "asking")
     named = textfile if textfile != STDOUT else None
     if named is not None:
         write_output(named, text)

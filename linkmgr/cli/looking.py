@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import run_with_client
 from linkmgr.cli.base import Command
 from linkmgr.cli.show import age, natural, note, printed_as_json, table
 
@@ -24,7 +24,7 @@ WHOLE = ("MAC", "TO DO")  #: columns to be copied from
 @click.command(cls=Command, examples=["linkmgr nics", "linkmgr nics --json"])
 def nics() -> None:
     """List all NICs, those of libvirt's other guests too."""
-    found, vms, domains = ask(_look, "asking every guest")
+    found, vms, domains = run_with_client(_look, "asking every guest")
     if isinstance(domains, Exception):
         note(f"libvirt's other guests are not listed: {domains}")
     others = None if isinstance(domains, Exception) else domains
@@ -121,7 +121,7 @@ def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:
 @click.command(cls=Command, examples=["linkmgr connections"])
 def connections() -> None:
     """List the NICs that are plugged, and into what."""
-    found = ask(lambda links: links.connections(), "asking")
+    found = run_with_client(lambda links: links.connections(), "asking")
     if printed_as_json({"connections": found}):
         return
     now = datetime.now(UTC)

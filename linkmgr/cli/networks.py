@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask, removal
+from linkmgr.cli.ask import removal, run_with_client
 from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import natural, note, pairs, printed_as_json, table
 from linkmgr.cli.words import Choice, NetworkType, OptionType, options_of
@@ -53,7 +53,7 @@ def create_network(
         made = await links.create_network(name, driver, drift=drift, **given)
         return made, await _missing(links, name)
 
-    made, missing = ask(create, f"creating network {name}")
+    made, missing = run_with_client(create, f"creating network {name}")
     if missing:
         note(missing)
     if not printed_as_json(made):
@@ -79,7 +79,7 @@ def delete_network(name: str) -> None:
         return [each.name for each in await links.networks()]
 
     delete = removal(lambda links: links.delete_network(name), name, names)
-    changed = ask(delete, f"deleting network {name}")
+    changed = run_with_client(delete, f"deleting network {name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
 
@@ -87,7 +87,7 @@ def delete_network(name: str) -> None:
 @network.command(name="list", examples=["linkmgr network list"])
 def list_networks() -> None:
     """List the networks."""
-    found = ask(lambda links: links.networks(), "asking")
+    found = run_with_client(lambda links: links.networks(), "asking")
     if not printed_as_json({"networks": found}):
         found.sort(key=lambda each: natural(each.name))
         table(
@@ -108,7 +108,7 @@ def port() -> None:
 @OPTIONS
 def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]) -> None:
     """Describe a port. Touches nothing on the host."""
-    made = ask(
+    made = run_with_client(
         lambda links: links.create_port(network, name, **options_of(options)),
         f"creating port {network}:{name}",
     )
@@ -127,7 +127,7 @@ def delete_port(network: str, name: str) -> None:
 
     whole = f"{network}:{name}"
     delete = removal(lambda links: links.delete_port(network, name), whole, names)
-    changed = ask(delete, f"deleting {whole}")
+    changed = run_with_client(delete, f"deleting {whole}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"port {whole}  {'deleted' if changed else 'was not there'}")
 
@@ -136,7 +136,7 @@ def delete_port(network: str, name: str) -> None:
 @click.argument("network", type=NetworkType(), required=False)
 def list_ports(network: str | None) -> None:
     """List the ports that were created, on one network or on all."""
-    found = ask(lambda links: _ports(links, network), "asking")
+    found = run_with_client(lambda links: _ports(links, network), "asking")
     if not printed_as_json({"ports": found}):
         found.sort(key=lambda each: natural(str(each)))
         rows = [[str(each), pairs(each.options)] for each in found]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import run_with_client
 from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import age, aligned, natural, pairs, printable, printed_as_json, where
 from linkmgr.cli.words import DomainType, NetworkType, NicType, PortType, VmType
@@ -32,7 +32,7 @@ def show() -> None:
 @click.argument("name", type=VmType(), metavar="VM")
 def show_vm(name: str) -> None:
     """Show a guest, its monitor and its NICs."""
-    vm, nics, findings = ask(lambda links: _vm(links, name), f"looking at {name}")
+    vm, nics, findings = run_with_client(lambda links: _vm(links, name), f"looking at {name}")
     if printed_as_json({"vm": vm, "nics": nics, "findings": findings}):
         return
     now = datetime.now(UTC)
@@ -69,7 +69,7 @@ async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding
 @click.argument("name", type=NicType(), metavar="NIC")
 def show_nic(name: str) -> None:
     """Show a NIC, its cable, and what its domain asks for."""
-    nic, wanted, findings = ask(lambda links: _nic(links, name), f"looking at {name}")
+    nic, wanted, findings = run_with_client(lambda links: _nic(links, name), f"looking at {name}")
     if printed_as_json({"nic": nic, "wanted": wanted, "findings": findings}):
         return
     now, here = datetime.now(UTC), nic.connection
@@ -108,7 +108,7 @@ async def _nic(links: Client, name: str) -> tuple[Nic, str | None, list[Finding]
 @click.argument("name", type=NetworkType(), metavar="NETWORK")
 def show_network(name: str) -> None:
     """Show a network, its ports, the NICs on it, and what it lacks."""
-    info: NetworkInfo = ask(lambda links: links.network(name), f"looking at {name}")
+    info: NetworkInfo = run_with_client(lambda links: links.network(name), f"looking at {name}")
     if printed_as_json(info):
         return
     made = info.network
@@ -124,7 +124,7 @@ def show_network(name: str) -> None:
 @click.argument("name", type=PortType(), metavar="NETWORK:PORT")
 def show_port(name: str) -> None:
     """Show a port and the NIC on it."""
-    port, connection = ask(lambda links: _port(links, name), f"looking at {name}")
+    port, connection = run_with_client(lambda links: _port(links, name), f"looking at {name}")
     if printed_as_json({"port": port, "connection": connection}):
         return
     _print([
@@ -157,7 +157,7 @@ async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
 @click.argument("name", type=DomainType(), metavar="DOMAIN")
 def show_domain(name: str) -> None:
     """Show a guest of libvirt, and what would prepare it."""
-    domain = ask(lambda links: _domain(links, name), f"looking at {name}")
+    domain = run_with_client(lambda links: _domain(links, name), f"looking at {name}")
     if printed_as_json(domain):
         return
     facts: list[Fact] = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask
+from linkmgr.cli.ask import run_with_client
 from linkmgr.cli.base import Command
 from linkmgr.cli.show import age, aligned, natural, note, printable, printed_as_json, where
 from linkmgr.untrusted import shell_command, shell_word
@@ -36,7 +36,7 @@ class StatusLine:
 @click.command(cls=Command, examples=["linkmgr status", "linkmgr status --json"])
 def status() -> None:
     """Show what every NIC is plugged into, troubles first."""
-    vms, nics, findings, why = ask(_look, "asking every guest")
+    vms, nics, findings, why = run_with_client(_look, "asking every guest")
     if findings is None:
         note(f"{why}; only states are shown")
     found = findings or []

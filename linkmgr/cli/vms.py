@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import ask, removal
+from linkmgr.cli.ask import removal, run_with_client
 from linkmgr.cli.base import CommandGroup
 from linkmgr.cli.show import age, natural, printed_as_json, table
 from linkmgr.cli.words import MonitorType, VmType
@@ -33,7 +33,7 @@ def add(name: str, qmp: str) -> None:
     For a domain of libvirt that has no such socket it is libvirt:DOMAIN. A guest that was
     prepared is there by itself.
     """
-    nics = ask(lambda links: links.add_vm(name, qmp), f"adding {name}")
+    nics = run_with_client(lambda links: links.add_vm(name, qmp), f"adding {name}")
     if printed_as_json({"nics": nics}):
         return
     if not nics:
@@ -50,7 +50,9 @@ def remove(name: str) -> None:
     async def names(links: Client) -> list[str]:
         return [each.name for each in await links.vms()]
 
-    changed = ask(removal(lambda links: links.remove_vm(name), name, names), f"removing {name}")
+    changed = run_with_client(
+        removal(lambda links: links.remove_vm(name), name, names), f"removing {name}"
+    )
     if not printed_as_json({"changed": changed}):
         click.echo(f"{name}  removed" if changed else f"{name}  was not known")
 
@@ -58,7 +60,7 @@ def remove(name: str) -> None:
 @vm.command(name="list", examples=["linkmgr vm list"])
 def list_() -> None:
     """List the guests."""
-    found = ask(lambda links: links.vms(), "asking every guest")
+    found = run_with_client(lambda links: links.vms(), "asking every guest")
     if printed_as_json({"vms": found}):
         return
     now = datetime.now(UTC)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import PATIENCE, answering
+from linkmgr.cli.ask import CONNECT_RETRY_S, bounded_wait
 from linkmgr.cli.base import Command, Settings
 from linkmgr.cli.show import printable
 
@@ -30,9 +30,9 @@ async def _watch(settings: Settings) -> None:
     from linkmgr.client import Client
     from linkmgr.jsonform import to_json
 
-    async with Client(settings.socket, patience=PATIENCE) as links:
+    async with Client(settings.socket, patience=CONNECT_RETRY_S) as links:
         events = links.events()
-        async with answering(settings):
+        async with bounded_wait(settings):
             await events.settled.wait()
         click.echo("listening", err=True)  # what happens from now on is told
         async for event in events:

@@ -290,12 +290,12 @@ def _known(socket: str | None, names: Names) -> list[str]:
 
     from linkmgr.client import Client
 
-    async def ask() -> list[str]:
+    async def fetch() -> list[str]:
         async with asyncio.timeout(COMPLETION_SECONDS), Client(socket, patience=0) as links:
             return list(await names(links))
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
     except Exception:  # noqa: BLE001 - a shell that completes has no place for errors
         return []
 
