@@ -37,10 +37,10 @@ def doctor(ctx: click.Context, config: Path | None) -> None:
     Tries what the kernel can do in namespaces of its own, so run it as root; changes nothing.
     Exits with 1 when something is missing that linkmgr needs.
     """
-    lines = asyncio.run(look(socket_path(Settings.current().socket), config))
-    if not printed_as_json({"ok": not any(line.bad for line in lines), "lines": lines}):
-        show(lines)
-    ctx.exit(Exit.FINDINGS if any(line.bad for line in lines) else Exit.OK)
+    results = asyncio.run(look(socket_path(Settings.current().socket), config))
+    if not printed_as_json({"ok": not any(result.bad for result in results), "lines": results}):
+        show(results)
+    ctx.exit(Exit.FINDINGS if any(result.bad for result in results) else Exit.OK)
 
 
 async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
@@ -60,8 +60,13 @@ async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
             probes.service(socket),
             probes.configuration(config or CONFIG, asked=config is not None),
         )
-    found = [line for area in areas for line in area if line.used or line.verdict is Verdict.WORKS]
-    return sorted(found, key=lambda line: _AREAS.index(line.area))
+    found = [
+        result
+        for area in areas
+        for result in area
+        if result.used or result.verdict is Verdict.WORKS
+    ]
+    return sorted(found, key=lambda result: _AREAS.index(result.area))
 
 
 async def _libvirt(config: Path) -> list[ProbeResult]:
@@ -72,19 +77,22 @@ async def _libvirt(config: Path) -> list[ProbeResult]:
     return found + await probes.prepared(section.uri)
 
 
-def show(lines: Sequence[ProbeResult]) -> None:
+def show(results: Sequence[ProbeResult]) -> None:
     """Print a table, then how many needed things are missing."""
     heads = ["AREA", "WHAT", "", "FOUND", "TO DO"]
     rows = [
-        [printable(cell) for cell in (line.area, line.name, word(line), line.what, line.todo or "")]
-        for line in lines
+        [
+            printable(cell)
+            for cell in (result.area, result.name, word(result), result.what, result.todo or "")
+        ]
+        for result in results
     ]
     if sys.stdout.isatty() and not Settings.current().wide:
-        _show_table(heads, rows, lines)
+        _show_table(heads, rows, results)
     else:
         for each in aligned([heads, *rows]):
             click.echo(each)
-    missing = sum(line.bad for line in lines)
+    missing = sum(result.bad for result in results)
     click.echo(
         f"{missing} needed {'thing is' if missing == 1 else 'things are'} missing."
         if missing
@@ -92,13 +100,13 @@ def show(lines: Sequence[ProbeResult]) -> None:
     )
 
 
-def word(line: ProbeResult) -> str:
+def word(result: ProbeResult) -> str:
     """The verdict in a word, so that what is needed stands out."""
-    return "NEEDED" if line.bad else line.verdict.value
+    return "NEEDED" if result.bad else result.verdict.value
 
 
 def _show_table(
-    heads: Sequence[str], rows: Sequence[list[str]], lines: Sequence[ProbeResult]
+    heads: Sequence[str], rows: Sequence[list[str]], results: Sequence[ProbeResult]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -107,7 +115,7 @@ def _show_table(
     made = Table(box=None, header_style="bold", pad_edge=False)
     for at, head in enumerate(heads):
         made.add_column(head, no_wrap=at < 3, overflow="fold")  # a long path is folded, not cut
-    for row, line in zip(rows, lines, strict=True):
-        colour = "bold red" if line.bad else _COLOURS[line.verdict]
+    for row, result in zip(rows, results, strict=True):
+        colour = "bold red" if result.bad else _COLOURS[result.verdict]
         made.add_row(*(Text(cell, style=colour if at == 2 else "") for at, cell in enumerate(row)))
     Console().print(made)

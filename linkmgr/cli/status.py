@@ -23,7 +23,7 @@ CHECK_SECONDS = 3.0  #: for which the check may hold up the status
 
 @dataclass(frozen=True)
 class StatusLine:
-    """One line.
+    """A line of the status: one NIC, or one trouble.
 
     :param todo: what to do about it; ``None`` when all is well.
     """

@@ -174,11 +174,11 @@ async def test_an_ovs_whose_database_does_not_answer_is_told(
 def trial(monkeypatch: pytest.MonkeyPatch, answer: object, status: int = 0) -> None:
     said = answer if isinstance(answer, str) else json.dumps(answer)
     program = f"print({said!r}); raise SystemExit({status})"
-    monkeypatch.setattr(abilities, "TRIAL", [sys.executable, "-c", program])
+    monkeypatch.setattr(abilities, "TRIAL_COMMAND", [sys.executable, "-c", program])
 
 
 def tried(**works: bool) -> dict[str, object]:
-    names = [*abilities.ABILITIES, "openvswitch"]
+    names = [*abilities.KERNEL_FEATURES, "openvswitch"]
     keys = {name.replace(" ", "_"): name for name in names}
     found = [
         {"name": name, "works": works.get(key, True), "detail": "" if works.get(key, True) else "x"}

@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.cli import probes
 from linkmgr.cli.probes import ProbeResult, Verdict
-from linkmgr.cli.probes.managers import OURS, PATTERNS
+from linkmgr.cli.probes.managers import DEVICE_PATTERNS, EXAMPLE_DEVICE
 from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import device_name, new_id
 from linkmgr.libvirt.interface_xml import _OUR_DEVICE
@@ -37,9 +37,9 @@ async def look(root: Path) -> dict[str, ProbeResult]:
 
 
 def test_the_patterns_are_those_of_the_devices_that_linkmgr_makes() -> None:
-    names = [OURS, device_name("lm", new_id()), "lmn0123456789"]
+    names = [EXAMPLE_DEVICE, device_name("lm", new_id()), "lmn0123456789"]
     assert _OUR_DEVICE.fullmatch(names[-1])
-    patterns = PATTERNS.split()
+    patterns = DEVICE_PATTERNS.split()
     assert all(any(fnmatchcase(name, each) for each in patterns) for name in names)
     assert not any(fnmatchcase(name, each) for each in patterns for name in ("lmgmt0", "lm0", "lo"))
     for file in PACKAGED.iterdir():

@@ -1,4 +1,4 @@
-"""What `linkmgr doctor` looks at: a coroutine for each area, which returns lines.
+"""What `linkmgr doctor` looks at: a coroutine for each area, which returns its results.
 
 None changes the host. Nothing here is loaded by any other command.
 """

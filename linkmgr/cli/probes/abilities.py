@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linkmgr.cli.probes.line import ProbeResult, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run_program
 
-TRIAL = [sys.executable, "-m", "linkmgr.host.capability"]
+TRIAL_COMMAND = [sys.executable, "-m", "linkmgr.host.capability"]
 
 
 @dataclass(frozen=True)
-class Ability:
-    """One thing that the kernel may be able to do.
+class KernelFeature:
+    """A feature that the kernel may have.
 
     :param option: of the kernel's configuration.
     """
@@ -29,26 +29,26 @@ class Ability:
     needed: bool = False
 
 
-ABILITIES = {
-    "tap": Ability("taps", "networks of driver bridge", "CONFIG_TUN", "tun", needed=True),
-    "bridge": Ability(
+KERNEL_FEATURES = {
+    "tap": KernelFeature("taps", "networks of driver bridge", "CONFIG_TUN", "tun", needed=True),
+    "bridge": KernelFeature(
         "bridges", "networks of driver bridge", "CONFIG_BRIDGE", "bridge", needed=True
     ),
-    "macvtap": Ability(
+    "macvtap": KernelFeature(
         "macvtaps", "networks of driver direct", "CONFIG_MACVTAP", "macvtap", needed=True
     ),
-    "veth": Ability("veth pairs", "cables between namespaces", "CONFIG_VETH", "veth"),
-    "vlan filtering": Ability(
+    "veth": KernelFeature("veth pairs", "cables between namespaces", "CONFIG_VETH", "veth"),
+    "vlan filtering": KernelFeature(
         "VLANs on bridges", "ports with a VLAN", "CONFIG_BRIDGE_VLAN_FILTERING", "8021q"
     ),
-    "vlan": Ability("VLAN devices", "parents with a VLAN", "CONFIG_VLAN_8021Q", "8021q"),
-    "vxlan": Ability("VXLAN", "networks across hosts", "CONFIG_VXLAN", "vxlan"),
-    "mirred": Ability(
+    "vlan": KernelFeature("VLAN devices", "parents with a VLAN", "CONFIG_VLAN_8021Q", "8021q"),
+    "vxlan": KernelFeature("VXLAN", "networks across hosts", "CONFIG_VXLAN", "vxlan"),
+    "mirred": KernelFeature(
         "tc redirects", "cables moved in the kernel", "CONFIG_NET_ACT_MIRRED", "act_mirred"
     ),
-    "nft": Ability("nftables", "allowed addresses", "CONFIG_NF_TABLES", "nf_tables"),
-    "ifb": Ability("ifb", "limits on what arrives", "CONFIG_IFB", "ifb"),
-    "bonding": Ability("bonding", "bonded parents", "CONFIG_BONDING", "bonding"),
+    "nft": KernelFeature("nftables", "allowed addresses", "CONFIG_NF_TABLES", "nf_tables"),
+    "ifb": KernelFeature("ifb", "limits on what arrives", "CONFIG_IFB", "ifb"),
+    "bonding": KernelFeature("bonding", "bonded parents", "CONFIG_BONDING", "bonding"),
 }
 
 
@@ -57,19 +57,19 @@ async def kernel() -> list[ProbeResult]:
     found = await _trial()
     if "tried" not in found:
         todo = "run it as root: 'sudo linkmgr doctor'" if found.get("denied") else None
-        lines = [
+        results = [
             ProbeResult("kernel", each.name, Verdict.UNKNOWN, f"not tried: {found['error']}", todo)
-            for each in ABILITIES.values()
+            for each in KERNEL_FEATURES.values()
         ]
-        return [*lines, *nodes()]
+        return [*results, *nodes()]
     tried = {each["name"]: each for each in found["tried"]}
-    lines = [_ability(each, tried[name]) for name, each in ABILITIES.items()]
-    return [*lines, *nodes(), _datapath(tried["openvswitch"])]
+    results = [_feature(each, tried[name]) for name, each in KERNEL_FEATURES.items()]
+    return [*results, *nodes(), _ovs_datapath(tried["openvswitch"])]
 
 
 async def _trial() -> dict[str, Any]:
     # Another process: the namespaces end with it, and pyroute2 is loaded only there.
-    status, said = await run(TRIAL)
+    status, said = await run_program(TRIAL_COMMAND)
     try:
         found = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
@@ -79,7 +79,7 @@ async def _trial() -> dict[str, Any]:
     return found
 
 
-def _ability(each: Ability, tried: dict[str, Any]) -> ProbeResult:
+def _feature(each: KernelFeature, tried: dict[str, Any]) -> ProbeResult:
     if tried["works"]:
         what = tried["detail"] or f"for {each.good_for}"
         return ProbeResult("kernel", each.name, Verdict.WORKS, what, needed=each.needed)
@@ -94,7 +94,7 @@ def _ability(each: Ability, tried: dict[str, Any]) -> ProbeResult:
     )
 
 
-def _datapath(tried: dict[str, Any]) -> ProbeResult:
+def _ovs_datapath(tried: dict[str, Any]) -> ProbeResult:
     if tried["works"]:
         return ProbeResult(
             "OVS", "kernel datapath", Verdict.WORKS, "for bridges of datapath type system"

@@ -7,7 +7,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from linkmgr.cli.probes.line import ProbeResult, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run_program
 from linkmgr.filtered import describe_drop_chain
 from linkmgr.host.netfilter import passes_forward_chains, read_drop_chains
 
@@ -17,8 +17,8 @@ _OLD_TABLES = Path("/proc/net/ip_tables_names")  # of the iptables before nf_tab
 
 async def forwarding() -> list[ProbeResult]:
     """Look at the forward chains of nf_tables and of the old iptables."""
-    lines = [await asyncio.to_thread(_of_nf_tables), *await _of_old_iptables()]
-    return [line for line in lines if line.verdict is not Verdict.WORKS] or lines[:1]
+    results = [await asyncio.to_thread(_of_nf_tables), *await _of_old_iptables()]
+    return [result for result in results if result.verdict is not Verdict.WORKS] or results[:1]
 
 
 def _of_nf_tables() -> ProbeResult:
@@ -54,7 +54,7 @@ async def _of_old_iptables() -> list[ProbeResult]:
         return [
             ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, "see 'iptables-legacy -S FORWARD'")
         ]
-    status, said = await run([program, "-w", "2", "-S", "FORWARD"])
+    status, said = await run_program([program, "-w", "2", "-S", "FORWARD"])
     if status or "-P FORWARD DROP" not in said or "physdev" in said:
         return []
     what = (

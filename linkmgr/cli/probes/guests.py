@@ -14,8 +14,8 @@ from linkmgr.libvirt.status import only_root_writes
 from linkmgr.untrusted import shell_word
 
 _AREA, _NAME = "libvirt", "guests' files"
-_MOST = 1000  # records that are looked at; each takes some ms
-_SHOWN = 5  # that are told of, each on a line
+_MAX_RECORDS = 1000  # records that are looked at; each takes some ms
+_MAX_SHOWN = 5  # that are told of, each on a line
 
 
 async def guest_files(run_dir: Path = RUN_DIR) -> list[ProbeResult]:
@@ -26,7 +26,7 @@ async def guest_files(run_dir: Path = RUN_DIR) -> list[ProbeResult]:
 def _look(run_dir: Path) -> list[ProbeResult]:
     try:
         there, above = run_dir.stat(), run_dir.parent.stat()
-        names = sorted(each.stem for each in islice(run_dir.glob("*.xml"), _MOST))
+        names = sorted(each.stem for each in islice(run_dir.glob("*.xml"), _MAX_RECORDS))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -45,12 +45,12 @@ def _look(run_dir: Path) -> list[ProbeResult]:
         return [ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, "look as root")]
     files = PeerIdentifier(run_dir)
     doubts = [(name, why) for name in names if (why := files.untrusted_reason(name)) is not None]
-    lines = [_doubtful(run_dir, name, why) for name, why in doubts[:_SHOWN]]
-    if len(doubts) > _SHOWN:
-        what = f"{len(doubts) - _SHOWN} more are of no use either"
-        lines.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, "mend the others first"))
-    if lines:
-        return lines
+    results = [_doubtful(run_dir, name, why) for name, why in doubts[:_MAX_SHOWN]]
+    if len(doubts) > _MAX_SHOWN:
+        what = f"{len(doubts) - _MAX_SHOWN} more are of no use either"
+        results.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, "mend the others first"))
+    if results:
+        return results
     what = f"{run_dir}: the QEMU of each running domain ({len(names)}) can be known by them"
     if not only_root_writes(there):  # no fault, but worth to be known
         what += (

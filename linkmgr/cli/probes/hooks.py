@@ -14,13 +14,15 @@ import linkmgr
 from linkmgr.cli.probes.line import ProbeResult, Verdict
 from linkmgr.untrusted import shell_command, shell_word
 
-HOOKS = Path("/etc/libvirt/hooks")
-NAME = "50-linkmgr"
+HOOKS_DIR = Path("/etc/libvirt/hooks")
+HOOK_NAME = "50-linkmgr"
 _INSTALL = "install linkmgr again ('apt install --reinstall linkmgr', or 'make install')"
 _AREA = "libvirt"
 
 
-async def hook(hooks: Path = HOOKS, root: Path = Path("/"), owner: int = 0) -> list[ProbeResult]:
+async def hook(
+    hooks: Path = HOOKS_DIR, root: Path = Path("/"), owner: int = 0
+) -> list[ProbeResult]:
     """Look at libvirt's hook, where libvirt is: whether it is there, ours, and known to libvirt.
 
     :param root: below which are /run and /proc.
@@ -38,7 +40,7 @@ def _libvirt_is_here(root: Path) -> bool:
 
 
 def _look(hooks: Path, root: Path, owner: int) -> list[ProbeResult]:
-    path = hooks / "qemu.d" / NAME
+    path = hooks / "qemu.d" / HOOK_NAME
     try:
         text, found = path.read_bytes(), path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a probe says, and how it asks programs."""
+"""The result of a probe, and how probes run programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-PROBE_TIMEOUT_S = 10.0  #: seconds for whatever is asked
+PROBE_TIMEOUT_S = 10.0  #: for a program that a probe runs
 
 
 class Verdict(StrEnum):
@@ -45,7 +45,9 @@ class ProbeResult:
         return self.needed and self.verdict is Verdict.MISSING
 
 
-async def run(argv: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[int, str]:
+async def run_program(
+    argv: Sequence[str], more: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Run a program; return its status and what it said, on both channels.
 
     One that cannot be started or takes too long has status -1.

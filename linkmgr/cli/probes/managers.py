@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
-from linkmgr.cli.probes.line import ProbeResult, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run_program
 
-OURS = "lm0123abcd"  #: the name of a cable, as linkmgr makes it
-PATTERNS = "lm???????? lmn??????????"
-MOST_PROCESSES = 20_000  #: that are looked at; a host has some thousands
-MOST_FILES = 500  #: of one manager's configuration that are read
-MOST_BYTES = 1 << 20  #: of each of them
+EXAMPLE_DEVICE = "lm0123abcd"  #: the name of a cable, as linkmgr makes it
+DEVICE_PATTERNS = "lm???????? lmn??????????"
+MAX_PROCESSES = 20_000  #: that are looked at; a host has some thousands
+MAX_FILES = 500  #: of one manager's configuration that are read
+MAX_FILE_BYTES = 1 << 20  #: of each of them
 
 _AREA = "network"
 _AGAIN = "install linkmgr again ('apt install --reinstall linkmgr', or 'make install'), then"
@@ -30,31 +30,31 @@ async def managers(root: Path = Path("/")) -> list[ProbeResult]:
     :param root: below which are /proc and the configurations.
     """
     running = await asyncio.to_thread(_running, root)
-    lines = []
+    results = []
     if "NetworkManager" in running:
-        lines.append(await _network_manager(root))
+        results.append(await _network_manager(root))
     for name, look in (
         ("systemd-network", _networkd), ("systemd-udevd", _udev), ("dhcpcd", _dhcpcd),
         ("connmand", _connman),
     ):  # fmt: skip
         if name in running:
-            lines.append(await asyncio.to_thread(look, root))
-    return lines
+            results.append(await asyncio.to_thread(look, root))
+    return results
 
 
 def _running(root: Path) -> set[str]:
     """The names of all processes, each at most 15 characters (TASK_COMM_LEN)."""
     names = set()
-    for path in islice(root.glob("proc/[0-9]*/comm"), MOST_PROCESSES):
+    for path in islice(root.glob("proc/[0-9]*/comm"), MAX_PROCESSES):
         with contextlib.suppress(OSError):
             names.add(path.read_text(errors="replace").strip())
     return names
 
 
 def _read(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    for path in islice(paths, MOST_FILES):
+    for path in islice(paths, MAX_FILES):
         with contextlib.suppress(OSError), path.open(errors="replace") as file:
-            yield path, file.read(MOST_BYTES)
+            yield path, file.read(MAX_FILE_BYTES)
 
 
 def _files(root: Path, folder: str, pattern: str) -> list[Path]:
@@ -80,7 +80,7 @@ def _sections(text: str) -> Iterator[tuple[str, str, str]]:
 async def _network_manager(root: Path) -> ProbeResult:
     program = shutil.which("NetworkManager", path="/usr/sbin:/usr/bin")
     here = root == Path("/") and program is not None
-    status, text = await run([str(program), "--print-config"]) if here else (1, "")
+    status, text = await run_program([str(program), "--print-config"]) if here else (1, "")
     if status:
         text = await asyncio.to_thread(_configuration, root)
     specs = ""
@@ -116,7 +116,7 @@ def _in_specs(value: str) -> bool:
         word = spec.strip()
         kind, _, pattern = word.removeprefix("except:").rpartition(":")
         glob = pattern.removeprefix("~")  # after = it is a name as it stands, and not of a cable
-        matches = kind in ("", "interface-name") and fnmatchcase(OURS, glob)
+        matches = kind in ("", "interface-name") and fnmatchcase(EXAMPLE_DEVICE, glob)
         if matches and word.startswith("except:"):
             return False
         found = found or matches
@@ -154,7 +154,7 @@ def _takes(match: dict[str, str]) -> bool:
         inverted = bool(words) and words[0].startswith("!")
         words = [word.removeprefix("!") for word in words]
         if key in ("Name", "OriginalName"):
-            fits = any(fnmatchcase(OURS, word) for word in words)
+            fits = any(fnmatchcase(EXAMPLE_DEVICE, word) for word in words)
         elif key == "Type":
             fits = any(fnmatchcase("ether", word) for word in words)
         elif key == "Kind":
@@ -189,15 +189,15 @@ def _dhcpcd(root: Path) -> ProbeResult:
         if words[:1] == ["interface"]:
             break  # what follows is about that one
         if words[:1] == ["denyinterfaces"]:
-            denied = denied or any(fnmatchcase(OURS, word) for word in words[1:])
+            denied = denied or any(fnmatchcase(EXAMPLE_DEVICE, word) for word in words[1:])
         elif words[:1] == ["allowinterfaces"]:
-            allowed = allowed or any(fnmatchcase(OURS, word) for word in words[1:])
+            allowed = allowed or any(fnmatchcase(EXAMPLE_DEVICE, word) for word in words[1:])
     if denied or allowed is False:
         return ProbeResult(
             _AREA, "dhcpcd", Verdict.WORKS, f"leaves linkmgr's cables alone ({path})"
         )
     what = "runs, and takes each macvtap: it asks for an address with the guest's MAC"
-    todo = f"add 'denyinterfaces {PATTERNS}' to {path}, then restart dhcpcd"
+    todo = f"add 'denyinterfaces {DEVICE_PATTERNS}' to {path}, then restart dhcpcd"
     return ProbeResult(_AREA, "dhcpcd", Verdict.MISSING, what, todo)
 
 
@@ -206,7 +206,9 @@ def _connman(root: Path) -> ProbeResult:
     for _, text in _read([path]):
         for _, key, value in _sections(text):
             words = [word.strip() for word in value.split(",")]
-            if key == "NetworkInterfaceBlacklist" and any(OURS.startswith(w) for w in words if w):
+            if key == "NetworkInterfaceBlacklist" and any(
+                EXAMPLE_DEVICE.startswith(w) for w in words if w
+            ):
                 what = f"leaves linkmgr's cables alone ({path})"
                 return ProbeResult(_AREA, "ConnMan", Verdict.WORKS, what)
     what = "runs, and may take linkmgr's cables"

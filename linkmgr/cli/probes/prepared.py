@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from linkmgr.cli.probes.line import PROBE_TIMEOUT_S, ProbeResult, Verdict
-from linkmgr.cli.probes.programs import SYSTEM
+from linkmgr.cli.probes.programs import SYSTEM_URI
 from linkmgr.errors import LibvirtRefused, LinkmgrError, Unsupported
 from linkmgr.libvirt import monitor_xml
 from linkmgr.libvirt.domain_xml import Document
@@ -20,19 +20,19 @@ from linkmgr.libvirt.virsh import Virsh
 T = TypeVar("T")
 
 _AREA, _NAME = "libvirt", "prepared domains"
-_SHOWN = 5  # names in a line
+_MAX_SHOWN = 5  # names in a line
 _REFRESH = "'linkmgr prepare --refresh --all'"
 #: In the XML of a saved state, which can be one with other elements around its domain.
 _RECONNECT = re.compile(rb"id=lm-qmp,[^'\"]*reconnect=")
 
 
-async def prepared(uri: str = SYSTEM, folder: Path = Path("/run/libvirt")) -> list[ProbeResult]:
+async def prepared(uri: str = SYSTEM_URI, folder: Path = Path("/run/libvirt")) -> list[ProbeResult]:
     """Look for such domains, and for saved states and snapshots with memory that are such.
 
     :param folder: with the sockets of the system's libvirt; without one nothing is looked at.
     """
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
-    if not uri or (uri == SYSTEM and not any(each.exists() for each in sockets)):
+    if not uri or (uri == SYSTEM_URI and not any(each.exists() for each in sockets)):
         return []
     return await asyncio.to_thread(_look, Virsh(uri, timeout=PROBE_TIMEOUT_S / 2))
 
@@ -53,13 +53,13 @@ def _look(virsh: Virsh) -> list[ProbeResult]:
         return []  # there is no virsh
     except LinkmgrError as error:
         return [ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, error.what, error.hint)]
-    lines = []
+    results = []
     newer = "QEMU 10.2 and newer"
     if here is not None and here >= RECONNECT_UNTIL:
         newer = "QEMU {}.{} of this host".format(*here)
     if old:
         what = f"an older linkmgr prepared {_some(old)}, and {newer} cannot start them"
-        lines.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, _REFRESH))
+        results.append(ProbeResult(_AREA, _NAME, Verdict.MISSING, what, _REFRESH))
     if saved:
         what = f"the saved states of {_some(saved)} cannot be resumed by {newer}"
         todo = _REFRESH
@@ -68,18 +68,18 @@ def _look(virsh: Virsh) -> list[ProbeResult]:
                 "'virsh start DOMAIN' and shut it down inside before QEMU is upgraded; or "
                 f"afterwards {_REFRESH}, and it runs on"
             )
-        lines.append(ProbeResult(_AREA, "saved states", Verdict.MISSING, what, todo))
+        results.append(ProbeResult(_AREA, "saved states", Verdict.MISSING, what, todo))
     if kept:
         what = f"QEMU 10.2 and newer cannot go back to the snapshots {_some(kept)}"
         todo = "take new ones of the domains once they are prepared anew and started"
-        lines.append(ProbeResult(_AREA, "snapshots", Verdict.MISSING, what, todo))
+        results.append(ProbeResult(_AREA, "snapshots", Verdict.MISSING, what, todo))
     if time.monotonic() > end:
         what = f"not all of {len(names)} domains were looked at within {PROBE_TIMEOUT_S:.0f} s"
-        lines.append(ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, _REFRESH))
-    if not lines and names:
+        results.append(ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, _REFRESH))
+    if not results and names:
         what = "none has to be prepared anew"
-        lines.append(ProbeResult(_AREA, _NAME, Verdict.WORKS, what))
-    return lines
+        results.append(ProbeResult(_AREA, _NAME, Verdict.WORKS, what))
+    return results
 
 
 def _those(of: Iterable[T], right: Callable[[T], bool], end: float) -> Iterator[T]:
@@ -111,5 +111,5 @@ def _has(xml: bytes) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_SHOWN
+    return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 from linkmgr.cli.probes import versions
-from linkmgr.cli.probes.line import ProbeResult, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run_program
 from linkmgr.errors import LibvirtUnreachable
 from linkmgr.libvirt.binding import load_libvirt_python
 
-SYSTEM = "qemu:///system"  #: the libvirt of a service whose configuration names none
+SYSTEM_URI = "qemu:///system"  #: the libvirt of a service whose configuration names none
 _MACHINES = ("x86_64", "aarch64", "ppc64", "riscv64", "s390x")
 _KVM = Path("/usr/libexec/qemu-kvm")  # where RHEL and its kin have it
 
@@ -21,22 +21,22 @@ async def qemu() -> list[ProbeResult]:
     """Look for QEMU's programs; one of them that is new enough is needed."""
     found = [path for each in _MACHINES if (path := shutil.which(f"qemu-system-{each}"))]
     found += [str(_KVM)] if os.access(_KVM, os.X_OK) else []
-    lines = [await _one_qemu(path) for path in found]
-    if any(line.verdict is Verdict.WORKS for line in lines):
-        return lines
+    results = [await _one_qemu(path) for path in found]
+    if any(result.verdict is Verdict.WORKS for result in results):
+        return results
     none = ProbeResult(
         "QEMU",
         "program",
         Verdict.MISSING,
-        f"no usable QEMU in PATH (of {len(lines)})" if lines else "no qemu-system-* in PATH",
+        f"no usable QEMU in PATH (of {len(results)})" if results else "no qemu-system-* in PATH",
         "install QEMU 4.2 or newer: 'apt install qemu-system-x86'",
         needed=True,
     )
-    return [*lines, none]
+    return [*results, none]
 
 
 async def _one_qemu(path: str) -> ProbeResult:
-    status, said = await run([path, "--version"])
+    status, said = await run_program([path, "--version"])
     version = re.search(r"version (\d+)\.(\d+)\S*", said)
     name = Path(path).name
     if status or version is None:
@@ -51,7 +51,7 @@ async def _one_qemu(path: str) -> ProbeResult:
     )
 
 
-async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> list[ProbeResult]:
+async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM_URI) -> list[ProbeResult]:
     """Look for libvirt's daemon and its Python module.
 
     :param uri: of the service's libvirt; empty if it does without.
@@ -59,7 +59,7 @@ async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> lis
     if not uri:
         what = 'not used: the configuration says uri = "" in [libvirt]'
         return [ProbeResult("libvirt", "daemon", Verdict.WORKS, what)]
-    if uri != SYSTEM:
+    if uri != SYSTEM_URI:
         return [await _libvirt_at(uri), _libvirt_python()]
     sockets = (folder / "virtqemud-sock", folder / "libvirt-sock")
     at = next((each for each in sockets if each.exists()), None)
@@ -73,7 +73,7 @@ async def libvirt(folder: Path = Path("/run/libvirt"), uri: str = SYSTEM) -> lis
         todo = "'systemctl start libvirtd.socket', or virtqemud.socket"
         first = ProbeResult("libvirt", "daemon", Verdict.MISSING, what, todo)
     else:
-        said = (await run([daemon, "--version"]))[1].strip() if daemon else "listens"
+        said = (await run_program([daemon, "--version"]))[1].strip() if daemon else "listens"
         first = _of_version(said, str(at))
     return [first, _libvirt_python()]
 
@@ -87,7 +87,7 @@ async def _libvirt_at(uri: str) -> ProbeResult:
             "libvirt", "daemon", Verdict.UNKNOWN, what, "'apt install libvirt-clients'"
         )
     argv = [program, "--quiet", "--connect", uri, "version", "--daemon"]
-    status, said = await run(argv, {"LC_ALL": "C", "LIBVIRT_AUTOSTART": "0"})
+    status, said = await run_program(argv, {"LC_ALL": "C", "LIBVIRT_AUTOSTART": "0"})
     version = re.search(r"daemon: (\S+)", said)
     if status or version is None:
         words = " ".join(said.replace("error:", "").split())[:200]
@@ -130,12 +130,12 @@ async def ovs(socket: Path = Path("/run/openvswitch/db.sock")) -> list[ProbeResu
         what = "not installed; only networks on Open vSwitch need it"
         todo = "'apt install openvswitch-switch', if you use it"
         return [ProbeResult("OVS", "ovs-vsctl", Verdict.MISSING, what, todo, used=False)]
-    version = re.search(r"\d+\.\d+\S*", (await run([program, "--version"]))[1])
+    version = re.search(r"\d+\.\d+\S*", (await run_program([program, "--version"]))[1])
     found = ProbeResult("OVS", "ovs-vsctl", Verdict.WORKS, version[0] if version else program)
     if not socket.exists():
         what, todo = f"there is no {socket}", "'systemctl start openvswitch-switch'"
         return [found, ProbeResult("OVS", "database", Verdict.MISSING, what, todo)]
-    status, said = await run([program, "--timeout=5", "show"])
+    status, said = await run_program([program, "--timeout=5", "show"])
     if status:
         what = f"does not answer: {' '.join(said.split())[:200]}"
         todo = "'systemctl status openvswitch-switch'; as root"

@@ -28,10 +28,10 @@ _START = "start it: 'systemctl start linkmgr', or 'linkmgr serve' as root"
 async def rights() -> list[ProbeResult]:
     """Look at what this user may do."""
     name = _user()
-    lines = [_group()]
+    results = [_group()]
     if os.geteuid() == 0:
         admin = bool(_capabilities() >> _CAP_NET_ADMIN & 1)
-        lines.append(
+        results.append(
             ProbeResult("rights", "CAP_NET_ADMIN", Verdict.WORKS, "root has it", needed=True)
             if admin
             else ProbeResult(
@@ -45,14 +45,14 @@ async def rights() -> list[ProbeResult]:
         )
     what = f"{name} may change cables"
     if os.geteuid() == 0 or _in_group():
-        return [*lines, ProbeResult("rights", "changes", Verdict.WORKS, what)]
+        return [*results, ProbeResult("rights", "changes", Verdict.WORKS, what)]
     todo = (
         f"log in again, or 'newgrp {GROUP}': {name} is a member since this login"
         if GROUP in groups_since_login()
         else f"'usermod -aG {GROUP} {name}' as root, then log in again"
     )
     return [
-        *lines,
+        *results,
         ProbeResult(
             "rights",
             "changes",

@@ -10,7 +10,7 @@ import platform
 import re
 from pathlib import Path
 
-from linkmgr.cli.probes.line import ProbeResult, Verdict, run
+from linkmgr.cli.probes.line import ProbeResult, Verdict, run_program
 
 Version = tuple[int, ...]
 
@@ -54,17 +54,17 @@ def tested(name: str, version: Version) -> str:
 async def host(release: Path = _RELEASE) -> list[ProbeResult]:
     """Name the distribution, Python and systemd, and say whether they were tested."""
     python = platform.python_version()
-    lines = [
+    results = [
         _distribution(release),
         ProbeResult("host", "Python", Verdict.WORKS, f"{python}: {_tested('Python', python)}"),
     ]
-    status, said = await run(["systemctl", "--version"])
+    status, said = await run_program(["systemctl", "--version"])
     version = re.search(r"systemd (\d+)", said)
     if status or version is None:
         what = "is not here; 'linkmgr serve' runs without it"
-        return [*lines, ProbeResult("host", "systemd", Verdict.MISSING, what, used=False)]
+        return [*results, ProbeResult("host", "systemd", Verdict.MISSING, what, used=False)]
     what = f"{version[1]}: {_tested('systemd', version[1])}"
-    return [*lines, ProbeResult("host", "systemd", Verdict.WORKS, what)]
+    return [*results, ProbeResult("host", "systemd", Verdict.WORKS, what)]
 
 
 def _distribution(release: Path) -> ProbeResult:
