@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.fleet import Fleet
 from bench.procfs import cpu_seconds
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr.testing import enter_sandbox
 from linkmgr.testing.process import execute
 
@@ -38,7 +38,7 @@ async def one_turn(fleet: Fleet, program: list[str], rounds: int) -> dict[str, f
     """Run one service with the whole fleet; CPU seconds of a plug, a swap and a start."""
     used: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory(prefix="linkmgr-against-") as folder:
-        async with Served(Path(folder), program=program) as service:
+        async with ServiceProcess(Path(folder), program=program) as service:
             plugged = [f"{name}/net0" for name in fleet.names[::2]]
             async with service.client() as links:
                 for network, bridge in BRIDGES.items():

@@ -15,7 +15,7 @@ from linkmgr.testing.process import Child, finish, until
 
 __all__ = ["Fleet"]
 
-_AT_ONCE = 20  # that are started together: each takes some 20 ms of CPU
+_STARTS_AT_ONCE = 20  # that are started together: each takes some 20 ms of CPU
 
 
 class Fleet:
@@ -33,8 +33,8 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         try:
-            for first in range(0, len(self.names), _AT_ONCE):
-                some = self.names[first : first + _AT_ONCE]
+            for first in range(0, len(self.names), _STARTS_AT_ONCE):
+                some = self.names[first : first + _STARTS_AT_ONCE]
                 for number, name in enumerate(some, first):
                     self._start(name, number)
                 await until(partial(self._listen, some), timeout=60, what="the monitors")

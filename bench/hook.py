@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from bench.stats import spread
 from tests.hook_copy import write_hook
 from tests.integration.libvirtd import Libvirtd, private_libvirtd, tiny_domain
@@ -69,7 +69,7 @@ class HookFigures:
 async def measure_hook(workdir: Path, effort: HookEffort, tick: Callable[[], None]) -> HookFigures:
     """Start a libvirtd and the service, and measure."""
     found = HookFigures()
-    async with private_libvirtd() as libvirtd, Served(workdir, config=_CONFIG) as service:
+    async with private_libvirtd() as libvirtd, ServiceProcess(workdir, config=_CONFIG) as service:
         await libvirtd.define(tiny_domain(libvirtd, "web1", ["<interface type='user'/>"]))
         xml = (await libvirtd.virsh("dumpxml", "web1")).encode()
         hooks = _hooks(workdir, service.socket)

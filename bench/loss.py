@@ -11,13 +11,13 @@ from bench.lab import MAC, Lab
 from linkmgr.testing import Counted, Sent, Station
 from linkmgr.testing.station import Measurement
 
-__all__ = ["IN", "OUT", "RATE", "Loss", "count_loss"]
+__all__ = ["FRAMES_PER_SECOND", "IN", "OUT", "Loss", "count_loss"]
 
 OUT, IN = "out", "in"  # as the guest sees it
-RATE = 10_000  # frames per second
-FRAMES = 5_000  # per window: half a second
-LEAD = 0.1  # seconds from the first frame to the swap
-PAIRS = 15  # windows with and without a swap per counter, which knows 32 tags
+FRAMES_PER_SECOND = 10_000  # frames per second
+FRAMES_PER_WINDOW = 5_000  # per window: half a second
+SWAP_DELAY_S = 0.1  # seconds from the first frame to the swap
+PAIRS_PER_COUNTER = 15  # windows with and without a swap per counter, which knows 32 tags
 
 
 @dataclass
@@ -43,8 +43,8 @@ async def count_loss(
     await lab.settle(network)
     sender, receiver = (lab.guest, peer) if direction == OUT else (peer, lab.guest)
     to = await peer.mac("eth0") if direction == OUT else MAC
-    for first in range(0, pairs, PAIRS):
-        numbers = range(first, min(first + PAIRS, pairs))
+    for first in range(0, pairs, PAIRS_PER_COUNTER):
+        numbers = range(first, min(first + PAIRS_PER_COUNTER, pairs))
         sent: dict[str, Sent] = {}
         async with receiver.counting("eth0") as counting:
             for number in numbers:
@@ -63,8 +63,10 @@ async def count_loss(
 
 @asynccontextmanager
 async def _window(sender: Station, to: str, tag: str) -> AsyncIterator[Measurement[Sent]]:
-    async with sender.sending("eth0", to, rate=RATE, count=FRAMES, tag=tag) as sending:
-        await asyncio.sleep(LEAD)
+    async with sender.sending(
+        "eth0", to, rate=FRAMES_PER_SECOND, count=FRAMES_PER_WINDOW, tag=tag
+    ) as sending:
+        await asyncio.sleep(SWAP_DELAY_S)
         yield sending
 
 
@@ -72,7 +74,7 @@ async def _late(lab: Lab, network: str) -> bool:
     now = asyncio.get_running_loop().time
     start = now()
     await lab.swap(network)
-    return now() - start > FRAMES / RATE - LEAD
+    return now() - start > FRAMES_PER_WINDOW / FRAMES_PER_SECOND - SWAP_DELAY_S
 
 
 def _lost(tag: str, sent: dict[str, Sent], counted: Counted) -> float:

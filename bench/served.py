@@ -13,13 +13,13 @@ from typing import IO, Self
 from linkmgr import Client
 from linkmgr.testing.process import Child, finish
 
-__all__ = ["Served"]
+__all__ = ["ServiceProcess"]
 
-_PROGRAM = Path(sys.executable).with_name("linkmgr")
+_DEFAULT_PROGRAM = Path(sys.executable).with_name("linkmgr")
 _START_TIMEOUT_S = 60.0  # seconds for a start
 
 
-class Served:
+class ServiceProcess:
     """The service; ``async with`` starts it and ends it.
 
     :param folder: where its socket, its state and its log are.
@@ -42,7 +42,7 @@ class Served:
         self._config = folder / "linkmgr.toml"
         self._config.write_text(config or "# defaults\n")
         self._before = before
-        self._program = tuple(program) or (str(_PROGRAM),)
+        self._program = tuple(program) or (str(_DEFAULT_PROGRAM),)
         self._log: IO[bytes] | None = None
         self._child: Child | None = None
 

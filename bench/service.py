@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.fleet import Fleet
 from bench.procfs import Memory, cpu_seconds, read_memory
-from bench.served import Served
+from bench.served import ServiceProcess
 from bench.stats import spread
 from linkmgr import Client, NicState
 from linkmgr.testing.process import execute
@@ -96,7 +96,7 @@ async def measure_service(
 ) -> ServiceFigures:
     """Start the fleet and the service, and measure."""
     found = ServiceFigures()
-    async with Fleet(VMS, workdir) as fleet, _bridge(), Served(workdir) as service:
+    async with Fleet(VMS, workdir) as fleet, _bridge(), ServiceProcess(workdir) as service:
         async with service.client() as links:
             await links.create_network(_NETWORK, "bridge", bridge=_BRIDGE)
             begun = time.monotonic()
@@ -122,7 +122,7 @@ async def measure_service(
     return found
 
 
-async def _start_again(service: Served, found: ServiceFigures) -> None:
+async def _start_again(service: ServiceProcess, found: ServiceFigures) -> None:
     await service.stop(signal.SIGKILL)
     begun = time.monotonic()
     await service.start()
@@ -135,7 +135,11 @@ async def _start_again(service: Served, found: ServiceFigures) -> None:
 
 
 async def _ask(
-    service: Served, names: list[str], rounds: int, found: ServiceFigures, tick: Callable[[], None]
+    service: ServiceProcess,
+    names: list[str],
+    rounds: int,
+    found: ServiceFigures,
+    tick: Callable[[], None],
 ) -> None:
     """Let all clients ask at once, each for VMs of its own, as fast as they are answered."""
 

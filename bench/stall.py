@@ -25,8 +25,8 @@ from linkmgr.testing.process import Child, finish, until
 
 __all__ = ["RoundTrips", "Stall", "measure_stall"]
 
-GAP = 0.03  # seconds between windows
-TAIL = 0.02  # seconds that a window goes on after the swap, for what comes late
+WINDOW_GAP_S = 0.03  # seconds between windows
+WINDOW_TAIL_S = 0.02  # seconds that a window goes on after the swap, for what comes late
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ async def measure_stall(lab: Lab, pairs: int, tick: Callable[[], None], *, first
             threads = (*_threads(lab.guest.pid), child.pid) if first else ()
             with _before_everything(threads):
                 for _ in range(pairs):
-                    await asyncio.sleep(GAP)
+                    await asyncio.sleep(WINDOW_GAP_S)
                     start = now()
                     await lab.swap(BRIDGE)
-                    await asyncio.sleep(TAIL)
+                    await asyncio.sleep(WINDOW_TAIL_S)
                     length = now() - start
                     windows.append((stall.swap, start, start + length))
-                    await asyncio.sleep(GAP)
+                    await asyncio.sleep(WINDOW_GAP_S)
                     start = now()
                     await asyncio.sleep(length)
                     windows.append((stall.quiet, start, start + length))

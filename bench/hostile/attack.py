@@ -22,8 +22,8 @@ from pathlib import Path
 __all__ = ["LOCAL", "NAMES"]
 
 ROUND_INTERVAL_S = 0.001  # seconds between two rounds: a flood, not a spinning attacker
-MANY = 200  # connections at once
-LINGER = 3600  # seconds for which the kernel would wait in close()
+CONNECTIONS = 200  # connections at once
+LINGER_S = 3600  # seconds for which the kernel would wait in close()
 ELEMENTS = 330_000  # of a domain's metadata
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""},
                     "capabilities": ["oob"]}}  # fmt: skip
@@ -98,7 +98,7 @@ def checks(target: str, end: float) -> None:
 
 def lists(target: str, end: float) -> None:
     """Have every list made."""
-    _flood(target, end, _http("GET", "/v1/nics"), MANY)
+    _flood(target, end, _http("GET", "/v1/nics"), CONNECTIONS)
 
 
 def connects(target: str, end: float) -> None:
@@ -143,7 +143,7 @@ def lingering(target: str, end: float) -> None:
 
 def _send_lingering(target: str, server: socket.socket) -> None:
     slow = socket.create_connection(server.getsockname())
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
     slow.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -179,9 +179,9 @@ def dials(target: str, end: float) -> None:
             with contextlib.suppress(OSError):
                 sock.sendall(greeting)
             kept.append(sock)
-        for old in kept[: len(kept) - MANY]:
+        for old in kept[: len(kept) - CONNECTIONS]:
             old.close()
-        del kept[: len(kept) - MANY]
+        del kept[: len(kept) - CONNECTIONS]
     for sock in kept:
         sock.close()
 
@@ -190,7 +190,7 @@ def streams(target: str, end: float) -> None:
     """Listen for events on many connections and read none of them."""
     kept: list[socket.socket] = []
     for _ in _until(end):
-        if len(kept) < MANY and (sock := _connect(target)) is not None:
+        if len(kept) < CONNECTIONS and (sock := _connect(target)) is not None:
             with contextlib.suppress(OSError):
                 sock.sendall(_http("GET", "/v1/events"))
             kept.append(sock)

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-HELLO = b'{"execute": "qmp_capabilities", "id": 1}\n'
-LOOK = (b'{"execute": "human-monitor-command", "arguments": {"command-line": "info network"},'
+NEGOTIATE = b'{"execute": "qmp_capabilities", "id": 1}\n'
+INFO_NETWORK = (
+    b'{"execute": "human-monitor-command", "arguments": {"command-line": "info network"},'
         b' "id": 2}\n')  # fmt: skip
 LIST_INTERVAL_S = 1.0
 RECONNECT_INTERVAL_S = 0.5
@@ -74,12 +75,12 @@ def dial(path: str) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
             sock.connect(path)
             sock.settimeout(LIST_INTERVAL_S)
-            sock.sendall(HELLO)
+            sock.sendall(NEGOTIATE)
             asked = 0.0
             while True:
                 if time.monotonic() - asked > LIST_INTERVAL_S:
                     asked = time.monotonic()
-                    sock.sendall(LOOK)
+                    sock.sendall(INFO_NETWORK)
                 with contextlib.suppress(TimeoutError):
                     if not sock.recv(1 << 16):
                         break

@@ -18,7 +18,7 @@ from typing import IO
 from bench.fleet import Fleet
 from bench.hostile.attack import QEMU
 from bench.procfs import cpu_seconds, read_memory
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, LinkmgrError
 from linkmgr.testing.process import Child, execute, until
 
@@ -37,8 +37,9 @@ verbs = ["plug", "unplug", "set_link"]
 """
 WARM_UP_S = 0.5  # that an attacker has before the first replug is timed
 LIST_INTERVAL_S = 1.0  # between two lists of all NICs, for which the service looks at each QEMU
-ATTACK = 3  # times as long as the replugs may take: one of them may be held up to the very end
-SETTLE_LOOKS, SETTLE_SECONDS = 40, 0.5
+#: Times as long as the replugs may take: one of them may be held up to the very end.
+ATTACK_FACTOR = 3
+SETTLE_TRIES, SETTLE_INTERVAL_S = 40, 0.5
 SOCKETS = {"fds": "fd.sock", "dials": "qmp.sock"}  # of all others it is the API's
 #: Attackers that are root: libvirt's hook hands over what an author of XML wrote.
 ROOTS = frozenset({"metadata"})
@@ -67,7 +68,7 @@ class World:
     """What is there; see `make_world`."""
 
     folder: Path
-    service: Served
+    service: ServiceProcess
     links: Client
     fleet: Fleet
     output: IO[bytes]
@@ -79,8 +80,8 @@ class World:
         :param sink: aim it at a sink.
         """
         async with contextlib.AsyncExitStack() as stack:
-            ends = time.monotonic() + ATTACK * seconds
-            attack = self._attack(attacker, ATTACK * seconds, sink=sink)
+            ends = time.monotonic() + ATTACK_FACTOR * seconds
+            attack = self._attack(attacker, ATTACK_FACTOR * seconds, sink=sink)
             await stack.enter_async_context(attack)
             lister = asyncio.create_task(self._list())
             stack.callback(lister.cancel)
@@ -99,10 +100,10 @@ class World:
 
     async def settle(self) -> None:
         """Wait until the service has worked off what the last attacker left, if it ever does."""
-        for _ in range(SETTLE_LOOKS):
+        for _ in range(SETTLE_TRIES):
             cpu = cpu_seconds(self.service.pid)
-            await asyncio.sleep(SETTLE_SECONDS)
-            if cpu_seconds(self.service.pid) - cpu < SETTLE_SECONDS / 20:
+            await asyncio.sleep(SETTLE_INTERVAL_S)
+            if cpu_seconds(self.service.pid) - cpu < SETTLE_INTERVAL_S / 20:
                 return
 
     async def _replug(self, count: int, seconds: float) -> Block:
@@ -216,7 +217,7 @@ async def make_world(folder: Path, program: Sequence[str] = ()) -> AsyncIterator
             await execute(f"ip link add {bridge} type bridge".split())
             stack.push_async_callback(execute, f"ip link del {bridge}".split())
             await execute(f"ip link set {bridge} up".split())
-        served = Served(folder, config=CONFIG, program=program)
+        served = ServiceProcess(folder, config=CONFIG, program=program)
         service = await stack.enter_async_context(served)
         for path in (service.socket, service.socket.with_name("fd.sock")):
             os.chmod(path, 0o666)  # noqa: PTH101 - a socket

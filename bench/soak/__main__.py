@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.soak.census import Census, changes, growth
-from bench.soak.swapping import PER_CYCLE, Soak, make_soak
+from bench.soak.swapping import SWAPS_PER_CYCLE, Soak, make_soak
 from linkmgr.testing import enter_sandbox
 
 REPORT = Path("build/soak.json")
@@ -27,7 +27,7 @@ MAX_GROWTH_PERCENT = 2.0  # percent that the memory of a process may grow
 ROUNDS = 20
 #: Swaps before the first census that counts: the service keeps the last 1000 operations and events,
 #: and until there are as many, each of its largest size, it has to grow.
-WARM_UP = 2600
+WARM_UP_SWAPS = 2600
 GUESTS, NICS = 2, 4
 
 
@@ -38,7 +38,7 @@ async def run(soak: Soak, options: argparse.Namespace, console: Console) -> list
 
     async def one(swaps: float, what: str) -> Census:
         begun, before = clock(), soak.swaps
-        cycles = math.ceil(swaps / PER_CYCLE / len(soak.nics))
+        cycles = math.ceil(swaps / SWAPS_PER_CYCLE / len(soak.nics))
         census = await soak.round(cycles, lambda: None, until=end)
         service = census.memory["service"]
         rate = (soak.swaps - before) / (clock() - begun)
@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--swaps", type=int, default=10_000, help="after the warm-up")
-    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="swaps before")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP_SWAPS, help="swaps before")
     parser.add_argument("--minutes", type=float, default=25.0, help="at most")
     return parser.parse_args()
 

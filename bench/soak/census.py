@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.procfs import Memory, open_files, read_memory
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
 
@@ -18,7 +18,7 @@ __all__ = ["SERVICE", "Census", "Growth", "changes", "growth", "take"]
 
 SERVICE = "service"
 _CLOSE_DELAY_S = 1.0  # seconds: what a swap leaves to be closed is closed by then
-_LOOKS = 20  # at most, until two in a row are alike
+_MAX_COUNTS = 20  # at most, until two in a row are alike
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Growth:
         return 100 * (self.last.pss - self.first.pss) / self.first.pss
 
 
-async def take(swaps: int, service: Served, guests: Sequence[Guest]) -> Census:
+async def take(swaps: int, service: ServiceProcess, guests: Sequence[Guest]) -> Census:
     """Count when it is quiet: nobody but who listens for events is connected to the service."""
     counts: Counter[str] = Counter()
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_COUNTS):
         await asyncio.sleep(_CLOSE_DELAY_S)
         before, counts = counts, await _count(service, guests)
         if counts == before:
@@ -66,7 +66,7 @@ async def take(swaps: int, service: Served, guests: Sequence[Guest]) -> Census:
     return Census(swaps, memory, counts)
 
 
-async def _count(service: Served, guests: Sequence[Guest]) -> Counter[str]:
+async def _count(service: ServiceProcess, guests: Sequence[Guest]) -> Counter[str]:
     """Count everything, the fds before anything else: to ask takes a connection."""
     counts: Counter[str] = Counter()
     for name, pid in [(SERVICE, service.pid), *((guest.name, guest.pid) for guest in guests)]:

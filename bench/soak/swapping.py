@@ -10,19 +10,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from bench.soak.census import Census, take
 from linkmgr import Client, hub_args
 from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.guest import MEMORY_MIB
 from linkmgr.testing.process import execute
 
-__all__ = ["PER_CYCLE", "Soak", "make_soak"]
+__all__ = ["SWAPS_PER_CYCLE", "Soak", "make_soak"]
 
-PER_CYCLE = 4  # swaps
+SWAPS_PER_CYCLE = 4  # swaps
 #: Every so many cycles of a NIC the guest and the network hear of its swaps, which takes seconds;
 #: and it is unplugged, and its link goes down and up.
-_THOROUGH = 16
+_THOROUGH_EVERY = 16
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Soak:
     :param events: that a client has heard, by kind.
     """
 
-    service: Served
+    service: ServiceProcess
     guests: list[Guest]
     nics: list[str]
     events: Counter[str] = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Soak:
     _cycles: Counter[str] = field(default_factory=Counter)
 
     async def round(self, cycles: int, tick: Callable[[], None], *, until: float) -> Census:
-        """Swap each NIC's cable so many times `PER_CYCLE`, all NICs at once, and count.
+        """Swap each NIC's cable so many times `SWAPS_PER_CYCLE`, all NICs at once, and count.
 
         :param until: the time of the loop's clock when no cycle is begun any more.
         :raise LinkmgrError: when a swap fails.
@@ -56,7 +56,7 @@ class Soak:
                 for _ in range(cycles):
                     if clock() < until:
                         await self._cycle(links, nic)
-                        self.swaps += PER_CYCLE
+                        self.swaps += SWAPS_PER_CYCLE
                         tick()
 
         async with asyncio.TaskGroup() as group:
@@ -72,7 +72,7 @@ class Soak:
         self._cycles[nic] += 1
         home, other = _ports(nic)
         # Different NICs at different times, so that there are always some who wait for a guest.
-        thorough = (number + self.nics.index(nic)) % _THOROUGH == 0
+        thorough = (number + self.nics.index(nic)) % _THOROUGH_EVERY == 0
         for target in (other, "red", "green", home):
             await links.plug(nic, target, notify="auto" if thorough else "silent")
         if thorough:
@@ -94,7 +94,7 @@ async def make_soak(
             stack.push_async_callback(_ip, f"link del br-{network}")
             await _ip(f"link set br-{network} up")
         await stack.enter_async_context(NetnsPeer("green", "v-green"))
-        service = await stack.enter_async_context(Served(workdir, config=config))
+        service = await stack.enter_async_context(ServiceProcess(workdir, config=config))
         made = [
             await stack.enter_async_context(_guest(f"web{number}", number, nics, workdir))
             for number in range(guests)

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, NicState
 from linkmgr.model import Connection, Nic, OwnerTag
 from linkmgr.qmp.network import parse_info_network
@@ -39,7 +39,7 @@ class DomainLab:
     """
 
     libvirtd: Libvirtd
-    served: Served
+    served: ServiceProcess
     links: Client
     note: Path
     own: frozenset[str]
@@ -249,7 +249,7 @@ async def domain_lab(
         )
         own = frozenset(path.name for path in Path("/sys/class/net").iterdir())
         note = folder / "note"
-        served = Served(folder, config=config)
+        served = ServiceProcess(folder, config=config)
         served.socket = libvirtd.run / "linkmgr" / Path(socket).name
         await stack.enter_async_context(served)
         links = await stack.enter_async_context(served.client())

@@ -32,7 +32,7 @@ def reached(note: Path) -> Path:
 
 
 def command(note: Path) -> tuple[str, ...]:
-    """Words before the service's own, for `bench.served.Served`."""
+    """Words before the service's own, for `bench.served.ServiceProcess`."""
     return ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", __name__, str(note))
 
 

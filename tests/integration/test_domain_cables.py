@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, NicState
 from linkmgr.libvirt.metadata import DesiredCable, desired_cables_of_xml
 from linkmgr.testing.guest import GuestTimeout
@@ -32,7 +32,7 @@ class Cables:
     """A libvirtd, a service, and two bridges with a machine each."""
 
     libvirtd: Libvirtd
-    served: Served
+    served: ServiceProcess
     links: Client
 
     async def linkmgr(self, *words: str, check: bool = True) -> Result:
@@ -87,7 +87,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Cables]:
         libvirtd = await stack.enter_async_context(private_libvirtd())
         for name in ("blue", "green"):
             await stack.enter_async_context(bridge_of(name))
-        served = Served(
+        served = ServiceProcess(
             tmp_path,
             config=f"""
             [libvirt]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, EventKind, NicState
 from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid
 from linkmgr.libvirt.listener import MonitorListener
@@ -81,7 +81,7 @@ async def libvirtd() -> AsyncIterator[Libvirtd]:
         yield made
 
 
-def service(libvirtd: Libvirtd, folder: Path) -> Served:
+def service(libvirtd: Libvirtd, folder: Path) -> ServiceProcess:
     """The service, dialled under its usual path. Its state outlives libvirt's /run."""
     config = f"""
         [libvirt]
@@ -94,7 +94,7 @@ def service(libvirtd: Libvirtd, folder: Path) -> Served:
         driver = "bridge"
         options = {{ bridge = "br-green" }}
     """
-    made = Served(folder, config=config)
+    made = ServiceProcess(folder, config=config)
     made.socket = libvirtd.run / "linkmgr/lm.sock"
     return made
 
@@ -341,7 +341,7 @@ async def is_new(links: Client, guest: DomainGuest, old: int) -> None:
     assert (nic.state, nic.connection) == (NicState.UNPLUGGED, None)
 
 
-async def strangers_are_refused(served: Served, uuid: str) -> None:
+async def strangers_are_refused(served: ServiceProcess, uuid: str) -> None:
     """A process that dials, and a plain QEMU that says what web1's would say."""
     path = served.socket.with_name("qmp.sock")
     with tempfile.TemporaryFile() as output:
@@ -372,7 +372,7 @@ async def strangers_are_refused(served: Served, uuid: str) -> None:
             await forged.end()
 
 
-async def a_forged_uuid_is_refused(libvirtd: Libvirtd, served: Served, uuid: str) -> None:
+async def a_forged_uuid_is_refused(libvirtd: Libvirtd, served: ServiceProcess, uuid: str) -> None:
     """A domain of libvirt whose command line claims to be another one."""
     await libvirtd.virsh("start", "web2")
     what = f"it is the QEMU of domain web2, and says that its uuid is '{uuid}'"
@@ -381,7 +381,7 @@ async def a_forged_uuid_is_refused(libvirtd: Libvirtd, served: Served, uuid: str
     await libvirtd.virsh("destroy", "web2")
 
 
-async def _said(served: Served, what: str) -> bool:
+async def _said(served: ServiceProcess, what: str) -> bool:
     return what in served.said()
 
 

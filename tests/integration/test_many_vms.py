@@ -14,7 +14,7 @@ import pytest
 
 from bench.fleet import Fleet
 from bench.procfs import open_files
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import NicState
 from linkmgr.model import VmState
 from linkmgr.testing.process import execute, until
@@ -27,7 +27,7 @@ class Site:
     """The VMs, the service, and which of the NICs are plugged."""
 
     fleet: Fleet
-    service: Served
+    service: ServiceProcess
     plugged: list[str]
 
     async def states(self) -> dict[str, NicState]:
@@ -50,7 +50,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         stack.push_async_callback(execute, ["ip", "link", "del", "br0"])
         await execute(["ip", "link", "set", "br0", "up"])
         fleet = await stack.enter_async_context(Fleet(COUNT, tmp_path))
-        service = await stack.enter_async_context(Served(tmp_path))
+        service = await stack.enter_async_context(ServiceProcess(tmp_path))
         site = Site(fleet, service, [f"{name}/net0" for name in fleet.names[::2]])
         async with service.client() as links:
             await links.create_network("blue", "bridge", bridge="br0")

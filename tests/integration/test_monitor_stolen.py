@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import pytest
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, hub_args
 from linkmgr.errors import LinkmgrError, NotFound
 from linkmgr.model import VmState
@@ -87,7 +87,7 @@ print(json.dumps(answers))
 class World:
     """The service, root's guest, and a folder of Mallory's."""
 
-    served: Served
+    served: ServiceProcess
     root_guest: Guest
     folder: Path
 
@@ -111,7 +111,7 @@ async def world() -> AsyncIterator[World]:
         roots.mkdir(mode=0o755)
         args = hub_args("net0", mac="52:54:00:00:01:00")
         async with (
-            Served(folder, config=RULES) as served,
+            ServiceProcess(folder, config=RULES) as served,
             Guest("root1", nic_args=args, workdir=roots) as guest,
         ):
             yield World(served, guest, mallory)

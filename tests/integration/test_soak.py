@@ -10,7 +10,7 @@ import pytest
 
 from bench.procfs import Memory
 from bench.soak.census import SERVICE, Census, changes, growth
-from bench.soak.swapping import PER_CYCLE, Soak, make_soak
+from bench.soak.swapping import SWAPS_PER_CYCLE, Soak, make_soak
 
 #: What the service keeps is full after a warm-up as short as this one.
 FEW = "[limits]\noperations = 20\nevents = 20\n"
@@ -22,7 +22,7 @@ async def test_nothing_is_more_after_some_hundred_swaps_than_before(tmp_path: Pa
     async with make_soak(tmp_path, guests=1, nics=4, config=FEW) as soak:
         first = await _round(soak, CYCLES)
         last = await _round(soak, CYCLES)
-        assert soak.swaps == 2 * CYCLES * PER_CYCLE * 4
+        assert soak.swaps == 2 * CYCLES * SWAPS_PER_CYCLE * 4
         assert soak.events["replugged"] >= soak.swaps
         assert soak.events["failed"] == 0
     assert changes(first, last) == {}

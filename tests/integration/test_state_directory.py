@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bench.served import Served
+from bench.served import ServiceProcess
 from linkmgr import Client, LinkManager, LinkmgrError, NicState
 from linkmgr.cli.exits import Exit
 from linkmgr.errors import StateError, UnknownVm
@@ -306,7 +306,7 @@ async def test_a_second_service_on_the_same_state_directory_is_refused_before_it
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    async with Served(tmp_path / "one") as first, Client(first.socket) as client:
+    async with ServiceProcess(tmp_path / "one") as first, Client(first.socket) as client:
         await client.create_network("blue", "bridge", bridge="br0")
         second = ["--socket", f"{tmp_path}/two/lm.sock", "serve", "--state-dir", str(first.state)]
         refused = await execute(

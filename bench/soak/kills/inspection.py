@@ -28,7 +28,7 @@ _RESTLESS = {"stats", "stats64", "hello_timer", "tcn_timer", "topology_change_ti
              "hold_timer", "message_age_timer", "forward_delay_timer", "linkinfo_timer",
              "operstate", "allmulti", "promiscuity"}  # fmt: skip
 
-_LISTS = 20  #: tries to have a whole list of the devices; two in a row have never failed
+_MAX_LISTINGS = 20  #: tries to have a whole list of the devices; two in a row have never failed
 #: What an fd of a tap or macvtap leads to.
 _TAP = re.compile(r"/dev/(net/tun|tap\d)|.*/linkmgr-node-")
 
@@ -152,7 +152,7 @@ def _cable_faults(nic: Nic, info: NetTopology) -> list[str]:
 
 async def devices() -> dict[str, Device]:
     """All devices by name, without what changes by itself."""
-    for _ in range(_LISTS):
+    for _ in range(_MAX_LISTINGS):
         said = (await execute(["ip", "-json", "-details", "link", "show"])).output
         # It says before the list when devices have come or gone meanwhile.
         if said.startswith("["):

@@ -29,7 +29,7 @@ NICS = 2
 MADE = {"blue": "lmbr-blue", "red": "lmbr-red"}
 NETWORKS = (*MADE, "green")
 #: Seconds in which all must be well after a restart. A repair is tried again after up to 8 s.
-SETTLES = 20.0
+SETTLE_TIMEOUT_S = 20.0
 #: Other managers' devices, which look like ours as far as they can.
 OTHERS = f"""
 ip link add v-green type veth peer name v-greens
@@ -104,7 +104,7 @@ class World:
         :raise Faults: it never is.
         """
         clock = asyncio.get_running_loop().time
-        end = clock() + SETTLES
+        end = clock() + SETTLE_TIMEOUT_S
         while faults := await self.inspection.faults(self.links):
             if clock() > end:
                 raise Faults("; ".join(faults))
