@@ -17,10 +17,10 @@ from linkmgr.service import body, fair_share, quota
 
 LOTS = 1 << 40
 BOUNDS: dict[ModuleType, tuple[str, ...]] = {
-    fair_share: ("USER_SHARE", "ALL_SHARE", "BURST_SECONDS", "WAITING_MOST"),
+    fair_share: ("USER_SHARE", "ALL_SHARE", "BURST_S", "MAX_WAITING_REQUESTS"),
     unix_sockets: ("USER_CONNECTIONS_SHARE", "REFUSALS_SHARE"),
-    quota: ("ONE_USER",),
-    body: ("MOST",),
+    quota: ("USER_SHARE",),
+    body: ("MAX_BODY_BYTES",),
     domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
     budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
              "FLOOD_TIMEOUT_S", "MESSAGES_PER_TURN"),

@@ -16,7 +16,7 @@ from linkmgr.cli.words import NewNicType
 if TYPE_CHECKING:
     from linkmgr.model import NicRef
 
-MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @click.command(
@@ -37,7 +37,7 @@ def args(nic: NicRef, mac: str | None, model: str, mtu: int | None) -> None:
     """Print the arguments that boot a NIC whose cable can change."""
     from linkmgr.wirings.args import hub_args
 
-    if not MODEL.fullmatch(model):
+    if not MODEL_PATTERN.fullmatch(model):
         raise click.BadParameter(f"{model!r} is not a model of QEMU.", param_hint="--model")
     made = hub_args(nic.alias, mac=mac or mac_of(nic), model=model, host_mtu=mtu)
     if not printed_as_json(made):

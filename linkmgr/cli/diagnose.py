@@ -17,19 +17,19 @@ from pathlib import Path
 from linkmgr.where import admin_socket_path
 
 SYSTEMD = Path("/run/systemd/system")  #: is there where systemd runs; see sd_booted(3)
-HEALTH_SECONDS = 1.0  #: for /healthz, which waits for nothing but the event loop
-SYSTEMCTL_SECONDS = 2.0  #: systemd itself may hang, and the user waits already
-_MOST_ANSWER = 65536  # bytes of an answer to /healthz; whatever listens there may send more
+HEALTH_TIMEOUT_S = 1.0  #: for /healthz, which waits for nothing but the event loop
+SYSTEMCTL_TIMEOUT_S = 2.0  #: systemd itself may hang, and the user waits already
+_MAX_ANSWER_BYTES = 65536  # bytes of an answer to /healthz; whatever listens there may send more
 _SAMPLES, _SAMPLE_INTERVAL_S = 12, 0.3  # a unit that ends at once is mostly seen while it starts
 _UNITS = ("linkmgr.service", "linkmgr.socket")
 _PROPERTIES = (
     "LoadState", "ActiveState", "SubState", "Result", "ExecMainStatus", "MainPID", "NRestarts",
     "StatusText", "Listen",
 )  # fmt: skip
-_LOG = "look at 'journalctl -u linkmgr -n 20'"
+_SEE_LOG = "look at 'journalctl -u linkmgr -n 20'"
 _RESTART = "'systemctl restart linkmgr' touches no cable"
 #: What the service's exit codes say: those of the command line, and sysexits.h's EX_CONFIG.
-_EXITS: Mapping[str, tuple[str, str]] = {
+_EXIT_REASONS: Mapping[str, tuple[str, str]] = {
     "2": ("its configuration is wrong", "'linkmgr doctor' says where; then start it again"),
     "78": (
         "its configuration is wrong",
@@ -41,7 +41,7 @@ _EXITS: Mapping[str, tuple[str, str]] = {
     ),
     "11": (
         "its state directory cannot be used",
-        f"make room on its disk ('df /var/lib/linkmgr'), or {_LOG}",
+        f"make room on its disk ('df /var/lib/linkmgr'), or {_SEE_LOG}",
     ),
 }
 
@@ -68,7 +68,7 @@ async def diagnose(path: Path) -> Diagnosis | None:
     # The command itself goes over the first of these that it may use.
     for each in filter(None, (admin_socket_path(path), path)):
         with contextlib.suppress(OSError, ValueError):  # TimeoutError is an OSError
-            async with asyncio.timeout(HEALTH_SECONDS):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await health(each)
                 return None
     return await _unit(path) or _listener(path)
@@ -85,9 +85,9 @@ async def health(path: Path) -> str:
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: linkmgr\r\nConnection: close\r\n\r\n")
         await writer.drain()
         parts: list[bytes] = []
-        while part := await reader.read(_MOST_ANSWER):
+        while part := await reader.read(_MAX_ANSWER_BYTES):
             parts.append(part)
-            if sum(map(len, parts)) > _MOST_ANSWER:
+            if sum(map(len, parts)) > _MAX_ANSWER_BYTES:
                 raise ValueError("its answer has no end")
     finally:
         writer.close()
@@ -117,7 +117,7 @@ async def _unit(path: Path) -> Diagnosis | None:
             return None
         found = _of_unit(service, socket)
         starts = service.get("ActiveState") == "activating"
-        told = service.get("StatusText") == _EXITS["78"][0]
+        told = service.get("StatusText") == _EXIT_REASONS["78"][0]
         if not starts or told or service.get("SubState") == "auto-restart":
             break
     return found
@@ -145,7 +145,7 @@ async def _shown() -> tuple[dict[str, str], dict[str, str]] | None:
     except OSError:
         return None
     try:
-        async with asyncio.timeout(SYSTEMCTL_SECONDS):
+        async with asyncio.timeout(SYSTEMCTL_TIMEOUT_S):
             said, _ = await process.communicate()
     except TimeoutError:
         return None
@@ -170,7 +170,7 @@ def _of_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Diagnosis
     state, detail = service.get("ActiveState", ""), service.get("SubState", "")
     if state in ("active", "reloading", "deactivating"):
         pid = int(service.get("MainPID") or 0)
-        return of_process(pid) if pid else Diagnosis(f"linkmgr.service is {state}", _LOG)
+        return of_process(pid) if pid else Diagnosis(f"linkmgr.service is {state}", _SEE_LOG)
     if state == "failed" or detail == "auto-restart":
         return _of_failure(service)
     if state == "activating":
@@ -184,21 +184,21 @@ def _of_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Diagnosis
 
 def _of_start(service: Mapping[str, str]) -> Diagnosis:
     told, times = service.get("StatusText", ""), service.get("NRestarts", "0")
-    if told == _EXITS["78"][0]:  # it has told so, and is about to end
-        return Diagnosis(f"linkmgr.service cannot start: {told}", _EXITS["78"][1])
+    if told == _EXIT_REASONS["78"][0]:  # it has told so, and is about to end
+        return Diagnosis(f"linkmgr.service cannot start: {told}", _EXIT_REASONS["78"][1])
     if times != "0":
         why = f"linkmgr.service has ended and been started again {times} times"
-        return Diagnosis(why, _LOG)
+        return Diagnosis(why, _SEE_LOG)
     more = f" ({told})" if told else ""
-    return Diagnosis(f"linkmgr.service is still starting{more}", f"wait, or {_LOG}")
+    return Diagnosis(f"linkmgr.service is still starting{more}", f"wait, or {_SEE_LOG}")
 
 
 def _of_failure(service: Mapping[str, str]) -> Diagnosis:
     code, result = service.get("ExecMainStatus", ""), service.get("Result", "")
     told = service.get("StatusText", "")
-    what, hint = _EXITS.get(code, ("", f"{_LOG}; then 'systemctl restart linkmgr'"))
+    what, hint = _EXIT_REASONS.get(code, ("", f"{_SEE_LOG}; then 'systemctl restart linkmgr'"))
     if result not in ("exit-code", "success", "start-limit-hit"):
-        what, hint = "", f"{_LOG}; then 'systemctl restart linkmgr'"
+        what, hint = "", f"{_SEE_LOG}; then 'systemctl restart linkmgr'"
     cause = f"exit code {code}" if result == "exit-code" else result
     state = "has failed" if service.get("ActiveState") == "failed" else "ends whenever it starts"
     reason = told or what
@@ -216,7 +216,7 @@ def _listener(path: Path) -> Diagnosis | None:
     except OSError as error:
         if error.errno == errno.EAGAIN:
             why = "nothing takes the connections that wait on its socket"
-            return Diagnosis(why, f"{_LOG}; {_RESTART}")
+            return Diagnosis(why, f"{_SEE_LOG}; {_RESTART}")
         return None
     pid: int = struct.unpack(form, raw)[0]
     return of_process(pid) if pid > 1 else None  # 1 is systemd, 0 another pid namespace's
@@ -227,7 +227,7 @@ def of_process(pid: int, proc: Path = Path("/proc")) -> Diagnosis:
     try:
         state = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return Diagnosis(f"its process {pid} cannot be seen", f"{_LOG}, or start it again")
+        return Diagnosis(f"its process {pid} cannot be seen", f"{_SEE_LOG}, or start it again")
     match state:
         case "T":
             return Diagnosis(f"its process {pid} is stopped", f"'kill -CONT {pid}' lets it go on")
@@ -237,6 +237,6 @@ def of_process(pid: int, proc: Path = Path("/proc")) -> Diagnosis:
             why = f"its process {pid} waits for the kernel, as for a disk that hangs"
             return Diagnosis(why, f"look at 'dmesg', and at 'cat /proc/{pid}/stack' as root")
         case "Z" | "X":
-            return Diagnosis(f"its process {pid} has ended", f"{_LOG}; start it again")
+            return Diagnosis(f"its process {pid} has ended", f"{_SEE_LOG}; start it again")
         case _:
-            return Diagnosis(f"its process {pid} is busy, or hangs", f"{_LOG}; {_RESTART}")
+            return Diagnosis(f"its process {pid} is busy, or hangs", f"{_SEE_LOG}; {_RESTART}")

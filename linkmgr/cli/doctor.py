@@ -17,7 +17,7 @@ from linkmgr.cli.probes import ProbeResult, Verdict
 from linkmgr.cli.show import aligned, printable, printed_as_json
 from linkmgr.where import socket_path
 
-CONFIG = Path("/etc/linkmgr/linkmgr.toml")
+DEFAULT_CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 _AREAS = ("host", "kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service",
           "configuration")  # fmt: skip
 _COLOURS = {Verdict.WORKS: "green", Verdict.MISSING: "yellow", Verdict.UNKNOWN: "cyan"}
@@ -28,7 +28,7 @@ _COLOURS = {Verdict.WORKS: "green", Verdict.MISSING: "yellow", Verdict.UNKNOWN: 
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help=f"Check this configuration file instead of {CONFIG}.",
+    help=f"Check this configuration file instead of {DEFAULT_CONFIG}.",
 )
 @click.pass_context
 def doctor(ctx: click.Context, config: Path | None) -> None:
@@ -50,7 +50,7 @@ async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
             probes.host(),
             probes.kernel(),
             probes.qemu(),
-            _libvirt(config or CONFIG),
+            _libvirt(config or DEFAULT_CONFIG),
             probes.hook(),
             probes.apparmor(),
             probes.ovs(),
@@ -58,7 +58,7 @@ async def look(socket: Path, config: Path | None) -> list[ProbeResult]:
             probes.managers(),
             probes.rights(),
             probes.service(socket),
-            probes.configuration(config or CONFIG, asked=config is not None),
+            probes.configuration(config or DEFAULT_CONFIG, asked=config is not None),
         )
     found = [
         result

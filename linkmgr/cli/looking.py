@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from linkmgr.errors import LibvirtError
     from linkmgr.model import DomainInfo, DomainNicInfo, Nic, VmInfo
 
-MINOR = ("WIRING", "MTU", "MODEL", "BY", "DEVICE")  #: columns that a narrow terminal can do without
-WHOLE = ("MAC", "TO DO")  #: columns to be copied from
+OPTIONAL_COLUMNS = (
+    "WIRING",
+    "MTU",
+    "MODEL",
+    "BY",
+    "DEVICE",
+)  #: columns that a narrow terminal can do without
+UNCUT_COLUMNS = ("MAC", "TO DO")  #: columns to be copied from
 
 
 @click.command(cls=Command, examples=["linkmgr nics", "linkmgr nics --json"])
@@ -33,9 +39,15 @@ def nics() -> None:
     heads = ["NIC", "STATE", "LINK", "PORT", "DEVICE", "MAC", "MTU", "MODEL", "WIRING", "BY", "FOR"]
     rows = rows_of(found, vms, others or [], datetime.now(UTC))
     if any(row[-1] for row in rows):
-        table([*heads, "TO DO"], rows, minor=MINOR, whole=WHOLE)
+        table([*heads, "TO DO"], rows, minor=OPTIONAL_COLUMNS, whole=UNCUT_COLUMNS)
     else:
-        table(heads, [row[:-1] for row in rows], none="No NICs.", minor=MINOR, whole=WHOLE)
+        table(
+            heads,
+            [row[:-1] for row in rows],
+            none="No NICs.",
+            minor=OPTIONAL_COLUMNS,
+            whole=UNCUT_COLUMNS,
+        )
 
 
 async def _look(

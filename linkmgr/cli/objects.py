@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from linkmgr.client import Client
     from linkmgr.model import Connection, DomainInfo, Finding, NetworkInfo, Nic, Port, VmInfo
 
-CHECK_SECONDS = 3.0  #: for which the check may hold up what is known already
+CHECK_TIMEOUT_S = 3.0  #: for which the check may hold up what is known already
 
 Fact = tuple[str, str | None]
 
@@ -189,7 +189,7 @@ async def _findings(links: Client) -> list[Finding] | None:
     import asyncio
 
     try:
-        async with asyncio.timeout(CHECK_SECONDS):
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
             return await links.check()
     except TimeoutError:
         return None

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 STDOUT = "-"
-READER_SECONDS = 10.0  #: for which a named pipe may have no reader; a timer must not wait for ever
+READER_TIMEOUT_S = (
+    10.0  #: for which a named pipe may have no reader; a timer must not wait for ever
+)
 _READER_INTERVAL_S = 0.05
-_LINKS = 40  # symbolic links in a row, as many as Linux follows
-_THROUGH = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_MAX_SYMLINKS = 40  # symbolic links in a row, as many as Linux follows
+_OPEN_FLAGS = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FD_DIRECTORY = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
@@ -69,7 +71,7 @@ def _own_fd(name: str) -> int | None:
     off what else the shell writes to it.
     """
     path = Path(name).absolute()
-    for _ in range(_LINKS):
+    for _ in range(_MAX_SYMLINKS):
         if not path.is_symlink():
             return None
         folder = _FD_DIRECTORY.fullmatch(str(path.parent.resolve()))
@@ -128,10 +130,10 @@ def _write_through(name: str, data: bytes) -> None:
 
 def _open_with_reader(name: str) -> int:
     """Open what is no regular file; of a named pipe the reader may come a little later."""
-    deadline = time.monotonic() + READER_SECONDS
+    deadline = time.monotonic() + READER_TIMEOUT_S
     while True:
         try:
-            return os.open(name, _THROUGH)
+            return os.open(name, _OPEN_FLAGS)
         except OSError as error:
             is_pipe = error.errno == errno.ENXIO and Path(name).is_fifo()
             if not is_pipe or time.monotonic() > deadline:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TextIO
 
 #: Descriptors that a command needs: doctor uses 13, the most; the caller may have left some open.
-NEEDED_FDS = 16
+MIN_FDS = 16
 #: An OSError without a file name and with one of these comes of writing to a stream.
-_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EINVAL)
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EINVAL)
 
 
 def run(command: Callable[[], int]) -> int:
@@ -68,11 +68,11 @@ def _allow_fds() -> None:
     :raise OSError: EMFILE; it may not be raised so far.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= NEEDED_FDS:
+    if soft == resource.RLIM_INFINITY or soft >= MIN_FDS:
         return
-    if hard != resource.RLIM_INFINITY and hard < NEEDED_FDS:
+    if hard != resource.RLIM_INFINITY and hard < MIN_FDS:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (NEEDED_FDS, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_FDS, hard))
 
 
 def _tell(fault: Exception) -> int:
@@ -95,9 +95,9 @@ def _sentence(error: OSError) -> str | None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return (
             f"too many files are open, and the limit is {limit}. "
-            f"To do: raise it with 'ulimit -n', to {NEEDED_FDS} or more"
+            f"To do: raise it with 'ulimit -n', to {MIN_FDS} or more"
         )
-    if error.errno in _OUTPUT and error.filename is None:
+    if error.errno in _OUTPUT_ERRORS and error.filename is None:
         return _unwritable(error)
     if isinstance(error, FileNotFoundError) and not _has_directory():
         return "the working directory has been deleted. To do: 'cd' to another one"

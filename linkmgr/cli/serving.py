@@ -9,8 +9,8 @@ import click
 from linkmgr.cli.base import Command, Settings
 from linkmgr.where import socket_path
 
-STATE = Path("/var/lib/linkmgr")
-CONFIG = Path("/etc/linkmgr/linkmgr.toml")
+DEFAULT_STATE_DIR = Path("/var/lib/linkmgr")
+DEFAULT_CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 
 
 @click.command(
@@ -19,14 +19,14 @@ CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    default=STATE,
+    default=DEFAULT_STATE_DIR,
     show_default=True,
     help="Where it keeps what must survive it.",
 )
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
-    help=f"Configuration file; by default {CONFIG}, if there is one.",
+    help=f"Configuration file; by default {DEFAULT_CONFIG}, if there is one.",
 )
 def serve(state_dir: Path, config: Path | None) -> None:
     """Run the service in the foreground.
@@ -37,4 +37,4 @@ def serve(state_dir: Path, config: Path | None) -> None:
 
     from linkmgr.service.run import serve as run
 
-    asyncio.run(run(socket_path(Settings.current().socket), state_dir, config or CONFIG))
+    asyncio.run(run(socket_path(Settings.current().socket), state_dir, config or DEFAULT_CONFIG))

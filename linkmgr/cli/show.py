@@ -18,7 +18,7 @@ from linkmgr.cli.base import Settings
 if TYPE_CHECKING:
     from linkmgr.model import Nic
 
-NARROWEST = 8  #: characters that a cell keeps, however narrow the terminal
+MIN_CELL = 8  #: characters that a cell keeps, however narrow the terminal
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
@@ -79,7 +79,7 @@ def fitted(
     may_be_cut = [at for at, head in enumerate(kept[0]) if at and head not in whole]
     while (excess := _width(kept) - width) > 0:
         sizes = {at: max(_cells(line[at]) for line in kept) for at in may_be_cut}
-        room = {at: size - max(NARROWEST, _cells(kept[0][at])) for at, size in sizes.items()}
+        room = {at: size - max(MIN_CELL, _cells(kept[0][at])) for at, size in sizes.items()}
         widest = max((at for at in sizes if room[at] > 0), key=sizes.__getitem__, default=None)
         if widest is None:
             break  # a line that is too long says more than a name that is cut

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from linkmgr.client import Client
     from linkmgr.model import Finding, Nic, VmInfo
 
-CHECK_SECONDS = 3.0  #: for which the check may hold up the status
+CHECK_TIMEOUT_S = 3.0  #: for which the check may hold up the status
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] |
 
     async def check() -> tuple[list[Finding] | None, str]:
         try:
-            async with asyncio.timeout(CHECK_SECONDS):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
                 return await links.check(), ""
         except TimeoutError:
             return None, "the check takes long"

@@ -22,7 +22,7 @@ else:
     _Type = click.ParamType  # older releases of click have no parameter here
     _Choice = click.Choice
 
-COMPLETION_SECONDS = 1.0  #: for which the shell waits when names are completed
+COMPLETION_TIMEOUT_S = 1.0  #: for which the shell waits when names are completed
 
 _LIBVIRT = "libvirt:"  # before the domain whose QEMU is reached through libvirt
 
@@ -291,7 +291,7 @@ def _known(socket: str | None, names: Names) -> list[str]:
     from linkmgr.client import Client
 
     async def fetch() -> list[str]:
-        async with asyncio.timeout(COMPLETION_SECONDS), Client(socket, patience=0) as links:
+        async with asyncio.timeout(COMPLETION_TIMEOUT_S), Client(socket, patience=0) as links:
             return list(await names(links))
 
     try:
@@ -306,7 +306,7 @@ def _of_virsh() -> list[str]:
     argv = ["virsh", "--quiet", "list", "--all", "--name"]
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, check=True, timeout=COMPLETION_SECONDS
+            argv, capture_output=True, text=True, check=True, timeout=COMPLETION_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
         return []
@@ -325,7 +325,7 @@ def _nics_of(domain: str, connect: str | None) -> list[str]:
 
     try:
         if not is_file(domain):
-            xml = Virsh(connect, timeout=COMPLETION_SECONDS).xml(domain)
+            xml = Virsh(connect, timeout=COMPLETION_TIMEOUT_S).xml(domain)
         else:
             path = Path(domain).expanduser()
             if not path.is_file():  # which a pipe is not: reading it would wait, and take from it

@@ -17,8 +17,8 @@ from linkmgr.jsonform import Form
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 15.0  #: seconds between two heartbeats of a service that does not announce it
-_FOREVER = float("inf")
+HEARTBEAT_S = 15.0  #: seconds between two heartbeats of a service that does not announce it
+_NO_DEADLINE = float("inf")
 
 
 class RemoteEvents:
@@ -80,7 +80,7 @@ class RemoteEvents:
                 return
             if self._heard or self._was_connected != connected_before:
                 log.warning("the events of the service have stopped; waiting for it")
-                backoff = Backoff(_FOREVER)
+                backoff = Backoff(_NO_DEADLINE)
             if not await backoff.wait():
                 self._error = trouble
                 return

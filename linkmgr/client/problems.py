@@ -23,8 +23,8 @@ from linkmgr.errors import (
 #: For a code that a newer service knows and this client does not.
 _BY_STATUS = {400: BadRequest, 404: NotFound, 409: Conflict}
 #: A service that is stopping has not begun what it was asked; another one may start.
-_OWN = {"stopping": ServiceUnreachable}
-_SHOWN = 200  #: characters of an answer that nobody expected
+_SERVICE_PROBLEMS = {"stopping": ServiceUnreachable}
+_MAX_SHOWN = 200  #: characters of an answer that nobody expected
 
 
 def error_from(status: int, body: bytes) -> LinkmgrError:
@@ -38,14 +38,14 @@ def error_from(status: int, body: bytes) -> LinkmgrError:
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or not isinstance(problem.get("code"), str):
-        shown = ascii(body.decode(errors="replace"))[:_SHOWN]
+        shown = ascii(body.decode(errors="replace"))[:_MAX_SHOWN]
         return LinkmgrError(
             f"the service answered with HTTP status {status} and {shown}",
             hint="see whether another program listens on the socket, and look at the service's log",
         )
     what = _text(problem, "what") or _text(problem, "detail") or problem["code"]
     error = _make(problem["code"], status, what, problem)
-    if problem["code"] not in _kinds() and problem["code"] not in _OWN:
+    if problem["code"] not in _kinds() and problem["code"] not in _SERVICE_PROBLEMS:
         # One that only the service has, or a newer one: no class, but the code is there.
         error.__dict__["code"] = problem["code"]
     nic = _text(problem, "nic")
@@ -54,7 +54,7 @@ def error_from(status: int, body: bytes) -> LinkmgrError:
 
 def _make(code: str, status: int, what: str, problem: Mapping[str, Any]) -> LinkmgrError:
     hint = _text(problem, "hint")
-    kind = _OWN.get(code) or _kinds().get(code) or _BY_STATUS.get(status, LinkmgrError)
+    kind = _SERVICE_PROBLEMS.get(code) or _kinds().get(code) or _BY_STATUS.get(status, LinkmgrError)
     if issubclass(kind, CommandFailed):
         return kind(
             what,

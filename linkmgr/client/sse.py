@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass, field
 
-LONGEST = 1 << 20  #: characters of one message; a longer one is not from our service
+MAX_MESSAGE = 1 << 20  #: characters of one message; a longer one is not from our service
 
 
 class SseError(ValueError):
@@ -49,8 +49,8 @@ class Parser:
         *lines, self._rest = text.split("\n")
         self._rest += held
         messages = [message for line in lines if (message := self._line(line))]
-        if len(self._rest) + sum(len(line) + 1 for line in self._data) > LONGEST:
-            raise SseError(f"a message is longer than {LONGEST} characters")
+        if len(self._rest) + sum(len(line) + 1 for line in self._data) > MAX_MESSAGE:
+            raise SseError(f"a message is longer than {MAX_MESSAGE} characters")
         return messages
 
     def _line(self, line: str) -> Message | None:

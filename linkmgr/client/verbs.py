@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
-from linkmgr.client.listening import HEARTBEAT, RemoteEvents
+from linkmgr.client.listening import HEARTBEAT_S, RemoteEvents
 from linkmgr.client.transport import HttpTransport
 from linkmgr.errors import ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import (
@@ -48,7 +48,7 @@ from linkmgr.naming import NicName
 from linkmgr.protocol import ORPHAN_MIN_AGE_S
 from linkmgr.where import socket_path
 
-LISTENING_SECONDS = 5.0  #: for which a change waits until those who listen are connected
+SUBSCRIBE_TIMEOUT_S = 5.0  #: for which a change waits until those who listen are connected
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Client:
         socket: str | Path | None = None,
         *,
         patience: float = 5.0,
-        heartbeat: float = HEARTBEAT,
+        heartbeat: float = HEARTBEAT_S,
     ) -> None:
         self.socket = socket_path(socket)
         self._heartbeat = heartbeat
@@ -258,7 +258,7 @@ class Client:
         self, method: str, path: str, body: Mapping[str, object] | None, read: Callable[[Form], T]
     ) -> T:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LISTENING_SECONDS):
+            async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
                 for events in list(self._listening):
                     await events.settled.wait()
         return await self._transport.change(method, path, body, read)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linkmgr.service.problems import ProblemResponse, ServiceProblem, problem
 
-MOST = 64 << 10  #: bytes of a body, where nothing else is said
+MAX_BODY_BYTES = 64 << 10  #: bytes of a body, where nothing else is said
 
 
 class BodyLimit:
@@ -23,7 +23,7 @@ class BodyLimit:
         self,
         app: ASGIApp,
         seconds: Callable[[], float],
-        most: Callable[[Scope], int] = lambda _: MOST,
+        most: Callable[[Scope], int] = lambda _: MAX_BODY_BYTES,
     ) -> None:
         self._app = app
         self._seconds = seconds

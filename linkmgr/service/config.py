@@ -26,8 +26,8 @@ from linkmgr.suggest import join_names
 from linkmgr.untrusted import quoted
 
 DEFAULT_PATH = Path("/etc/linkmgr/linkmgr.toml")
-_MOST_TOLD = 10  # mistakes in one error
-_MOST_BYTES = 4 << 20
+_MAX_MISTAKES_SHOWN = 10  # mistakes in one error
+_MAX_FILE_BYTES = 4 << 20
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = r"^(/[^\x00]*)?$"  # absolute, or none
 
@@ -179,8 +179,10 @@ def load_config(path: Path) -> Config:
     """
     try:
         data = _read(path)
-        if len(data) > _MOST_BYTES:
-            raise BadConfig(f"{path} is larger than {_MOST_BYTES} bytes", hint="name another file")
+        if len(data) > _MAX_FILE_BYTES:
+            raise BadConfig(
+                f"{path} is larger than {_MAX_FILE_BYTES} bytes", hint="name another file"
+            )
         if data.startswith(codecs.BOM_UTF8):
             raise BadConfig(
                 f"{path} begins with a byte order mark", hint="save it as UTF-8 without one"
@@ -254,7 +256,7 @@ def _read(path: Path) -> bytes:
     _check_regular(path, path.stat())  # opening a device may do something
     with open(os.open(path, _OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
         _check_regular(path, os.fstat(file.fileno()))
-        return file.read(_MOST_BYTES + 1)
+        return file.read(_MAX_FILE_BYTES + 1)
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
@@ -368,7 +370,9 @@ def _tell(path: Path, text: str, mistakes: list[_Mistake]) -> str:
     )
     shown = [
         f"{f'line {line}' if line else 'the file'}: {where} {what}"
-        for line, where, what in told[:_MOST_TOLD]
+        for line, where, what in told[:_MAX_MISTAKES_SHOWN]
     ]
-    more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    more = (
+        f"; and {len(told) - _MAX_MISTAKES_SHOWN} more" if len(told) > _MAX_MISTAKES_SHOWN else ""
+    )
     return f"{path}: " + "; ".join(shown) + more

@@ -28,14 +28,14 @@ USER_SHARE = 0.15  #: of the loop's time that one user's requests may take, over
 ALL_SHARE = 0.3  #: of the loop's time that the requests of all such users may take together
 #: Seconds of the loop's time that a user may take at once, after some time of silence: some thirty
 #: requests, as a script makes them.
-BURST_SECONDS = 0.1
+BURST_S = 0.1
 #: Seconds that a request is taken to cost until it is known: what many ask at once counts at once.
-GUESS_SECONDS = 0.003
+REQUEST_ESTIMATE_S = 0.003
 #: Seconds of reading a request and accepting its connection, which are not metered.
-OVERHEAD_SECONDS = 0.0005
+REQUEST_OVERHEAD_S = 0.0005
 #: Requests of a user that may wait, as many as it may have connections by default: clients that
 #: went away are among them.
-WAITING_MOST = 256
+MAX_WAITING_REQUESTS = 256
 
 
 class _Account:
@@ -46,7 +46,7 @@ class _Account:
     """
 
     def __init__(self) -> None:
-        self.budget = TimeBudget(BURST_SECONDS, USER_SHARE)
+        self.budget = TimeBudget(BURST_S, USER_SHARE)
         self.turn = asyncio.Lock()
         self.waiting = 0
 
@@ -63,7 +63,7 @@ class FairShare:
     def __init__(self, app: ASGIApp, free: Callable[[Peer], bool]) -> None:
         self._app = app
         self._free = free
-        self._all = TimeBudget(BURST_SECONDS, ALL_SHARE)
+        self._all = TimeBudget(BURST_S, ALL_SHARE)
         self._turn = asyncio.Lock()  # of users: each waits here once
         self._accounts: dict[int, _Account] = {}  # by uid
         self._others = _Account()
@@ -75,15 +75,15 @@ class FairShare:
             await self._app(scope, receive, send)
             return
         account = self._account(peer.uid)
-        if account.waiting >= WAITING_MOST:
-            what = f"uid {peer.uid} has more than {WAITING_MOST} requests that wait"
+        if account.waiting >= MAX_WAITING_REQUESTS:
+            what = f"uid {peer.uid} has more than {MAX_WAITING_REQUESTS} requests that wait"
             document = problem(
                 ServiceProblem("too-many", what, "wait for answers before you ask again")
             )
             await ProblemResponse(document)(scope, receive, send)
             return
         await self._admit(account)
-        guessed = GUESS_SECONDS - OVERHEAD_SECONDS
+        guessed = REQUEST_ESTIMATE_S - REQUEST_OVERHEAD_S
 
         def spend(seconds: float) -> None:
             nonlocal guessed
@@ -104,7 +104,7 @@ class FairShare:
                 await _within(account.budget)
                 async with self._turn:
                     await _within(self._all)
-                    self._spend(account, GUESS_SECONDS)
+                    self._spend(account, REQUEST_ESTIMATE_S)
         finally:
             account.waiting -= 1
 

@@ -18,13 +18,13 @@ from linkmgr.service.problems import ServiceProblem
 from linkmgr.unix_sockets import wait_readable
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
-RECEIVE_S = 5.0
+RECEIVE_TIMEOUT_S = 5.0
 #: Receivers of one user at once. A user's own file system can hold one for ever.
-PER_UID = 2
+MAX_RECEIVERS_PER_UID = 2
 #: Receivers of all users but root, which is no more than a few megabytes of memory each.
-IN_ALL = 16
-_END_S = 0.2  # for a receiver to end, so that the next packet of this user finds a place
-_REAP_S = 0.005
+MAX_RECEIVERS = 16
+_EXIT_TIMEOUT_S = 0.2  # for a receiver to end, so that the next packet of this user finds a place
+_MIN_REAP_INTERVAL_S = 0.005
 _CLOEXEC = socket.MSG_CMSG_CLOEXEC
 _HINT = "hand over an fd of /dev/net/tun after TUNSETIFF, or of a macvtap's /dev/tapN"
 
@@ -61,7 +61,7 @@ class Receivers:
         :raise HostError: when no process can be made.
         """
         others = self._running.total() - self._running[0]
-        if self._running[uid] >= PER_UID or (uid and others >= IN_ALL):
+        if self._running[uid] >= MAX_RECEIVERS_PER_UID or (uid and others >= MAX_RECEIVERS):
             raise ServiceProblem("too-many", "fds are being received already", "try again")
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -76,10 +76,10 @@ class Receivers:
             reaping.add_done_callback(self._reaping.discard)
             ours.setblocking(False)
             try:
-                async with asyncio.timeout(RECEIVE_S):
+                async with asyncio.timeout(RECEIVE_TIMEOUT_S):
                     await wait_readable(ours)
                 # It has nothing more to do; only a file system can hold it now.
-                await asyncio.wait({reaping}, timeout=_END_S)
+                await asyncio.wait({reaping}, timeout=_EXIT_TIMEOUT_S)
                 return _read(ours)
             except TimeoutError:
                 raise BadFd(
@@ -102,7 +102,7 @@ class Receivers:
             await asyncio.gather(*stuck, return_exceptions=True)
 
     async def _reap(self, child: int, uid: int) -> None:
-        pause = _REAP_S
+        pause = _MIN_REAP_INTERVAL_S
         while os.waitpid(child, os.WNOHANG)[0] != child:  # noqa: ASYNC222 - it does not wait
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)

@@ -32,11 +32,11 @@ from linkmgr.service.quota import Quota, Rank
 from linkmgr.unix_sockets import UnixSocket, accept_connections, wait_readable
 
 DEFAULT_PATH = Path("/run/linkmgr/fd.sock")
-IDLE_SECONDS = 10.0  #: how long a connection may say nothing
-PER_UID = 8  #: connections of one user at once
-IN_ALL = 64  #: connections at once
+IDLE_TIMEOUT_S = 10.0  #: how long a connection may say nothing
+MAX_CONNECTIONS_PER_UID = 8  #: connections of one user at once
+MAX_CONNECTIONS = 64  #: connections at once
 #: Seconds to read an answer in, where its packet stays unread: with that the kernel drops it.
-_GOODBYE_S = 0.5
+_LAST_ANSWER_S = 0.5
 _FORM = 'send one packet {"name": "NAME"} with exactly one fd; see docs/fd.md'
 
 
@@ -60,7 +60,7 @@ def bind(path: Path) -> UnixSocket:
         _remove_stale(path)
         sock.bind(str(path))
         path.chmod(0o666)
-        sock.listen(IN_ALL)
+        sock.listen(MAX_CONNECTIONS)
     except OSError as error:
         sock.close()
         raise HostError(
@@ -91,7 +91,7 @@ class FdSocket:
         *,
         path: Path | None = None,
         allow: Callable[[Peer], None] = everyone,
-        idle: float = IDLE_SECONDS,
+        idle: float = IDLE_TIMEOUT_S,
         rank: Callable[[Peer], Rank] = only_root,
     ) -> None:
         self._registry = registry
@@ -101,7 +101,7 @@ class FdSocket:
         self._allow = allow
         self._idle = idle
         self._tasks: set[asyncio.Task[None]] = set()
-        self._places = Quota(lambda: IN_ALL, rank, lambda: PER_UID)
+        self._places = Quota(lambda: MAX_CONNECTIONS, rank, lambda: MAX_CONNECTIONS_PER_UID)
         self._receivers = Receivers()
         self._limit = LogLimit(__name__)
 
@@ -167,7 +167,7 @@ class FdSocket:
                 await packet.fd.close_in_thread()
         _answer(sock, answer)
         if packet is None:  # it still is what would be read next
-            await asyncio.sleep(_GOODBYE_S)
+            await asyncio.sleep(_LAST_ANSWER_S)
         return packet is not None
 
     async def _leave(self, packet: Packet, peer: Peer) -> float:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from linkmgr.untrusted import printable
 
 #: Characters of one line. What strangers cause is cut where it comes in; this is the last bound.
-LINE_LIMIT = 4000
+MAX_LINE = 4000
 
 
 class LineFormatter(logging.Formatter):
@@ -21,13 +21,13 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Make the line without the traceback."""
-        record.message = printable(record.message, LINE_LIMIT)
+        record.message = printable(record.message, MAX_LINE)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Make the lines of a traceback."""
         lines = super().formatException(ei).split("\n")
-        return "\n".join(f"  | {printable(line, LINE_LIMIT)}" for line in lines)
+        return "\n".join(f"  | {printable(line, MAX_LINE)}" for line in lines)
 
 
 class _Priorities(LineFormatter):

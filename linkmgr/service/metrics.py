@@ -21,8 +21,8 @@ from linkmgr.protocol import LinkApi
 from linkmgr.service.operations import Operation
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
-_PATIENCE = 2.0  # seconds that a scrape waits for QEMUs; then it gets the figures before
-_STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)  # seconds
+_SCRAPE_TIMEOUT_S = 2.0  # seconds that a scrape waits for QEMUs; then it gets the figures before
+_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class Metrics:
         )
         self._step_seconds = Histogram(
             "linkmgr_step_seconds", "How long the steps of a swap took", ["step"],
-            buckets=_STEPS, registry=registry,
+            buckets=_BUCKETS_S, registry=registry,
         )  # fmt: skip
         self._events = Counter("linkmgr_events", "Events by kind", ["kind"], registry=registry)
         build = Gauge("linkmgr_build_info", "The version", ["version"], registry=registry)
@@ -116,8 +116,8 @@ class Metrics:
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(links), name="metrics")
-            self._asking.add_done_callback(_looked_at)
-        await asyncio.wait({self._asking}, timeout=_PATIENCE)
+            self._asking.add_done_callback(_consume_error)
+        await asyncio.wait({self._asking}, timeout=_SCRAPE_TIMEOUT_S)
         if self._asking.done():
             self._asking.result()
         return generate_latest(_WithoutCreated(self._registry)).decode()
@@ -162,7 +162,7 @@ def _is_created(family: Family, sample: Sample) -> bool:
     return sample.name == f"{family.name}_created"
 
 
-def _looked_at(task: asyncio.Task[None]) -> None:
+def _consume_error(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()  # the scrape that began it may have given up
 

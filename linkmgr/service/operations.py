@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 #: Bytes of finished operations that are kept, as JSON, however many they are: a thousand usual ones
 #: have one megabyte, and one answer lists all of them. A VM that is added may have 256 NICs.
-KEPT_BYTES = 4 << 20
+MAX_KEPT_BYTES = 4 << 20
 #: Operations that one user but root may have under way on one NIC. They run one after another, each
 #: for as long as a slow QEMU makes it, and the service waits for all of them when it stops.
-QUEUED_MOST = 8
+MAX_QUEUED_PER_NIC = 8
 
 Action = Callable[[], Awaitable[Mapping[str, Any]]]  #: returns the JSON of the answer
 
@@ -127,7 +127,7 @@ class Operations:
             for each in self._running.values()
             if each.uid == peer.uid and each.subject.partition(" ")[0] == nic
         ]
-        if len(queued) >= QUEUED_MOST and peer.uid not in (0, os.geteuid()):
+        if len(queued) >= MAX_QUEUED_PER_NIC and peer.uid not in (0, os.geteuid()):
             what = f"uid {peer.uid} has {len(queued)} operations on {nic} under way"
             raise ServiceProblem("too-many", what, "wait until they have ended")
         leave = self._places.enter(peer)
@@ -192,7 +192,7 @@ class Operations:
         self._past[operation.id] = operation, size
         self._bytes += size
         most = self._limits().operations
-        while len(self._past) > most or (self._bytes > KEPT_BYTES and len(self._past) > 1):
+        while len(self._past) > most or (self._bytes > MAX_KEPT_BYTES and len(self._past) > 1):
             _, freed = self._past.pop(next(iter(self._past)))
             self._bytes -= freed
 

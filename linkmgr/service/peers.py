@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
-_MOST = 1024  # bytes that Python's getsockopt takes: 256 groups
+_MAX_OPTION_BYTES = 1024  # bytes that Python's getsockopt takes: 256 groups
 
 
 class PeerSocket(Protocol):
@@ -49,7 +49,7 @@ def peer_of(sock: PeerSocket) -> Peer:
 
 def _groups(sock: PeerSocket, uid: int, gid: int) -> list[int]:
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST)
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_OPTION_BYTES)
     except OSError as error:
         if error.errno not in (errno.ERANGE, errno.ENOPROTOOPT):
             raise

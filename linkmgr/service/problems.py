@@ -54,7 +54,7 @@ STATUS: Mapping[type[LinkmgrError], int] = {
 }
 
 #: Problems that only the service has: code -> status and title.
-OWN: Mapping[str, tuple[int, str]] = {
+SERVICE_PROBLEMS: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "This path does not take that method"),
     "too-slow": (408, "The request did not arrive in time"),
     "too-large": (413, "The request is too large"),
@@ -66,12 +66,12 @@ OWN: Mapping[str, tuple[int, str]] = {
 #: Seconds after which to ask again for what was not begun for a reason that passes, by code.
 RETRY_AFTER_S: Mapping[str, int] = {"stopping": 1, "being-removed": 1, "too-many": 1}
 #: Characters of one text of a problem: ten mistakes of a configuration with their places.
-TEXT_MOST = 4000
+MAX_TEXT = 4000
 _EXTRA = ("sent", "command", "error_class", "number")  # what some errors know besides
 
 
 class ServiceProblem(Exception):
-    """A problem that only the service has, one of `OWN`."""
+    """A problem that only the service has, one of `SERVICE_PROBLEMS`."""
 
     def __init__(self, code: str, what: str, hint: str) -> None:
         super().__init__(what)
@@ -110,22 +110,22 @@ def problem(error: BaseException) -> dict[str, Any]:
     What was not foreseen is logged with its traceback, and the caller is told no more than that.
     """
     if isinstance(error, ServiceProblem):
-        status, title = OWN[error.code]
+        status, title = SERVICE_PROBLEMS[error.code]
         return _document(error.code, status, title, error.what, hint=error.hint)
     if not isinstance(error, LinkmgrError):
         _limit.log(logging.ERROR, type(error).__name__, "a fault of the service", error=error)
         what, hint = f"the service failed: {type(error).__name__}", "look into the service's log"
-        return _document("internal", *OWN["internal"], what, hint=hint)
+        return _document("internal", *SERVICE_PROBLEMS["internal"], what, hint=hint)
     title = (type(error).__doc__ or type(error).__name__).partition("\n")[0].rstrip(".")
     document = _document(error.code, status_of(type(error)), title, error.what, hint=error.hint)
     document |= {"nic": error.nic, "state": error.state}
-    document["detail"] = printable(str(error), 3 * TEXT_MOST)
+    document["detail"] = printable(str(error), 3 * MAX_TEXT)
     return document | {key: getattr(error, key) for key in _EXTRA if hasattr(error, key)}
 
 
 def _document(code: str, status: int, title: str, what: str, *, hint: str | None) -> dict[str, Any]:
-    what = printable(what, TEXT_MOST)
-    hint = hint and printable(hint, TEXT_MOST)
+    what = printable(what, MAX_TEXT)
+    hint = hint and printable(hint, MAX_TEXT)
     return {
         "type": f"urn:linkmgr:error:{code}",
         "title": title,

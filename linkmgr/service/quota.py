@@ -20,9 +20,9 @@ class Rank(IntEnum):
 #: Parts of all places that users of a rank, and of those below, may have together. One person can
 #: have as many uids as he likes (subuid(5)), so strangers together leave half to those who work
 #: with it, and all others leave a tenth to root.
-SHARES = {Rank.STRANGER: 0.5, Rank.MEMBER: 0.9, Rank.MASTER: 1.0}
+RANK_SHARES = {Rank.STRANGER: 0.5, Rank.MEMBER: 0.9, Rank.MASTER: 1.0}
 #: Part of all places that one user but root may have: four busy ones still find a place each.
-ONE_USER = 0.25
+USER_SHARE = 0.25
 
 
 class Quota:
@@ -30,7 +30,7 @@ class Quota:
 
     :param most: all places; may change.
     :param rank: of a user.
-    :param one_user: places of one user but root; by default `ONE_USER` of all.
+    :param one_user: places of one user but root; by default `USER_SHARE` of all.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Quota:
     ) -> None:
         self._most = most
         self._rank = rank
-        self._one_user = one_user or (lambda: max(1, int(most() * ONE_USER)))
+        self._one_user = one_user or (lambda: max(1, int(most() * USER_SHARE)))
         self._count: Counter[int] = Counter()  # by uid
         self._by_rank: Counter[Rank] = Counter()
 
@@ -56,7 +56,7 @@ class Quota:
         if rank is not Rank.MASTER and self._count[peer.uid] >= self._one_user():
             return f"uid {peer.uid} has {self._count[peer.uid]}, as many as one user may"
         together = sum(self._by_rank[each] for each in Rank if each <= rank)
-        if together >= max(1, int(self._most() * SHARES[rank])):
+        if together >= max(1, int(self._most() * RANK_SHARES[rank])):
             return f"there are {together}, as many as may be"
         return None
 

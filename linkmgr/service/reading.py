@@ -18,15 +18,15 @@ from linkmgr.budget import TimeBudget, UserBudgets
 from linkmgr.service.peers import Peer
 
 #: Bytes that are read from a connection at once: 10 ms of the smallest chunks.
-READ_MOST = 8 << 10
+MAX_READ_BYTES = 8 << 10
 #: Seconds of the loop's time that a user's requests may take to be read at once: some hundreds.
-BURST_SECONDS = 0.1
+BURST_S = 0.1
 USER_SHARE = 0.05  #: of the loop's time for reading one user's requests: two hundred a second
 ALL_SHARE = 0.15  #: of the loop's time for reading those of all such users
 #: Seconds of it that each read takes around the parsing: sending byte by byte causes many.
-READ_SECONDS = 0.00005
+READ_OVERHEAD_S = 0.00005
 #: Seconds that a rest has at least: each is a timer, and a system call for each connection.
-REST_SECONDS = 0.05
+MIN_PAUSE_S = 0.05
 
 
 class Connection(Protocol):
@@ -47,8 +47,8 @@ class Reading:
 
     def __init__(self, free: Callable[[Peer], bool]) -> None:
         self._free = free
-        self._all = TimeBudget(BURST_SECONDS, ALL_SHARE)
-        self._users = UserBudgets(BURST_SECONDS, USER_SHARE)
+        self._all = TimeBudget(BURST_S, ALL_SHARE)
+        self._users = UserBudgets(BURST_S, USER_SHARE)
         self._connections: dict[int, set[Connection]] = {}  # by uid
         self._resting: set[int] = set()  # uids
 
@@ -76,7 +76,7 @@ class Reading:
             yield
         finally:
             if not self._free(peer):
-                seconds = READ_SECONDS + time.thread_time() - began
+                seconds = READ_OVERHEAD_S + time.thread_time() - began
                 self._users.of(peer.uid).spend(seconds)
                 self._all.spend(seconds)
                 if peer.uid in self._resting:
@@ -95,7 +95,7 @@ class Reading:
         self._look_again(uid)
 
     def _look_again(self, uid: int) -> None:
-        pause = max(self._wait(uid), REST_SECONDS)
+        pause = max(self._wait(uid), MIN_PAUSE_S)
         asyncio.get_running_loop().call_later(pause, self._read_on, uid)
 
     def _read_on(self, uid: int) -> None:

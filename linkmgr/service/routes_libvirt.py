@@ -21,15 +21,15 @@ from linkmgr.untrusted import printable
 
 log = logging.getLogger(__name__)
 
-HOOK = "/v1/libvirt/hook"
-_LATE = 1.0  # seconds that a hook has ended for, when nobody waits for it any more
+HOOK_PATH = "/v1/libvirt/hook"
+_HOOK_GRACE_S = 1.0  # seconds that a hook has ended for, when nobody waits for it any more
 #: Bytes of a hook's request: the XML, which JSON makes up to six times as long, and the rest.
-MOST = 6 * MAX_BYTES + (64 << 10)
+MAX_HOOK_BODY_BYTES = 6 * MAX_BYTES + (64 << 10)
 
 router = APIRouter(tags=["libvirt"])
 
 
-@router.post(HOOK, responses={200: {"model": models.HookAnswered}}, summary="libvirt's hook")
+@router.post(HOOK_PATH, responses={200: {"model": models.HookAnswered}}, summary="libvirt's hook")
 async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
     """Hear what becomes of a domain; only root may say it, for libvirt's hooks are root's.
 
@@ -42,7 +42,7 @@ async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
             hint="only root's libvirt has hooks that the service listens to",
         )
     care = request.context.guests
-    seconds = request.context.config.hook.seconds + _LATE
+    seconds = request.context.config.hook.seconds + _HOOK_GRACE_S
     try:
         async with asyncio.timeout(seconds):
             answer = await care.on_hook(body.operation, body.sub_operation, body.extra, body.xml)
@@ -67,6 +67,6 @@ async def domains(request: RequestContextDep) -> Response:
 
 def most_bytes(context: ServiceContext, scope: Scope) -> int:
     """How large a request's body may be: XML is large, and root's."""
-    if scope["path"] == HOOK and context.is_master(scope["state"]["peer"]):
-        return MOST
-    return bodies.MOST
+    if scope["path"] == HOOK_PATH and context.is_master(scope["state"]["peer"]):
+        return MAX_HOOK_BODY_BYTES
+    return bodies.MAX_BODY_BYTES

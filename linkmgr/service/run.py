@@ -63,7 +63,7 @@ from linkmgr.service.notify import (
 )
 from linkmgr.service.peers import Peer
 from linkmgr.service.reading import Reading
-from linkmgr.service.sockets import EVERYBODYS, OWNERS, listening
+from linkmgr.service.sockets import MODE_OWNER, MODE_PUBLIC, listening
 from linkmgr.service.wire import Server, Unread, connection_places
 from linkmgr.unix_sockets import UnixSocket
 from linkmgr.where import ADMIN_SOCKET_NAME
@@ -104,9 +104,9 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         stack.callback(starting.cancel)
         passed = passed_fds()
         stack.callback(passed.close)
-        api = await stack.enter_async_context(_socket(passed, API, socket, EVERYBODYS))
+        api = await stack.enter_async_context(_socket(passed, API, socket, MODE_PUBLIC))
         admins = socket.with_name(ADMIN_SOCKET_NAME)
-        admin = await stack.enter_async_context(_socket(passed, ADMIN, admins, OWNERS))
+        admin = await stack.enter_async_context(_socket(passed, ADMIN, admins, MODE_OWNER))
         fd_store = SystemdFdStore(notifier, passed) if notifier.connected else None
         if fd_store is not None:
             stack.callback(fd_store.close)

@@ -16,14 +16,14 @@ from linkmgr.errors import BadRequest, Conflict, HostError
 from linkmgr.lock_file import LOCK_FILE_NAME, open_lock
 from linkmgr.unix_sockets import UnixSocket
 
-EVERYBODYS = 0o666  #: who may do what is decided by who it is, not by who can connect
-OWNERS = 0o600  #: of a socket whose queue strangers cannot fill
+MODE_PUBLIC = 0o666  #: who may do what is decided by who it is, not by who can connect
+MODE_OWNER = 0o600  #: of a socket whose queue strangers cannot fill
 _BACKLOG = 1024
-_PATIENCE = 5.0  # seconds that another service may take to start in the same directory
+_LOCK_TIMEOUT_S = 5.0  # seconds that another service may take to start in the same directory
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path, mode: int = EVERYBODYS) -> AsyncIterator[UnixSocket]:
+async def listening(path: Path, mode: int = MODE_PUBLIC) -> AsyncIterator[UnixSocket]:
     """Listen on a unix socket; remove it at the end if it is still ours.
 
     A socket that nobody listens on any more is replaced. The directory is made if it is missing.
@@ -97,7 +97,7 @@ async def _alone_in(folder: Path) -> AsyncIterator[None]:
     path = folder / LOCK_FILE_NAME
     fd = -1
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_LOCK_TIMEOUT_S):
             while not _is_locked(path, fd := open_lock(path)):
                 os.close(fd)
                 fd = -1

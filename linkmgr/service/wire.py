@@ -21,27 +21,27 @@ from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
-from linkmgr.service.reading import READ_MOST, Reading
+from linkmgr.service.reading import MAX_READ_BYTES, Reading
 from linkmgr.unix_sockets import UnixSocket, accept_connections
 
 _limit = LogLimit(__name__)
 
-_HEAD_MOST = 16 << 10  # bytes of a request's line and headers
-_WRITE_HIGH = 32 << 10  # bytes that may wait for a slow client
-_UNREAD_SMALL = 64 << 10  # bytes that a client may leave unread for as long as it likes
-_KEEP_ALIVE = 15  # seconds that an idle connection is kept
-_GRACE = 15  # seconds that requests under way get at the end
-_SLOW_GRACE = 2  # seconds that a client gets then to read what it has not read yet
+_MAX_HEAD_BYTES = 16 << 10  # bytes of a request's line and headers
+_WRITE_BUFFER_BYTES = 32 << 10  # bytes that may wait for a slow client
+_SMALL_UNREAD_BYTES = 64 << 10  # bytes that a client may leave unread for as long as it likes
+_KEEP_ALIVE_TIMEOUT_S = 15  # seconds that an idle connection is kept
+_SHUTDOWN_TIMEOUT_S = 15  # seconds that requests under way get at the end
+_SLOW_CLIENT_TIMEOUT_S = 2  # seconds that a client gets then to read what it has not read yet
 
 
 #: Part of all descriptors that may be connections of callers: the others are guests and cables.
-CALLERS = 0.5
+CONNECTION_FD_SHARE = 0.5
 
 
 #: Bytes of answers that one user's clients, and those of all users but root together, may leave
 #: unread. An answer about a thousand guests has one megabyte; the service may have 768.
-UNREAD_OF_USER = 8 << 20
-UNREAD_OF_ALL = 64 << 20
+MAX_UNREAD_PER_UID = 8 << 20
+MAX_UNREAD = 64 << 20
 
 
 class Unread:
@@ -60,7 +60,7 @@ class Unread:
             return True
         self._bytes[peer.uid] += size
         own, together = self._bytes[peer.uid], self._bytes.total()
-        return own <= UNREAD_OF_USER and together <= UNREAD_OF_ALL
+        return own <= MAX_UNREAD_PER_UID and together <= MAX_UNREAD
 
     def remove(self, peer: Peer, size: int) -> None:
         """Count no longer what has been read, or dropped."""
@@ -71,7 +71,7 @@ def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]
     """Make the count of connections; one user may have as many as the configuration says."""
 
     def most() -> int:
-        return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * CALLERS)
+        return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * CONNECTION_FD_SHARE)
 
     return Quota(most, rank, lambda: limits().connections)
 
@@ -101,7 +101,7 @@ class PeerProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Ask the kernel who it is."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         try:
             self._peer = peer_of(transport.get_extra_info("socket"))
         except OSError as error:
@@ -158,7 +158,7 @@ class PeerProtocol(H11Protocol):
     def _give_up(self) -> None:
         """Hang up on a client that leaves an answer unread; a slow event stream has less."""
         self._does_not_read = None
-        if self.transport.get_write_buffer_size() > _UNREAD_SMALL:
+        if self.transport.get_write_buffer_size() > _SMALL_UNREAD_BYTES:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -194,7 +194,7 @@ class PeerProtocol(H11Protocol):
         super().shutdown()
         if self.flow.write_paused:
             # A client that does not read holds nothing up.
-            self.loop.call_later(_SLOW_GRACE, self.transport.abort)
+            self.loop.call_later(_SLOW_CLIENT_TIMEOUT_S, self.transport.abort)
 
     def _watch(self) -> None:
         """Give a request line and its headers only so much time."""
@@ -238,7 +238,7 @@ class _Acceptor:
     async def _accept(self, make: Callable[[], asyncio.Protocol]) -> None:
         loop = asyncio.get_running_loop()
         async for sock in accept_connections(self._sock):
-            sock.recv_max = READ_MOST
+            sock.recv_max = MAX_READ_BYTES
             await loop.connect_accepted_socket(make, sock)
 
     def close(self) -> None:
@@ -278,9 +278,9 @@ class Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 backlog=1024,
-                h11_max_incomplete_event_size=_HEAD_MOST,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_GRACE,
+                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+                timeout_keep_alive=_KEEP_ALIVE_TIMEOUT_S,
+                timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
             )
         )
         self.listens = asyncio.Event()  #: set when connections are answered

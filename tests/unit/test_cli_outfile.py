@@ -160,7 +160,7 @@ def test_a_named_pipe_may_get_its_reader_a_little_later(folder: Path) -> None:
 def test_a_named_pipe_that_nobody_reads_is_an_error_after_a_while(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outfile, "READER_SECONDS", 0.2)
+    monkeypatch.setattr(outfile, "READER_TIMEOUT_S", 0.2)
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(HostError, match="start what reads from it first"):

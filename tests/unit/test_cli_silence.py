@@ -28,7 +28,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "SILENCE_NOTICE_S", 0.2)
-    monkeypatch.setattr(diagnose, "HEALTH_SECONDS", 0.3)
+    monkeypatch.setattr(diagnose, "HEALTH_TIMEOUT_S", 0.3)
 
 
 async def never(exchange: Exchange) -> None:

@@ -149,7 +149,7 @@ async def test_status_asks_for_nics_guests_and_the_check(service: Service) -> No
 async def test_a_check_that_takes_long_does_not_hold_up_the_status(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.cli.status.CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("linkmgr.cli.status.CHECK_TIMEOUT_S", 0.2)
 
     async def script(exchange: Exchange) -> None:
         if exchange.request.target == "/v1/check":

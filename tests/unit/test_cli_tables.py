@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.show import NARROWEST, aligned, fitted
+from linkmgr.cli.show import MIN_CELL, aligned, fitted
 from linkmgr.jsonform import to_json
 from tests.unit import samples
 from tests.unit.http_peer import Service, serving
@@ -77,7 +77,7 @@ def test_the_widest_cells_make_room_and_the_first_never() -> None:
     assert row[0] == "n" * 50
     assert sum(map(len, row)) + 4 <= 80
     (_, row) = fitted(lines, 20)
-    assert (row[0], len(row[1]), len(row[2])) == ("n" * 50, NARROWEST, NARROWEST)
+    assert (row[0], len(row[1]), len(row[2])) == ("n" * 50, MIN_CELL, MIN_CELL)
     assert fitted(lines, 200) == lines
 
 

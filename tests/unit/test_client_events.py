@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr import Client, EventKind
-from linkmgr.client.sse import LONGEST, Message, Parser, SseError
+from linkmgr.client.sse import MAX_MESSAGE, Message, Parser, SseError
 from linkmgr.errors import LinkmgrError, ServiceUnreachable
 from linkmgr.events import SUBSCRIPTION_LIMIT
 from tests.unit import samples
@@ -315,7 +315,7 @@ def test_no_stream_breaks_the_parser(data: bytes) -> None:
 
 def test_a_message_without_an_end_is_refused() -> None:
     parser = Parser()
-    line = b"data: " + b"x" * (LONGEST // 10) + b"\n"
+    line = b"data: " + b"x" * (MAX_MESSAGE // 10) + b"\n"
     for _ in range(9):
         parser.feed(line)
     with pytest.raises(SseError, match="longer"):

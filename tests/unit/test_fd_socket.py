@@ -227,7 +227,7 @@ async def test_one_user_cannot_have_all_connections(
 ) -> None:
     monkeypatch.setattr(fdsock, "peer_of", lambda _: Peer(1000, 1000, 1, frozenset()))
     async with serving(path):
-        callers = [Caller(path) for _ in range(fdsock.PER_UID)]
+        callers = [Caller(path) for _ in range(fdsock.MAX_CONNECTIONS_PER_UID)]
         for caller in callers:
             assert not (await caller.ask(b"nonsense"))["ok"]
         with Caller(path) as one_more:

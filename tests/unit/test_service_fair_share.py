@@ -12,9 +12,9 @@ import pytest
 from linkmgr.budget import USERS_MAX
 from linkmgr.service.fair_share import (
     ALL_SHARE,
-    BURST_SECONDS,
+    BURST_S,
+    MAX_WAITING_REQUESTS,
     USER_SHARE,
-    WAITING_MOST,
     FairShare,
 )
 from linkmgr.service.peers import Peer
@@ -75,7 +75,7 @@ async def test_a_flood_takes_its_share_of_the_loop_and_no_more() -> None:
     began = time.thread_time()
     (count,) = await done_in(2.0, (share(), peer(1000)))
     assert count > 10, "nothing is refused"
-    assert time.thread_time() - began < (BURST_SECONDS + 2.0 * USER_SHARE) * 1.5
+    assert time.thread_time() - began < (BURST_S + 2.0 * USER_SHARE) * 1.5
 
 
 async def test_many_users_together_leave_the_loop_to_root() -> None:
@@ -83,7 +83,7 @@ async def test_many_users_together_leave_the_loop_to_root() -> None:
     began = time.thread_time()
     counts = await done_in(2.0, *((app, peer(1000 + number)) for number in range(6)))
     assert min(counts) > 0, "users take turns"
-    assert time.thread_time() - began < (BURST_SECONDS + 2.0 * ALL_SHARE) * 1.5
+    assert time.thread_time() - began < (BURST_S + 2.0 * ALL_SHARE) * 1.5
 
 
 async def test_root_waits_for_nobody() -> None:
@@ -117,7 +117,7 @@ async def test_requests_that_wait_are_counted_and_one_too_many_is_refused() -> N
     app = share()
     sent: list[Any] = []
     async with app._account(1000).turn:
-        waiting = [asyncio.create_task(asks(app, peer(1000))) for _ in range(WAITING_MOST)]
+        waiting = [asyncio.create_task(asks(app, peer(1000))) for _ in range(MAX_WAITING_REQUESTS)]
         await asyncio.sleep(0)
         await asks(app, peer(1000), sent)
         assert sent[0]["status"] == 429

@@ -21,7 +21,7 @@ from linkmgr.service.peers import Peer
 from tests.hook_copy import write_hook
 from tests.unit.service_lab import Lab, request, running
 
-HOOK = routes_libvirt.HOOK
+HOOK = routes_libvirt.HOOK_PATH
 XML = "<domain><name>web1</name></domain>"
 CALL = {"operation": "started", "sub_operation": "begin", "extra": "-", "name": "web1", "xml": XML}
 
@@ -107,7 +107,7 @@ async def test_large_xml_of_root_is_heard_and_larger_is_refused(lab: Lab, care: 
     xml = "\x01" * MAX_BYTES  # six characters of JSON each
     assert (await lab.ask("POST", HOOK, CALL | {"xml": xml})).status == 200
     assert care.heard[0][3] == xml
-    answer = await lab.ask("POST", HOOK, raw=b"x" * (routes_libvirt.MOST + 1))
+    answer = await lab.ask("POST", HOOK, raw=b"x" * (routes_libvirt.MAX_HOOK_BODY_BYTES + 1))
     assert (answer.status, answer.json["code"]) == (413, "too-large")
     assert (await lab.ask("POST", "/v1/networks", raw=b"x" * (1 << 17))).status == 413
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.service import wire
-from linkmgr.service.body import MOST
+from linkmgr.service.body import MAX_BODY_BYTES
 from linkmgr.service.config import Config, Limits
 from linkmgr.service.peers import Peer
 from linkmgr.testing.process import until
@@ -24,7 +24,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
         yield made
 
 
-@pytest.mark.parametrize("size", [MOST + 1, 3_000_000])
+@pytest.mark.parametrize("size", [MAX_BODY_BYTES + 1, 3_000_000])
 async def test_a_body_that_is_too_large_is_refused_unread(lab: Lab, size: int) -> None:
     reader, writer = await lab.connect()
     writer.write(request("POST", "/v1/networks", raw=b"x" * size))
@@ -47,7 +47,7 @@ async def test_a_chunked_body_that_grows_too_large_is_refused(lab: Lab) -> None:
 
 
 async def test_a_body_of_the_largest_size_is_read(lab: Lab) -> None:
-    raw = b'{"name": "blue", "driver": "bridge"}'.ljust(MOST)
+    raw = b'{"name": "blue", "driver": "bridge"}'.ljust(MAX_BODY_BYTES)
     assert (await lab.ask("POST", "/v1/networks", raw=raw)).status == 200
     chunked = {"Content-Length": "", "Transfer-Encoding": "chunked"}
     reader, writer = await lab.connect()
@@ -178,7 +178,7 @@ async def large(tmp_path: Path) -> AsyncIterator[Lab]:
 async def test_answers_that_nobody_reads_take_only_so_much_memory_of_a_user(
     large: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "UNREAD_OF_USER", 1 << 20)
+    monkeypatch.setattr(wire, "MAX_UNREAD_PER_UID", 1 << 20)
     somebody = Peer(4242, 4242, 1, frozenset({4242}))
     with monkeypatch.context() as patch:
         patch.setattr(wire, "peer_of", lambda _: somebody)

@@ -105,7 +105,7 @@ async def test_a_qemu_that_hangs_does_not_hold_a_scrape_up(
         return []
 
     monkeypatch.setattr(lab.links, "vms", hangs)
-    monkeypatch.setattr(metrics, "_PATIENCE", 0.1)
+    monkeypatch.setattr(metrics, "_SCRAPE_TIMEOUT_S", 0.1)
     found = await asyncio.wait_for(scrape(lab), 5)
     assert found['linkmgr_vms{state="answers"}'] == 1, "the figures before"
     await scrape(lab)

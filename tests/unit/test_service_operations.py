@@ -122,7 +122,7 @@ async def test_only_the_last_operations_are_kept(lab: Lab) -> None:
 async def test_finished_operations_take_only_so_many_bytes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(operations, "MAX_KEPT_BYTES", 10_000)
     peer = Peer(os.getuid(), os.getgid(), os.getpid(), frozenset())
 
     async def add() -> dict[str, object]:
@@ -199,7 +199,7 @@ async def test_a_user_has_only_so_many_operations_on_one_nic_under_way(lab: Lab)
         peer = Peer(uid, uid, 1, frozenset([uid]))
         lab.context.operations.start(Permission.PLUG, subject, peer, wait)
 
-    for number in range(operations.QUEUED_MOST):
+    for number in range(operations.MAX_QUEUED_PER_NIC):
         start(1000, f"web1/net0 blue{number}")
     with pytest.raises(ServiceProblem, match="8 operations on web1/net0 under way"):
         start(1000, "web1/net0")

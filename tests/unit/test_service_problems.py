@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.errors import LinkmgrError, MonitorTimeout, PortInUse
 from linkmgr.service import models
-from linkmgr.service.problems import OWN, problem, status_of
+from linkmgr.service.problems import SERVICE_PROBLEMS, problem, status_of
 from tests.unit.service_lab import Lab, read_answer, request, running
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_the_status_of_every_error_is_in_the_table_of_errors() -> None:
 def test_the_services_own_problems_are_in_the_description_of_the_api() -> None:
     text = (ROOT / "docs/api.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| ", text, re.MULTILINE)
-    assert dict(rows) == {code: str(status) for code, (status, _) in OWN.items()}
+    assert dict(rows) == {code: str(status) for code, (status, _) in SERVICE_PROBLEMS.items()}
 
 
 def test_only_a_fault_of_the_service_is_a_5xx() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.budget import TimeBudget
 from linkmgr.service.peers import Peer
-from linkmgr.service.reading import ALL_SHARE, BURST_SECONDS, USER_SHARE, Reading
+from linkmgr.service.reading import ALL_SHARE, BURST_S, USER_SHARE, Reading
 from tests.unit.virtual_time import VirtualTime, virtual_time
 
 COST = 0.005  # CPU seconds of a read of these tests
@@ -92,7 +92,7 @@ async def test_all_connections_of_a_user_together_are_read_within_a_share_of_the
 ) -> None:
     flood = Flood(reading(), clock, 1000)
     took = await flooded(2.0, flood)
-    assert BURST_SECONDS <= took < (BURST_SECONDS + 2.0 * USER_SHARE) * 1.5
+    assert BURST_S <= took < (BURST_S + 2.0 * USER_SHARE) * 1.5
     before = flood.reads
     await flooded(1.0, flood)
     assert flood.reads > before, "nobody is left waiting for good"
@@ -101,7 +101,7 @@ async def test_all_connections_of_a_user_together_are_read_within_a_share_of_the
 async def test_many_users_together_are_read_within_a_share_of_the_loop(clock: VirtualTime) -> None:
     all_of_them = reading()
     took = await flooded(2.0, *(Flood(all_of_them, clock, uid) for uid in range(1000, 1020)))
-    assert took < (BURST_SECONDS + 2.0 * ALL_SHARE) * 1.5
+    assert took < (BURST_S + 2.0 * ALL_SHARE) * 1.5
 
 
 async def test_root_is_read_as_fast_as_it_sends_beside_a_user_who_rests(clock: VirtualTime) -> None:
