@@ -27,7 +27,7 @@ async def added(*vms: VmInfo) -> list[ConnectedQemu]:
         told.append(guest)
 
     care = SimpleNamespace(
-        manager=SimpleNamespace(seen=lambda: (list(vms), [])), on_unclaimed=on_unclaimed
+        manager=SimpleNamespace(snapshot=lambda: (list(vms), [])), on_unclaimed=on_unclaimed
     )
     ready: asyncio.Future[DomainController] = asyncio.get_running_loop().create_future()
     adding = asyncio.create_task(_discovered(ready, WEB1))
