@@ -352,7 +352,7 @@ class FakeLibvirt:
 
 @dataclass
 class Lab:
-    """A care that runs, and what is around it."""
+    """A controller that runs, and what is around it."""
 
     folder: Path
     manager: FakeManager = field(default_factory=FakeManager)
@@ -361,7 +361,7 @@ class Lab:
     events: list[Event] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
-    async def care(self, *, libvirt: bool = True) -> AsyncIterator[DomainController]:
+    async def controller(self, *, libvirt: bool = True) -> AsyncIterator[DomainController]:
         """Run one; several in a row are one service that is restarted."""
         self.manager.documents = Documents(self.folder)  # a later run has read nothing yet
         made = DomainController(

@@ -20,20 +20,20 @@ WEB1 = ConnectedQemu("web1", UUID, 4711)
 
 
 async def added(*vms: VmInfo) -> list[ConnectedQemu]:
-    """Whom the care of domains is told of when web1 dials and these are there."""
+    """What the controller is told of when web1 dials and these are there."""
     told: list[ConnectedQemu] = []
 
     async def on_unclaimed(guest: ConnectedQemu) -> None:
         told.append(guest)
 
-    care = SimpleNamespace(
+    controller = SimpleNamespace(
         manager=SimpleNamespace(snapshot=lambda: (list(vms), [])), on_unclaimed=on_unclaimed
     )
     ready: asyncio.Future[DomainController] = asyncio.get_running_loop().create_future()
     adding = asyncio.create_task(_discovered(ready, WEB1))
     await asyncio.sleep(0)
     assert not told, "what is known from before is not recovered yet"
-    ready.set_result(cast("DomainController", care))
+    ready.set_result(cast("DomainController", controller))
     await adding
     return told
 

@@ -48,10 +48,10 @@ def asked(xml: str, nic: str = "ua-net0") -> str:
 
 
 async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        outcome = await care.verbs.plug("web1/ua-net0", "red:p7", notify="flap")
+        outcome = await controller.verbs.plug("web1/ua-net0", "red:p7", notify="flap")
         assert (outcome.changed, outcome.notes) == (True, ())
         await lab.settle()  # libvirt tells of the change that was ours
         assert lab.manager.on() == {"ua-net0": "red:p7"}
@@ -61,11 +61,11 @@ async def test_a_plug_is_live_by_default_and_the_live_xml_says_so(lab: Lab) -> N
             "plug web1/ua-net0 blue", "plug web1/ua-net0 red:p7",
         ]  # fmt: skip
 
-        await care.verbs.set_link(NET0, "down")
+        await controller.verbs.set_link(NET0, "down")
         assert asked(lab.libvirt.live) == "plugged into red:p7, link down"
-        await care.verbs.unplug(NET0)
+        await controller.verbs.unplug(NET0)
         assert asked(lab.libvirt.live) == "unplugged, link down"
-        await care.verbs.set_link(NET0, "up")
+        await controller.verbs.set_link(NET0, "up")
         assert desired_cables_of_xml(lab.libvirt.live).by_nic == {}
 
 
@@ -78,71 +78,73 @@ async def test_what_the_verb_on_the_running_guest_notes_is_passed_on(
         return replace(await plug(nic, target, **more), notes=("its device is moved",))
 
     monkeypatch.setattr(lab.manager, "plug", noting)
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        assert (await care.verbs.plug(NET0, "blue")).notes == ("its device is moved",)
-        both = await care.verbs.plug(NET0, "blue", affects="persistent")
+        assert (await controller.verbs.plug(NET0, "blue")).notes == ("its device is moved",)
+        both = await controller.verbs.plug(NET0, "blue", affects="persistent")
         assert both.notes[0] == "its device is moved"
         assert len(both.notes) == 2
 
 
 async def test_config_changes_what_the_next_start_has_and_nothing_now(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         before = list(lab.manager.calls)
-        outcome = await care.verbs.plug(NET0, "green", affects="config")
+        outcome = await controller.verbs.plug(NET0, "green", affects="config")
         assert outcome.changed
         assert outcome.notes == (
             "from its next start on it is plugged into green, link up",
             "network green does not exist yet; it is plugged when it does",
         )
         assert outcome.nic.state is NicState.PLUGGED, "as it is now"
-        await care.verbs.set_link(NET0, "down", affects="config")
-        await care.verbs.unplug("web1/ua-net1", affects="config")
+        await controller.verbs.set_link(NET0, "down", affects="config")
+        await controller.verbs.unplug("web1/ua-net1", affects="config")
         await lab.settle()
         assert lab.manager.calls == before
         assert asked(lab.libvirt.live) == "plugged into blue, link up"
         assert asked(lab.libvirt.stored) == "plugged into green, link down"
-        assert not (await care.verbs.plug(NET0, "green", affects="config")).changed
+        assert not (await controller.verbs.plug(NET0, "green", affects="config")).changed
 
 
 async def test_persistent_changes_both_and_of_a_guest_that_is_off_its_next_start(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        outcome = await care.verbs.plug(NET0, "red", affects=Affects.PERSISTENT)
+        outcome = await controller.verbs.plug(NET0, "red", affects=Affects.PERSISTENT)
         assert outcome.notes == ("from its next start on it is plugged into red, link up",)
         assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into red, link up"
         assert lab.manager.on() == {"ua-net0": "red"}
         lab.manager.end()
         await lab.settle()
         lab.libvirt.active = False
-        outcome = await care.verbs.unplug(NET0, affects="persistent")
+        outcome = await controller.verbs.unplug(NET0, affects="persistent")
         assert (outcome.changed, outcome.nic.state) == (True, NicState.GONE)
         assert outcome.nic.mac == "52:54:00:00:00:00"
         assert desired_cables_of_xml(lab.libvirt.stored).by_nic == {}
         with pytest.raises(UnknownVm):
-            await care.verbs.plug(NET0, "red")
+            await controller.verbs.plug(NET0, "red")
 
 
 async def test_a_guest_that_is_off_is_named_by_its_name_and_the_address_of_its_nic(
     lab: Lab,
 ) -> None:
     lab.libvirt.active = False
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         named = "web1/52:54:00:00:00:01"
-        assert (await care.verbs.plug(named, "red", affects="config")).nic.ref.alias == "ua-net1"
+        assert (
+            await controller.verbs.plug(named, "red", affects="config")
+        ).nic.ref.alias == "ua-net1"
         with pytest.raises(AmbiguousNic, match="web1/ua-net0, web1/ua-net1"):
-            await care.verbs.plug("web1", "red", affects="config")
+            await controller.verbs.plug("web1", "red", affects="config")
         lab.libvirt.stored = domain_xml(BLUE, nics=1, prepared=1)
         with pytest.raises(UnknownVm, match="domain web1 is shut off"):
-            await care.verbs.plug("web1", "red")
-        assert (await care.verbs.unplug("web1", affects="config")).nic.ref == NET0
+            await controller.verbs.plug("web1", "red")
+        assert (await controller.verbs.unplug("web1", affects="config")).nic.ref == NET0
         assert desired_cables_of_xml(lab.libvirt.stored).by_nic == {}
         with pytest.raises(UnknownVm, match="there is no VM web7"):
-            await care.verbs.plug("web7", "red", affects="config")
+            await controller.verbs.plug("web7", "red", affects="config")
 
 
 @pytest.mark.parametrize(
@@ -176,11 +178,11 @@ async def test_a_network_of_libvirts_own_is_told_with_what_makes_it_one_of_linkm
 ) -> None:
     if xml is not None:
         lab.libvirt.networks["default"] = xml
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         with pytest.raises(UnknownNetwork) as raised:
-            await care.verbs.plug(NET0, "default")
+            await controller.verbs.plug(NET0, "default")
         assert told in str(raised.value)
 
 
@@ -189,31 +191,31 @@ async def test_persistent_on_a_guest_without_libvirt_is_done_and_says_what_it_me
     lab: Lab, installed: bool
 ) -> None:
     lab.libvirt.installed = lab.libvirt.connected = installed
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot("plain", transport=MonitorTransport.SOCKET)
-        outcome = await care.verbs.plug("plain/ua-net0", "red", affects="persistent")
+        outcome = await controller.verbs.plug("plain/ua-net0", "red", affects="persistent")
         assert outcome.changed
         assert outcome.notes == (
             "libvirt has no guest plain, so nothing is kept for its next start: add it and plug "
             "it again then",
         )
-        assert (await care.verbs.unplug("plain/ua-net0", affects="persistent")).changed
+        assert (await controller.verbs.unplug("plain/ua-net0", affects="persistent")).changed
         with pytest.raises(UnknownVm, match="libvirt has no domain plain, and only") as raised:
-            await care.verbs.unplug("plain/ua-net0", affects="config")
+            await controller.verbs.unplug("plain/ua-net0", affects="config")
         assert "leave --config out" in str(raised.value)
 
 
 async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab: Lab) -> None:
     lab.libvirt.persistent = False
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         for target in ("red", "blue"):  # blue is what its XML asks for already
             with pytest.raises(Conflict, match="web1 is transient: it has no next start") as raised:
-                await care.verbs.plug(NET0, target, affects="config")
+                await controller.verbs.plug(NET0, target, affects="config")
             assert "virsh define" in str(raised.value)
         assert lab.manager.on() == {"ua-net0": "blue"}
-        outcome = await care.verbs.plug(NET0, "red", affects="persistent")
+        outcome = await controller.verbs.plug(NET0, "red", affects="persistent")
         assert outcome.changed
         assert outcome.notes == (
             "it holds until the guest ends: web1 is transient: it has no next start",
@@ -225,14 +227,14 @@ async def test_a_transient_guest_has_no_next_start_and_is_changed_as_it_runs(lab
 async def test_a_verb_on_a_guest_that_is_no_vm_says_what_its_domain_lacks(lab: Lab) -> None:
     prepared, bare = domain_xml(), domain_xml(prepared=0)
     lab.libvirt.live = lab.libvirt.stored = prepared
-    async with lab.care() as care:
+    async with lab.controller() as controller:
 
         async def said() -> str:
             texts = set()
             for change in (
-                care.verbs.plug(NET0, "blue"),
-                care.verbs.unplug(NET0),
-                care.verbs.set_link(NET0, "down"),
+                controller.verbs.plug(NET0, "blue"),
+                controller.verbs.unplug(NET0),
+                controller.verbs.set_link(NET0, "down"),
             ):
                 with pytest.raises(UnknownVm) as raised:
                     await change
@@ -272,9 +274,9 @@ async def test_a_verb_on_a_guest_whose_xml_cannot_be_read_says_so(lab: Lab, acti
     large = domain_xml(f"<x xmlns='{'u' * 1000}'/>")
     lab.libvirt.live = lab.libvirt.stored = large
     lab.libvirt.active = active
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         with pytest.raises(UnknownVm) as raised:
-            await care.verbs.plug(NET0, "blue")
+            await controller.verbs.plug(NET0, "blue")
     state = "running" if active else "shut off"
     assert str(raised.value) == (
         f"domain web1 is {state}, and its XML cannot be read: the XML has a namespace longer than "
@@ -288,29 +290,29 @@ async def test_a_vm_that_nobody_knows_is_told_as_ever_when_libvirt_cannot_say_mo
 ) -> None:
     monkeypatch.setattr("linkmgr.libvirt.unknown.EXPLAIN_TIMEOUT_S", 0.01)
     lab.libvirt.active = False
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         with pytest.raises(UnknownVm, match="there is no VM web9"):
-            await care.verbs.plug("web9/ua-net0", "blue")
+            await controller.verbs.plug("web9/ua-net0", "blue")
         lab.libvirt.gate.clear()  # a libvirtd that hangs
         with pytest.raises(UnknownVm, match="there is no VM web1"):
-            await care.verbs.plug(NET0, "blue")
+            await controller.verbs.plug(NET0, "blue")
         lab.libvirt.gate.set()
         lab.libvirt.connected = False
         with pytest.raises(UnknownVm, match="there is no VM web1"):
-            await care.verbs.plug(NET0, "blue")
-    async with lab.care(libvirt=False) as care:
+            await controller.verbs.plug(NET0, "blue")
+    async with lab.controller(libvirt=False) as controller:
         with pytest.raises(UnknownVm, match="there is no VM web1"):
-            await care.verbs.plug(NET0, "blue")
+            await controller.verbs.plug(NET0, "blue")
 
 
 async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is_not_written(
     lab: Lab,
 ) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         lab.libvirt.connected = False
-        outcome = await care.verbs.plug(NET0, "red", affects="persistent")
+        outcome = await controller.verbs.plug(NET0, "red", affects="persistent")
         assert outcome.changed
         live, later = outcome.notes
         assert live.startswith("the domain's live XML still asks for what it did before (plugged")
@@ -319,9 +321,9 @@ async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is
         lab.libvirt.connected = True
         lab.libvirt.fails = LibvirtRefused("transient", number=55)
         with pytest.raises(LibvirtRefused):
-            await care.verbs.plug(NET0, "blue", affects="config")
+            await controller.verbs.plug(NET0, "blue", affects="config")
         lab.libvirt.fails = None
-    async with lab.care():  # what the operator did holds until the next start
+    async with lab.controller():  # what the operator did holds until the next start
         await lab.settle()
         lab.libvirt.edit(BLUE)
         await lab.settle()
@@ -329,11 +331,11 @@ async def test_a_cable_changes_also_when_libvirt_is_away_and_a_note_says_what_is
 
 
 async def test_an_error_of_libvirt_calls_the_domain_by_its_name(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         lab.libvirt.fails = LibvirtUnreachable(f"the XML of domain {UUID}: no answer")
-        outcome = await care.verbs.plug(NET0, "red")
+        outcome = await controller.verbs.plug(NET0, "red")
         assert "the XML of domain web1: no answer" in outcome.notes[0]
 
 
@@ -343,12 +345,14 @@ async def test_an_inline_network_is_asked_for_by_its_description(lab: Lab) -> No
     options += option.format("mtu", "9000")
     raw = f"<lm:cable nic='ua-net0' driver='bridge'>{options}</lm:cable>"
     lab.libvirt.live = lab.libvirt.stored = domain_xml(cables(raw))
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         (name,) = lab.manager.on().values()
         assert name.startswith("raw-bridge-")
-        outcome = await care.verbs.plug("web1/ua-net1", name, notify="flap", affects="persistent")
+        outcome = await controller.verbs.plug(
+            "web1/ua-net1", name, notify="flap", affects="persistent"
+        )
         assert lab.manager.on() == {"ua-net0": name, "ua-net1": name}
         for xml in (lab.libvirt.live, lab.libvirt.stored):
             first, second = (desired_cables_of_xml(xml).get(nic) for nic in ("ua-net0", "ua-net1"))
@@ -356,102 +360,102 @@ async def test_an_inline_network_is_asked_for_by_its_description(lab: Lab) -> No
             assert second.notify is NotifyMode.FLAP
         said = "plugged into bridge(bridge=br0,create=true,mtu=9000), link up"
         assert outcome.notes == (f"from its next start on it is {said}",)
-        await care.verbs.set_link("web1/ua-net1", "down", affects="config")
-        await care.verbs.plug("web1/ua-net1", name, affects="config")
+        await controller.verbs.set_link("web1/ua-net1", "down", affects="config")
+        await controller.verbs.plug("web1/ua-net1", name, affects="config")
         assert asked(lab.libvirt.stored, "ua-net1") == said.replace("link up", "link down")
 
 
 async def test_what_an_operator_does_ends_what_was_still_to_be_done(lab: Lab) -> None:
     del lab.manager.the_networks["blue"]
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        assert len(care.findings()) == 1
-        await care.verbs.plug(NET0, "red")
-        assert care.findings() == []
+        assert len(controller.findings()) == 1
+        await controller.verbs.plug(NET0, "red")
+        assert controller.findings() == []
         lab.manager.network("blue")
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "red"}
 
 
 async def test_a_verb_that_fails_writes_nothing(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         with pytest.raises(UnknownNetwork):
-            await care.verbs.plug(NET0, "green", affects="persistent")
+            await controller.verbs.plug(NET0, "green", affects="persistent")
         assert asked(lab.libvirt.live) == asked(lab.libvirt.stored) == "plugged into blue, link up"
 
 
 async def test_an_fd_is_plugged_now_and_cannot_be_asked_for_at_the_next_start(lab: Lab) -> None:
     lab.manager.network("fd")
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        outcome = await care.verbs.plug(NET0, "fd:tap7")
+        outcome = await controller.verbs.plug(NET0, "fd:tap7")
         assert lab.manager.on() == {"ua-net0": "fd:tap7"}
         assert "not there at the next start" in outcome.notes[0]
         with pytest.raises(BadMetadata):
-            await care.verbs.plug(NET0, "fd:tap7", affects="config")
+            await controller.verbs.plug(NET0, "fd:tap7", affects="config")
 
 
 async def test_metadata_that_cannot_be_read_is_not_overwritten(lab: Lab) -> None:
     broken = domain_xml(cables("<lm:cable/>"))
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         lab.libvirt.live = lab.libvirt.stored = broken
-        outcome = await care.verbs.plug(NET0, "red")
+        outcome = await controller.verbs.plug(NET0, "red")
         assert "does not say for which NIC" in outcome.notes[0]
         with pytest.raises(BadMetadata):
-            await care.verbs.plug(NET0, "red", affects="config")
+            await controller.verbs.plug(NET0, "red", affects="config")
         assert lab.libvirt.live == lab.libvirt.stored == broken
 
 
 async def test_nics_and_domains_that_are_not_there_are_refused_and_the_unprepared_are_noted(
     lab: Lab,
 ) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         with pytest.raises(UnknownNic, match=r"did you mean ua-net\d or ua-net\d\?"):
-            await care.verbs.plug("web1/ua-net7", "red", affects="config")
+            await controller.verbs.plug("web1/ua-net7", "red", affects="config")
         with pytest.raises(UnknownVm, match="only a guest of libvirt"):
-            await care.verbs.plug("web9/ua-net0", "red", affects="persistent")
+            await controller.verbs.plug("web9/ua-net0", "red", affects="persistent")
         with pytest.raises(BadOption, match="give live, config or persistent"):
-            await care.verbs.plug(NET0, "red", affects="now")
+            await controller.verbs.plug(NET0, "red", affects="now")
         lab.libvirt.stored = domain_xml(prepared=1)
-        outcome = await care.verbs.plug("web1/ua-net1", "red", affects="config")
+        outcome = await controller.verbs.plug("web1/ua-net1", "red", affects="config")
         assert "linkmgr prepare web1 --define" in outcome.notes[-1]
-    async with lab.care(libvirt=False) as care:
+    async with lab.controller(libvirt=False) as controller:
         with pytest.raises(LibvirtUnreachable, match="without libvirt"):
-            await care.verbs.plug(NET0, "red", affects="config")
+            await controller.verbs.plug(NET0, "red", affects="config")
 
 
 async def test_a_guest_that_is_not_libvirts_is_plugged_as_ever(lab: Lab) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.libvirt.pid = None
         lab.manager.boot("plain")
         lab.manager.vms["plain"] = type(lab.manager.vms["plain"])(
             "plain", "/run/p.qmp", *list(vars(lab.manager.vms["plain"]).values())[2:5]
         )
-        outcome = await care.verbs.plug("plain/ua-net0", "red")
+        outcome = await controller.verbs.plug("plain/ua-net0", "red")
         assert (outcome.changed, outcome.notes) == (True, ())
         assert not [call for call in lab.libvirt.calls if call.startswith("set_metadata")]
 
 
 async def test_without_libvirt_only_what_runs_can_be_changed(lab: Lab) -> None:
-    async with lab.care(libvirt=False) as care:
+    async with lab.controller(libvirt=False) as controller:
         lab.manager.boot()
         await lab.settle()
-        assert (await care.verbs.plug(NET0, "blue")).changed
+        assert (await controller.verbs.plug(NET0, "blue")).changed
         for change in (
-            care.verbs.plug(NET0, "red", affects="config"),
-            care.verbs.unplug(NET0, affects="config"),
-            care.verbs.set_link(NET0, "down", affects="config"),
+            controller.verbs.plug(NET0, "red", affects="config"),
+            controller.verbs.unplug(NET0, affects="config"),
+            controller.verbs.set_link(NET0, "down", affects="config"),
         ):
             with pytest.raises(LibvirtUnreachable, match="without libvirt"):
                 await change
         assert lab.manager.on() == {"ua-net0": "blue"}
-        outcome = await care.verbs.unplug(NET0, affects="persistent")
+        outcome = await controller.verbs.unplug(NET0, affects="persistent")
         assert outcome.changed
         assert "without libvirt" in outcome.notes[-1]
         assert lab.manager.on() == {}
@@ -462,13 +466,13 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
     lab: Lab,
 ) -> None:
     lab.libvirt.live = lab.libvirt.stored = domain_xml(BLUE, prepared=1)
-    async with lab.care() as care:
-        (off,) = await care.domains()
+    async with lab.controller() as controller:
+        (off,) = await controller.domains()
         assert (off.name, off.uuid, off.transport) == ("web1", UUID, None)
         assert off.nics[0].wanted == "plugged into blue, link up"
         lab.manager.boot(nics=1)
         await lab.settle()
-        (info,) = await care.domains()
+        (info,) = await controller.domains()
         assert (info.state, info.transport, info.prepared) == ("running", "inbound", False)
         assert info.command == "linkmgr prepare web1 --define"
         first, second = info.nics
@@ -479,26 +483,26 @@ async def test_the_listing_shows_every_guest_and_how_the_unprepared_would_be_pre
         assert [nic.restart for nic in info.nics] == [False, False]
 
         lab.libvirt.stored = domain_xml(BLUE)  # it is prepared while it runs
-        (info,) = await care.domains()
+        (info,) = await controller.domains()
         assert [nic.restart for nic in info.nics] == [False, True]
         assert (info.prepared, info.command) == (False, None), "to prepare it again changes nothing"
         lab.libvirt.connected = False
         with pytest.raises(LibvirtUnreachable):  # a list that lacks what is off would say nothing
-            await care.domains()
+            await controller.domains()
         lab.libvirt.installed = False  # nor are there any, on a host without libvirt
-        (info,) = await care.domains()
-    async with lab.care(libvirt=False) as care:
-        assert await care.domains() == [info]
+        (info,) = await controller.domains()
+    async with lab.controller(libvirt=False) as controller:
+        assert await controller.domains() == [info]
         assert (info.name, info.transport, info.nics[0].network) == ("web1", "inbound", "blue")
 
 
 async def test_what_an_operator_does_before_a_paused_guest_runs_holds(lab: Lab) -> None:
     lab.libvirt.live = domain_xml(BLUE)
-    async with lab.care() as care:
-        await care.on_hook("prepare", "begin", "-", lab.libvirt.live)
+    async with lab.controller() as controller:
+        await controller.on_hook("prepare", "begin", "-", lab.libvirt.live)
         lab.manager.boot(running=False)
         await lab.settle()
-        await care.verbs.plug("web1/ua-net0", "red")
+        await controller.verbs.plug("web1/ua-net0", "red")
         assert "red" in lab.libvirt.live
         lab.manager.resume()
         await lab.settle()
@@ -510,10 +514,10 @@ async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(
     asked = domain_xml(cables(cable("ua-net0", network="blue"), cable("ua-net1", network="blue")))
     lab.libvirt.live = asked
     lab.libvirt.fails = LibvirtUnreachable("no answer in time", sent=True)
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
-        assert (await care.verbs.plug("web1/ua-net0", "red")).notes
+        assert (await controller.verbs.plug("web1/ua-net0", "red")).notes
         lab.libvirt.fails = None
         lab.libvirt.tell(DomainEventKind.CONNECTED)
         await lab.settle()
@@ -529,20 +533,20 @@ async def test_what_an_operator_does_while_nobody_knows_what_is_asked_for_holds(
 
 async def test_a_guest_that_has_a_domains_name_and_is_not_it_changes_no_xml(lab: Lab) -> None:
     lab.manager.broken["add_vm"] = AlreadyExists("VM web1 exists with another monitor")
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         with pytest.raises(AlreadyExists):
-            await care.on_unclaimed(ConnectedQemu())
+            await controller.on_unclaimed(ConnectedQemu())
         lab.manager.boot(transport=MonitorTransport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
-        await care.verbs.plug("web1/ua-net0", "red")
+        await controller.verbs.plug("web1/ua-net0", "red")
         assert lab.libvirt.live == before
 
 
 async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no_xml(
     lab: Lab,
 ) -> None:
-    async with lab.care() as care:
+    async with lab.controller() as controller:
         lab.manager.boot()
         await lab.settle()
         assert lab.manager.on() == {"ua-net0": "blue"}
@@ -551,6 +555,6 @@ async def test_a_guest_that_took_the_name_of_a_domain_that_still_runs_changes_no
         lab.manager.boot(transport=MonitorTransport.SOCKET)
         await lab.settle()
         before = lab.libvirt.live
-        await care.verbs.plug("web1/ua-net0", "red")
+        await controller.verbs.plug("web1/ua-net0", "red")
         assert lab.manager.on() == {"ua-net0": "red"}
         assert lab.libvirt.live == before
