@@ -18,7 +18,7 @@ CABLE_ELEMENTS: Mapping[str, str] = {
     "downscript": "script for the end", "portForward": "port forwarding",
 }  # fmt: skip
 
-#: What `as_before` takes from before. Everything else of the interface is as it is by then.
+#: What `restored_interface` takes from before. The rest of the interface is as it is by then.
 _OURS = frozenset({*CABLE_ELEMENTS, "target", "link", "alias"})
 
 #: Names of devices that libvirt does not keep, since it gives them by itself.
@@ -28,7 +28,7 @@ _OUR_DEVICE = re.compile(r"lmn[0-9a-f]{10}")
 _MEND = "mend <linkmgr:prepared> there, or write the <interface> anew and remove it"
 
 
-def on_hub(document: Document, nic: DomainNic, alias: str) -> bytes:
+def hub_interface(document: Document, nic: DomainNic, alias: str) -> bytes:
     """The interface as one whose tap carries nothing, with its link down."""
     device = device_name(nic, alias)
     try:
@@ -59,7 +59,7 @@ def on_hub(document: Document, nic: DomainNic, alias: str) -> bytes:
     return made.append(made.root, new).source if new else made.source
 
 
-def as_before(document: Document, nic: DomainNic, before: bytes) -> bytes:
+def restored_interface(document: Document, nic: DomainNic, before: bytes) -> bytes:
     """The interface as it was, with what was changed since and is not the cable's."""
     made, now = parse_original(before, nic), nic.element
     names = dict.fromkeys(e.name for e in (*made.root.children, *now.children))

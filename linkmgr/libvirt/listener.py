@@ -122,13 +122,13 @@ class MonitorListener:
         self._on_unclaimed = on_unclaimed
         self._timeout = timeout
         self._guests: dict[str, _GuestConnections] = {}
-        self._greeting: Counter[int] = Counter()  # by pid
-        self._looking = asyncio.Semaphore(MAX_IDENTIFYING)
+        self._negotiating: Counter[int] = Counter()  # by pid
+        self._identifying = asyncio.Semaphore(MAX_IDENTIFYING)
         self._limit = LogLimit(__name__)
         self._refused: dict[_Process, float] = {}  # when
-        self._kept: dict[int, int] = {}  # pid -> uid, of refused connections that are not closed
-        self._calls: dict[_Process, TokenBucket] = {}  # of those that have called lately
-        self._told: OrderedDict[_Process, set[str]] = OrderedDict()
+        self._kept_open: dict[int, int] = {}  # pid -> uid, of refused connections
+        self._buckets: dict[_Process, TokenBucket] = {}  # of those that have connected lately
+        self._logged: OrderedDict[_Process, set[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None]
 
@@ -161,20 +161,20 @@ class MonitorListener:
         guest = self._guests.setdefault(domain, _GuestConnections())
         try:
             if (pending := guest.pending) is not None and not pending.monitor.closed:
-                return self._take(guest, pending)
-            call: asyncio.Future[Monitor] = asyncio.get_running_loop().create_future()
-            guest.waiting.append(call)
+                return self._hand_out(guest, pending)
+            waiter: asyncio.Future[Monitor] = asyncio.get_running_loop().create_future()
+            guest.waiting.append(waiter)
             try:
                 async with asyncio.timeout(timeout):
-                    return await call
+                    return await waiter
             except BaseException:
-                if call.done() and not call.cancelled():
+                if waiter.done() and not waiter.cancelled():
                     # Who waited has left in the very moment: QEMU dials again, for the next one.
-                    self._start(call.result().close(), "close a monitor")
+                    self._start(waiter.result().close(), "close a monitor")
                 raise
             finally:
                 with contextlib.suppress(ValueError):
-                    guest.waiting.remove(call)
+                    guest.waiting.remove(waiter)
         except TimeoutError as error:
             raise MonitorUnreachable(
                 f"the QEMU {name} has not dialled within {timeout:g} s",
@@ -190,7 +190,7 @@ class MonitorListener:
         async for sock in accept_connections(self._sock, burst=LOOP_BURST_S):
             try:
                 await asyncio.sleep(calls.take(1))
-                await self._looking.acquire()
+                await self._identifying.acquire()
             except BaseException:
                 sock.close()
                 raise
@@ -203,17 +203,17 @@ class MonitorListener:
             sock.close()
             raise
         finally:
-            self._looking.release()
+            self._identifying.release()
         if qemu is None:
             await self._close_refused(sock)
             return
-        self._greeting[qemu.pid] += 1
+        self._negotiating[qemu.pid] += 1
         try:
-            monitor = await self._greeted(sock, qemu)
+            monitor = await self._negotiate(sock, qemu)
         finally:
-            self._greeting -= Counter([qemu.pid])
+            self._negotiating -= Counter([qemu.pid])
         if monitor is not None:
-            await self._hand_on(qemu, monitor)
+            await self._offer(qemu, monitor)
 
     async def _identify_peer(self, sock: socket.socket) -> ConnectedQemu | None:
         try:
@@ -224,7 +224,7 @@ class MonitorListener:
         now = asyncio.get_running_loop().time()
         process = (pid, started_at(pid))
         self._refused = {p: at for p, at in self._refused.items() if now - at < REFUSED_PAUSE_S}
-        if process in self._refused or not self._may_call(process):
+        if process in self._refused or not self._may_connect(process):
             return None
         try:
             qemu = await asyncio.to_thread(self._identify, sock)
@@ -235,25 +235,25 @@ class MonitorListener:
             about = "monitor listener: pid %d cannot be looked at"
             self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None
-        return qemu if self._greeting[pid] < MAX_NEGOTIATING else None
+        return qemu if self._negotiating[pid] < MAX_NEGOTIATING else None
 
-    def _may_call(self, process: _Process) -> bool:
+    def _may_connect(self, process: _Process) -> bool:
         """Whether a process may make one more connection now."""
-        if len(self._calls) > MAX_IDENTIFYING:
-            self._calls = {p: bucket for p, bucket in self._calls.items() if not bucket.full}
+        if len(self._buckets) > MAX_IDENTIFYING:
+            self._buckets = {p: bucket for p, bucket in self._buckets.items() if not bucket.full}
         new = TokenBucket(PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST)
-        return self._calls.setdefault(process, new).try_take()
+        return self._buckets.setdefault(process, new).try_take()
 
     async def _close_refused(self, sock: socket.socket) -> None:
         """Close a refused connection, at once if that cannot hurt a QEMU that starts."""
         try:
             pid, uid = peer_pid(sock), peer_uid(sock)
             if self._may_keep(pid, uid):
-                self._kept[pid] = uid
+                self._kept_open[pid] = uid
                 try:
                     await _is_readable(sock, REFUSED_GRACE_S)
                 finally:
-                    del self._kept[pid]
+                    del self._kept_open[pid]
         except UntrustedPeer:
             pass  # it has ended
         finally:
@@ -261,17 +261,17 @@ class MonitorListener:
 
     def _may_keep(self, pid: int, uid: int) -> bool:
         """Whether a refused connection of a process may stay open for some seconds."""
-        of_user = sum(each == uid for each in self._kept.values())
-        full = len(self._kept) >= MAX_REFUSED or of_user >= MAX_REFUSED_PER_USER
-        return not full and pid not in self._kept
+        of_user = sum(each == uid for each in self._kept_open.values())
+        full = len(self._kept_open) >= MAX_REFUSED or of_user >= MAX_REFUSED_PER_USER
+        return not full and pid not in self._kept_open
 
-    async def _greeted(self, sock: socket.socket, qemu: ConnectedQemu) -> Monitor | None:
+    async def _negotiate(self, sock: socket.socket, qemu: ConnectedQemu) -> Monitor | None:
         """Negotiate, and compare what QEMU says of itself."""
         process = (qemu.pid, started_at(qemu.pid))
         try:
             if not await _is_readable(sock, self._timeout):
                 about = f"domain {qemu.name}"
-                self._tell(process, about, f"{about} has dialled and says nothing yet")
+                self._log_once(process, about, f"{about} has dialled and says nothing yet")
                 await _is_readable(sock, None)
         except BaseException:
             sock.close()
@@ -300,31 +300,31 @@ class MonitorListener:
 
     def _refuse(self, process: _Process, key: str, why: str) -> None:
         self._refused[process] = asyncio.get_running_loop().time()
-        self._tell(process, key, f"pid {process[0]} was refused: {why}")
+        self._log_once(process, key, f"pid {process[0]} was refused: {why}")
 
-    def _tell(self, process: _Process, key: str, what: str) -> None:
+    def _log_once(self, process: _Process, key: str, what: str) -> None:
         """Log it once of each process, for QEMU dials again each second, and seldom of each key.
 
         :param key: a domain, or an untrusted peer's user, who can have a new process each time.
         """
-        told = self._told.setdefault(process, set())
-        if what not in told and len(told) < MAX_LOGGED_REFUSALS:
-            told.add(what)
+        logged = self._logged.setdefault(process, set())
+        if what not in logged and len(logged) < MAX_LOGGED_REFUSALS:
+            logged.add(what)
             self._limit.warning(key, "monitor listener: %s", what)
-        self._told.move_to_end(process)
-        if len(self._told) > _MAX_REMEMBERED:
-            self._told.popitem(last=False)
+        self._logged.move_to_end(process)
+        if len(self._logged) > _MAX_REMEMBERED:
+            self._logged.popitem(last=False)
 
     # ------------------------------------------------------------------ who takes it
 
-    async def _hand_on(self, qemu: ConnectedQemu, monitor: Monitor) -> None:
+    async def _offer(self, qemu: ConnectedQemu, monitor: Monitor) -> None:
         """Give the connection to who waits for it, or keep it until somebody wants it."""
         guest = self._guests.setdefault(qemu.uuid, _GuestConnections())
         pending = _PendingConnection(qemu, monitor)
         before, guest.pending = guest.pending, pending
-        for call in guest.waiting:
-            if not call.done():
-                call.set_result(self._take(guest, pending))
+        for waiter in guest.waiting:
+            if not waiter.done():
+                waiter.set_result(self._hand_out(guest, pending))
                 break
         try:
             if before is not None:  # QEMU has given that one up, or has two monitors that dial
@@ -363,11 +363,11 @@ class MonitorListener:
         except LinkmgrError as error:
             process = (qemu.pid, started_at(qemu.pid))
             about = f"domain {qemu.name}"
-            self._tell(process, about, f"{about} dialled, and cannot be added: {error}")
+            self._log_once(process, about, f"{about} dialled, and cannot be added: {error}")
         except Exception:
             log.exception("domain %s dialled: a fault while it was added", qemu.name)
 
-    def _take(self, guest: _GuestConnections, pending: _PendingConnection) -> Monitor:
+    def _hand_out(self, guest: _GuestConnections, pending: _PendingConnection) -> Monitor:
         guest.pending, guest.used = None, pending.monitor
         pending.taken.set()
         return pending.monitor

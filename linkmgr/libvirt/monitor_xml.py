@@ -163,7 +163,7 @@ def remove(document: Document) -> Document:
     )
 
 
-def check_taken(document: Document) -> None:
+def check_channel_free(document: Document) -> None:
     """Refuse a domain that has another device where the channel would be.
 
     :raise CannotPrepare: which device.
@@ -219,7 +219,7 @@ class Leak:
     hint: str
 
 
-def in_order(document: Document) -> Document:
+def in_schema_order(document: Document) -> Document:
     """Have the channel's children in the order that libvirt's schema wants.
 
     libvirt writes ``<seclabel>`` before ``<reconnect>``, and its own schema takes that only the
@@ -285,7 +285,7 @@ def with_reconnect_ms(document: Document) -> Document:
     return qemu_xml.change_arguments(document, _in_milliseconds)
 
 
-def is_there(document: Document) -> bool:
+def has_remains(document: Document) -> bool:
     """Whether anything is there that surely is a monitor of linkmgr's, or was one."""
     mons = _mons(list(pairwise(["", *qemu_xml.arguments(document)])))
     return bool(mons) or find_monitor(document).form is not MonitorForm.NONE

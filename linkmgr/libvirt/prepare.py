@@ -21,7 +21,12 @@ from pathlib import Path
 from linkmgr.errors import BadName, CannotPrepare
 from linkmgr.libvirt import monitor_xml, qemu_xml
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.interface_xml import CABLE_ELEMENTS, as_before, device_name, on_hub
+from linkmgr.libvirt.interface_xml import (
+    CABLE_ELEMENTS,
+    device_name,
+    hub_interface,
+    restored_interface,
+)
 from linkmgr.libvirt.nics import DomainNic, aliases_of, domain_name, new_alias, nics_of, select_nics
 from linkmgr.libvirt.records import add_originals, original_interface, prepared_nics_of, removals
 from linkmgr.libvirt.refusals import (
@@ -87,7 +92,7 @@ def refresh(
     prepared = prepared_nics_of(document)
     there = [each.index for each in nics_of(document) if each.alias in prepared]
     if not there:  # a monitor that was left behind is of no use, and may be of harm
-        if monitor_xml.is_there(document):
+        if monitor_xml.has_remains(document):
             document = monitor_xml.remove(document)
         return Rewritten(document.source, ())
     check_domain(document)
@@ -155,7 +160,7 @@ def _prepared(
         arguments += args
         overrides[alias, "netdev"] = _hub_port(args)
         interfaces[alias] = document.text(nic.element)
-        edits.append(document.replacement(nic.element, on_hub(document, nic, alias)))
+        edits.append(document.replacement(nic.element, hub_interface(document, nic, alias)))
         notes += _put_aside(nic, alias)
     document = add_originals(document.edited(*edits), interfaces)
     document = qemu_xml.add_arguments(document, arguments)
@@ -200,7 +205,9 @@ def _undone(document: Document, aliases: Sequence[str], *, monitor: bool = False
     for nic in nics_of(document):
         if nic.alias in aliases:
             before = original_interface(document, prepared[nic.alias])
-            edits.append(document.replacement(nic.element, as_before(document, nic, before)))
+            edits.append(
+                document.replacement(nic.element, restored_interface(document, nic, before))
+            )
     return document.edited(*edits)
 
 
@@ -252,7 +259,7 @@ def _check_names(document: Document) -> None:
     """Refuse what is called as something else is, or not as it was."""
     check_once(document)
     check_aliases(document)
-    monitor_xml.check_taken(document)
+    monitor_xml.check_channel_free(document)
     _check_renamed(document)
 
 

@@ -66,17 +66,17 @@ class DomainStatus:
     domain: bytes = field(default=b"", repr=False)
 
 
-def open_root_file(path: str | Path, *, anybodys: bool = False) -> int:
+def open_root_file(path: str | Path, *, any_owner: bool = False) -> int:
     """Open a file that nobody but root, or the service's user, can have written.
 
     Its mode and owner say so; a symlink and what is no regular file are refused.
 
-    :param anybodys: any user's will do, if no other can have written it.
+    :param any_owner: any user's will do, if no other can have written it.
     :raise OSError: it cannot be opened, or somebody else could have written it.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(fd)
-    owners_only = anybodys and not found.st_mode & 0o022
+    owners_only = any_owner and not found.st_mode & 0o022
     if stat.S_ISREG(found.st_mode) and (owners_only or only_root_writes(found)):
         return fd
     os.close(fd)
@@ -149,7 +149,7 @@ def pid_of(name: str, run_dir: Path) -> int | None:
     of a session writes it as its user, whose word counts for processes of that user alone.
     """
     try:
-        fd = open_root_file(run_dir / f"{name}.xml", anybodys=True)
+        fd = open_root_file(run_dir / f"{name}.xml", any_owner=True)
     except OSError:
         return None
     with os.fdopen(fd, "rb") as file:

@@ -22,7 +22,7 @@ from linkmgr.errors import (
     Unsupported,
 )
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.monitor_xml import in_order
+from linkmgr.libvirt.monitor_xml import in_schema_order
 from linkmgr.libvirt.nics import select_nics
 from linkmgr.suggest import did_you_mean
 from linkmgr.untrusted import shell_command
@@ -194,7 +194,7 @@ class Virsh:
         :raise CannotPrepare: libvirt refused it.
         """
         try:
-            text = in_order(Document(xml)).source
+            text = in_schema_order(Document(xml)).source
             self._run("define", "--validate", "--file", "/dev/stdin", xml=text)
         except LibvirtRefused as error:
             raise CannotPrepare(
@@ -271,7 +271,7 @@ def validate(xml: bytes, what: str) -> bool:
     if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
         return False
     argv: Sequence[str] = ["virt-xml-validate", "-", "domain"]
-    xml = in_order(Document(xml)).source
+    xml = in_schema_order(Document(xml)).source
     try:
         done = subprocess.run(
             argv, input=xml, capture_output=True, check=False, timeout=VIRSH_TIMEOUT_S

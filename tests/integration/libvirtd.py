@@ -24,7 +24,7 @@ from typing import NoReturn, Self
 from xml.sax.saxutils import quoteattr
 
 from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.monitor_xml import in_order
+from linkmgr.libvirt.monitor_xml import in_schema_order
 from linkmgr.testing import Guest, in_sandbox
 from linkmgr.testing.guest import (
     CHANNELS,
@@ -90,7 +90,7 @@ class Libvirtd:
         """``virsh define``, checked against libvirt's schema."""
         with tempfile.NamedTemporaryFile("wb", suffix=".xml") as file:
             # What libvirt itself prints of a prepared domain is not what its schema allows.
-            file.write(in_order(Document(xml.encode())).source)
+            file.write(in_schema_order(Document(xml.encode())).source)
             file.flush()
             await self.virsh("define", "--validate", file.name)
 

@@ -282,7 +282,7 @@ async def test_a_refused_process_is_not_hung_up_on_while_it_may_be_a_qemu_that_s
 ) -> None:
     monkeypatch.setattr(module, "REFUSED_GRACE_S", 10.0)
     first = await lab.connect(UntrustedPeer("no"))
-    await until(lambda: bool(lab.listener._kept))
+    await until(lambda: bool(lab.listener._kept_open))
     await hung_up(await lab.connect(UntrustedPeer("no")))  # a QEMU has one
     await asyncio.sleep(0.2)
     assert not has_hung_up(first)
@@ -354,13 +354,13 @@ async def test_a_process_that_dials_without_end_is_looked_at_once_a_second(lab: 
 
 async def test_of_one_process_only_two_calls_may_be_silent_at_once(lab: Lab) -> None:
     silent = [await lab.connect() for _ in range(2)]
-    await until(lambda: lab.listener._greeting[os.getpid()] == 2)
+    await until(lambda: lab.listener._negotiating[os.getpid()] == 2)
     third = await lab.connect()  # one of those that were refused is kept
-    await until(lambda: bool(lab.listener._kept))
+    await until(lambda: bool(lab.listener._kept_open))
     await hung_up(await lab.connect())
     for peer in (*silent, third):
         peer.hang_up()
-    await until(lambda: not lab.listener._greeting)
+    await until(lambda: not lab.listener._negotiating)
 
 
 async def test_garbage_is_refused(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -392,7 +392,7 @@ async def test_a_guest_that_hangs_up_early_leaves_nothing_and_may_dial_again(
     if asyncio.iscoroutine(doing):
         await doing
     peer.hang_up()
-    await until(lambda: not lab.listener._greeting)
+    await until(lambda: not lab.listener._negotiating)
     assert lab.offered == []
     await lab.dial()
     await (await lab.take()).close()
