@@ -123,7 +123,7 @@ async def test_verbs_that_know_without_asking_are_not_asked(
 
     monkeypatch.setattr(lab.links, "vms", asked)
     monkeypatch.setattr(lab.links, "nics", asked)
-    monkeypatch.setattr(lab.links, "seen", lambda: (vms, nics), raising=False)
+    monkeypatch.setattr(lab.links, "snapshot", lambda: (vms, nics), raising=False)
     assert (await scrape(lab))['linkmgr_vms{state="answers"}'] == 1
 
 
