@@ -83,17 +83,17 @@ async def story(line: Timeline, workdir: Path) -> None:
                  dhcp_range=("10.2.0.50", "10.2.0.99"))  # fmt: skip
     guest = Guest("web1", nic_args=hub_args("net0", mac=MAC), workdir=workdir,
                   cmdline="lm.dhcp=eth0", paused=True)  # fmt: skip
-    async with blue, green, LinkManager() as links:
+    async with blue, green, LinkManager() as manager:
         async with line.step("two networks, each with a DHCP server") as step:
             await run("ip link add br-blue type bridge")
             await run("ip link set br-blue up")
             await run("ip link set v-blue master br-blue")
-            await links.create_network("blue", "bridge", bridge="br-blue")
-            await links.create_network("green", "direct", parent="v-green")
+            await manager.create_network("blue", "bridge", bridge="br-blue")
+            await manager.create_network("green", "direct", parent="v-green")
             step["result"] = "blue is a bridge, green a macvtap parent"
         async with guest:
             async with line.step("a guest is started, paused; its NIC goes down") as step:
-                (nic,) = await links.add_vm("web1", guest.qmp_path)
+                (nic,) = await manager.add_vm("web1", guest.qmp_path)
                 step["result"] = f"{nic.ref} is {nic.describe()}, link {nic.link}"
             async with line.step("it boots with no cable") as step:
                 await guest.cont()
@@ -101,7 +101,7 @@ async def story(line: Timeline, workdir: Path) -> None:
                 expect(not await guest.carrier("eth0"), "no carrier without a cable")
                 ifindex = await guest.ifindex("eth0")
                 step["result"] = f"eth0 is there (ifindex {ifindex}), carrier 0"
-            await the_cable(line, links, guest, ifindex)
+            await the_cable(line, manager, guest, ifindex)
             async with line.step("the guest is destroyed") as step:
                 await guest.stop()
                 step["result"] = "QEMU has ended"
@@ -114,10 +114,10 @@ async def story(line: Timeline, workdir: Path) -> None:
         expect(not left, f"no device is left behind, not {left}")
 
 
-async def the_cable(line: Timeline, links: LinkManager, guest: Guest, ifindex: int) -> None:
+async def the_cable(line: Timeline, manager: LinkManager, guest: Guest, ifindex: int) -> None:
     """Plug, swap, link down and up, unplug: one NIC, which stays the same device."""
     async with line.step("plug into blue: the cable") as step:
-        outcome = await links.plug(NIC, "blue")
+        outcome = await manager.plug(NIC, "blue")
         step["ms"] = round(sum(outcome.timings.values()), 1)
         step["result"] = outcome.nic.describe()
     async with line.step("... the guest sees a carrier and asks for a lease") as step:
@@ -129,7 +129,7 @@ async def the_cable(line: Timeline, links: LinkManager, guest: Guest, ifindex: i
     async with line.step("swap to green while a ping runs") as step:
         pinging = asyncio.create_task(guest.ping("fe80::1%eth0", count=60, interval=0.05))
         await asyncio.sleep(1)
-        outcome = await links.plug(NIC, "green")
+        outcome = await manager.plug(NIC, "green")
         switch = outcome.timings["switch"]
         step["ms"] = round(sum(outcome.timings.values()), 1)
         ping = await pinging
@@ -148,17 +148,17 @@ async def the_cable(line: Timeline, links: LinkManager, guest: Guest, ifindex: i
         step.update(lost=ping.lost, sent=ping.sent, result="no answer from 10.1.0.1")
 
     async with line.step("link down, still plugged") as step:
-        outcome = await links.set_link(NIC, "down")
+        outcome = await manager.set_link(NIC, "down")
         await guest.wait_carrier("eth0", False)
         step["result"] = outcome.nic.describe()
     async with line.step("link up") as step:
-        await links.set_link(NIC, "up")
+        await manager.set_link(NIC, "up")
         await guest.wait_carrier("eth0", True)
         step["result"] = f"lease {await guest.wait_ipv4('eth0', '10.2.0.')}"
     async with line.step("unplug") as step:
-        outcome = await links.unplug(NIC)
+        outcome = await manager.unplug(NIC)
         await guest.wait_carrier("eth0", False)
-        expect(not await links.connections(), "no connection is left")
+        expect(not await manager.connections(), "no connection is left")
         step["result"] = f"{outcome.nic.describe()}, carrier 0"
 
 

@@ -39,9 +39,9 @@ def run_with_client(request: Callable[[Client], Awaitable[T]], doing: str) -> T:
         async with (
             bounded_wait(settings),
             spinner(doing),
-            Client(settings.socket, patience=CONNECT_RETRY_S) as links,
+            Client(settings.socket, patience=CONNECT_RETRY_S) as client,
         ):
-            return await request(links)
+            return await request(client)
 
     return asyncio.run(run())
 
@@ -113,15 +113,15 @@ def removal(
     :param names: that there are, asked for only then.
     """
 
-    async def removed(links: Client) -> bool:
-        if await remove(links):
+    async def removed(client: Client) -> bool:
+        if await remove(client):
             return True
         from linkmgr.cli.show import note
         from linkmgr.errors import LinkmgrError
         from linkmgr.suggest import did_you_mean
 
         with contextlib.suppress(LinkmgrError):
-            if said := did_you_mean(name, await names(links)):
+            if said := did_you_mean(name, await names(client)):
                 note(said)
         return False
 

@@ -61,7 +61,7 @@ def plug(nic: str, target: str, notify: str, **flags: bool) -> None:
     affects = _affects(**flags)
     doing = f"plugging {nic}"
     made = run_with_client(
-        lambda links: links.plug(nic, target, notify=notify, affects=affects), doing
+        lambda client: client.plug(nic, target, notify=notify, affects=affects), doing
     )
     _tell(made, affects)
 
@@ -76,7 +76,7 @@ def unplug(nic: str, **flags: bool) -> None:
     """Take a NIC off its cable."""
     affects = _affects(**flags)
     _tell(
-        run_with_client(lambda links: links.unplug(nic, affects=affects), f"unplugging {nic}"),
+        run_with_client(lambda client: client.unplug(nic, affects=affects), f"unplugging {nic}"),
         affects,
     )
 
@@ -93,7 +93,7 @@ def link(nic: str, state: str, **flags: bool) -> None:
     affects = _affects(**flags)
     doing = f"setting the link of {nic} {state}"
     _tell(
-        run_with_client(lambda links: links.set_link(nic, state, affects=affects), doing), affects
+        run_with_client(lambda client: client.set_link(nic, state, affects=affects), doing), affects
     )
 
 

@@ -24,7 +24,7 @@ def check(ctx: click.Context) -> None:
 
     Changes nothing. Exits with 1 when there are findings.
     """
-    found = run_with_client(lambda links: links.check(), "checking every NIC")
+    found = run_with_client(lambda client: client.check(), "checking every NIC")
     if not printed_as_json({"findings": found}):
         for each in sorted(found, key=lambda each: natural(each.subject)):
             click.echo(printable(f"{each.subject}: {each.what}"))
@@ -53,7 +53,7 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None) -> None:
 
     age = ORPHAN_MIN_AGE_S if older_than is None else older_than
     found = run_with_client(
-        lambda links: links.gc(older_than=age, dry_run=dry_run), "looking for orphan devices"
+        lambda client: client.gc(older_than=age, dry_run=dry_run), "looking for orphan devices"
     )
     if not printed_as_json({"orphans": found}):
         table(
@@ -99,7 +99,7 @@ def metrics(textfile: str | None) -> None:
 
     With --json each is an object with its name, labels and value.
     """
-    text = run_with_client(lambda links: links.metrics(), "asking")
+    text = run_with_client(lambda client: client.metrics(), "asking")
     named = textfile if textfile != STDOUT else None
     if named is not None:
         write_output(named, text)

@@ -51,7 +51,7 @@ def nics() -> None:
 
 
 async def _look(
-    links: Client,
+    client: Client,
 ) -> tuple[list[Nic], list[VmInfo], list[DomainInfo] | LibvirtError]:
     import asyncio
 
@@ -59,11 +59,11 @@ async def _look(
 
     async def domains() -> list[DomainInfo] | LibvirtError:
         try:
-            return await links.domains()
+            return await client.domains()
         except LibvirtError as error:  # what runs is known without it
             return error
 
-    return await asyncio.gather(links.nics(), links.vms(), domains())
+    return await asyncio.gather(client.nics(), client.vms(), domains())
 
 
 def rows_of(
@@ -133,7 +133,7 @@ def _wanted(domain: DomainInfo, nic: DomainNicInfo) -> str:
 @click.command(cls=Command, examples=["linkmgr connections"])
 def connections() -> None:
     """List the NICs that are plugged, and into what."""
-    found = run_with_client(lambda links: links.connections(), "asking")
+    found = run_with_client(lambda client: client.connections(), "asking")
     if printed_as_json({"connections": found}):
         return
     now = datetime.now(UTC)

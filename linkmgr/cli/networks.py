@@ -49,9 +49,9 @@ def create_network(
     """
     given = options_of(options)
 
-    async def create(links: Client) -> tuple[Network, str | None]:
-        made = await links.create_network(name, driver, drift=drift, **given)
-        return made, await _missing(links, name)
+    async def create(client: Client) -> tuple[Network, str | None]:
+        made = await client.create_network(name, driver, drift=drift, **given)
+        return made, await _missing(client, name)
 
     made, missing = run_with_client(create, f"creating network {name}")
     if missing:
@@ -60,12 +60,12 @@ def create_network(
         click.echo(f"network {made}  {made.driver} {pairs(made.options)}".rstrip())
 
 
-async def _missing(links: Client, network: str) -> str | None:
+async def _missing(client: Client, network: str) -> str | None:
     """What a plug into a network would fail for now, if the service says so."""
     from linkmgr.errors import LinkmgrError
 
     try:
-        return (await links.network(network)).missing
+        return (await client.network(network)).missing
     except LinkmgrError:  # an older service does not, and the network is made
         return None
 
@@ -75,10 +75,10 @@ async def _missing(links: Client, network: str) -> str | None:
 def delete_network(name: str) -> None:
     """Forget a network that no NIC is plugged into."""
 
-    async def names(links: Client) -> list[str]:
-        return [each.name for each in await links.networks()]
+    async def names(client: Client) -> list[str]:
+        return [each.name for each in await client.networks()]
 
-    delete = removal(lambda links: links.delete_network(name), name, names)
+    delete = removal(lambda client: client.delete_network(name), name, names)
     changed = run_with_client(delete, f"deleting network {name}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"network {name}  {'deleted' if changed else 'was not there'}")
@@ -87,7 +87,7 @@ def delete_network(name: str) -> None:
 @network.command(name="list", examples=["linkmgr network list"])
 def list_networks() -> None:
     """List the networks."""
-    found = run_with_client(lambda links: links.networks(), "asking")
+    found = run_with_client(lambda client: client.networks(), "asking")
     if not printed_as_json({"networks": found}):
         found.sort(key=lambda each: natural(each.name))
         table(
@@ -109,7 +109,7 @@ def port() -> None:
 def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]) -> None:
     """Describe a port. Touches nothing on the host."""
     made = run_with_client(
-        lambda links: links.create_port(network, name, **options_of(options)),
+        lambda client: client.create_port(network, name, **options_of(options)),
         f"creating port {network}:{name}",
     )
     if not printed_as_json(made):
@@ -122,11 +122,11 @@ def create_port(network: str, name: str, options: tuple[tuple[str, object], ...]
 def delete_port(network: str, name: str) -> None:
     """Forget a port that no NIC is plugged into."""
 
-    async def names(links: Client) -> list[str]:
-        return [str(each) for each in await _ports(links, None)]
+    async def names(client: Client) -> list[str]:
+        return [str(each) for each in await _ports(client, None)]
 
     whole = f"{network}:{name}"
-    delete = removal(lambda links: links.delete_port(network, name), whole, names)
+    delete = removal(lambda client: client.delete_port(network, name), whole, names)
     changed = run_with_client(delete, f"deleting {whole}")
     if not printed_as_json({"changed": changed}):
         click.echo(f"port {whole}  {'deleted' if changed else 'was not there'}")
@@ -136,15 +136,15 @@ def delete_port(network: str, name: str) -> None:
 @click.argument("network", type=NetworkType(), required=False)
 def list_ports(network: str | None) -> None:
     """List the ports that were created, on one network or on all."""
-    found = run_with_client(lambda links: _ports(links, network), "asking")
+    found = run_with_client(lambda client: _ports(client, network), "asking")
     if not printed_as_json({"ports": found}):
         found.sort(key=lambda each: natural(str(each)))
         rows = [[str(each), pairs(each.options)] for each in found]
         table(["PORT", "OPTIONS"], rows, none="No ports.")
 
 
-async def _ports(links: Client, network: str | None) -> list[Port]:
+async def _ports(client: Client, network: str | None) -> list[Port]:
     import asyncio
 
-    names = [network] if network else [each.name for each in await links.networks()]
-    return [port for ports in await asyncio.gather(*map(links.ports, names)) for port in ports]
+    names = [network] if network else [each.name for each in await client.networks()]
+    return [port for ports in await asyncio.gather(*map(client.ports, names)) for port in ports]

@@ -32,7 +32,7 @@ def show() -> None:
 @click.argument("name", type=VmType(), metavar="VM")
 def show_vm(name: str) -> None:
     """Show a guest, its monitor and its NICs."""
-    vm, nics, findings = run_with_client(lambda links: _vm(links, name), f"looking at {name}")
+    vm, nics, findings = run_with_client(lambda client: _vm(client, name), f"looking at {name}")
     if printed_as_json({"vm": vm, "nics": nics, "findings": findings}):
         return
     now = datetime.now(UTC)
@@ -45,13 +45,13 @@ def show_vm(name: str) -> None:
     _print([*facts, *_found(findings)])
 
 
-async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding] | None]:
+async def _vm(client: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding] | None]:
     import asyncio
 
     from linkmgr.errors import UnknownVm
     from linkmgr.suggest import hint_for_unknown
 
-    vms, nics, findings = await asyncio.gather(links.vms(), links.nics(), _findings(links))
+    vms, nics, findings = await asyncio.gather(client.vms(), client.nics(), _findings(client))
     vm = next((each for each in vms if each.name == name), None)
     if vm is None:
         there = [each.name for each in vms]
@@ -69,7 +69,7 @@ async def _vm(links: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding
 @click.argument("name", type=NicType(), metavar="NIC")
 def show_nic(name: str) -> None:
     """Show a NIC, its cable, and what its domain asks for."""
-    nic, wanted, findings = run_with_client(lambda links: _nic(links, name), f"looking at {name}")
+    nic, wanted, findings = run_with_client(lambda client: _nic(client, name), f"looking at {name}")
     if printed_as_json({"nic": nic, "wanted": wanted, "findings": findings}):
         return
     now, here = datetime.now(UTC), nic.connection
@@ -85,18 +85,18 @@ def show_nic(name: str) -> None:
     _print([*facts, *_found(findings)])
 
 
-async def _nic(links: Client, name: str) -> tuple[Nic, str | None, list[Finding] | None]:
+async def _nic(client: Client, name: str) -> tuple[Nic, str | None, list[Finding] | None]:
     import asyncio
 
     from linkmgr.errors import LinkmgrError
 
-    nic, findings = await asyncio.gather(links.nic(name), _findings(links))
+    nic, findings = await asyncio.gather(client.nic(name), _findings(client))
     wanted = None
     with contextlib.suppress(LinkmgrError):  # libvirt is away, or not in use
         wanted = next(
             (
                 each.wanted
-                for domain in await links.domains() if domain.name == nic.ref.vm
+                for domain in await client.domains() if domain.name == nic.ref.vm
                 for each in domain.nics if each.alias == nic.ref.alias
             ),
             None,
@@ -108,7 +108,7 @@ async def _nic(links: Client, name: str) -> tuple[Nic, str | None, list[Finding]
 @click.argument("name", type=NetworkType(), metavar="NETWORK")
 def show_network(name: str) -> None:
     """Show a network, its ports, the NICs on it, and what it lacks."""
-    info: NetworkInfo = run_with_client(lambda links: links.network(name), f"looking at {name}")
+    info: NetworkInfo = run_with_client(lambda client: client.network(name), f"looking at {name}")
     if printed_as_json(info):
         return
     made = info.network
@@ -124,7 +124,7 @@ def show_network(name: str) -> None:
 @click.argument("name", type=PortType(), metavar="NETWORK:PORT")
 def show_port(name: str) -> None:
     """Show a port and the NIC on it."""
-    port, connection = run_with_client(lambda links: _port(links, name), f"looking at {name}")
+    port, connection = run_with_client(lambda client: _port(client, name), f"looking at {name}")
     if printed_as_json({"port": port, "connection": connection}):
         return
     _print([
@@ -136,14 +136,14 @@ def show_port(name: str) -> None:
     ])  # fmt: skip
 
 
-async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
+async def _port(client: Client, name: str) -> tuple[Port, Connection | None]:
     import asyncio
 
     from linkmgr.errors import UnknownPort
     from linkmgr.suggest import hint_for_unknown
 
     network, _, alone = name.partition(":")
-    ports, connections = await asyncio.gather(links.ports(network), links.connections())
+    ports, connections = await asyncio.gather(client.ports(network), client.connections())
     port = next((each for each in ports if each.name == alone), None)
     if port is None:
         hint = hint_for_unknown(
@@ -157,7 +157,7 @@ async def _port(links: Client, name: str) -> tuple[Port, Connection | None]:
 @click.argument("name", type=DomainType(), metavar="DOMAIN")
 def show_domain(name: str) -> None:
     """Show a guest of libvirt, and what would prepare it."""
-    domain = run_with_client(lambda links: _domain(links, name), f"looking at {name}")
+    domain = run_with_client(lambda client: _domain(client, name), f"looking at {name}")
     if printed_as_json(domain):
         return
     facts: list[Fact] = [
@@ -172,11 +172,11 @@ def show_domain(name: str) -> None:
     _print(facts)
 
 
-async def _domain(links: Client, name: str) -> DomainInfo:
+async def _domain(client: Client, name: str) -> DomainInfo:
     from linkmgr.errors import NotFound
     from linkmgr.suggest import hint_for_unknown
 
-    domains = await links.domains()
+    domains = await client.domains()
     for domain in domains:
         if name in (domain.name, domain.uuid):
             return domain
@@ -185,12 +185,12 @@ async def _domain(links: Client, name: str) -> DomainInfo:
     raise NotFound(f"libvirt has no domain {printable(name)}", hint=hint)
 
 
-async def _findings(links: Client) -> list[Finding] | None:
+async def _findings(client: Client) -> list[Finding] | None:
     import asyncio
 
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await links.check()
+            return await client.check()
     except TimeoutError:
         return None
 

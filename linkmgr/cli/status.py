@@ -51,7 +51,7 @@ def status() -> None:
         click.echo(text)
 
 
-async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] | None, str]:
+async def _look(client: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] | None, str]:
     """VMs, NICs, what the check found, and why that is not known."""
     import asyncio
 
@@ -60,13 +60,13 @@ async def _look(links: Client) -> tuple[list[VmInfo], list[Nic], list[Finding] |
     async def check() -> tuple[list[Finding] | None, str]:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                return await links.check(), ""
+                return await client.check(), ""
         except TimeoutError:
             return None, "the check takes long"
         except (HostError, MonitorError) as error:
             return None, f"the check failed: {error.what}"
 
-    vms, nics, (findings, why) = await asyncio.gather(links.vms(), links.nics(), check())
+    vms, nics, (findings, why) = await asyncio.gather(client.vms(), client.nics(), check())
     return vms, nics, findings, why
 
 

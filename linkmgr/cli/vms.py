@@ -33,7 +33,7 @@ def add(name: str, qmp: str) -> None:
     For a domain of libvirt that has no such socket it is libvirt:DOMAIN. A guest that was
     prepared is there by itself.
     """
-    nics = run_with_client(lambda links: links.add_vm(name, qmp), f"adding {name}")
+    nics = run_with_client(lambda client: client.add_vm(name, qmp), f"adding {name}")
     if printed_as_json({"nics": nics}):
         return
     if not nics:
@@ -47,11 +47,11 @@ def add(name: str, qmp: str) -> None:
 def remove(name: str) -> None:
     """Unplug all NICs of a guest and forget it."""
 
-    async def names(links: Client) -> list[str]:
-        return [each.name for each in await links.vms()]
+    async def names(client: Client) -> list[str]:
+        return [each.name for each in await client.vms()]
 
     changed = run_with_client(
-        removal(lambda links: links.remove_vm(name), name, names), f"removing {name}"
+        removal(lambda client: client.remove_vm(name), name, names), f"removing {name}"
     )
     if not printed_as_json({"changed": changed}):
         click.echo(f"{name}  removed" if changed else f"{name}  was not known")
@@ -60,7 +60,7 @@ def remove(name: str) -> None:
 @vm.command(name="list", examples=["linkmgr vm list"])
 def list_() -> None:
     """List the guests."""
-    found = run_with_client(lambda links: links.vms(), "asking every guest")
+    found = run_with_client(lambda client: client.vms(), "asking every guest")
     if printed_as_json({"vms": found}):
         return
     now = datetime.now(UTC)

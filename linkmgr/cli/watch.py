@@ -30,8 +30,8 @@ async def _watch(settings: Settings) -> None:
     from linkmgr.client import Client
     from linkmgr.jsonform import to_json
 
-    async with Client(settings.socket, patience=CONNECT_RETRY_S) as links:
-        events = links.events()
+    async with Client(settings.socket, patience=CONNECT_RETRY_S) as client:
+        events = client.events()
         async with bounded_wait(settings):
             await events.settled.wait()
         click.echo("listening", err=True)  # what happens from now on is told

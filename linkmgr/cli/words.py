@@ -48,48 +48,48 @@ class _Named(_Type):
         ]
 
 
-async def _nic_names(links: Client) -> list[str]:
+async def _nic_names(client: Client) -> list[str]:
     import asyncio
 
-    nics, domains = await asyncio.gather(links.nics(), _domains(links))
+    nics, domains = await asyncio.gather(client.nics(), _domains(client))
     stored = (f"{each.name}/{nic.alias}" for each in domains for nic in each.nics if nic.alias)
     return sorted({*(str(nic.ref) for nic in nics), *stored})
 
 
-async def _domain_names(links: Client) -> list[str]:
-    return [domain.name for domain in await links.domains()]
+async def _domain_names(client: Client) -> list[str]:
+    return [domain.name for domain in await client.domains()]
 
 
-async def _domains(links: Client) -> list[DomainInfo]:
+async def _domains(client: Client) -> list[DomainInfo]:
     from linkmgr.errors import LinkmgrError
 
     try:
-        return await links.domains()
+        return await client.domains()
     except LinkmgrError:  # libvirt is away, or the service is an older one
         return []
 
 
-async def _vm_names(links: Client) -> list[str]:
-    return sorted(vm.name for vm in await links.vms())
+async def _vm_names(client: Client) -> list[str]:
+    return sorted(vm.name for vm in await client.vms())
 
 
-async def _network_names(links: Client) -> list[str]:
-    return sorted(network.name for network in await links.networks())
+async def _network_names(client: Client) -> list[str]:
+    return sorted(network.name for network in await client.networks())
 
 
-async def _target_names(links: Client) -> list[str]:
+async def _target_names(client: Client) -> list[str]:
     import asyncio
 
-    networks = await _network_names(links)
-    ports = await asyncio.gather(*(links.ports(name) for name in networks))
+    networks = await _network_names(client)
+    ports = await asyncio.gather(*(client.ports(name) for name in networks))
     return sorted(networks + [str(port) for each in ports for port in each])
 
 
-async def _passthrough_names(links: Client) -> list[str]:
+async def _passthrough_names(client: Client) -> list[str]:
     """The running domains that are no VM yet, as `vm add` takes them."""
     import asyncio
 
-    vms, domains = await asyncio.gather(links.vms(), _domains(links))
+    vms, domains = await asyncio.gather(client.vms(), _domains(client))
     taken = {each for vm in vms for each in (vm.name, vm.qmp)}
     return [
         f"{_LIBVIRT}{each.name}"
@@ -226,8 +226,8 @@ class TargetType(_Named):
     names = staticmethod(_target_names)
 
 
-async def _port_names(links: Client) -> list[str]:
-    return [name for name in await _target_names(links) if ":" in name]
+async def _port_names(client: Client) -> list[str]:
+    return [name for name in await _target_names(client) if ":" in name]
 
 
 class PortType(_Named):
@@ -291,8 +291,8 @@ def _known(socket: str | None, names: Names) -> list[str]:
     from linkmgr.client import Client
 
     async def fetch() -> list[str]:
-        async with asyncio.timeout(COMPLETION_TIMEOUT_S), Client(socket, patience=0) as links:
-            return list(await names(links))
+        async with asyncio.timeout(COMPLETION_TIMEOUT_S), Client(socket, patience=0) as client:
+            return list(await names(client))
 
     try:
         return asyncio.run(fetch())

@@ -58,8 +58,8 @@ class Client:
 
     ::
 
-        async with Client() as links:
-            await links.plug("web1/net0", "blue")
+        async with Client() as client:
+            await client.plug("web1/net0", "blue")
 
     A request that was certainly not sent is sent again while the service starts. A change that
     may have been received is never sent twice: `ServiceGone` says that it is not known whether it

@@ -28,7 +28,7 @@ class RequestContext:
 
     def __init__(self, request: Request) -> None:
         self.context: ServiceContext = request.app.state.context
-        self.links: ServiceLinkApi = self.context.links
+        self.api: ServiceLinkApi = self.context.api
         self.peer: Peer = request.scope["state"]["peer"]
         self._receive = request.receive
         self._prefer = ",".join(request.headers.getlist("prefer")).lower()
@@ -58,7 +58,7 @@ class RequestContext:
         """The network that a NIC is on now."""
         if self.context.is_master(self.peer):
             return None
-        there = await self.context.links.connections()
+        there = await self.context.api.connections()
         return next((each.network for each in there if each.nic == nic), None)
 
     async def change(

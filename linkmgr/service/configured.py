@@ -42,8 +42,8 @@ class DeclaredNetworks:
     :param documents: one of which has the names of those that are ours.
     """
 
-    def __init__(self, links: LinkApi, documents: Documents) -> None:
-        self._links = links
+    def __init__(self, api: LinkApi, documents: Documents) -> None:
+        self._api = api
         self._documents = documents
         self._wanted: Mapping[str, NetworkSection] = {}
         self._ours: dict[str, set[str]] = {}  # networks of the configuration, and their ports
@@ -134,7 +134,7 @@ class DeclaredNetworks:
     async def _reconcile(self) -> None:
         self._pending = False
         before, self._failures = self._failures, {}
-        there = {network.name for network in await self._links.networks()}
+        there = {network.name for network in await self._api.networks()}
         self._ours = {name: ports for name, ports in self._ours.items() if name in there}
         for name in [name for name in self._ours if name not in self._wanted]:
             await self._remove(name)
@@ -152,7 +152,7 @@ class DeclaredNetworks:
 
     async def _create(self, name: str, section: NetworkSection) -> None:
         async def create() -> None:
-            await self._links.create_network(
+            await self._api.create_network(
                 name, section.driver, drift=section.drift, **section.options
             )
 
@@ -173,13 +173,13 @@ class DeclaredNetworks:
             await self._remove_port(name, port)
         for port, options in section.ports.items():
             try:
-                await self._links.create_port(name, port, **options)
+                await self._api.create_port(name, port, **options)
             except AlreadyExists:
                 if port not in ports:
                     raise
                 if not await self._remove_port(name, port):
                     continue
-                await self._links.create_port(name, port, **options)
+                await self._api.create_port(name, port, **options)
             ports.add(port)
 
     async def _remove(self, name: str) -> list[Port] | None:
@@ -188,15 +188,15 @@ class DeclaredNetworks:
         :return: the ports that were made through the API; ``None`` when the network is in use, so
             that it must wait with all of them.
         """
-        if any(each.network == name for each in await self._links.connections()):
+        if any(each.network == name for each in await self._api.connections()):
             self._wait(f"network {name}", "a NIC is plugged into it")
             return None
         deleted = []
         try:
-            for port in await self._links.ports(name):
-                await self._links.delete_port(name, port.name)
+            for port in await self._api.ports(name):
+                await self._api.delete_port(name, port.name)
                 deleted.append(port)
-            await self._links.delete_network(name)
+            await self._api.delete_network(name)
         except (NetworkInUse, PortInUse) as error:
             self._wait(f"network {name}", error.what)
         except LinkmgrError as error:
@@ -212,13 +212,13 @@ class DeclaredNetworks:
     async def _put_back(self, network: str, ports: Iterable[Port]) -> None:
         for port in ports:
             try:
-                await self._links.create_port(network, port.name, **port.options)
+                await self._api.create_port(network, port.name, **port.options)
             except LinkmgrError as error:
                 log.error("port %s:%s is lost: %s", network, port.name, error)  # noqa: TRY400
 
     async def _remove_port(self, network: str, port: str) -> bool:
         try:
-            await self._links.delete_port(network, port)
+            await self._api.delete_port(network, port)
         except PortInUse as error:
             self._wait(f"port {network}:{port}", error.what)
             return False

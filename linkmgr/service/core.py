@@ -61,24 +61,24 @@ class ServiceLinkApi(LinkApi, Protocol):
 class ServiceContext:
     """The verbs, the configuration in force, and what watches over them. Made in the event loop.
 
-    :param links: the verbs.
+    :param api: the verbs.
     :param documents: of the state directory; by default nothing is kept.
     """
 
     def __init__(
         self,
-        links: ServiceLinkApi,
+        api: ServiceLinkApi,
         config: Config,
         documents: Documents | None = None,
     ) -> None:
-        self.links = links
+        self.api = api
         #: Looks after libvirt's domains, also without libvirt. Set when the configuration is in
         #: force, for it plugs into the networks of that; before anybody is answered.
         self.guests: DomainController
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()
-        self.declared = DeclaredNetworks(links, documents or Documents(None))
+        self.declared = DeclaredNetworks(api, documents or Documents(None))
         self.epoch = secrets.token_hex(4)
         running = Quota(lambda: self.limits().running, self.rank)
         streams = Quota(lambda: self.limits().streams, self.rank)

@@ -30,15 +30,15 @@ async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
 
 @asynccontextmanager
 async def care(
-    links: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection
+    manager: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection
 ) -> AsyncIterator[DomainController]:
     """Look after libvirt's domains."""
     async with contextlib.AsyncExitStack() as stack:
-        made = await stack.enter_async_context(DomainController(links, libvirt))
+        made = await stack.enter_async_context(DomainController(manager, libvirt))
         if settings.run_dir:
             sync = LinkSync(
                 Path(settings.run_dir),
-                links,
+                manager,
                 set_link=libvirt.set_link if libvirt else None,
                 # Its live metadata says so too, or it would end with a managedsave.
                 apply_link=made.verbs.set_link,

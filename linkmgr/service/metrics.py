@@ -27,7 +27,7 @@ _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 @runtime_checkable
 class Seen(Protocol):
-    """Verbs that can also tell what they know without asking any QEMU."""
+    """A `LinkApi` that can also tell what it knows without asking any QEMU."""
 
     def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs, as last known."""
@@ -108,14 +108,14 @@ class Metrics:
             self._is_checked = True
         self._checked.set_to_current_time()
 
-    async def text(self, links: LinkApi) -> str:
+    async def text(self, api: LinkApi) -> str:
         """Return all figures in Prometheus's text form.
 
         What is counted now is had without asking any QEMU where that can be; else a QEMU that does
         not answer delays a scrape by no more than two seconds, which then has the figures before.
         """
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(links), name="metrics")
+            self._asking = asyncio.create_task(self._ask(api), name="metrics")
             self._asking.add_done_callback(_consume_error)
         await asyncio.wait({self._asking}, timeout=_SCRAPE_TIMEOUT_S)
         if self._asking.done():
@@ -127,12 +127,12 @@ class Metrics:
         if self._asking is not None:
             await asyncio.wait({self._asking})
 
-    async def _ask(self, links: LinkApi) -> None:
-        if isinstance(links, Seen):
-            vms, nics = links.snapshot()
+    async def _ask(self, api: LinkApi) -> None:
+        if isinstance(api, Seen):
+            vms, nics = api.snapshot()
         else:
-            vms, nics = await links.vms(), await links.nics()
-        networks = await links.networks()
+            vms, nics = await api.vms(), await api.nics()
+        networks = await api.networks()
         of_vms, of_nics = Tally(vm.state for vm in vms), Tally(nic.state for nic in nics)
         for vm_state in VmState:
             self._vms.labels(vm_state.value).set(of_vms[vm_state])
@@ -145,15 +145,15 @@ class Metrics:
             self._connections.labels(network).set(plugged[network])
 
 
-async def metrics_text(links: LinkApi) -> str:
+async def metrics_text(api: LinkApi) -> str:
     """Return what can be counted through the verbs, for the textfile collector of node_exporter.
 
     :raise LinkmgrError: when the verbs fail.
     """
     metrics = Metrics(process=False)
     try:
-        metrics.on_check(await links.check())
-        return await metrics.text(links)
+        metrics.on_check(await api.check())
+        return await metrics.text(api)
     finally:
         await metrics.close()
 

@@ -24,7 +24,7 @@ _RESERVED = {"self", "name", "driver", "drift", "network"}  # of the verbs: neve
 @router.get("/v1/networks", responses={200: {"model": models.Networks}}, summary="All networks")
 async def networks(request: RequestContextDep) -> Response:
     """List all networks, those of the configuration too."""
-    return JsonResponse({"networks": to_json(await request.links.networks())})
+    return JsonResponse({"networks": to_json(await request.api.networks())})
 
 
 @router.post(
@@ -37,7 +37,7 @@ async def create_network(request: RequestContextDep, body: models.CreateNetwork)
 
     async def do_create() -> Mapping[str, Any]:
         try:
-            made = await request.links.create_network(
+            made = await request.api.create_network(
                 name, body.driver, drift=body.drift, **body.options
             )
         except AlreadyExists:
@@ -55,7 +55,7 @@ async def create_network(request: RequestContextDep, body: models.CreateNetwork)
 )
 async def network(request: RequestContextDep, name: models.NetworkPath) -> Response:
     """Show one network, its ports, the NICs on it, and what it lacks on this host."""
-    return JsonResponse(to_json(await request.links.network(check_name("network", name))))
+    return JsonResponse(to_json(await request.api.network(check_name("network", name))))
 
 
 @router.delete(
@@ -67,7 +67,7 @@ async def delete_network(request: RequestContextDep, name: models.NetworkPath) -
 
     async def do_delete() -> Mapping[str, Any]:
         request.context.declared.check_network(name)
-        return {"changed": await request.links.delete_network(name)}
+        return {"changed": await request.api.delete_network(name)}
 
     return await request.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
 
@@ -75,8 +75,8 @@ async def delete_network(request: RequestContextDep, name: models.NetworkPath) -
 @router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
 async def ports(request: RequestContextDep, network: models.NetworkQuery = None) -> Response:
     """List the created ports of one network, or of all."""
-    names = [network] if network is not None else [str(n) for n in await request.links.networks()]
-    found = [port for name in names for port in await request.links.ports(name)]
+    names = [network] if network is not None else [str(n) for n in await request.api.networks()]
+    found = [port for name in names for port in await request.api.ports(name)]
     return JsonResponse({"ports": to_json(found)})
 
 
@@ -89,7 +89,7 @@ async def create_port(request: RequestContextDep, body: models.CreatePort) -> Re
     async def do_create() -> Mapping[str, Any]:
         request.context.declared.check_stays(network)
         try:
-            made = await request.links.create_port(network, name, **body.options)
+            made = await request.api.create_port(network, name, **body.options)
         except AlreadyExists:
             request.context.declared.check_port(network, name)
             raise
@@ -114,7 +114,7 @@ async def delete_port(
 
     async def do_delete() -> Mapping[str, Any]:
         request.context.declared.check_port(network, name)
-        changed = await request.links.delete_port(network, name)
+        changed = await request.api.delete_port(network, name)
         await request.context.declared.retry()
         return {"changed": changed}
 

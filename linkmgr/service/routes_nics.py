@@ -25,7 +25,7 @@ router = APIRouter(tags=["NICs"])
 @router.get("/v1/nics", responses={200: {"model": models.Nics}}, summary="All NICs")
 async def nics(request: RequestContextDep) -> Response:
     """List all NICs as they are now; asks every QEMU for a sign of life."""
-    return JsonResponse({"nics": to_json(await request.links.nics())})
+    return JsonResponse({"nics": to_json(await request.api.nics())})
 
 
 @router.get("/v1/nics/{vm}/{alias}", responses={200: {"model": models.NicForm}}, summary="One NIC")
@@ -46,7 +46,7 @@ async def nic_by_name(request: RequestContextDep, nic: models.NicPath) -> Respon
 
 async def _nic(request: RequestContext, name: str) -> Response:
     ref = await request.context.guests.verbs.resolve(name)
-    return JsonResponse(to_json(await request.links.nic(ref)))
+    return JsonResponse(to_json(await request.api.nic(ref)))
 
 
 @router.put(
@@ -89,7 +89,7 @@ async def _set_link(request: RequestContext, name: str, body: models.SetLink) ->
 )
 async def connections(request: RequestContextDep) -> Response:
     """List all NICs that are plugged, with what they are plugged into."""
-    return JsonResponse({"connections": to_json(await request.links.connections())})
+    return JsonResponse({"connections": to_json(await request.api.connections())})
 
 
 @router.put(

@@ -36,7 +36,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 async def check(request: RequestContextDep) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
     looks = await request.while_wanted(
-        asyncio.gather(request.links.check(), request.context.guests.check())
+        asyncio.gather(request.api.check(), request.context.guests.check())
     )
     findings = [finding for found in looks for finding in found]
     findings += request.context.declared.findings()
@@ -50,7 +50,7 @@ async def gc(request: RequestContextDep, body: models.Collect | None = None) -> 
     wanted = body or models.Collect()
 
     async def do_collect() -> Mapping[str, Any]:
-        found = await request.links.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
+        found = await request.api.gc(older_than=wanted.older_than, dry_run=wanted.dry_run)
         return {"orphans": to_json(found)}
 
     return await request.change(
@@ -89,4 +89,4 @@ async def healthz() -> Response:
 @router.get("/metrics", response_class=PlainTextResponse, responses=_TEXT, summary="Metrics")
 async def metrics(request: RequestContextDep) -> Response:
     """Show figures in the text form of Prometheus."""
-    return Response(await request.context.metrics.text(request.links), media_type=MEDIA_TYPE)
+    return Response(await request.context.metrics.text(request.api), media_type=MEDIA_TYPE)

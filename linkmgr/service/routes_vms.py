@@ -22,7 +22,7 @@ router = APIRouter(tags=["VMs"])
 @router.get("/v1/vms", responses={200: {"model": models.Vms}}, summary="All VMs")
 async def vms(request: RequestContextDep) -> Response:
     """List all VMs; asks every QEMU for a sign of life."""
-    return JsonResponse({"vms": to_json(await request.links.vms())})
+    return JsonResponse({"vms": to_json(await request.api.vms())})
 
 
 @router.post("/v1/vms", responses={200: {"model": models.Nics}}, summary="Add a VM")
@@ -35,7 +35,7 @@ async def add_vm(request: RequestContextDep, body: models.AddVm) -> Response:
     async def do_add() -> Mapping[str, Any]:  # only now is it known that the caller may ask
         qmp = await qmp_path.authorize_in_time(asked, may_use, request.peer.uid)
         # The path may lead elsewhere by the time that it is connected to: asked once more then.
-        added = await request.links.add_vm(name, qmp, uid=request.peer.uid, may_use=may_use)
+        added = await request.api.add_vm(name, qmp, uid=request.peer.uid, may_use=may_use)
         return {"nics": to_json(added)}
 
     return await request.change(Permission.ADD_VM, name, do_add, nic=name)
@@ -47,6 +47,6 @@ async def remove_vm(request: RequestContextDep, vm: models.VmPath) -> Response:
     name = check_name("VM", vm)
 
     async def do_remove() -> Mapping[str, Any]:
-        return {"changed": await request.links.remove_vm(name)}
+        return {"changed": await request.api.remove_vm(name)}
 
     return await request.change(Permission.REMOVE_VM, name, do_remove, nic=name)

@@ -119,16 +119,16 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
             _monitors(passed, qmp_path, settings, libvirt, partial(_discovered, ready))
         )
         timeout = settings.limits.monitor_seconds
-        links = await stack.enter_async_context(
+        manager = await stack.enter_async_context(
             LinkManager(state=state, fd_store=fd_store, timeout=timeout, connectors=connectors)
         )
-        context = ServiceContext(links, settings, links.documents)
+        context = ServiceContext(manager, settings, manager.documents)
         await context.declared.apply(settings.networks)
-        care = await stack.enter_async_context(guests.care(links, libvirt, settings.libvirt))
+        care = await stack.enter_async_context(guests.care(manager, libvirt, settings.libvirt))
         context.guests = care
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
-        await stack.enter_async_context(_fd_socket(passed, links, context, fd_path))
+        await stack.enter_async_context(_fd_socket(passed, manager, context, fd_path))
         starting.cancel()
         await Service(context, notifier, config).run(api, admin)
 
@@ -156,7 +156,7 @@ class Service:
     async def run(self, *socks: UnixSocket) -> None:
         """Answer on listening sockets until `stop` or a signal, and finish what is under way."""
         context = self.context
-        listeners = [context.links.events(), context.links.events()]
+        listeners = [context.api.events(), context.api.events()]
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(self._reloads()),
@@ -187,7 +187,7 @@ class Service:
         log.info("stopping")
         self._notifier.stopping()
         self.context.operations.stop()
-        self.context.links.begin_close()
+        self.context.api.begin_close()
         self.context.event_log.close()
         self._server.stop()
 
@@ -278,7 +278,7 @@ async def _socket(passed: PassedFds, name: str, path: Path, mode: int) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def _fd_socket(
-    passed: PassedFds, links: LinkManager, context: ServiceContext, path: Path
+    passed: PassedFds, manager: LinkManager, context: ServiceContext, path: Path
 ) -> AsyncIterator[None]:
     fd = passed.pop(HANDOVER)
     sock = fdsock.bind(path) if fd is None else UnixSocket.from_fd(fd.detach())
@@ -287,7 +287,7 @@ async def _fd_socket(
         context.access.check(peer, Permission.PLUG, network=FD_NETWORK.name)
 
     own = path if fd is None else None
-    async with fdsock.FdSocket(links.fds, sock, path=own, allow=allow, rank=context.rank):
+    async with fdsock.FdSocket(manager.fds, sock, path=own, allow=allow, rank=context.rank):
         yield
 
 

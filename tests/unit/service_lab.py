@@ -52,7 +52,7 @@ from tests.unit import samples
 SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-class FakeLinks:
+class FakeApi:
     """Verbs that remember what they were asked. A NIC is plugged only when `gate` is set."""
 
     def __init__(self) -> None:
@@ -209,8 +209,8 @@ class FakeLinks:
 class FakeGuests:
     """A `DomainController` whose verbs, its own, remember what they were to affect."""
 
-    def __init__(self, links: FakeLinks) -> None:
-        self.links = links
+    def __init__(self, api: FakeApi) -> None:
+        self.api = api
         self.affected: list[Affects] = []
         self.notes: tuple[str, ...] = ()
         self.listed: list[DomainInfo] = []
@@ -222,22 +222,22 @@ class FakeGuests:
         return self
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
-        return await self.links.resolve(nic)
+        return await self.api.resolve(nic)
 
     async def plug(
         self, nic: Any, target: Any, *, notify: str | NotifyMode = NotifyMode.AUTO,
         uid: int | None = None, affects: str | Affects = Affects.LIVE,
     ) -> Outcome:  # fmt: skip
-        made = await self.links.plug(nic, target, notify=notify, uid=uid)
+        made = await self.api.plug(nic, target, notify=notify, uid=uid)
         return self._done(made, affects)
 
     async def unplug(self, nic: Any, *, affects: str | Affects = Affects.LIVE) -> Outcome:
-        return self._done(await self.links.unplug(nic), affects)
+        return self._done(await self.api.unplug(nic), affects)
 
     async def set_link(
         self, nic: Any, state: str | LinkState, *, affects: str | Affects = Affects.LIVE
     ) -> Outcome:
-        return self._done(await self.links.set_link(nic, state), affects)
+        return self._done(await self.api.set_link(nic, state), affects)
 
     def _done(self, made: Outcome, affects: str | Affects) -> Outcome:
         self.affected.append(Affects(affects))
@@ -272,7 +272,7 @@ class Answer:
 class Lab:
     """A running service and what is behind it."""
 
-    links: FakeLinks
+    api: FakeApi
     context: ServiceContext
     service: Service
     socket: Path
@@ -334,20 +334,20 @@ async def running(
 
     :param path: of the configuration file that SIGHUP reads again.
     """
-    links = FakeLinks()
+    api = FakeApi()
     async with listening(folder / "api.sock") as sock:
-        context = ServiceContext(links, config or Config())
+        context = ServiceContext(api, config or Config())
         await context.declared.apply(context.config.networks)
-        guests = FakeGuests(links)
+        guests = FakeGuests(api)
         context.guests = cast("DomainController", guests)
         service = Service(context, SystemdNotifier(None), path)
-        lab = Lab(links, context, service, folder / "api.sock", guests)
+        lab = Lab(api, context, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))
         try:
             await service.listens()
             yield lab
         finally:
-            links.gate.set()
+            api.gate.set()
             for writer in lab.clients:
                 writer.close()
             for writer in lab.clients:

@@ -69,8 +69,8 @@ async def take(events: AsyncIterator[object], count: int) -> list[tuple[str, str
 
 async def test_events_are_read_as_they_happen(service: Service) -> None:
     service.script = stream(message(1), message(2, "unplugged"))  # type: ignore[assignment]
-    async with Client(service.path, heartbeat=BEAT) as links:
-        events = links.events()
+    async with Client(service.path, heartbeat=BEAT) as client:
+        events = client.events()
         async with asyncio.timeout(5):
             first = await anext(events)
         assert first.kind is EventKind.PLUGGED
@@ -91,8 +91,8 @@ async def test_an_idle_stream_lives_on_heartbeats(service: Service) -> None:
         await exchange.client_left()
 
     service.script = script
-    async with Client(service.path, heartbeat=BEAT) as links:
-        assert await take(links.events(), 1) == [("plugged", "web1/net0")]
+    async with Client(service.path, heartbeat=BEAT) as client:
+        assert await take(client.events(), 1) == [("plugged", "web1/net0")]
     assert len(service.seen) == 1
 
 
@@ -105,8 +105,11 @@ async def test_three_missing_heartbeats_make_a_new_connection_that_goes_on(
         await exchange.client_left()  # silent from here on
 
     service.script = script
-    async with Client(service.path, heartbeat=BEAT) as links:
-        assert await take(links.events(), 2) == [("plugged", "web1/net0"), ("plugged", "web2/net0")]
+    async with Client(service.path, heartbeat=BEAT) as client:
+        assert await take(client.events(), 2) == [
+            ("plugged", "web1/net0"),
+            ("plugged", "web2/net0"),
+        ]
     assert service.seen[1].headers["last-event-id"] == "e1-1"
 
 
@@ -119,8 +122,8 @@ async def test_the_service_says_how_often_its_heart_beats(
         await exchange.client_left()
 
     service.script = script
-    async with Client(service.path, heartbeat=BEAT) as links:
-        events = links.events()
+    async with Client(service.path, heartbeat=BEAT) as client:
+        events = client.events()
         await asyncio.sleep(5 * BEAT)
         assert len(service.seen) >= connections if connections > 1 else len(service.seen) == 1
         events.close()
@@ -130,8 +133,8 @@ async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.script = stream(message(7))  # type: ignore[assignment]
-    async with Client(service.path, patience=0, heartbeat=BEAT) as links:
-        events = links.events()
+    async with Client(service.path, patience=0, heartbeat=BEAT) as client:
+        events = client.events()
         await take(events, 1)
         await service.stop()
         await asyncio.sleep(0.3)  # longer than the patience for a verb
@@ -144,8 +147,8 @@ async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
 
 async def test_with_nothing_to_resume_from_a_reset_is_told_all_the_same(service: Service) -> None:
     service.script = stream()  # type: ignore[assignment]
-    async with Client(service.path, heartbeat=BEAT) as links:
-        events = links.events()
+    async with Client(service.path, heartbeat=BEAT) as client:
+        events = client.events()
         async with asyncio.timeout(5):
             await events.settled.wait()
         await service.stop()
@@ -164,8 +167,11 @@ async def test_half_a_message_is_forgotten_with_its_connection(service: Service)
             await exchange.client_left()
 
     service.script = script
-    async with Client(service.path, heartbeat=BEAT) as links:
-        assert await take(links.events(), 2) == [("plugged", "web1/net0"), ("plugged", "web2/net0")]
+    async with Client(service.path, heartbeat=BEAT) as client:
+        assert await take(client.events(), 2) == [
+            ("plugged", "web1/net0"),
+            ("plugged", "web2/net0"),
+        ]
     assert service.seen[1].headers["last-event-id"] == "e1-1"
 
 
@@ -183,14 +189,14 @@ async def test_a_change_that_is_asked_for_after_events_is_heard(service: Service
             exchange.answer(samples.outcome())
 
     service.script = script
-    async with Client(service.path) as links:
-        links.events()
-        assert (await links.plug("web1/net0", "blue")).changed
+    async with Client(service.path) as client:
+        client.events()
+        assert (await client.plug("web1/net0", "blue")).changed
 
 
 async def test_no_service_from_the_beginning_is_an_error_of_the_iterator(tmp_path: Path) -> None:
-    async with Client(tmp_path / "none.sock", patience=0.1) as links:
-        events = links.events()
+    async with Client(tmp_path / "none.sock", patience=0.1) as client:
+        events = client.events()
         with pytest.raises(ServiceUnreachable):
             await anext(events)
         assert [event async for event in events] == []
@@ -198,9 +204,9 @@ async def test_no_service_from_the_beginning_is_an_error_of_the_iterator(tmp_pat
 
 async def test_a_service_that_refuses_is_not_asked_again(service: Service) -> None:
     service.script = lambda exchange: exchange.refuse(500, code="error", what="no more streams")
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         with pytest.raises(LinkmgrError, match="no more streams"):
-            await anext(links.events())
+            await anext(client.events())
     assert len(service.seen) == 1
 
 
@@ -214,8 +220,8 @@ async def test_closing_ends_the_iteration_after_what_was_read(service: Service) 
         left.set()
 
     service.script = script
-    async with Client(service.path) as links:
-        events = links.events()
+    async with Client(service.path) as client:
+        events = client.events()
         await take(events, 1)
         events.close()
         assert [event.subject async for event in events] == ["web2/net0", "web3/net0"]
@@ -226,15 +232,15 @@ async def test_closing_ends_the_iteration_after_what_was_read(service: Service) 
 async def test_closing_the_client_wakes_who_waits_for_an_event(service: Service) -> None:
     service.script = stream()  # type: ignore[assignment]
     async with asyncio.TaskGroup() as group:
-        links = Client(service.path, heartbeat=BEAT)
-        waiting = group.create_task(_all(links))
+        client = Client(service.path, heartbeat=BEAT)
+        waiting = group.create_task(_all(client))
         await asyncio.sleep(0.2)
-        await links.close()
+        await client.close()
     assert waiting.result() == []
 
 
-async def _all(links: Client) -> list[object]:
-    return [event async for event in links.events()]
+async def _all(client: Client) -> list[object]:
+    return [event async for event in client.events()]
 
 
 async def test_events_that_nobody_takes_are_left_to_the_service(service: Service) -> None:
@@ -255,8 +261,8 @@ async def test_events_that_nobody_takes_are_left_to_the_service(service: Service
         await exchange.client_left()
 
     service.script = script
-    async with Client(service.path) as links:
-        events = links.events()
+    async with Client(service.path) as client:
+        events = client.events()
         async with asyncio.timeout(20):
             await stuck.wait()
         assert len(events._waiting) == SUBSCRIPTION_LIMIT
@@ -266,8 +272,8 @@ async def test_events_that_nobody_takes_are_left_to_the_service(service: Service
 
 async def test_a_client_can_close_while_nobody_takes_its_events(service: Service) -> None:
     service.script = stream(*(message(number) for number in range(SUBSCRIPTION_LIMIT * 2)))  # type: ignore[assignment]
-    async with Client(service.path) as links:
-        events = links.events()
+    async with Client(service.path) as client:
+        events = client.events()
         async with asyncio.timeout(10):
             while len(events._waiting) < SUBSCRIPTION_LIMIT:  # noqa: ASYNC110 - there is nothing to wait for
                 await asyncio.sleep(0.01)
@@ -275,15 +281,15 @@ async def test_a_client_can_close_while_nobody_takes_its_events(service: Service
 
 async def test_a_kind_that_only_a_newer_service_knows_is_left_out(service: Service) -> None:
     service.script = stream(message(1, "teleported"), message(2))  # type: ignore[assignment]
-    async with Client(service.path) as links:
-        assert await take(links.events(), 1) == [("plugged", "web2/net0")]
+    async with Client(service.path) as client:
+        assert await take(client.events(), 1) == [("plugged", "web2/net0")]
 
 
 async def test_an_event_of_the_wrong_form_ends_the_stream_with_a_reason(service: Service) -> None:
     service.script = stream('event: plugged\ndata: {"subject": 7}\n\n')  # type: ignore[assignment]
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         with pytest.raises(LinkmgrError, match="subject: should be a text"):
-            await anext(links.events())
+            await anext(client.events())
 
 
 # ---------------------------------------------------------------------- the stream's form

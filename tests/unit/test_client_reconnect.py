@@ -32,8 +32,8 @@ async def hang_up(exchange: Exchange) -> None:
 async def test_a_change_waits_for_a_service_that_is_just_starting(service: Service) -> None:
     service.answers(samples.outcome())
     await service.stop()
-    async with Client(service.path) as links, asyncio.TaskGroup() as group:
-        plugging = group.create_task(links.plug("web1/net0", "blue"))
+    async with Client(service.path) as client, asyncio.TaskGroup() as group:
+        plugging = group.create_task(client.plug("web1/net0", "blue"))
         await asyncio.sleep(0.2)
         assert not plugging.done()
         await service.start()
@@ -44,8 +44,8 @@ async def test_a_change_waits_for_a_service_that_is_just_starting(service: Servi
 async def test_a_dead_services_socket_is_waited_for_too(service: Service) -> None:
     service.answers({"nics": []})
     await service.stop(leave_socket=True)
-    async with Client(service.path) as links, asyncio.TaskGroup() as group:
-        asking = group.create_task(links.nics())
+    async with Client(service.path) as client, asyncio.TaskGroup() as group:
+        asking = group.create_task(client.nics())
         await asyncio.sleep(0.1)
         await service.start()
     assert asking.result() == []
@@ -53,9 +53,9 @@ async def test_a_dead_services_socket_is_waited_for_too(service: Service) -> Non
 
 async def test_a_client_works_on_after_a_restart_of_the_service(service: Service) -> None:
     service.answers(samples.outcome())
-    async with Client(service.path, patience=0) as links:
+    async with Client(service.path, patience=0) as client:
         for _ in range(3):
-            await links.plug("web1/net0", "blue")
+            await client.plug("web1/net0", "blue")
             await service.stop()
             await service.start()
     assert len(service.seen) == 3
@@ -65,9 +65,9 @@ async def test_no_service_is_an_error_within_the_bound_that_says_what_to_do(
     tmp_path: Path,
 ) -> None:
     began, own = time.monotonic(), own_time()
-    async with Client(tmp_path / "none.sock", patience=0.3) as links:
+    async with Client(tmp_path / "none.sock", patience=0.3) as client:
         with pytest.raises(ServiceUnreachable) as caught:
-            await links.plug("web1/net0", "blue")
+            await client.plug("web1/net0", "blue")
     assert time.monotonic() - began > 0.25
     assert own_time() - own < 1.5
     text = str(caught.value)
@@ -81,15 +81,15 @@ async def test_a_socket_that_nobody_listens_on_is_named_as_such(tmp_path: Path) 
     path = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    async with Client(path, patience=0) as links:
+    async with Client(path, patience=0) as client:
         with pytest.raises(ServiceUnreachable, match="nobody listens there"):
-            await links.nics()
+            await client.nics()
 
 
 async def test_a_path_that_is_too_long_for_a_socket_is_an_error_of_linkmgr() -> None:
-    async with Client("/run/" + "x" * 200, patience=0) as links:
+    async with Client("/run/" + "x" * 200, patience=0) as client:
         with pytest.raises(ServiceUnreachable, match="path too long"):
-            await links.nics()
+            await client.nics()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -100,9 +100,9 @@ async def test_a_socket_that_may_not_be_opened_is_not_waited_for(service: Servic
     began = time.monotonic()
     os.seteuid(65534)
     try:
-        async with Client(service.path, patience=5) as links:
+        async with Client(service.path, patience=5) as client:
             with pytest.raises(ServiceUnreachable, match="permission denied"):
-                await links.nics()
+                await client.nics()
     finally:
         os.seteuid(0)
     assert time.monotonic() - began < 2
@@ -110,14 +110,14 @@ async def test_a_socket_that_may_not_be_opened_is_not_waited_for(service: Servic
 
 async def test_a_change_that_may_have_been_received_is_sent_only_once(service: Service) -> None:
     service.script = hang_up
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         with pytest.raises(ServiceGone, match="may or may not have done") as caught:
-            await links.plug("web1/net0", "blue")
+            await client.plug("web1/net0", "blue")
         for change in (
-            links.unplug("web1/net0"),
-            links.create_network("blue", "bridge"),
-            links.delete_network("blue"),
-            links.gc(),
+            client.unplug("web1/net0"),
+            client.create_network("blue", "bridge"),
+            client.delete_network("blue"),
+            client.gc(),
         ):
             with pytest.raises(ServiceGone):
                 await change
@@ -136,9 +136,9 @@ async def test_a_change_whose_answer_is_cut_in_half_is_sent_only_once(service: S
         exchange.writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{")
 
     service.script = half
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         with pytest.raises(ServiceGone):
-            await links.unplug("web1/net0")
+            await client.unplug("web1/net0")
     assert len(service.seen) == 1
 
 
@@ -150,8 +150,8 @@ async def test_a_service_that_is_stopping_is_asked_again_when_it_is_back(service
             exchange.answer(samples.outcome())
 
     service.script = script
-    async with Client(service.path) as links:
-        assert (await links.plug("web1/net0", "blue")).changed
+    async with Client(service.path) as client:
+        assert (await client.plug("web1/net0", "blue")).changed
     assert len(service.seen) == 3
 
 
@@ -161,16 +161,16 @@ async def test_a_question_is_asked_again_when_the_service_goes_away(service: Ser
             exchange.answer({"nics": []})
 
     service.script = script
-    async with Client(service.path) as links:
-        assert await links.nics() == []
+    async with Client(service.path) as client:
+        assert await client.nics() == []
     assert len(service.seen) == 3
 
 
 async def test_a_question_is_not_asked_for_ever(service: Service) -> None:
     service.script = hang_up
-    async with Client(service.path, patience=0.2) as links:
+    async with Client(service.path, patience=0.2) as client:
         with pytest.raises(ServiceGone):
-            await links.nics()
+            await client.nics()
     assert len(service.seen) > 1
 
 
@@ -184,8 +184,8 @@ async def test_a_verb_may_take_longer_than_a_connection(
         exchange.answer(samples.outcome())
 
     service.script = slowly
-    async with Client(service.path) as links:
-        assert (await links.plug("web1/net0", "blue")).changed
+    async with Client(service.path) as client:
+        assert (await client.plug("web1/net0", "blue")).changed
 
 
 async def test_who_stops_waiting_for_a_verb_leaves_nothing_behind(service: Service) -> None:
@@ -196,21 +196,21 @@ async def test_who_stops_waiting_for_a_verb_leaves_nothing_behind(service: Servi
         left.set()
 
     service.script = never
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await links.plug("web1/net0", "blue")
+                await client.plug("web1/net0", "blue")
         async with asyncio.timeout(5):
             await left.wait()
     assert len(service.seen) == 1
 
 
 async def test_a_client_that_was_closed_says_so(service: Service) -> None:
-    async with Client(service.path) as links:
+    async with Client(service.path) as client:
         pass
-    await links.close()
+    await client.close()
     with pytest.raises(RuntimeError, match="closed"):
-        await links.nics()
+        await client.nics()
 
 
 async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_from_root(
@@ -220,8 +220,8 @@ async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_f
     admins.answers({"nics": []})
     await admins.start()
     with full(tmp_path / "lm.sock"):
-        async with Client(tmp_path / "lm.sock", patience=0) as links:
-            assert await links.nics() == []
+        async with Client(tmp_path / "lm.sock", patience=0) as client:
+            assert await client.nics() == []
     await admins.stop()
     assert len(admins.seen) == 1
 
@@ -232,8 +232,8 @@ async def test_a_socket_for_administrators_that_nobody_listens_on_is_passed_over
     service.answers({"nics": []})
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(service.path.with_name("admin.sock")))
-    async with Client(service.path, patience=0) as links:
-        assert await links.nics() == []
+    async with Client(service.path, patience=0) as client:
+        assert await client.nics() == []
 
 
 async def test_a_user_who_may_not_connect_to_the_administrators_socket_takes_the_other(
@@ -248,8 +248,8 @@ async def test_a_user_who_may_not_connect_to_the_administrators_socket_takes_the
     admins.path.chmod(0o600)
     os.seteuid(65534)
     try:
-        async with Client(service.path, patience=0) as links:
-            assert await links.nics() == []
+        async with Client(service.path, patience=0) as client:
+            assert await client.nics() == []
     finally:
         os.seteuid(0)
         await admins.stop()

@@ -49,7 +49,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def links(service: Service) -> AsyncIterator[Client]:
+async def client(service: Service) -> AsyncIterator[Client]:
     async with Client(service.path, patience=0) as made:
         yield made
 
@@ -67,10 +67,10 @@ def test_the_client_has_every_verb_with_the_parameters_of_the_protocol() -> None
 
 
 async def test_plug_sends_target_and_notification_and_gives_the_outcome(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     service.answers(samples.outcome())
-    result = await links.plug("web1/net0", "blue:p1", notify=NotifyMode.FLAP)
+    result = await client.plug("web1/net0", "blue:p1", notify=NotifyMode.FLAP)
     assert sent(service) == (
         "PUT /v1/connections/web1/net0",
         {"target": "blue:p1", "notify": "flap"},
@@ -87,31 +87,31 @@ async def test_plug_sends_target_and_notification_and_gives_the_outcome(
     ],
 )
 async def test_plug_takes_what_the_create_verbs_returned(
-    links: Client, service: Service, target: Network | Port, text: str
+    client: Client, service: Service, target: Network | Port, text: str
 ) -> None:
     service.answers(samples.outcome())
-    await links.plug(NicRef("web1", "net0"), target)
+    await client.plug(NicRef("web1", "net0"), target)
     assert sent(service)[1]["target"] == text
 
 
-async def test_every_other_change_asks_for_its_resource(links: Client, service: Service) -> None:
+async def test_every_other_change_asks_for_its_resource(client: Client, service: Service) -> None:
     nic, outcome = to_json(samples.nic()), samples.outcome()
     port = Port(samples.BLUE, "p1", {"isolated": True})
     orphan = OrphanDevice("lm1", "a/b", "01234567", 7.5, False)
     for call, answer, request, body, result in [
-        (links.unplug("a/b"), outcome, "DELETE /v1/connections/a/b", None, None),
-        (links.set_link("a/b", "up"), outcome, "PUT /v1/nics/a/b/link", {"state": "up"}, None),
+        (client.unplug("a/b"), outcome, "DELETE /v1/connections/a/b", None, None),
+        (client.set_link("a/b", "up"), outcome, "PUT /v1/nics/a/b/link", {"state": "up"}, None),
         (
-            links.set_link("a/b", LinkState.DOWN), outcome,
+            client.set_link("a/b", LinkState.DOWN), outcome,
             "PUT /v1/nics/a/b/link", {"state": "down"}, None,
         ),
         (
-            links.add_vm("web1", "/run/q"), {"nics": [nic]},
+            client.add_vm("web1", "/run/q"), {"nics": [nic]},
             "POST /v1/vms", {"name": "web1", "qmp": "/run/q"}, [samples.nic()],
         ),
-        (links.remove_vm("web1"), {"changed": False}, "DELETE /v1/vms/web1", None, False),
+        (client.remove_vm("web1"), {"changed": False}, "DELETE /v1/vms/web1", None, False),
         (
-            links.create_network("blue", "bridge", drift=Drift.REPORT, bridge="br0", create=True),
+            client.create_network("blue", "bridge", drift=Drift.REPORT, bridge="br0", create=True),
             to_json(samples.BLUE), "POST /v1/networks",
             {
                 "name": "blue", "driver": "bridge", "drift": "report",
@@ -119,17 +119,17 @@ async def test_every_other_change_asks_for_its_resource(links: Client, service: 
             },
             samples.BLUE,
         ),
-        (links.delete_network("blue"), {"changed": True}, "DELETE /v1/networks/blue", None, True),
+        (client.delete_network("blue"), {"changed": True}, "DELETE /v1/networks/blue", None, True),
         (
-            links.create_port("blue", "p1", isolated=True), to_json(port), "POST /v1/ports",
+            client.create_port("blue", "p1", isolated=True), to_json(port), "POST /v1/ports",
             {"network": "blue", "name": "p1", "options": {"isolated": True}}, port,
         ),
         (
-            links.delete_port("blue", "p1"), {"changed": True},
+            client.delete_port("blue", "p1"), {"changed": True},
             "DELETE /v1/ports/blue/p1", None, True,
         ),
         (
-            links.gc(older_than=5, dry_run=True),
+            client.gc(older_than=5, dry_run=True),
             {"orphans": [to_json(orphan)]}, "POST /v1/gc",
             {"older_than": 5, "dry_run": True}, [orphan],
         ),
@@ -142,20 +142,20 @@ async def test_every_other_change_asks_for_its_resource(links: Client, service: 
             assert given == result
 
 
-async def test_what_there_is_is_asked_for_and_read(links: Client, service: Service) -> None:
+async def test_what_there_is_is_asked_for_and_read(client: Client, service: Service) -> None:
     nic = samples.nic()
     finding = Finding("moved", "web1/net0", "device lm1 is not on br0 any more", "plug it again")
     for call, answer, request, result in [
-        (links.nics(), {"nics": [nic]}, "/v1/nics", [nic]),
-        (links.nic("web1/net0"), nic, "/v1/nics/web1/net0", nic),
-        (links.vms(), {"vms": [samples.vm()]}, "/v1/vms", [samples.vm()]),
-        (links.networks(), {"networks": [samples.BLUE]}, "/v1/networks", [samples.BLUE]),
-        (links.ports("blue"), {"ports": []}, "/v1/ports?network=blue", []),
+        (client.nics(), {"nics": [nic]}, "/v1/nics", [nic]),
+        (client.nic("web1/net0"), nic, "/v1/nics/web1/net0", nic),
+        (client.vms(), {"vms": [samples.vm()]}, "/v1/vms", [samples.vm()]),
+        (client.networks(), {"networks": [samples.BLUE]}, "/v1/networks", [samples.BLUE]),
+        (client.ports("blue"), {"ports": []}, "/v1/ports?network=blue", []),
         (
-            links.connections(), {"connections": [nic.connection]},
+            client.connections(), {"connections": [nic.connection]},
             "/v1/connections", [nic.connection],
         ),
-        (links.check(), {"findings": [finding]}, "/v1/check", [finding]),
+        (client.check(), {"findings": [finding]}, "/v1/check", [finding]),
     ]:  # fmt: skip
         service.seen.clear()
         service.answers(to_json(answer))
@@ -164,50 +164,50 @@ async def test_what_there_is_is_asked_for_and_read(links: Client, service: Servi
 
 
 async def test_a_relative_monitor_path_means_the_callers_directory(
-    links: Client, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     service.answers({"nics": []})
-    await links.add_vm("web1", "web1.qmp")
+    await client.add_vm("web1", "web1.qmp")
     assert sent(service)[1]["qmp"] == str(tmp_path / "web1.qmp")
 
 
-async def test_a_domain_of_libvirt_is_no_path(links: Client, service: Service) -> None:
+async def test_a_domain_of_libvirt_is_no_path(client: Client, service: Service) -> None:
     service.answers({"nics": []})
-    await links.add_vm("web1", "libvirt:web1")
+    await client.add_vm("web1", "libvirt:web1")
     assert sent(service)[1]["qmp"] == "libvirt:web1"
 
 
 async def test_an_older_service_says_nothing_of_transport_and_running(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     old = {k: v for k, v in to_json(samples.vm()).items() if k not in ("transport", "running")}
     service.answers({"vms": [old]})
-    assert await links.vms() == [samples.vm()]
+    assert await client.vms() == [samples.vm()]
 
 
-async def test_a_name_that_cannot_be_one_is_not_even_sent(links: Client, service: Service) -> None:
+async def test_a_name_that_cannot_be_one_is_not_even_sent(client: Client, service: Service) -> None:
     for call in (
-        links.plug("web1/", "blue"),
-        links.unplug("../../etc/net0"),
-        links.remove_vm("../x"),
-        links.delete_network("a/b"),
-        links.delete_port("blue", "x?y"),
-        links.ports("blue&network=red"),
+        client.plug("web1/", "blue"),
+        client.unplug("../../etc/net0"),
+        client.remove_vm("../x"),
+        client.delete_network("a/b"),
+        client.delete_port("blue", "x?y"),
+        client.ports("blue&network=red"),
     ):
         with pytest.raises(BadName):
             await call
     assert not service.seen
 
 
-async def test_an_option_that_is_no_json_is_not_even_sent(links: Client, service: Service) -> None:
+async def test_an_option_that_is_no_json_is_not_even_sent(client: Client, service: Service) -> None:
     with pytest.raises(BadOption, match="object"):
-        await links.create_network("blue", "bridge", bridge=object())
+        await client.create_network("blue", "bridge", bridge=object())
     assert not service.seen
 
 
 async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_words(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     original = NotOnHub("its backend is fixed", hint="boot it on a hub").about(
         "web1/net0", "wired so that its cable cannot change"
@@ -222,17 +222,17 @@ async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_
         detail=str(original),
     )
     with pytest.raises(NotOnHub) as caught:
-        await links.plug("web1/net0", "blue")
+        await client.plug("web1/net0", "blue")
     assert str(caught.value) == str(original)
     assert caught.value.hint == "boot it on a hub"
 
 
-async def test_an_error_that_named_no_nic_names_none_here(links: Client, service: Service) -> None:
+async def test_an_error_that_named_no_nic_names_none_here(client: Client, service: Service) -> None:
     service.script = lambda exchange: exchange.refuse(
         404, code="unknown-vm", what="there is no VM web1", hint=None, nic=None, state=None
     )
     with pytest.raises(UnknownVm) as caught:
-        await links.plug("web1/net0", "blue")
+        await client.plug("web1/net0", "blue")
     assert str(caught.value) == "there is no VM web1"
 
 
@@ -273,33 +273,33 @@ def test_a_code_that_only_a_newer_service_knows_is_an_error_of_the_same_family()
     assert (type(busy), busy.code) == (LinkmgrError, "too-many")
 
 
-async def test_an_answer_of_another_program_is_shown(links: Client, service: Service) -> None:
+async def test_an_answer_of_another_program_is_shown(client: Client, service: Service) -> None:
     service.script = lambda exchange: exchange.answer("<html>no", 502, "text/html")
     with pytest.raises(LinkmgrError, match=r"502.*<html>no"):
-        await links.nics()
+        await client.nics()
 
 
-async def test_an_answer_of_the_wrong_form_says_where(links: Client, service: Service) -> None:
+async def test_an_answer_of_the_wrong_form_says_where(client: Client, service: Service) -> None:
     nic = to_json(samples.nic())
     service.answers(nic | {"mtu": "big"})
     with pytest.raises(LinkmgrError, match=r"mtu: should be a number, not a text"):
-        await links.nic("web1/net0")
+        await client.nic("web1/net0")
     service.answers({"nics": {"mtu": "big"}})
     with pytest.raises(LinkmgrError, match=r"nics: should be a list, not an object"):
-        await links.nics()
+        await client.nics()
     service.answers("not json")
     with pytest.raises(LinkmgrError, match="it is not JSON"):
-        await links.nics()
+        await client.nics()
 
 
 async def test_members_that_an_older_client_does_not_know_are_left_alone(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     service.answers({"nics": [to_json(samples.nic()) | {"colour": "red"}], "next": None})
-    assert await links.nics() == [samples.nic()]
+    assert await client.nics() == [samples.nic()]
 
 
-async def test_a_hundred_verbs_can_be_under_way_at_once(links: Client, service: Service) -> None:
+async def test_a_hundred_verbs_can_be_under_way_at_once(client: Client, service: Service) -> None:
     together = asyncio.Barrier(100)
 
     async def script(exchange: Exchange) -> None:
@@ -308,7 +308,7 @@ async def test_a_hundred_verbs_can_be_under_way_at_once(links: Client, service: 
 
     service.script = script
     async with asyncio.timeout(10):
-        await asyncio.gather(*(links.unplug(f"vm{n}/net0") for n in range(100)))
+        await asyncio.gather(*(client.unplug(f"vm{n}/net0") for n in range(100)))
 
 
 def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
@@ -324,7 +324,7 @@ def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
 
 
 async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_they_are(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     nic, vm = to_json(samples.nic()), to_json(samples.vm())
     newer = copy.deepcopy(nic)
@@ -332,7 +332,7 @@ async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_t
     newer["connection"]["endpoint"] = {"kind": "ovs", "bridge": "br-int"}
     newer["connection"]["port"]["network"]["drift"] = "adopt"
     service.answers({"nics": [nic, newer]})
-    first, second = await links.nics()
+    first, second = await client.nics()
     assert first == samples.nic()
     assert (second.state, second.link, second.wanted_link) == ("parked", "half", "auto")
     assert second.describe() == "parked"
@@ -340,29 +340,29 @@ async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_t
     assert str(second.connection.endpoint) == "ovs, of a newer linkmgr"
     assert to_json(second)["state"] == "parked"
     service.answers({"vms": [vm, {**vm, "state": "asleep", "transport": "vsock"}]})
-    assert [str(each.state) for each in await links.vms()] == [vm["state"], "asleep"]
+    assert [str(each.state) for each in await client.vms()] == [vm["state"], "asleep"]
     service.answers({"connections": [nic["connection"], newer["connection"]]})
-    assert len(await links.connections()) == 2
+    assert len(await client.connections()) == 2
 
 
 @pytest.mark.parametrize(
     "bad", [None, {}, {"ref": "web1/" + "a" * 64}, {"ref": 7}, {"mtu": "many"}, {"state": []}]
 )
 async def test_one_bad_entry_does_not_fail_a_list(
-    links: Client, service: Service, bad: Any, caplog: pytest.LogCaptureFixture
+    client: Client, service: Service, bad: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     nic = to_json(samples.nic())
     service.answers({"nics": [{**nic, **bad} if bad else bad, nic]})
-    assert await links.nics() == [samples.nic()]
+    assert await client.nics() == [samples.nic()]
     assert "left out" in caplog.text
 
 
 async def test_a_vm_with_a_nic_that_cannot_be_named_is_listed(
-    links: Client, service: Service
+    client: Client, service: Service
 ) -> None:
     vm = to_json(samples.vm())
     service.answers({"vms": [{**vm, "nics": [*vm["nics"], "web1/" + "a" * 64, 5]}]})
-    assert await links.vms() == [samples.vm()]
+    assert await client.vms() == [samples.vm()]
 
 
 def test_what_is_on_disk_is_read_strictly() -> None:

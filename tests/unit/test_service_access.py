@@ -94,10 +94,10 @@ async def lab(open_folder: Path, group: None) -> AsyncIterator[Lab]:
         user=1001, verbs=[Permission.UNPLUG, Permission.PLUG], nics=["web1/*"], networks=["blue"]
     )
     async with running(open_folder, Config(access=AccessSection(rules=[rule]))) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge")
-        await made.links.create_network("green", "bridge")
-        await made.links.create_port("blue", "p7")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge")
+        await made.api.create_network("green", "bridge")
+        await made.api.create_port("blue", "p7")
         yield made
 
 
@@ -116,13 +116,13 @@ async def as_user(
 
 @NEEDS_ROOT
 async def test_a_user_outside_the_group_reads_everything_and_changes_nothing(lab: Lab) -> None:
-    before = (dict(lab.links.the_nics), dict(lab.links.the_networks), dict(lab.links.the_ports))
+    before = (dict(lab.api.the_nics), dict(lab.api.the_networks), dict(lab.api.the_ports))
     answers = await as_user(lab, 65534, 65534, [], [("GET", path, None) for path in READS])
     assert [status for status, _ in answers] == [200] * len(READS)
     for status, body in await as_user(lab, 65534, 65534, [], CHANGES):
         assert (status, body["code"]) == (403, "forbidden"), body
         models.ProblemForm.model_validate(body)
-    asked = (lab.links.the_nics, lab.links.the_networks, lab.links.the_ports)
+    asked = (lab.api.the_nics, lab.api.the_networks, lab.api.the_ports)
     assert asked == before
     assert not lab.context.operations.all()
 
@@ -134,7 +134,7 @@ async def test_a_member_of_the_group_changes_everything(
 ) -> None:
     plug = ("PUT", "/v1/connections/web1/net0", {"target": "blue"})
     assert (await as_user(lab, 1000, gid, groups, [plug]))[0][0] == 200
-    assert lab.links.uids == [1000]
+    assert lab.api.uids == [1000]
 
 
 @NEEDS_ROOT
@@ -155,10 +155,10 @@ async def test_a_user_with_a_rule_does_what_it_says_and_nothing_else(lab: Lab) -
 
 @NEEDS_ROOT
 async def test_a_rule_is_held_against_the_nic_that_a_name_means(lab: Lab) -> None:
-    await lab.links.add_vm("root1", "/nowhere")
+    await lab.api.add_vm("root1", "/nowhere")
     theirs = "52:54:00:00:00:77"
     root1 = NicRef("root1", "net0")
-    lab.links.the_nics[root1] = replace(lab.links.the_nics[root1], mac=theirs)
+    lab.api.the_nics[root1] = replace(lab.api.the_nics[root1], mac=theirs)
     answers = await as_user(
         lab, 1001, 1001, [GROUP],
         [
@@ -179,7 +179,7 @@ async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> No
     await lab.context.use(
         Config(access=AccessSection(rules=[Rule(user=1003, nics=["*"], networks=["blue"])]))
     )
-    await lab.links.plug("web1/net0", "green")
+    await lab.api.plug("web1/net0", "green")
     tried: list[tuple[str, str, object]] = [
         ("PUT", "/v1/connections/web1/net0", {"target": "blue"}),
         ("DELETE", "/v1/connections/web1/net0", None),
@@ -188,7 +188,7 @@ async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> No
     answers = await as_user(lab, 1003, 1003, [], tried)
     assert [status for status, _ in answers] == [403, 403, 403]
     assert "while the NIC is on green" in str(answers[0][1]["what"])
-    await lab.links.unplug("web1/net0")
+    await lab.api.unplug("web1/net0")
     answers = await as_user(lab, 1003, 1003, [], [tried[0], tried[2], tried[1]])
     assert [status for status, _ in answers] == [200, 200, 200]
 

@@ -23,8 +23,8 @@ NOTE = "from its next start on it is plugged into blue, link up"
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        await made.links.add_vm("web1", "/run/q")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/run/q")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
@@ -41,13 +41,13 @@ def guests(lab: Lab) -> FakeGuests:
 async def test_a_client_says_what_a_change_affects_and_hears_the_notes(
     lab: Lab, guests: FakeGuests
 ) -> None:
-    async with Client(lab.socket) as links:
-        outcome = await links.plug("web1/net0", "blue", affects="config")
+    async with Client(lab.socket) as api:
+        outcome = await api.plug("web1/net0", "blue", affects="config")
         assert outcome.notes == (NOTE,)
-        await links.unplug("web1/net0", affects=Affects.PERSISTENT)
-        await links.set_link("web1/net0", "down", affects="config")
-        await links.plug("web1/net0", "blue")
-        await links.unplug("web1/net0")
+        await api.unplug("web1/net0", affects=Affects.PERSISTENT)
+        await api.set_link("web1/net0", "down", affects="config")
+        await api.plug("web1/net0", "blue")
+        await api.unplug("web1/net0")
     assert guests.affected == ["config", "persistent", "config", "live", "live"]
     operations = (await lab.ask("GET", "/v1/operations")).json["operations"]
     assert [each["subject"] for each in operations[:3]] == [
@@ -72,17 +72,17 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
     config = Config(access=AccessSection(rules=[rule]))
     async with running(tmp_path, config) as lab:
         lab.context.access._masters.clear()
-        await lab.links.add_vm("web1", "/run/q")
-        await lab.links.create_network("blue", "bridge", bridge="br0")
-        async with Client(lab.socket) as links:
-            await links.plug("web1/net0", "blue", affects="config")
+        await lab.api.add_vm("web1", "/run/q")
+        await lab.api.create_network("blue", "bridge", bridge="br0")
+        async with Client(lab.socket) as api:
+            await api.plug("web1/net0", "blue", affects="config")
             for affects in Affects:
                 with pytest.raises(Forbidden):
-                    await links.plug("web1/net0", "red", affects=affects)
+                    await api.plug("web1/net0", "red", affects=affects)
                 with pytest.raises(Forbidden):
-                    await links.unplug("web2/net0", affects=affects)
+                    await api.unplug("web2/net0", affects=affects)
                 with pytest.raises(Forbidden):
-                    await links.set_link("web2/net0", "up", affects=affects)
+                    await api.set_link("web2/net0", "up", affects=affects)
         assert lab.guests.affected == ["config"]
 
 
@@ -113,11 +113,11 @@ async def test_a_look_that_its_client_does_not_wait_for_any_more_is_cancelled(
 async def test_domains_are_listed_and_what_they_ask_for_in_vain_is_found(
     lab: Lab, guests: FakeGuests
 ) -> None:
-    async with Client(lab.socket) as links:
-        assert await links.domains() == await guests.domains()
-        assert await links.check() == await guests.check()
+    async with Client(lab.socket) as api:
+        assert await api.domains() == await guests.domains()
+        assert await api.check() == await guests.check()
         assert "unknown-network" in (await lab.ask("GET", "/metrics")).raw.decode()
         guests.fails = LibvirtRefused("the list of domains: no", number=38)
         with pytest.raises(LibvirtRefused) as raised:
-            await links.domains()
+            await api.domains()
         assert raised.value.number == 38

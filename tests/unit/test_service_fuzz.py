@@ -21,14 +21,14 @@ from tests.unit.service_lab import Lab, running
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
 def state_of(lab: Lab) -> tuple[object, ...]:
-    links = lab.links
-    return (dict(links.the_nics), dict(links.the_networks), dict(links.the_ports))
+    api = lab.api
+    return (dict(api.the_nics), dict(api.the_networks), dict(api.the_ports))
 
 
 def try_everything(lab: Lab, document: dict[str, Any], *, may_change: bool) -> dict[int, int]:

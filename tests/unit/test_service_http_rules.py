@@ -71,7 +71,7 @@ async def test_a_compressed_body_is_refused(lab: Lab, encoding: str, status: int
     body = {"name": "blue", "driver": "bridge", "options": {"bridge": "br0"}}
     answer = await lab.ask("POST", "/v1/networks", body, headers={"Content-Encoding": encoding})
     assert answer.status == status
-    assert bool(lab.links.the_networks) is (status == 200)
+    assert bool(lab.api.the_networks) is (status == 200)
 
 
 @pytest.mark.parametrize("path", ["/v1/nics", "/v1/nics/web1/net0", "/healthz", "/openapi.json"])

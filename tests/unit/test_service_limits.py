@@ -95,16 +95,16 @@ async def test_a_body_that_does_not_arrive_is_given_up(lab: Lab) -> None:
     writer.write(request("POST", "/v1/networks", headers={"Content-Length": "100"}) + b"{")
     answer = await read_answer(reader)
     assert (answer.status, answer.json["code"]) == (408, "too-slow")
-    assert not lab.links.the_networks
+    assert not lab.api.the_networks
 
 
 async def test_a_verb_may_take_longer_than_a_request(lab: Lab) -> None:
-    await lab.links.add_vm("web1", "/nowhere")
-    await lab.links.create_network("blue", "bridge")
-    lab.links.gate.clear()
+    await lab.api.add_vm("web1", "/nowhere")
+    await lab.api.create_network("blue", "bridge")
+    lab.api.gate.clear()
     asking = asyncio.create_task(lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"}))
     await asyncio.sleep(0.6)
-    lab.links.gate.set()
+    lab.api.gate.set()
     assert (await asking).status == 200
 
 
@@ -171,7 +171,7 @@ async def large(tmp_path: Path) -> AsyncIterator[Lab]:
     """Answers of a megabyte, and much patience."""
     async with running(tmp_path, Config(limits=Limits(request_seconds=30))) as made:
         for number in range(5000):
-            await made.links.add_vm(f"web{number}", "/nowhere")
+            await made.api.add_vm(f"web{number}", "/nowhere")
         yield made
 
 
@@ -197,7 +197,7 @@ async def test_a_client_that_leaves_a_large_answer_unread_is_given_up(
 ) -> None:
     async with running(tmp_path, Config(limits=Limits(request_seconds=0.3))) as lab:
         for number in range(1500):
-            await lab.links.add_vm(f"web{number}", "/nowhere")
+            await lab.api.add_vm(f"web{number}", "/nowhere")
         with await asks_and_does_not_read(lab) as sock:
             await asyncio.sleep(1)
             assert await has_ended(sock)

@@ -14,7 +14,7 @@ from linkmgr.errors import PortInUse
 from linkmgr.model import Finding, VmInfo
 from linkmgr.service import metrics
 from linkmgr.service.metrics import metrics_text
-from tests.unit.service_lab import FakeLinks, Lab, running
+from tests.unit.service_lab import FakeApi, Lab, running
 
 WHERE = "/v1/connections/web1/net0"
 
@@ -22,8 +22,8 @@ WHERE = "/v1/connections/web1/net0"
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
@@ -41,7 +41,7 @@ async def scrape(lab: Lab) -> dict[str, float]:
 
 async def test_changes_are_counted_by_verb_and_code(lab: Lab) -> None:
     await lab.ask("PUT", WHERE, {"target": "blue"})
-    lab.links.fails = PortInUse("it is in use")
+    lab.api.fails = PortInUse("it is in use")
     await lab.ask("PUT", WHERE, {"target": "blue"})
     await lab.ask("DELETE", WHERE)
     found = await scrape(lab)
@@ -74,8 +74,8 @@ async def test_what_is_there_is_counted_by_state(lab: Lab) -> None:
     assert found['linkmgr_vms{state="answers"}'] == 1
     assert found['linkmgr_connections{network="blue"}'] == 1
     assert found["linkmgr_networks"] == 1
-    await lab.links.unplug("web1/net0")
-    await lab.links.delete_network("blue")
+    await lab.api.unplug("web1/net0")
+    await lab.api.delete_network("blue")
     found = await scrape(lab)
     assert found['linkmgr_nics{state="plugged"}'] == 0
     assert 'linkmgr_connections{network="blue"}' not in found
@@ -84,12 +84,12 @@ async def test_what_is_there_is_counted_by_state(lab: Lab) -> None:
 async def test_what_a_check_found_is_counted(lab: Lab) -> None:
     before = (await lab.ask("GET", "/metrics")).raw.decode()
     assert "last_check" not in before, "there was none"
-    lab.links.findings = [Finding("moved", f"web1/net{n}", "it moved", "plug it") for n in (0, 1)]
+    lab.api.findings = [Finding("moved", f"web1/net{n}", "it moved", "plug it") for n in (0, 1)]
     await lab.ask("GET", "/v1/check")
     found = await scrape(lab)
     assert found['linkmgr_findings{code="moved"}'] == 2
     assert found["linkmgr_last_check_timestamp_seconds"] > 1e9
-    lab.links.findings = []
+    lab.api.findings = []
     await lab.ask("GET", "/v1/check")
     assert 'linkmgr_findings{code="moved"}' not in await scrape(lab)
 
@@ -104,7 +104,7 @@ async def test_a_qemu_that_hangs_does_not_hold_a_scrape_up(
         await go_on.wait()
         return []
 
-    monkeypatch.setattr(lab.links, "vms", hangs)
+    monkeypatch.setattr(lab.api, "vms", hangs)
     monkeypatch.setattr(metrics, "_SCRAPE_TIMEOUT_S", 0.1)
     found = await asyncio.wait_for(scrape(lab), 5)
     assert found['linkmgr_vms{state="answers"}'] == 1, "the figures before"
@@ -116,22 +116,22 @@ async def test_a_qemu_that_hangs_does_not_hold_a_scrape_up(
 async def test_verbs_that_know_without_asking_are_not_asked(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vms, nics = await lab.links.vms(), await lab.links.nics()
+    vms, nics = await lab.api.vms(), await lab.api.nics()
 
     async def asked() -> list[VmInfo]:
         raise AssertionError("a QEMU was asked")
 
-    monkeypatch.setattr(lab.links, "vms", asked)
-    monkeypatch.setattr(lab.links, "nics", asked)
-    monkeypatch.setattr(lab.links, "snapshot", lambda: (vms, nics), raising=False)
+    monkeypatch.setattr(lab.api, "vms", asked)
+    monkeypatch.setattr(lab.api, "nics", asked)
+    monkeypatch.setattr(lab.api, "snapshot", lambda: (vms, nics), raising=False)
     assert (await scrape(lab))['linkmgr_vms{state="answers"}'] == 1
 
 
 async def test_the_text_file_has_what_can_be_counted_from_outside() -> None:
-    links = FakeLinks()
-    await links.add_vm("web1", "/nowhere")
-    links.findings = [Finding("moved", "web1/net0", "it moved", "plug it")]
-    found = figures(await metrics_text(links))
+    api = FakeApi()
+    await api.add_vm("web1", "/nowhere")
+    api.findings = [Finding("moved", "web1/net0", "it moved", "plug it")]
+    found = figures(await metrics_text(api))
     assert found['linkmgr_nics{state="unplugged"}'] == 1
     assert found['linkmgr_findings{code="moved"}'] == 1
     assert "process_resident_memory_bytes" not in found

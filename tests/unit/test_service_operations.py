@@ -26,8 +26,8 @@ ASYNC = {"Prefer": "respond-async"}
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with running(tmp_path, Config(limits=Limits(operations=5, running=3))) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
@@ -42,16 +42,16 @@ async def ended(lab: Lab, started: Answer) -> dict[str, object]:
 
 
 async def test_a_client_that_prefers_so_is_answered_at_once(lab: Lab) -> None:
-    lab.links.gate.clear()
+    lab.api.gate.clear()
     started = await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
     assert started.status == 202
     assert started.headers["preference-applied"] == "respond-async"
     assert started.json["state"] == "running"
-    assert lab.links.the_nics[next(iter(lab.links.the_nics))].state is NicState.UNPLUGGED
+    assert lab.api.the_nics[next(iter(lab.api.the_nics))].state is NicState.UNPLUGGED
     listed = (await lab.ask("GET", "/v1/operations")).json
     models.OperationList.model_validate(listed)
     assert [each["id"] for each in listed["operations"]] == [started.json["id"]]
-    lab.links.gate.set()
+    lab.api.gate.set()
     operation = await ended(lab, started)
     assert operation["state"] == "done"
     assert operation["uid"] == os.getuid()
@@ -66,7 +66,7 @@ async def test_an_operation_that_is_not_known_is_named_as_it_was_asked_for(lab: 
 
 
 async def test_a_failed_operation_has_the_problem_of_the_verb(lab: Lab) -> None:
-    lab.links.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
+    lab.api.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
     operation = await ended(lab, await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC))
     assert operation["state"] == "failed"
     directly = await lab.ask("PUT", WHERE, {"target": "blue"})
@@ -78,7 +78,7 @@ async def test_a_client_may_wait_a_little_first(lab: Lab) -> None:
         "PUT", WHERE, {"target": "blue"}, headers={"Prefer": "respond-async, wait=10"}
     )
     assert quick.status == 200
-    lab.links.gate.clear()
+    lab.api.gate.clear()
     slow = await lab.ask(
         "PUT", WHERE, {"target": "blue"}, headers={"Prefer": "wait=1; respond-async"}
     )
@@ -90,13 +90,13 @@ async def test_only_changes_can_be_operations(lab: Lab) -> None:
 
 
 async def test_a_client_that_hangs_up_stops_no_swap(lab: Lab) -> None:
-    lab.links.gate.clear()
+    lab.api.gate.clear()
     _, writer = await lab.connect()
     writer.write(request("PUT", WHERE, {"target": "blue"}))
-    await lab.links.plugging.wait()
+    await lab.api.plugging.wait()
     writer.transport.abort()
     await asyncio.sleep(0.05)
-    lab.links.gate.set()
+    lab.api.gate.set()
 
     async def plugged() -> bool:
         return bool((await lab.ask("GET", "/v1/connections")).json["connections"])
@@ -140,7 +140,7 @@ async def test_finished_operations_take_only_so_many_bytes(
 
 
 async def test_only_so_many_changes_run_at_once(lab: Lab) -> None:
-    lab.links.gate.clear()
+    lab.api.gate.clear()
     for _ in range(3):
         assert (await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)).status == 202
     refused = await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
@@ -150,22 +150,22 @@ async def test_only_so_many_changes_run_at_once(lab: Lab) -> None:
 
 async def test_a_service_that_stops_finishes_what_is_under_way(tmp_path: Path) -> None:
     async with running(tmp_path) as lab:
-        await lab.links.add_vm("web1", "/nowhere")
-        await lab.links.create_network("blue", "bridge", bridge="br0")
-        lab.links.gate.clear()
+        await lab.api.add_vm("web1", "/nowhere")
+        await lab.api.create_network("blue", "bridge", bridge="br0")
+        lab.api.gate.clear()
         await lab.ask("PUT", WHERE, {"target": "blue"}, headers=ASYNC)
         waits = asyncio.create_task(lab.ask("PUT", WHERE, {"target": "blue"}))
         idle = await lab.connect()
 
         async def both() -> bool:
-            return len(lab.links.uids) == 2
+            return len(lab.api.uids) == 2
 
         await until(both, timeout=5, what="both are under way")
         lab.service.stop()
         late = request("PUT", WHERE, {"target": "blue"})
         idle[1].write(late)  # on a connection that was there before
         await asyncio.sleep(0.2)
-        lab.links.gate.set()
+        lab.api.gate.set()
         assert (await waits).status == 200
     assert [each.code for each in lab.context.operations.all()] == ["ok", "ok"]
 
@@ -175,7 +175,7 @@ async def test_each_change_is_one_line_of_log(lab: Lab, caplog: pytest.LogCaptur
     await lab.ask("PUT", WHERE, {"target": "blue"})
     await lab.ask("DELETE", WHERE)
     await lab.ask("DELETE", WHERE)
-    lab.links.fails = PortInUse("it is in use")
+    lab.api.fails = PortInUse("it is in use")
     await lab.ask("PUT", WHERE, {"target": "blue\nforged"})
     who = f"uid {os.getuid()} (pid {os.getpid()})"
     lines = [record.getMessage().rpartition(" (")[0] for record in caplog.records]

@@ -21,8 +21,8 @@ CLIENTS_OWN = ("service-unreachable", "service-gone", "service-timeout")  # neve
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
@@ -67,7 +67,7 @@ def test_a_problem_says_what_the_error_says() -> None:
 
 
 async def test_a_verb_that_fails_answers_with_its_error(lab: Lab) -> None:
-    lab.links.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
+    lab.api.fails = PortInUse("it is in use").about("web1/net0", "unplugged")
     answer = await lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"})
     assert answer.status == 409
     assert answer.headers["content-type"] == "application/problem+json"
@@ -80,7 +80,7 @@ async def test_a_verb_that_fails_answers_with_its_error(lab: Lab) -> None:
 async def test_a_fault_is_logged_and_told_without_its_inside(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lab.links.fails = ZeroDivisionError("a secret")
+    lab.api.fails = ZeroDivisionError("a secret")
     answer = await lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"})
     assert (answer.status, answer.json["code"]) == (500, "internal")
     assert "a secret" not in answer.raw.decode()
@@ -95,7 +95,7 @@ async def test_a_fault_while_reading_is_told_the_same_way(
     async def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(lab.links, "nics", broken)
+    monkeypatch.setattr(lab.api, "nics", broken)
     answer = await lab.ask("GET", "/v1/nics")
     assert (answer.status, answer.json["code"]) == (500, "internal")
 
@@ -135,7 +135,7 @@ async def test_a_method_that_is_not_taken_says_which_are(lab: Lab) -> None:
 async def test_a_body_of_the_wrong_form_is_refused(lab: Lab, raw: bytes) -> None:
     answer = await lab.ask("PUT", "/v1/connections/web1/net0", raw=raw)
     assert (answer.status, answer.json["code"]) == (400, "bad-request")
-    assert not lab.links.uids, "nothing was tried"
+    assert not lab.api.uids, "nothing was tried"
 
 
 async def test_a_number_that_is_none_is_refused(lab: Lab) -> None:

@@ -31,8 +31,8 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     )
     limits = Limits(running=20, streams=20, connections=50)
     async with running(tmp_path, Config(access=access, limits=limits)) as made:
-        await made.links.add_vm("web1", "/nowhere")
-        await made.links.create_network("blue", "bridge", bridge="br0")
+        await made.api.add_vm("web1", "/nowhere")
+        await made.api.create_network("blue", "bridge", bridge="br0")
         yield made
 
 
@@ -56,7 +56,7 @@ async def streams(lab: Lab, times: int) -> list[bytes]:
 async def test_a_user_with_one_slow_guest_leaves_operations_to_others_and_to_root(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.links.gate.clear()
+    lab.api.gate.clear()
     with monkeypatch.context() as patch:
         patch.setattr(wire, "peer_of", lambda _: peer(MEMBER))
         assert await plugs(lab, 7) == [202] * 5 + [429] * 2

@@ -40,7 +40,7 @@ async def test_a_vm_is_added_listed_and_removed(lab: Lab) -> None:
     assert [nic["ref"] for nic in added.json["nics"]] == ["web1/net0"]
     listed = (await lab.ask("GET", "/v1/vms")).json
     models.Vms.model_validate(listed)
-    assert listed == {"vms": to_json(await lab.links.vms())}
+    assert listed == {"vms": to_json(await lab.api.vms())}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": True}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": False}
 
@@ -86,7 +86,7 @@ async def test_a_nic_is_plugged_and_unplugged(lab: Lab) -> None:
 async def test_the_verbs_are_told_whose_fds_a_caller_may_plug(lab: Lab) -> None:
     await build(lab)
     await lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"})
-    assert lab.links.uids == [os.getuid()]
+    assert lab.api.uids == [os.getuid()]
 
 
 async def test_nics_are_shown_and_their_links_set(lab: Lab) -> None:
@@ -102,9 +102,9 @@ async def test_nics_are_shown_and_their_links_set(lab: Lab) -> None:
 
 
 async def test_checks_and_garbage_are_told(lab: Lab) -> None:
-    lab.links.findings = [Finding("device-gone", "web1/net0", "its device is gone", "plug it")]
+    lab.api.findings = [Finding("device-gone", "web1/net0", "its device is gone", "plug it")]
     found = (await lab.ask("GET", "/v1/check")).json
-    assert found == {"findings": to_json(lab.links.findings)}
+    assert found == {"findings": to_json(lab.api.findings)}
     models.Findings.model_validate(found)
     dry = (await lab.ask("POST", "/v1/gc", {"dry_run": True, "older_than": 5})).json
     models.Orphans.model_validate(dry)
@@ -191,6 +191,6 @@ async def test_a_monitor_that_is_a_link_or_no_socket_is_refused(lab: Lab, tmp_pa
         for path in (link, plain, tmp_path, Path("relative")):
             answer = await lab.ask("POST", "/v1/vms", {"name": "web1", "qmp": str(path)})
             assert (answer.status, answer.json["code"]) == (400, "bad-request"), path
-        assert not lab.links.the_nics
+        assert not lab.api.the_nics
         answer = await lab.ask("POST", "/v1/vms", {"name": "web1", "qmp": str(real)})
         assert answer.status == 200

@@ -70,7 +70,7 @@ class Listener:
 
 def tell(lab: Lab, *subjects: str) -> None:
     for subject in subjects:
-        lab.links.bus.publish(EventKind.LINK, subject)
+        lab.api.bus.publish(EventKind.LINK, subject)
 
 
 async def test_events_come_as_they_happen(lab: Lab) -> None:
@@ -140,7 +140,7 @@ async def test_a_client_that_does_not_read_costs_no_more_than_its_socket(lab: La
     quick = await Listener.open(lab)
     heard = 0
     for number in range(400):
-        lab.links.bus.publish(EventKind.LINK, f"vm/{number}", padding="x" * 4000)
+        lab.api.bus.publish(EventKind.LINK, f"vm/{number}", padding="x" * 4000)
         while (await quick.event())["subject"] != f"vm/{number}":
             pass
         heard += 1
@@ -195,7 +195,7 @@ async def test_past_events_take_only_so_many_bytes(
     monkeypatch.setattr(stream, "MAX_RING_BYTES", 10_000)
     first = await (await Listener.open(lab)).block()
     for number in range(10):
-        lab.links.bus.publish(EventKind.LINK, str(number), padding="x" * 3000)
+        lab.api.bus.publish(EventKind.LINK, str(number), padding="x" * 3000)
         await asyncio.sleep(0)
     again = await Listener.open(lab, first["id"])
     assert (await again.event())["kind"] == "reset"
@@ -211,7 +211,7 @@ async def test_streams_end_when_the_service_stops_and_nobody_waits_for_a_slow_on
         slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
         reading = asyncio.create_task(listener.reader.read())
         for number in range(200):
-            lab.links.bus.publish(EventKind.LINK, str(number), padding="x" * 8000)
+            lab.api.bus.publish(EventKind.LINK, str(number), padding="x" * 8000)
             await asyncio.sleep(0)
         lab.service.stop()
         async with asyncio.timeout(5):
