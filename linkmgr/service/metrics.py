@@ -26,7 +26,7 @@ _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 
 @runtime_checkable
-class Seen(Protocol):
+class SnapshotSource(Protocol):
     """A `LinkApi` that can also tell what it knows without asking any QEMU."""
 
     def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
@@ -128,7 +128,7 @@ class Metrics:
             await asyncio.wait({self._asking})
 
     async def _ask(self, api: LinkApi) -> None:
-        if isinstance(api, Seen):
+        if isinstance(api, SnapshotSource):
             vms, nics = api.snapshot()
         else:
             vms, nics = await api.vms(), await api.nics()

@@ -29,17 +29,17 @@ READ_OVERHEAD_S = 0.00005
 MIN_PAUSE_S = 0.05
 
 
-class Connection(Protocol):
+class PausableConnection(Protocol):
     """A connection that can be told to read no further."""
 
-    def rest(self) -> None:
+    def pause_reading(self) -> None:
         """Read no further for now."""
 
-    def read_on(self) -> None:
+    def resume_reading(self) -> None:
         """Read again."""
 
 
-class Reading:
+class ReadMeter:
     """Meters the time that reading takes by user, and has connections rest.
 
     :param free: says who is not metered.
@@ -49,19 +49,19 @@ class Reading:
         self._free = free
         self._all = TimeBudget(BURST_S, ALL_SHARE)
         self._users = UserBudgets(BURST_S, USER_SHARE)
-        self._connections: dict[int, set[Connection]] = {}  # by uid
+        self._connections: dict[int, set[PausableConnection]] = {}  # by uid
         self._resting: set[int] = set()  # uids
 
-    def add(self, peer: Peer, connection: Connection) -> None:
+    def add(self, peer: Peer, connection: PausableConnection) -> None:
         """Take in a new connection."""
         if self._free(peer):
             return
         self._connections.setdefault(peer.uid, set()).add(connection)
         if self._wait(peer.uid):
-            connection.rest()
+            connection.pause_reading()
             self._rest(peer.uid)
 
-    def remove(self, peer: Peer, connection: Connection) -> None:
+    def remove(self, peer: Peer, connection: PausableConnection) -> None:
         """Forget a connection."""
         known = self._connections.get(peer.uid, set())
         known.discard(connection)
@@ -69,7 +69,7 @@ class Reading:
             self._connections.pop(peer.uid, None)
 
     @contextmanager
-    def spending(self, peer: Peer, connection: Connection) -> Iterator[None]:
+    def spending(self, peer: Peer, connection: PausableConnection) -> Iterator[None]:
         """Count the processor time of a block that reads from a connection, and must not await."""
         began = time.thread_time()
         try:
@@ -80,7 +80,7 @@ class Reading:
                 self._users.of(peer.uid).spend(seconds)
                 self._all.spend(seconds)
                 if peer.uid in self._resting:
-                    connection.rest()  # it was told to read on when an answer was complete
+                    connection.pause_reading()  # it was told to read on when an answer was complete
                 for uid in self._connections if self._all.wait else (peer.uid,):
                     if self._wait(uid):
                         self._rest(uid)
@@ -91,7 +91,7 @@ class Reading:
             return
         self._resting.add(uid)
         for each in self._connections.get(uid, ()):
-            each.rest()
+            each.pause_reading()
         self._look_again(uid)
 
     def _look_again(self, uid: int) -> None:
@@ -104,7 +104,7 @@ class Reading:
             return
         self._resting.discard(uid)
         for each in self._connections.get(uid, ()):
-            each.read_on()
+            each.resume_reading()
 
     def _wait(self, uid: int) -> float:
         return max(self._users.of(uid).wait, self._all.wait)

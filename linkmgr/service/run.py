@@ -62,9 +62,9 @@ from linkmgr.service.notify import (
     watchdog_loop,
 )
 from linkmgr.service.peers import Peer
-from linkmgr.service.reading import Reading
+from linkmgr.service.reading import ReadMeter
 from linkmgr.service.sockets import MODE_OWNER, MODE_PUBLIC, listening
-from linkmgr.service.wire import Server, Unread, connection_places
+from linkmgr.service.wire import Server, UnreadBytes, connection_quota
 from linkmgr.unix_sockets import UnixSocket
 from linkmgr.where import ADMIN_SOCKET_NAME
 
@@ -146,10 +146,10 @@ class Service:
         self.context = context
         self._notifier = notifier
         self._path = path
-        places = connection_places(context.limits, context.rank)
-        reading = Reading(context.is_master)
+        places = connection_quota(context.limits, context.rank)
+        reading = ReadMeter(context.is_master)
         self._server = Server(
-            make_app(context), places, Unread(context.rank), reading, context.limits
+            make_app(context), places, UnreadBytes(context.rank), reading, context.limits
         )
         self._reload = asyncio.Event()
 

@@ -21,7 +21,7 @@ from linkmgr.service.config import Limits
 from linkmgr.service.peers import Peer, peer_of
 from linkmgr.service.problems import MEDIA_TYPE, ServiceProblem, problem
 from linkmgr.service.quota import Quota, Rank
-from linkmgr.service.reading import MAX_READ_BYTES, Reading
+from linkmgr.service.reading import MAX_READ_BYTES, ReadMeter
 from linkmgr.unix_sockets import UnixSocket, accept_connections
 
 _limit = LogLimit(__name__)
@@ -44,7 +44,7 @@ MAX_UNREAD_PER_UID = 8 << 20
 MAX_UNREAD = 64 << 20
 
 
-class Unread:
+class UnreadBytes:
     """Counts the bytes of answers that wait for slow clients, by user.
 
     :param rank: of a user; root's clients may be as slow as they like.
@@ -67,7 +67,7 @@ class Unread:
         self._bytes -= Counter({peer.uid: size})
 
 
-def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]) -> Quota:
+def connection_quota(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]) -> Quota:
     """Make the count of connections; one user may have as many as the configuration says."""
 
     def most() -> int:
@@ -76,14 +76,14 @@ def connection_places(limits: Callable[[], Limits], rank: Callable[[Peer], Rank]
     return Quota(most, rank, lambda: limits().connections)
 
 
-class PeerProtocol(H11Protocol):
+class PeerAwareH11(H11Protocol):
     """One connection. The application finds its peer as ``scope["state"]["peer"]``."""
 
     def __init__(
         self,
         places: Quota,
-        unread: Unread,
-        reading: Reading,
+        unread: UnreadBytes,
+        reading: ReadMeter,
         limits: Callable[[], Limits],
         **options: Any,
     ) -> None:
@@ -169,11 +169,11 @@ class PeerProtocol(H11Protocol):
             super().data_received(data)
         self._watch()
 
-    def rest(self) -> None:
-        """Read no further for now; see `Reading`."""
+    def pause_reading(self) -> None:
+        """Read no further for now; see `ReadMeter`."""
         self.transport.pause_reading()
 
-    def read_on(self) -> None:
+    def resume_reading(self) -> None:
         """Read again, unless the application is to take in first what was read."""
         if not self.flow.read_paused:
             self.transport.resume_reading()
@@ -258,12 +258,12 @@ class Server(uvicorn.Server):
         self,
         app: Any,
         places: Quota,
-        unread: Unread,
-        reading: Reading,
+        unread: UnreadBytes,
+        reading: ReadMeter,
         limits: Callable[[], Limits],
     ) -> None:
-        def protocol(**options: Any) -> PeerProtocol:
-            return PeerProtocol(places, unread, reading, limits, **options)
+        def protocol(**options: Any) -> PeerAwareH11:
+            return PeerAwareH11(places, unread, reading, limits, **options)
 
         super().__init__(
             uvicorn.Config(

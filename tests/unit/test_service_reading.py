@@ -11,7 +11,7 @@ import pytest
 
 from linkmgr.budget import TimeBudget
 from linkmgr.service.peers import Peer
-from linkmgr.service.reading import ALL_SHARE, BURST_S, USER_SHARE, Reading
+from linkmgr.service.reading import ALL_SHARE, BURST_S, USER_SHARE, ReadMeter
 from tests.unit.virtual_time import VirtualTime, virtual_time
 
 COST = 0.005  # CPU seconds of a read of these tests
@@ -32,7 +32,7 @@ class Flood:
     """Connections of one user that always have something to be read."""
 
     def __init__(
-        self, reading: Reading, clock: VirtualTime, uid: int, connections: int = 8
+        self, reading: ReadMeter, clock: VirtualTime, uid: int, connections: int = 8
     ) -> None:
         self.peer = Peer(uid, uid, 1, frozenset([uid]))
         self.reads = 0
@@ -65,11 +65,11 @@ class _Connection:
         self.reads.set()
         self.rests = 0
 
-    def rest(self) -> None:
+    def pause_reading(self) -> None:
         self.rests += 1
         self.reads.clear()
 
-    def read_on(self) -> None:
+    def resume_reading(self) -> None:
         self.reads.set()
 
 
@@ -83,8 +83,8 @@ async def flooded(seconds: float, *floods: Flood) -> float:
     return COST * sum(each.reads for each in floods)
 
 
-def reading() -> Reading:
-    return Reading(lambda peer: peer.uid == 0)
+def reading() -> ReadMeter:
+    return ReadMeter(lambda peer: peer.uid == 0)
 
 
 async def test_all_connections_of_a_user_together_are_read_within_a_share_of_the_loop(
