@@ -35,12 +35,12 @@ class LibvirtCompat(Inventory):
         vm, slot = self._find(ref)
 
         async def work() -> Outcome:
-            before = (slot.name, slot.plugged and slot.plugged.cable.device)
+            before = (slot.wanted_ifname, slot.connection and slot.connection.cable.device)
             await slot.journal.change(ref.alias, name=name)
-            slot.name = name
+            slot.wanted_ifname = name
             await swap.set_device_name(slot)
-            now = (slot.name, slot.plugged and slot.plugged.cable.device)
-            return Outcome(vm.nic(slot), changed=now != before)
+            now = (slot.wanted_ifname, slot.connection and slot.connection.cable.device)
+            return Outcome(vm.snapshot(slot), changed=now != before)
 
         return await self._verb(vm, slot, work)
 
@@ -58,9 +58,9 @@ class LibvirtCompat(Inventory):
         async def work() -> Outcome:
             await vm.check_managed(slot)
             placed = await ensure_placeholders(vm.qemu, [slot.ref.alias])
-            if placed and slot.name is not None:
+            if placed and slot.wanted_ifname is not None:
                 await swap.set_device_name(slot)
-            return Outcome(vm.nic(slot), changed=bool(placed))
+            return Outcome(vm.snapshot(slot), changed=bool(placed))
 
         return await self._verb(vm, slot, work)
 
@@ -76,6 +76,6 @@ class LibvirtCompat(Inventory):
             await vm.check_managed(slot)
             slot.carrier.forget()
             await slot.apply_link(seen=False)
-            return Outcome(vm.nic(slot), changed=False)
+            return Outcome(vm.snapshot(slot), changed=False)
 
         return await self._verb(vm, slot, work)

@@ -14,7 +14,7 @@ from linkmgr.errors import LinkmgrError, MonitorError, MonitorGone, MonitorTimeo
 from linkmgr.events import EventBus, EventKind
 from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import PortBindings
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.vm import RUNS, Vm
 from linkmgr.wirings.alias import alias_of
 
@@ -31,7 +31,7 @@ class DeferredStep(Protocol):
 
     __name__: str
 
-    async def __call__(self, vm: Vm, slot: Slot, /) -> None:
+    async def __call__(self, vm: Vm, nic: ManagedNic, /) -> None:
         """Do it."""
 
 
@@ -95,32 +95,34 @@ class Caretaker:
             case "DEAD":
                 self._start(self.bury(vm))
             case "NIC_RX_FILTER_CHANGED":
-                if slot := vm.slots.get(alias_of(str(event.data.get("name")))):
-                    self._soon(vm, slot, self._follow)
+                if nic := vm.nics.get(alias_of(str(event.data.get("name")))):
+                    self._soon(vm, nic, self._follow)
             case "DEVICE_DELETED":
-                if slot := vm.slots.get(alias_of(str(event.data.get("device")))):
-                    self._soon(vm, slot, self._lose)
+                if nic := vm.nics.get(alias_of(str(event.data.get("device")))):
+                    self._soon(vm, nic, self._lose)
 
-    def _soon(self, vm: Vm, slot: Slot, step: DeferredStep) -> None:
+    def _soon(self, vm: Vm, nic: ManagedNic, step: DeferredStep) -> None:
         """Do a step for a NIC, under its lock, unless the same waits already: it will see the same.
 
         A QEMU may send events faster than it answers, or without end.
         """
-        key = (id(slot), step.__name__)
+        key = (id(nic), step.__name__)
         if key not in self._waiting:
             self._waiting.add(key)
-            self._start(self._begin(key, vm, slot, step))
+            self._start(self._begin(key, vm, nic, step))
 
-    async def _begin(self, key: tuple[int, str], vm: Vm, slot: Slot, step: DeferredStep) -> None:
+    async def _begin(
+        self, key: tuple[int, str], vm: Vm, nic: ManagedNic, step: DeferredStep
+    ) -> None:
         try:
-            await slot.lock.acquire()
+            await nic.lock.acquire()
         finally:
             self._waiting.discard(key)
         try:
             if not self._stopping:
-                await step(vm, slot)
+                await step(vm, nic)
         finally:
-            slot.lock.release()
+            nic.lock.release()
 
     async def bury(self, vm: Vm) -> None:
         """QEMU has ended: free what its NICs held. The VM stays known, as gone.
@@ -135,10 +137,10 @@ class Caretaker:
     async def _bury(self, vm: Vm) -> None:
         vm.since = datetime.now(UTC)
         await self._bindings.release_all(vm.name)
-        for slot in list(vm.slots.values()):
-            async with slot.lock:
-                await swap.abandon(slot)
-                if slot.leftovers:
+        for nic in list(vm.nics.values()):
+            async with nic.lock:
+                await swap.discard_dead(nic)
+                if nic.deferred:
                     self.mend_later(vm)
         try:
             await vm.journal.drop()
@@ -151,43 +153,43 @@ class Caretaker:
         try:
             if await vm.look_whether_it_runs():
                 self._tell_whether_it_runs(vm)
-            for slot in await vm.lost_nics():
-                self._soon(vm, slot, self._lose)
+            for nic in await vm.removed_nics():
+                self._soon(vm, nic, self._lose)
         except MonitorError:
             self.lost(vm)
         self._resync_links(vm)  # after a NIC that is gone has been lost: it has no link to show
-        for slot in vm.slots.values():
-            self._soon(vm, slot, self._follow)
+        for nic in vm.nics.values():
+            self._soon(vm, nic, self._follow)
 
     def _tell_whether_it_runs(self, vm: Vm) -> None:
         if vm.running is not None:
             self._bus.publish(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
 
     def _resync_links(self, vm: Vm) -> None:
-        for slot in vm.slots.values():
-            self._soon(vm, slot, self._resync_link)
+        for nic in vm.nics.values():
+            self._soon(vm, nic, self._resync_link)
 
-    async def _resync_link(self, vm: Vm, slot: Slot) -> None:
+    async def _resync_link(self, vm: Vm, nic: ManagedNic) -> None:
         """Show the guest its link state, whatever it was shown last. The NIC's lock is held.
 
         libvirt sets links through a monitor of its own, and a state that is loaded (a restore, a
         snapshot, a migration) brings the carrier of its time.
         """
-        facts = vm.facts.get(slot.ref.alias)
-        if slot.lost or facts is None or not facts.managed:
+        facts = vm.facts.get(nic.ref.alias)
+        if nic.removed or facts is None or not facts.managed:
             return
-        if slot.foreign and slot.carrier.up is None:
+        if nic.foreign and nic.carrier.up is None:
             return  # whoever plugged it has set its link, too
-        if slot.plugged is None and slot.ref in self._bindings:
+        if nic.connection is None and nic.ref in self._bindings:
             return  # it came from another host with its carrier, and is about to be plugged
-        slot.carrier.forget()
+        nic.carrier.forget()
         try:
-            await slot.apply_link(seen=False)
+            await nic.apply_link(seen=False)
         except LinkmgrError as error:
-            log.warning("%s: its link state may not be what it should be: %s", slot.ref, error)
-            self._bus.publish(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+            log.warning("%s: its link state may not be what it should be: %s", nic.ref, error)
+            self._bus.publish(EventKind.FAILED, nic.ref, code=error.code, what=error.what)
             if isinstance(error, MonitorGone | MonitorTimeout):
-                slot.leftovers.append(partial(slot.apply_link, seen=False))
+                nic.deferred.append(partial(nic.apply_link, seen=False))
                 self.lost(vm)
 
     async def _mend(self, vm: Vm) -> None:
@@ -196,56 +198,56 @@ class Caretaker:
             if vm.qemu.closed:
                 return
             try:
-                for slot in list(vm.slots.values()):
-                    async with slot.lock:
+                for nic in list(vm.nics.values()):
+                    async with nic.lock:
                         if vm.qemu.alive:
-                            await swap.settle(slot)
-                        elif slot.leftovers:
-                            await swap.abandon(slot)
-                        if slot.lost and vm.qemu.alive and not slot.leftovers:
-                            await self._drop(vm, slot)
+                            await swap.run_deferred(nic)
+                        elif nic.deferred:
+                            await swap.discard_dead(nic)
+                        if nic.removed and vm.qemu.alive and not nic.deferred:
+                            await self._drop(vm, nic)
             except MonitorError as error:
                 log.debug("%s: not yet: %s", vm.name, error)
                 await asyncio.sleep(PAUSE)
                 continue
             if vm.qemu.alive and vm.set_unknown(False):
                 self._bus.publish(EventKind.VM_ANSWERS, vm.name)
-            if not any(slot.leftovers for slot in vm.slots.values()):
+            if not any(nic.deferred for nic in vm.nics.values()):
                 return
             await asyncio.sleep(RETRY)
 
-    async def _lose(self, vm: Vm, slot: Slot) -> None:
+    async def _lose(self, vm: Vm, nic: ManagedNic) -> None:
         """Somebody hot-unplugged the NIC: its cable is orphaned. Its lock is held."""
-        if slot.lost:  # both the event and a look have found it, or QEMU has ended
+        if nic.removed:  # both the event and a look have found it, or QEMU has ended
             return
         try:
-            await swap.abandon(slot)
+            await swap.discard_dead(nic)
         except MonitorError:
             self.lost(vm)  # what is left is done when QEMU answers
-        if slot.leftovers:
+        if nic.deferred:
             self.mend_later(vm)
         else:
-            await self._drop(vm, slot)
-        self._bus.publish(EventKind.NIC_GONE, slot.ref)
+            await self._drop(vm, nic)
+        self._bus.publish(EventKind.NIC_GONE, nic.ref)
 
-    async def _drop(self, vm: Vm, slot: Slot) -> None:
+    async def _drop(self, vm: Vm, nic: ManagedNic) -> None:
         """Forget a NIC that the guest has not got any more."""
-        if vm.slots.get(slot.ref.alias) is slot:
-            del vm.slots[slot.ref.alias]
+        if vm.nics.get(nic.ref.alias) is nic:
+            del vm.nics[nic.ref.alias]
         try:
-            await vm.remember()
+            await vm.save_nics()
         except LinkmgrError as error:
-            log.warning("%s: %s", slot.ref, error)
+            log.warning("%s: %s", nic.ref, error)
 
-    async def _follow(self, vm: Vm, slot: Slot) -> None:
+    async def _follow(self, vm: Vm, nic: ManagedNic) -> None:
         """The guest's driver has changed its receive filter, or may have. The lock is held."""
-        if slot.plugged is None:
+        if nic.connection is None:
             return
         try:
-            refused = await slot.wiring.follow_rx_filter(slot.plugged.cable)
+            refused = await nic.wiring.follow_rx_filter(nic.connection.cable)
         except LinkmgrError:
             self.lost(vm)
             return
-        if refused and refused != slot.refused:
-            self._bus.publish(EventKind.REFUSED, slot.ref, refused=list(refused))
-        slot.refused = refused
+        if refused and refused != nic.filter_refusals:
+            self._bus.publish(EventKind.REFUSED, nic.ref, refused=list(refused))
+        nic.filter_refusals = refused

@@ -15,7 +15,7 @@ from linkmgr.events import EventBus, EventKind
 from linkmgr.host import Host, NetDevice
 from linkmgr.host.watch import NetDeviceChanges
 from linkmgr.model import BridgeEndpoint, Drift, Finding
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.wirings.attributes import Repair, find_faults, read_devices
 
 log = logging.getLogger(__name__)
@@ -25,37 +25,37 @@ BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
 PATIENCE = (0.5, 8.0)
 
 
-def may_repair(slot: Slot, devices: Mapping[str, NetDevice]) -> bool:
+def may_repair(nic: ManagedNic, devices: Mapping[str, NetDevice]) -> bool:
     """Whether something of a NIC's cable can be repaired, and its network wants that.
 
     :param devices: the devices of this host as they are now, by name.
     """
-    if slot.plugged is None or slot.plugged.attachment.port.network.drift is not Drift.REPAIR:
+    if nic.connection is None or nic.connection.attachment.port.network.drift is not Drift.REPAIR:
         return False
-    faults = find_faults(slot.plugged.cable, devices)
+    faults = find_faults(nic.connection.cable, devices)
     return any(fault.attribute.repair is not Repair.NONE for fault in faults)
 
 
-async def reported(slot: Slot, host: Host, *, watched: bool) -> tuple[str, ...]:
+async def reported(nic: ManagedNic, host: Host, *, watched: bool) -> tuple[str, ...]:
     """What is wrong with a cable and not repaired, or not yet, as `Outcome.notes`.
 
     Asks the kernel about two devices at most.
 
     :param watched: whether a `DriftWatch` runs.
     """
-    if slot.plugged is None:
+    if nic.connection is None:
         return ()
     try:
-        devices = await read_devices(host, [slot.plugged.cable])
+        devices = await read_devices(host, [nic.connection.cable])
     except LinkmgrError as error:
         return (f"its device cannot be looked at: {error}",)
-    network = slot.plugged.attachment.port.network
-    faults = device_faults(slot, devices)
+    network = nic.connection.attachment.port.network
+    faults = device_faults(nic, devices)
     if network.drift is Drift.REPORT:
         then = f"network {network} says to report that only"
     elif not watched:
         then = "nobody watches cables to repair that"
-    elif may_repair(slot, devices):
+    elif may_repair(nic, devices):
         then = "that is not repaired yet"
     else:
         then = "linkmgr does not repair that by itself"
@@ -96,7 +96,7 @@ class DriftWatch:
     What cannot be repaired now, because its bridge is gone, say, is tried again after a while and
     after a change: so also when the bridge comes back.
 
-    :param slots: gives the NICs as they are when it is called.
+    :param nics: gives the NICs as they are when it is called.
     :param repair: sets again what was changed, or plugs a NIC into its own port again, under its
         lock, if `may_repair` still holds then; whether it did. Raises if that fails.
     """
@@ -105,12 +105,12 @@ class DriftWatch:
         self,
         host: Host,
         bus: EventBus,
-        slots: Callable[[], Iterable[Slot]],
-        repair: Callable[[Slot], Awaitable[bool]],
+        nics: Callable[[], Iterable[ManagedNic]],
+        repair: Callable[[ManagedNic], Awaitable[bool]],
     ) -> None:
         self._host = host
         self._bus = bus
-        self._slots = slots
+        self._nics = nics
         self._repair = repair
         self._told: dict[str, list[str]] = {}  # NIC -> codes of what was wrong at the last look
         self._pauses: dict[str, tuple[float, float]] = {}  # NIC -> not before, and how long it was
@@ -148,24 +148,24 @@ class DriftWatch:
 
         :return: seconds until it has to be looked at again whether something changes or not.
         """
-        before = [(slot, slot.plugged, _device(slot)) for slot in self._slots()]
-        for ref in self.repairs.keys() - {str(slot.ref) for slot, _, _ in before}:
+        before = [(nic, nic.connection, _device(nic)) for nic in self._nics()]
+        for ref in self.repairs.keys() - {str(nic.ref) for nic, _, _ in before}:
             del self.repairs[ref]
         cables = [plugged.cable for _, plugged, _ in before if plugged]
         devices = await read_devices(self._host, cables)
-        await self._keep_addresses(slot for slot, _, _ in before)
+        await self._keep_addresses(nic for nic, _, _ in before)
         later: list[float] = []
-        broken: list[Slot] = []
-        for slot, plugged, device in before:
-            ref = str(slot.ref)
-            if slot.plugged is None:
+        broken: list[ManagedNic] = []
+        for nic, plugged, device in before:
+            ref = str(nic.ref)
+            if nic.connection is None:
                 self._told.pop(ref, None)
                 self.repairs.pop(ref, None)
                 continue
-            if slot.lock.locked() or slot.plugged is not plugged or _device(slot) != device:
+            if nic.lock.locked() or nic.connection is not plugged or _device(nic) != device:
                 later.append(BUSY)
                 continue
-            faults = device_faults(slot, devices)
+            faults = device_faults(nic, devices)
             codes = [code for code, _, _ in faults]
             if not codes:
                 self._told.pop(ref, None)
@@ -177,15 +177,15 @@ class DriftWatch:
                 what = "; ".join(what for _, what, _ in faults)
                 log.warning("%s: %s", ref, what)
                 self._bus.publish(EventKind.DRIFT, ref, codes=codes, what=what)
-            if may_repair(slot, devices):
+            if may_repair(nic, devices):
                 told = "; ".join(what for _, what, _ in faults)
                 now = RepairState(codes[0], told, datetime.now(UTC))
                 known = self.repairs.get(ref, now)
                 self.repairs[ref] = replace(known, code=now.code, faults=now.faults)
-                broken.append(slot)
-        for slot in broken:
-            if str(slot.ref) not in self._mending:
-                self._mending[str(slot.ref)] = asyncio.create_task(self._mend(slot))
+                broken.append(nic)
+        for nic in broken:
+            if str(nic.ref) not in self._mending:
+                self._mending[str(nic.ref)] = asyncio.create_task(self._mend(nic))
         # Each is a task of its own, for which no other waits: one QEMU that does not answer keeps
         # neither those that are broken nor those that break meanwhile.
         if self._mending:
@@ -196,13 +196,13 @@ class DriftWatch:
                 del self._mending[ref]
         return min(later) if later else None
 
-    async def _keep_addresses(self, slots: Iterable[Slot]) -> None:
+    async def _keep_addresses(self, nics: Iterable[ManagedNic]) -> None:
         """Set the address of bridges that have lost the last port but those of cables."""
         bridges = {
             endpoint.bridge
-            for slot in slots
-            if slot.plugged and slot.plugged.attachment.port.network.drift is Drift.REPAIR
-            if isinstance(endpoint := slot.plugged.cable.endpoint, BridgeEndpoint)
+            for nic in nics
+            if nic.connection and nic.connection.attachment.port.network.drift is Drift.REPAIR
+            if isinstance(endpoint := nic.connection.cable.endpoint, BridgeEndpoint)
         }
         for bridge in bridges:
             try:
@@ -210,19 +210,19 @@ class DriftWatch:
             except LinkmgrError as error:
                 log.warning("bridge %s: its address is not kept: %s", bridge, error)
 
-    async def _mend(self, slot: Slot) -> float:
+    async def _mend(self, nic: ManagedNic) -> float:
         """Repair a cable, unless that was tried a short while ago.
 
         :return: seconds until it is worth another look.
         """
-        ref, now = str(slot.ref), asyncio.get_running_loop().time()
+        ref, now = str(nic.ref), asyncio.get_running_loop().time()
         not_before, pause = self._pauses.get(ref, (now, PATIENCE[0] / 2))
         if now < not_before:
             return not_before - now
         pause = min(2 * pause, PATIENCE[1])
         self._pauses[ref] = (now + pause, pause)  # until a look finds nothing wrong
         try:
-            if not await self._repair(slot):
+            if not await self._repair(nic):
                 return BUSY
         except LinkmgrError as error:
             log.warning("%s: not repaired yet: %s", ref, error)
@@ -244,6 +244,6 @@ class DriftWatch:
             self.repairs[ref] = replace(known, tries=known.tries + 1, error=error)
 
 
-def _device(slot: Slot) -> str | None:
+def _device(nic: ManagedNic) -> str | None:
     """What its device is called now: a verb may rename it."""
-    return slot.plugged.cable.device if slot.plugged else None
+    return nic.connection.cable.device if nic.connection else None

@@ -16,7 +16,7 @@ from linkmgr.drift import RepairState
 from linkmgr.errors import LinkmgrError
 from linkmgr.host import Host, NetDevice
 from linkmgr.model import Finding
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.vm import Vm
 from linkmgr.wirings.attributes import device_names, read_devices
 
@@ -70,48 +70,48 @@ class Inspection:
         return self._with_repairs(vm, found)
 
     async def _compared(self, vm: Vm) -> list[Finding]:
-        slots = list(vm.slots.values())
-        turns = {id(slot): slot.lock.turns for slot in slots}
-        cables = [slot.plugged.cable for slot in slots if slot.plugged]
+        nics = list(vm.nics.values())
+        turns = {id(nic): nic.lock.turns for nic in nics}
+        cables = [nic.connection.cable for nic in nics if nic.connection]
         devices = await read_devices(self._host, cables)
-        return [
-            each for slot in slots for each in await self._of(vm, slot, devices, turns[id(slot)])
-        ]
+        return [each for nic in nics for each in await self._of(vm, nic, devices, turns[id(nic)])]
 
     async def _of(
-        self, vm: Vm, slot: Slot, devices: Mapping[str, NetDevice], turns: int
+        self, vm: Vm, nic: ManagedNic, devices: Mapping[str, NetDevice], turns: int
     ) -> list[Finding]:
         """Compare a NIC, again if a verb had it meanwhile; as it is noted if one keeps it.
 
         :param turns: of its lock, before the devices were read.
         """
-        while (found := await _compared_alone(vm, slot, devices, turns)) is None:
-            if not await self._is_free(slot):
-                return noted(vm.nic(slot), slot) if slot.ref.alias in vm.facts else []
-            turns = slot.lock.turns
-            devices = await read_devices(self._host, [slot.plugged.cable] if slot.plugged else [])
+        while (found := await _compared_alone(vm, nic, devices, turns)) is None:
+            if not await self._is_free(nic):
+                return noted(vm.snapshot(nic), nic) if nic.ref.alias in vm.facts else []
+            turns = nic.lock.turns
+            devices = await read_devices(
+                self._host, [nic.connection.cable] if nic.connection else []
+            )
         return found
 
-    async def _is_free(self, slot: Slot) -> bool:
+    async def _is_free(self, nic: ManagedNic) -> bool:
         """Wait for a NIC's turn, and leave it to the next; whether this look has time for that."""
         try:
             async with asyncio.timeout_at(self._ends):
-                await slot.lock.acquire()
+                await nic.lock.acquire()
         except TimeoutError:
             return False
-        slot.lock.release()
+        nic.lock.release()
         return asyncio.get_running_loop().time() < self._ends
 
     @staticmethod
     def _known(vm: Vm) -> list[Finding]:
-        return [each for slot in vm.slots.values() for each in noted(vm.nic(slot), slot)]
+        return [each for nic in vm.nics.values() for each in noted(vm.snapshot(nic), nic)]
 
     def _with_repairs(self, vm: Vm, found: list[Finding]) -> list[Finding]:
         """Say of what is being repaired how far that is, instead of that it is wrong."""
         repairs = {
-            str(slot.ref): self._repairs[str(slot.ref)]
-            for slot in vm.slots.values()
-            if slot.plugged and str(slot.ref) in self._repairs
+            str(nic.ref): self._repairs[str(nic.ref)]
+            for nic in vm.nics.values()
+            if nic.connection and str(nic.ref) in self._repairs
         }
         others = [
             each
@@ -122,17 +122,17 @@ class Inspection:
 
 
 async def _compared_alone(
-    vm: Vm, slot: Slot, devices: Mapping[str, NetDevice], turns: int
+    vm: Vm, nic: ManagedNic, devices: Mapping[str, NetDevice], turns: int
 ) -> list[Finding] | None:
     """What is wrong with a NIC; ``None`` when it cannot be known, for a verb has it or had it."""
-    if slot.lock.locked() or slot.lock.turns != turns:
+    if nic.lock.locked() or nic.lock.turns != turns:
         return None
-    if slot.ref.alias not in vm.facts:
+    if nic.ref.alias not in vm.facts:
         return []
-    names = device_names(slot.plugged.cable) if slot.plugged else []
-    found = await check_nic(vm.nic(slot), slot, devices)
-    now = device_names(slot.plugged.cable) if slot.plugged else []
-    return None if slot.lock.locked() or slot.lock.turns != turns or now != names else found
+    names = device_names(nic.connection.cable) if nic.connection else []
+    found = await check_nic(vm.snapshot(nic), nic, devices)
+    now = device_names(nic.connection.cable) if nic.connection else []
+    return None if nic.lock.locked() or nic.lock.turns != turns or now != names else found
 
 
 def _of_error(vm: Vm, error: LinkmgrError) -> Finding:

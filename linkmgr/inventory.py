@@ -60,7 +60,7 @@ from linkmgr.reservations import PortBindings
 from linkmgr.singleflight import SingleFlight
 from linkmgr.strays import OrphanCollector
 from linkmgr.suggest import hint_for_unknown
-from linkmgr.swap import Plugged, Probe, Slot, no_probe
+from linkmgr.swap import LiveConnection, ManagedNic, Probe, no_probe
 from linkmgr.vm import Vm
 from linkmgr.vm_locks import VmLocks
 from linkmgr.wirings.models import shows_carrier, unseen_carrier
@@ -135,7 +135,7 @@ class Inventory(ABC):
         #: Anybody may ask for these, as often as he likes.
         self._pinging = SingleFlight(self._ping_all, "ask every QEMU for a sign of life")
         self._checking = SingleFlight(self._check, "check")
-        self._drift = DriftWatch(self._host, self._bus, self._all_slots, self._repair)
+        self._drift = DriftWatch(self._host, self._bus, self._all_nics, self._repair)
         self._closed = False
 
     @property
@@ -212,7 +212,7 @@ class Inventory(ABC):
         """A VM that an earlier run knew answers, or has ended."""
         if vm is not None:
             self._vms[vm.name] = vm
-            if any(slot.leftovers for slot in vm.slots.values()):
+            if any(nic.deferred for nic in vm.nics.values()):
                 self._care.mend_later(vm)
         if self._started:
             self._start(self._tidy())
@@ -272,7 +272,7 @@ class Inventory(ABC):
     def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs as last known, by name, without asking any QEMU."""
         vms = [vm.info() for vm in self._vms.values()]
-        nics = [vm.nic(slot) for vm in self._vms.values() for slot in vm.slots.values()]
+        nics = [vm.snapshot(managed) for vm in self._vms.values() for managed in vm.nics.values()]
         for absent in self._absent.vms.values():
             vms.append(absent.info())
             nics += absent.nics()
@@ -293,9 +293,9 @@ class Inventory(ABC):
             for each in absent.nics():
                 if each.ref == ref:
                     return each
-        vm, slot = await self._find_now(ref)
+        vm, managed = await self._find_now(ref)
         await self._care.ping(vm)
-        return vm.nic(slot)
+        return vm.snapshot(managed)
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
         """Which NIC a name means: ``VM/ALIAS``, a MAC address, a device, or a VM with one NIC.
@@ -312,7 +312,7 @@ class Inventory(ABC):
             return nic
         name = NicName.parse(nic)
         named = self._vms.get(name.vm or name.word)
-        if named and name.vm and name.word in named.slots:  # as all programs name it
+        if named and name.vm and name.word in named.nics:  # as all programs name it
             return NicRef(name.vm, name.word)
         if named and name.vm is None:
             await self._look_for_nics(named, LOOK_SECONDS)
@@ -332,9 +332,11 @@ class Inventory(ABC):
 
     def _nic_candidates(self) -> Iterator[NicCandidate]:
         for vm in self._vms.values():
-            for slot in vm.slots.values():
-                here = slot.plugged.cable.device if slot.plugged else None
-                yield NicCandidate(slot.ref, self._mac_of(slot.ref), here, slot.name)
+            for managed in vm.nics.values():
+                here = managed.connection.cable.device if managed.connection else None
+                yield NicCandidate(
+                    managed.ref, self._mac_of(managed.ref), here, managed.wanted_ifname
+                )
         for absent in self._absent.vms.values():
             for alias, nic in absent.record.nics.items():
                 device = nic.cable.device if nic.cable else None
@@ -369,9 +371,9 @@ class Inventory(ABC):
 
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
-        slots = [slot for vm in self._vms.values() for slot in vm.slots.values()]
+        nics = [managed for vm in self._vms.values() for managed in vm.nics.values()]
         absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
-        return [slot.plugged.connection() for slot in slots if slot.plugged] + [
+        return [managed.connection.as_connection() for managed in nics if managed.connection] + [
             nic.connection for nic in absent if nic.connection
         ]
 
@@ -408,7 +410,7 @@ class Inventory(ABC):
             hint = error.hint or "see the service's log"
             return [*findings, Finding(error.code, "host", error.what, hint)]
         known, busy = self._recorded()  # a verb may have begun meanwhile
-        ours = {str(slot.ref) for vm in self._vms.values() for slot in vm.slots.values()} - busy
+        ours = {str(nic.ref) for vm in self._vms.values() for nic in vm.nics.values()} - busy
         return findings + [
             Finding(
                 "orphan-device",
@@ -435,10 +437,10 @@ class Inventory(ABC):
         """The bridges that NICs are plugged into, and by which networks."""
         found: dict[str, set[str]] = {}
         for vm in self._vms.values():
-            for slot in vm.slots.values():
-                if slot.plugged and isinstance(slot.plugged.cable.endpoint, BridgeEndpoint):
-                    network = slot.plugged.attachment.port.network.name
-                    found.setdefault(slot.plugged.cable.endpoint.bridge, set()).add(network)
+            for nic in vm.nics.values():
+                if nic.connection and isinstance(nic.connection.cable.endpoint, BridgeEndpoint):
+                    network = nic.connection.attachment.port.network.name
+                    found.setdefault(nic.connection.cable.endpoint.bridge, set()).add(network)
         return found
 
     def _recorded(self) -> tuple[set[OwnerTag], set[str]]:
@@ -446,11 +448,11 @@ class Inventory(ABC):
         known: set[OwnerTag] = set()
         busy: set[str] = set()
         for vm in self._vms.values():
-            for slot in vm.slots.values():
-                if slot.plugged:
-                    known.add(OwnerTag(str(slot.ref), slot.plugged.cable.id))
-                if slot.leftovers or slot.foreign or slot.lock.locked():
-                    busy.add(str(slot.ref))
+            for nic in vm.nics.values():
+                if nic.connection:
+                    known.add(OwnerTag(str(nic.ref), nic.connection.cable.id))
+                if nic.deferred or nic.foreign or nic.lock.locked():
+                    busy.add(str(nic.ref))
         for absent in self._absent.vms.values():
             busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
         busy |= {OwnerTag.of_network(name, "").owner for name in self._networks.in_use()}
@@ -461,7 +463,9 @@ class Inventory(ABC):
         nics = [nic for each in self._absent.vms.values() for nic in each.record.nics.values()]
         absent = {nic.cable.id for nic in nics if nic.cable}
         absent |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
-        return {slot.plugged.cable.id for slot in self._all_slots() if slot.plugged}, absent
+        return {
+            managed.connection.cable.id for managed in self._all_nics() if managed.connection
+        }, absent
 
     def events(self) -> EventSubscription:
         """Listen from now on: an asynchronous iterator of events."""
@@ -484,7 +488,7 @@ class Inventory(ABC):
 
     # ------------------------------------------------------------------ inside
 
-    def _find(self, ref: NicRef) -> tuple[Vm, Slot]:
+    def _find(self, ref: NicRef) -> tuple[Vm, ManagedNic]:
         self._check_open()
         if absent := self._absent.vms.get(ref.vm):
             raise absent.refusal(ref.alias)
@@ -494,12 +498,12 @@ class Inventory(ABC):
                 hint=hint_for_unknown(ref.vm, self._vm_names(), "the VMs are", "add it first"),
             )
         vm = self._vms[ref.vm]
-        return vm, vm.slot(ref.alias)
+        return vm, vm.find_nic(ref.alias)
 
-    async def _find_now(self, ref: NicRef) -> tuple[Vm, Slot]:
+    async def _find_now(self, ref: NicRef) -> tuple[Vm, ManagedNic]:
         """As `_find`; a NIC that was hot-plugged since is found, too."""
         vm = self._vms.get(ref.vm)
-        if vm is not None and ref.alias not in vm.slots:
+        if vm is not None and ref.alias not in vm.nics:
             await self._look_for_nics(vm)
         return self._find(ref)
 
@@ -549,8 +553,8 @@ class Inventory(ABC):
     def _is_here(self, vm: str) -> bool:
         return vm in self._absent.vms or (vm in self._vms and self._vms[vm].qemu.alive)
 
-    def _all_slots(self) -> list[Slot]:
-        return [slot for vm in self._vms.values() for slot in vm.slots.values()]
+    def _all_nics(self) -> list[ManagedNic]:
+        return [nic for vm in self._vms.values() for nic in vm.nics.values()]
 
     async def _leave(self, vm: Vm) -> None:
         """Disconnect from a VM; free what it held if it has ended.
@@ -579,59 +583,65 @@ class Inventory(ABC):
 
     # ------------------------------------------------------------------ how a verb runs
 
-    async def _verb(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _verb(
+        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
         """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
         self._check_open()
-        return await asyncio.shield(self._start(self._locked(vm, slot, work)))
+        return await asyncio.shield(self._start(self._locked(vm, nic, work)))
 
     def _check_open(self) -> None:
         if self._closed:
             raise BadRequest("this LinkManager is closed", hint="enter a new one")
 
-    async def _locked(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _locked(
+        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
         async with contextlib.AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self._locks.nic_lock(vm.name, slot.lock))
+                await held.enter_async_context(self._locks.nic_lock(vm.name, nic.lock))
             except (BeingRemoved, Stopping) as error:
-                error.about(str(slot.ref), vm.nic(slot).describe())
+                error.about(str(nic.ref), vm.snapshot(nic).describe())
                 raise
             if self._vms.get(vm.name) is not vm:
                 raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
-            return await self._guarded(vm, slot, work)
+            return await self._guarded(vm, nic, work)
 
-    async def _guarded(self, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _guarded(
+        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
         """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
-        before = slot.plugged
+        before = nic.connection
         try:
-            slot.check_usable()
+            nic.check_usable()
             if vm.qemu.alive:
-                await swap.settle(slot)
-            elif slot.leftovers:
-                await swap.abandon(slot)
-            changes = slot.carrier.changes
+                await swap.run_deferred(nic)
+            elif nic.deferred:
+                await swap.discard_dead(nic)
+            changes = nic.carrier.changes
             outcome = await work()
-            model = vm.nic(slot).model
-            if slot.carrier.changes == changes or shows_carrier(model, vm.qemu.features.build):
+            model = vm.snapshot(nic).model
+            if nic.carrier.changes == changes or shows_carrier(model, vm.qemu.features.build):
                 return outcome
             return replace(outcome, notes=(*outcome.notes, unseen_carrier(model)))
         except LinkmgrError as error:
             if isinstance(error, MonitorTimeout | MonitorGone):
                 self._care.lost(vm)
             if isinstance(error, MonitorTimeout):
-                error.hint = f"{error.hint}; {_later(before, slot.plugged)}"
-            error.about(str(slot.ref), vm.nic(slot).describe())
-            self._bus.publish(EventKind.FAILED, slot.ref, code=error.code, what=error.what)
+                error.hint = f"{error.hint}; {_later(before, nic.connection)}"
+            error.about(str(nic.ref), vm.snapshot(nic).describe())
+            self._bus.publish(EventKind.FAILED, nic.ref, code=error.code, what=error.what)
             raise
         finally:
-            if slot.leftovers:
+            if nic.deferred:
                 self._care.mend_later(vm)
 
     @abstractmethod
-    async def _repair(self, slot: Slot) -> bool:
+    async def _repair(self, nic: ManagedNic) -> bool:
         """Plug a NIC into its own port again, if that is still called for; whether it was."""
 
 
-def _later(before: Plugged | None, now: Plugged | None) -> str:
+def _later(before: LiveConnection | None, now: LiveConnection | None) -> str:
     """What becomes of a verb that QEMU did not answer."""
     if now is not before and now is not None:
         return "the new cable is in, and the guest is told of it when QEMU answers again"

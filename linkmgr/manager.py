@@ -42,7 +42,7 @@ from linkmgr.model import (
 from linkmgr.qmp.admission import MayUse
 from linkmgr.qmp.dialer import address_of, socket_file, transport_of
 from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.swap import Plugged, Slot, Timings, no_probe
+from linkmgr.swap import LiveConnection, ManagedNic, Timings, no_probe
 from linkmgr.vm import Vm
 from linkmgr.wirings.attributes import find_faults, read_devices, repair_in_place
 
@@ -128,7 +128,7 @@ class LinkManager(LibvirtCompat):
                     )
                 try:
                     await known.find_nics()
-                    return known.nics()
+                    return known.snapshots()
                 except MonitorGone:
                     if not await known.qemu.confirm_exit():
                         raise
@@ -139,7 +139,7 @@ class LinkManager(LibvirtCompat):
             vm = await self._connect(journal, partial(self._refuse_same, name), may_use)
             self._vms[name] = vm
             self._bus.publish(EventKind.VM_ADDED, name)
-            return vm.nics()
+            return vm.snapshots()
 
     async def _refuse_shared(self, name: str, address: str, uid: int | None) -> None:
         """Refuse a monitor that another VM has. It serves one client, and that is linkmgr.
@@ -222,17 +222,17 @@ class LinkManager(LibvirtCompat):
         """
         unplugged: list[str] = []
         try:
-            for slot in list(vm.slots.values()):
-                await all_nics.enter_async_context(self._locks.acquired(slot.lock))
-                work = self._unplug if slot.plugged else self._look
-                outcome = await self._guarded(vm, slot, partial(work, vm, slot))
+            for nic in list(vm.nics.values()):
+                await all_nics.enter_async_context(self._locks.acquired(nic.lock))
+                work = self._unplug if nic.connection else self._look
+                outcome = await self._guarded(vm, nic, partial(work, vm, nic))
                 if outcome.changed:
-                    unplugged.append(str(slot.ref))
-                if slot.leftovers:
+                    unplugged.append(str(nic.ref))
+                if nic.deferred:
                     raise MonitorError(
                         "what its cable held cannot be freed yet",
                         hint="look at the log, and remove the VM again when QEMU answers",
-                    ).about(str(slot.ref), vm.nic(slot).describe())
+                    ).about(str(nic.ref), vm.snapshot(nic).describe())
             await vm.journal.drop()
         except LinkmgrError as error:
             if not unplugged:
@@ -259,7 +259,7 @@ class LinkManager(LibvirtCompat):
             vm = self._vms.get(name)
             if vm is None or (vm.qemu.alive and not await vm.qemu.confirm_exit()):
                 return False
-            if vm.burial and vm.burial.done() and any(slot.leftovers for slot in vm.slots.values()):
+            if vm.burial and vm.burial.done() and any(nic.deferred for nic in vm.nics.values()):
                 return False  # they are still to be done; it stays known, as gone
             await self._leave(vm)
             if self._vms.get(name) is vm:
@@ -350,30 +350,30 @@ class LinkManager(LibvirtCompat):
         """
         how = _choice(NotifyMode, notify)
         ref = await self.resolve(nic)
-        vm, slot = await self._find_now(ref)
+        vm, managed = await self._find_now(ref)
 
         async def work() -> Outcome:
             port = self._networks.port(target, ref, uid)
-            here = slot.plugged.attachment.port if slot.plugged else None
+            here = managed.connection.attachment.port if managed.connection else None
             if here and (here == port or (port.implied and here.network == port.network)):
-                notes = await reported(slot, self._host, watched=self._watches)
-                return Outcome(vm.nic(slot), changed=False, notes=notes)
+                notes = await reported(managed, self._host, watched=self._watches)
+                return Outcome(vm.snapshot(managed), changed=False, notes=notes)
             driver = self._networks.driver(port.network.driver)
-            self._networks.refuse_same_address(port, ref, vm.nic(slot).mac, self._mac_of)
+            self._networks.refuse_same_address(port, ref, vm.snapshot(managed).mac, self._mac_of)
             self._networks.claim(port, ref)
             free_port = self._networks.claimed(port, ref)
-            before, timings = slot.plugged, Timings(no_probe)
+            before, timings = managed.connection, Timings(no_probe)
             told = how
             if arrives := ref in self.bindings:
-                slot.carrier.forget()  # it is what the guest saw on the other host
+                managed.carrier.forget()  # it is what the guest saw on the other host
                 told = NotifyMode.ANNOUNCE if told is NotifyMode.AUTO else told
             try:
                 timings = await swap.plug(
-                    slot, driver, port, free_port, notify=told, probe=self._probe
+                    managed, driver, port, free_port, notify=told, probe=self._probe
                 )
             except MtuTooLarge as error:
                 # The driver does not know the NIC's model, and only virtio has that property.
-                model, more = vm.nic(slot).model, f"host_mtu={error.mtu}"
+                model, more = vm.snapshot(managed).model, f"host_mtu={error.mtu}"
                 if error.mtu is not None and model.startswith("virtio-net"):
                     error.hint = f"boot the NIC with {more}, or {error.hint}"
                 elif error.mtu is not None:
@@ -384,18 +384,18 @@ class LinkManager(LibvirtCompat):
                 raise
             finally:
                 if arrives:
-                    keeps = slot.plugged.attachment.port if slot.plugged else None
+                    keeps = managed.connection.attachment.port if managed.connection else None
                     await self.bindings.release(ref, keeps=keeps)
-                    slot.leftovers += [] if slot.plugged else [slot.apply_link]
-                if slot.plugged is not before:  # also when only the notification failed
+                    managed.deferred += [] if managed.connection else [managed.apply_link]
+                if managed.connection is not before:  # also when only the notification failed
                     kind = EventKind.REPLUGGED if here else EventKind.PLUGGED
                     self._bus.publish(
                         kind, ref, port=str(port), **_was(here), timings=dict(timings)
                     )
-            notes = (*_unwritten(slot), *_left_behind(slot.plugged))
-            return Outcome(vm.nic(slot), changed=True, timings=timings, notes=notes)
+            notes = (*_unwritten(managed), *_left_behind(managed.connection))
+            return Outcome(vm.snapshot(managed), changed=True, timings=timings, notes=notes)
 
-        return await self._verb(vm, slot, work)
+        return await self._verb(vm, managed, work)
 
     async def unplug(self, nic: str | NicRef) -> Outcome:
         """Take a NIC off its cable, its carrier first. Unplugging twice succeeds.
@@ -405,27 +405,27 @@ class LinkManager(LibvirtCompat):
 
         :raise LinkmgrError: any of the tree; the NIC is then on the cable that it had.
         """
-        vm, slot = await self._find_now(await self.resolve(nic))
-        return await self._verb(vm, slot, partial(self._unplug, vm, slot))
+        vm, managed = await self._find_now(await self.resolve(nic))
+        return await self._verb(vm, managed, partial(self._unplug, vm, managed))
 
-    async def _unplug(self, vm: Vm, slot: Slot) -> Outcome:
-        here = slot.plugged.attachment.port if slot.plugged else None
-        await self.bindings.release(slot.ref)
+    async def _unplug(self, vm: Vm, nic: ManagedNic) -> Outcome:
+        here = nic.connection.attachment.port if nic.connection else None
+        await self.bindings.release(nic.ref)
         if vm.qemu.alive:
-            await vm.check_managed(slot)
-        if here is None and not slot.foreign:
-            return Outcome(vm.nic(slot), changed=False)
+            await vm.check_managed(nic)
+        if here is None and not nic.foreign:
+            return Outcome(vm.snapshot(nic), changed=False)
         timings: Mapping[str, float] = {}
         try:
             if vm.qemu.alive:
-                timings = await swap.unplug(slot, probe=self._probe)
+                timings = await swap.unplug(nic, probe=self._probe)
         except MonitorGone:
             if not await vm.qemu.confirm_exit():
                 raise
         if not vm.qemu.alive:
-            await swap.abandon(slot)
-        self._bus.publish(EventKind.UNPLUGGED, slot.ref, **_was(here), timings=dict(timings))
-        return Outcome(vm.nic(slot), changed=True, timings=timings, notes=_unwritten(slot))
+            await swap.discard_dead(nic)
+        self._bus.publish(EventKind.UNPLUGGED, nic.ref, **_was(here), timings=dict(timings))
+        return Outcome(vm.snapshot(nic), changed=True, timings=timings, notes=_unwritten(nic))
 
     async def set_link(self, nic: str | NicRef, state: str | LinkState) -> Outcome:
         """Set what the guest sees as carrier while the NIC is plugged. Survives replugs.
@@ -438,52 +438,52 @@ class LinkManager(LibvirtCompat):
         """
         wanted = _choice(LinkState, state)
         ref = await self.resolve(nic)
-        vm, slot = await self._find_now(ref)
+        vm, managed = await self._find_now(ref)
 
         async def work() -> Outcome:
-            await vm.check_managed(slot)
-            before = (slot.wanted, slot.carrier.up)
-            slot.wanted = wanted
+            await vm.check_managed(managed)
+            before = (managed.wanted_link, managed.carrier.up)
+            managed.wanted_link = wanted
             try:
                 try:
-                    await slot.journal.change(ref.alias, wanted=wanted)
+                    await managed.journal.change(ref.alias, wanted=wanted)
                 except StateError as error:
                     if wanted is LinkState.UP:
                         raise
                     # To pull a cable needs no disk.
-                    slot.unwritten = error
-                    if slot.remember not in slot.leftovers:
-                        slot.leftovers.append(slot.remember)
-                if slot.plugged or slot.foreign or slot.carrier.up is False:
-                    await slot.apply_link(anew=True)
+                    managed.journal_error = error
+                    if managed.save not in managed.deferred:
+                        managed.deferred.append(managed.save)
+                if managed.connection or managed.foreign or managed.carrier.up is False:
+                    await managed.apply_link(anew=True)
             except LinkmgrError:
-                slot.wanted = before[0]
-                slot.leftovers += [slot.apply_link, slot.remember]
+                managed.wanted_link = before[0]
+                managed.deferred += [managed.apply_link, managed.save]
                 raise
-            changed = before != (slot.wanted, slot.carrier.up)
+            changed = before != (managed.wanted_link, managed.carrier.up)
             if changed:
                 self._bus.publish(EventKind.LINK, ref, wanted=wanted.value)
-            return Outcome(vm.nic(slot), changed=changed, notes=_unwritten(slot))
+            return Outcome(vm.snapshot(managed), changed=changed, notes=_unwritten(managed))
 
-        return await self._verb(vm, slot, work)
+        return await self._verb(vm, managed, work)
 
-    async def _repair(self, slot: Slot) -> bool:
+    async def _repair(self, nic: ManagedNic) -> bool:
         """Set again what was changed on a NIC's device, or plug the NIC into its own port again.
 
         :return: whether that was still called for.
         """
-        vm = self._vms.get(slot.ref.vm)
+        vm = self._vms.get(nic.ref.vm)
         if vm is None:  # removed since it was looked at
             return False
 
         async def work() -> Outcome:
             # A verb may have had the NIC since it was looked at.
-            old = slot.plugged
+            old = nic.connection
             devices = await read_devices(self._host, [old.cable] if old else [])
-            if old is None or not may_repair(slot, devices):
-                return Outcome(vm.nic(slot), changed=False)
+            if old is None or not may_repair(nic, devices):
+                return Outcome(vm.snapshot(nic), changed=False)
             if await repair_in_place(self._host, find_faults(old.cable, devices)):
-                return Outcome(vm.nic(slot), changed=True)
+                return Outcome(vm.snapshot(nic), changed=True)
 
             async def keep_port() -> None:
                 """The NIC keeps its claim on the port, whichever side goes."""
@@ -491,7 +491,7 @@ class LinkManager(LibvirtCompat):
             free, old.free_port = old.free_port, keep_port
             try:
                 timings = await swap.plug(
-                    slot,
+                    nic,
                     old.driver,
                     old.attachment.port,
                     keep_port,
@@ -499,19 +499,19 @@ class LinkManager(LibvirtCompat):
                     probe=self._probe,
                 )
             finally:
-                if slot.plugged is not None:
-                    slot.plugged.free_port = free
-            return Outcome(vm.nic(slot), changed=True, timings=timings)
+                if nic.connection is not None:
+                    nic.connection.free_port = free
+            return Outcome(vm.snapshot(nic), changed=True, timings=timings)
 
-        return (await self._verb(vm, slot, work)).changed
+        return (await self._verb(vm, nic, work)).changed
 
-    async def _look(self, vm: Vm, slot: Slot) -> Outcome:
-        return Outcome(vm.nic(slot), changed=False)
+    async def _look(self, vm: Vm, nic: ManagedNic) -> Outcome:
+        return Outcome(vm.snapshot(nic), changed=False)
 
 
-def _unwritten(slot: Slot) -> tuple[str, ...]:
+def _unwritten(nic: ManagedNic) -> tuple[str, ...]:
     """What an outcome says while it is not written down."""
-    if (error := slot.unwritten) is None:
+    if (error := nic.journal_error) is None:
         return ()
     return (
         f"it is done and not written down: {error.what}; that is tried again every few seconds, "
@@ -523,7 +523,7 @@ def _choice(kind: type[E], value: str) -> E:
     return parse_choice(kind, value, _CHOICES[kind])
 
 
-def _left_behind(new: Plugged | None) -> tuple[str, ...]:
+def _left_behind(new: LiveConnection | None) -> tuple[str, ...]:
     if new is None or not new.cable.lost_settings:
         return ()
     had = f"{', '.join(new.cable.lost_settings)} is gone with the device of the cable before"

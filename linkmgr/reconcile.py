@@ -25,7 +25,7 @@ from linkmgr.host.holders import UNSEEN_HOLDER
 from linkmgr.journal import CableRecord, Intent, NicRecord, VmRecord
 from linkmgr.model import EndpointKind, NicRef, Offer, OwnerTag, Port
 from linkmgr.networks import Networks
-from linkmgr.swap import Plugged, Probe, Slot, Step, no_probe
+from linkmgr.swap import LiveConnection, ManagedNic, Probe, Step, no_probe
 from linkmgr.vm import Vm
 from linkmgr.wirings import Cable
 
@@ -62,61 +62,61 @@ async def recover_vm(
     """
     record = vm.journal.record
     begun = set()
-    for alias, slot in vm.slots.items():
+    for alias, nic in vm.nics.items():
         known = record.nics.get(alias)
         if known is None or not (known.cable or known.intent):
             continue
         if known.intent and known.intent.attachment:
             begun.add(known.intent.attachment)
-        async with slot.lock:
+        async with nic.lock:
             await probe(Step.RECOVER)
-            await _recover_nic(slot, known, networks)
+            await _recover_nic(nic, known, networks)
     await probe(Step.SWEEP)
     free_ports(record, networks)
-    for slot in vm.slots.values():
-        if slot.plugged:
-            networks.claim(slot.plugged.attachment.port, slot.ref)
+    for nic in vm.nics.values():
+        if nic.connection:
+            networks.claim(nic.connection.attachment.port, nic.ref)
     await _sweep(vm, host, tagged, begun)
-    for slot in vm.slots.values():
-        async with slot.lock:
-            managed = vm.facts[slot.ref.alias].managed  # else its link is its owner's
-            if managed and not (slot.plugged or slot.foreign) and slot.carrier.up is None:
-                await slot.carrier.set(up=False)
+    for nic in vm.nics.values():
+        async with nic.lock:
+            managed = vm.facts[nic.ref.alias].managed  # else its link is its owner's
+            if managed and not (nic.connection or nic.foreign) and nic.carrier.up is None:
+                await nic.carrier.set(up=False)
             await probe(Step.REMEMBER)
-            if slot.trouble:
+            if nic.recovery_error:
                 continue  # what is on disk may be of use to the next run
             try:
-                if slot.name is not None:
-                    await swap.set_device_name(slot)
-                await slot.remember()
+                if nic.wanted_ifname is not None:
+                    await swap.set_device_name(nic)
+                await nic.save()
             except LinkmgrError as error:
-                log.warning("%s: it cannot be written down yet: %s", slot.ref, error)
-                slot.leftovers.append(slot.remember)
+                log.warning("%s: it cannot be written down yet: %s", nic.ref, error)
+                nic.deferred.append(nic.save)
 
 
-async def _recover_nic(slot: Slot, known: NicRecord, networks: Networks) -> None:
+async def _recover_nic(nic: ManagedNic, known: NicRecord, networks: Networks) -> None:
     try:
-        await _Nic(slot, known, networks).recover()
+        await _Nic(nic, known, networks).recover()
     except (MonitorGone, MonitorTimeout):
         raise
     except Exception as error:  # a driver may raise anything; the other NICs must not suffer
-        log.exception("%s: its cable cannot be brought back", slot.ref)
-        slot.trouble = f"its cable could not be brought back after a restart: {error}"
-        slot.foreign = slot.plugged is None
+        log.exception("%s: its cable cannot be brought back", nic.ref)
+        nic.recovery_error = f"its cable could not be brought back after a restart: {error}"
+        nic.foreign = nic.connection is None
 
 
 async def _sweep(vm: Vm, host: Host, tagged: TaggedDevices, begun: set[str]) -> None:
     """Remove what belongs to no cable, and never what a NIC is on, whoever knows of it."""
-    cables = [slot.plugged.cable for slot in vm.slots.values() if slot.plugged]
+    cables = [nic.connection.cable for nic in vm.nics.values() if nic.connection]
     stay = {cable.id for cable in cables}
-    for slot in vm.slots.values():
-        if slot.unusable is not None:
+    for nic in vm.nics.values():
+        if nic.id_error is not None:
             continue  # nothing of ours was ever on it, and QEMU cannot be asked for it
         try:
-            stay |= {cable.id for cable in await slot.wiring.inspect(slot.ref)}
+            stay |= {cable.id for cable in await nic.wiring.inspect(nic.ref)}
         except (CannotAttach, CommandFailed, UnknownNic) as error:
-            if slot.ref.alias in vm.journal.record.nics and vm.facts[slot.ref.alias].managed:
-                log.warning("%s: nothing is cleared away: %s", slot.ref, error)
+            if nic.ref.alias in vm.journal.record.nics and vm.facts[nic.ref.alias].managed:
+                log.warning("%s: nothing is cleared away: %s", nic.ref, error)
                 return
     await vm.wiring.sweep(stay, begun)
     kept = {cable.device for cable in cables} | {
@@ -158,24 +158,24 @@ async def remove_devices(
 class _Nic:
     """One NIC that was known before the restart. Its lock is held."""
 
-    def __init__(self, slot: Slot, known: NicRecord, networks: Networks) -> None:
-        self._slot = slot
+    def __init__(self, nic: ManagedNic, known: NicRecord, networks: Networks) -> None:
+        self._nic = nic
         self._known = known
         self._networks = networks
         facts = known.facts
-        self._offer = Offer(slot.ref, type(slot.wiring).kinds, mac=facts.mac, mtu=facts.mtu)
+        self._offer = Offer(nic.ref, type(nic.wiring).kinds, mac=facts.mac, mtu=facts.mtu)
 
     async def recover(self) -> None:
         """Finish or undo what was in flight.
 
         :raise MonitorError: when QEMU does not answer any more.
         """
-        slot, old, intent = self._slot, self._known.cable, self._known.intent
-        found = await slot.wiring.inspect(slot.ref)
+        nic, old, intent = self._nic, self._known.cable, self._known.intent
+        found = await nic.wiring.inspect(nic.ref)
         if old and intent and {each.id for each in found} == {old.id, intent.attachment}:
             # Cut off while the new cable was plugged in beside the old one: one of them is shut.
             (new,) = (each for each in found if each.id == intent.attachment)
-            await slot.wiring.switch_back(slot.ref, new, None)
+            await nic.wiring.switch_back(nic.ref, new, None)
             found.remove(new)
         here = found[0] if found else None
         if here is None:
@@ -186,76 +186,77 @@ class _Nic:
             elif intent is not None and intent.foreign and not unplugging:
                 await self._put_back_foreign(*intent.foreign)
         elif old is not None and here.id == old.id:
-            slot.plugged, slot.foreign = await self._adopted(old), False
-            await slot.apply_link(seen=False)
-            slot.refused = await slot.wiring.follow_rx_filter(slot.plugged.cable)
+            nic.connection, nic.foreign = await self._adopted(old), False
+            await nic.apply_link(seen=False)
+            nic.filter_refusals = await nic.wiring.follow_rx_filter(nic.connection.cable)
         elif intent is not None and intent.port is not None and here.id == intent.attachment:
             await self._finish(intent, intent.port, here, old)
         else:
             if intent is None or (here.hubport_id, here.netdev_id) != intent.foreign:
-                log.warning("%s: somebody else plugged %s into it", slot.ref, here.hubport_id)
-            slot.foreign = True
-            await slot.apply_link(seen=False)
+                log.warning("%s: somebody else plugged %s into it", nic.ref, here.hubport_id)
+            nic.foreign = True
+            await nic.apply_link(seen=False)
 
     async def _finish(
         self, intent: Intent, port: Port, here: Cable, old: CableRecord | None
     ) -> None:
         """The NIC is on the new cable: do what comes after the switch."""
-        slot = self._slot
+        nic = self._nic
         driver = self._networks.driver(port.network.driver)
         attachment = await driver.init_attachment(self._offer, port, ident=here.id)
-        await slot.wiring.recognise(here)
+        await nic.wiring.recognise(here)
         if here.endpoint is None and attachment.kind is not EndpointKind.FD:  # its device is gone
             await driver.terminate_attachment(attachment)
-            slot.foreign = True
+            nic.foreign = True
             return
         try:
             here.endpoint = await attachment.realise()
         except LinkmgrError as error:
             # The network is in trouble, but the NIC is there: take it as it is.
-            log.warning("%s: network %s is not as it should be: %s", slot.ref, port, error)
+            log.warning("%s: network %s is not as it should be: %s", nic.ref, port, error)
         here.mac = self._offer.mac
-        await slot.wiring.adopt(here)
-        slot.plugged, slot.foreign = Plugged(driver, attachment, here, self._free(port)), False
+        await nic.wiring.adopt(here)
+        nic.connection, nic.foreign = (
+            LiveConnection(driver, attachment, here, self._free(port)),
+            False,
+        )
         await attachment.activate()
         changed = swap.leads_elsewhere(old.port if old else None, port)
-        await swap.notify_of(slot, here, intent.notify, changed=changed)
-        log.info("%s: finished the swap to %s that was cut off", slot.ref, port)
+        await swap.notify_of(nic, here, intent.notify, changed=changed)
+        log.info("%s: finished the swap to %s that was cut off", nic.ref, port)
 
     async def _put_back(self, old: CableRecord) -> None:
         """The NIC is on nothing: give it the cable that it had, if that still exists."""
-        slot = self._slot
+        nic = self._nic
         plugged = await self._adopted(old)
         if not plugged.cable.netdev_added:
-            log.warning("%s: QEMU has lost its cable to %s", slot.ref, old.port)
+            log.warning("%s: QEMU has lost its cable to %s", nic.ref, old.port)
             await plugged.driver.terminate_attachment(plugged.attachment)
             return
-        await slot.wiring.switch_back(slot.ref, None, plugged.cable)
-        slot.plugged, slot.foreign = plugged, False
-        await slot.apply_link(seen=False)
-        slot.refused = await slot.wiring.follow_rx_filter(plugged.cable)
-        log.info("%s: back on its cable to %s", slot.ref, old.port)
+        await nic.wiring.switch_back(nic.ref, None, plugged.cable)
+        nic.connection, nic.foreign = plugged, False
+        await nic.apply_link(seen=False)
+        nic.filter_refusals = await nic.wiring.follow_rx_filter(plugged.cable)
+        log.info("%s: back on its cable to %s", nic.ref, old.port)
 
     async def _put_back_foreign(self, hubport_id: str, netdev_id: str) -> None:
         """The NIC is on nothing: give it the cable back that somebody else had plugged."""
-        slot = self._slot
-        cable = Cable(
-            id="", nic=slot.ref, endpoint=None, hubport_id=hubport_id, netdev_id=netdev_id
-        )
-        await slot.wiring.switch_back(slot.ref, None, cable)
-        slot.foreign = True
-        await slot.apply_link(seen=False)
+        nic = self._nic
+        cable = Cable(id="", nic=nic.ref, endpoint=None, hubport_id=hubport_id, netdev_id=netdev_id)
+        await nic.wiring.switch_back(nic.ref, None, cable)
+        nic.foreign = True
+        await nic.apply_link(seen=False)
 
-    async def _adopted(self, record: CableRecord) -> Plugged:
+    async def _adopted(self, record: CableRecord) -> LiveConnection:
         driver = self._networks.driver(record.port.network.driver)
         attachment = await driver.init_attachment(self._offer, record.port, ident=record.attachment)
-        cable = self._slot.wiring.new_cable(record.id, self._offer, record.endpoint)
+        cable = self._nic.wiring.new_cable(record.id, self._offer, record.endpoint)
         cable.device, cable.mac = record.device or None, record.mac
-        await self._slot.wiring.adopt(cable)
-        return Plugged(driver, attachment, cable, self._free(record.port), record.since)
+        await self._nic.wiring.adopt(cable)
+        return LiveConnection(driver, attachment, cable, self._free(record.port), record.since)
 
     def _free(self, port: Port) -> swap.Work:
-        return self._networks.claimed(port, self._slot.ref)
+        return self._networks.claimed(port, self._nic.ref)
 
 
 def _ports(nic: NicRecord) -> list[Port]:

@@ -66,8 +66,8 @@ async def no_probe(_step: Step) -> None:
 
 
 @dataclass
-class Plugged:
-    """The network side and the NIC side of one connection."""
+class LiveConnection:
+    """A connection with its network side and its NIC side."""
 
     driver: NetworkDriver
     attachment: Attachment
@@ -75,7 +75,7 @@ class Plugged:
     free_port: Work
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def record(self) -> CableRecord:
+    def as_record(self) -> CableRecord:
         """What the journal keeps of it."""
         assert self.cable.endpoint is not None
         return CableRecord(
@@ -88,7 +88,7 @@ class Plugged:
             since=self.since,
         )
 
-    def connection(self) -> Connection:
+    def as_connection(self) -> Connection:
         """What a caller sees of it."""
         assert self.cable.endpoint is not None
         return Connection(
@@ -124,32 +124,32 @@ class NicLock(asyncio.Lock):
 
 
 @dataclass
-class Slot:
-    """A NIC with all that is needed to plug it. Whoever uses it holds its lock.
+class ManagedNic:
+    """A NIC with all that is needed to plug it. Hold its lock to use it.
 
-    :param leftovers: what could not be done when it was due, in order. See `settle`.
-    :param refused: what the guest's receive filter asked for and does not get.
-    :param name: that the host's device is to have; ``None`` for one of our own.
-    :param unnamed: why the device could not have it the last time.
+    :param deferred: steps that failed when they were due, in order. See `run_deferred`.
+    :param filter_refusals: what the guest's receive filter asked for and does not get.
+    :param wanted_ifname: the name for the host's device; ``None`` for one of our own.
+    :param rename_error: why the device could not have it the last time.
     """
 
     ref: NicRef
     wiring: Wiring
     carrier: Carrier
     journal: VmJournal
-    wanted: LinkState = LinkState.UP
-    name: str | None = None
-    unnamed: HostError | None = None
-    plugged: Plugged | None = None
+    wanted_link: LinkState = LinkState.UP
+    wanted_ifname: str | None = None
+    rename_error: HostError | None = None
+    connection: LiveConnection | None = None
     foreign: bool = False  #: on a cable that somebody else plugged
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
-    leftovers: list[Work] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    unwritten: StateError | None = None  #: why what was done is not written down yet
-    put_off: str | None = None  #: what was last told to be left undone
-    trouble: str | None = None  #: why a restart could not bring its cable back
-    unusable: UnusableNicId | None = None  #: why it cannot be named to QEMU
-    lost: bool = False  #: the NIC or its guest does not exist any more
+    deferred: list[Work] = field(default_factory=list)
+    filter_refusals: list[str] = field(default_factory=list)
+    journal_error: StateError | None = None  #: why the journal lacks what was done
+    logged_failure: str | None = None  #: the last failure of a deferred step in the log
+    recovery_error: str | None = None  #: why a restart could not bring its cable back
+    id_error: UnusableNicId | None = None  #: why it cannot be named to QEMU
+    removed: bool = False  #: the NIC or its guest does not exist any more
     lock: NicLock = field(default_factory=NicLock)
 
     def check_usable(self) -> None:
@@ -157,30 +157,30 @@ class Slot:
 
         :raise UnusableNicId: the hint says how to boot it.
         """
-        if (why := self.unusable) is not None:
+        if (why := self.id_error) is not None:
             raise UnusableNicId(why.what, hint=why.hint).about(str(self.ref))
 
-    async def remember(self) -> None:
+    async def save(self) -> None:
         """Write down what is, with nothing in flight.
 
         :raise StateError: when that could not be written.
         """
-        if not self.lost:
-            record = self.plugged.record() if self.plugged else None
+        if not self.removed:
+            record = self.connection.as_record() if self.connection else None
             try:
                 await self.journal.change(
-                    self.ref.alias, wanted=self.wanted, cable=record, intent=None
+                    self.ref.alias, wanted=self.wanted_link, cable=record, intent=None
                 )
             except StateError as error:
-                self.unwritten = error
+                self.journal_error = error
                 raise
-        self.unwritten = None
+        self.journal_error = None
 
     async def apply_link(self, *, seen: bool = True, anew: bool = False) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none: see `Carrier.set`."""
-        if self.lost:
+        if self.removed:
             return
-        up = (self.plugged is not None or self.foreign) and self.wanted is LinkState.UP
+        up = (self.connection is not None or self.foreign) and self.wanted_link is LinkState.UP
         await self.carrier.set(up=up, seen=seen, anew=anew)
 
 
@@ -206,7 +206,7 @@ class Timings(dict[str, float]):
 
 
 async def plug(
-    nic: Slot,
+    nic: ManagedNic,
     driver: NetworkDriver,
     port: Port,
     free_port: Work,
@@ -217,12 +217,12 @@ async def plug(
     """Bring the NIC to the port, from wherever it is.
 
     :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
-        answers again (`Slot.leftovers`). Only an error of the notification comes after the
+        answers again (`ManagedNic.deferred`). Only an error of the notification comes after the
         switch: then it is on the new one.
     """
     timings = Timings(probe)
-    old = nic.plugged
-    undo: list[Work] = [nic.remember, free_port]
+    old = nic.connection
+    undo: list[Work] = [nic.save, free_port]
     try:
         await timings.begin(Step.OFFER)
         with timings.of(Step.OFFER):
@@ -256,42 +256,42 @@ async def plug(
     except BaseException:
         await _do_or_defer(nic, reversed(undo))
         raise
-    nic.plugged, nic.foreign = Plugged(driver, attachment, cable, free_port), False
-    nic.trouble = None
+    nic.connection, nic.foreign = LiveConnection(driver, attachment, cable, free_port), False
+    nic.recovery_error = None
     changed = leads_elsewhere(old.attachment.port if old else None, port)
     try:
         await timings.begin(Step.NOTIFY)
         with timings.of(Step.NOTIFY):
             await notify_of(nic, cable, notify, changed=changed)
     except BaseException:
-        nic.leftovers.append(lambda: notify_of(nic, cable, notify, changed=changed))
+        nic.deferred.append(lambda: notify_of(nic, cable, notify, changed=changed))
         raise
     finally:
         await _settle_old(nic, old_cable, old, timings)
     return timings
 
 
-async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
+async def unplug(nic: ManagedNic, *, probe: Probe = no_probe) -> Timings:
     """Take the NIC off its cable. The guest sees its carrier go before the cable does.
 
     :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
         answers again.
     """
     timings = Timings(probe)
-    old = nic.plugged
+    old = nic.connection
     undo: list[Work] = []
     try:
         await timings.begin(Step.INTEND)
         with timings.of(Step.INTEND):
             old_cable = await _present(nic)
-            undo.append(nic.remember)
+            undo.append(nic.save)
             intent = Intent(foreign=_foreign(old, old_cable))
             try:
                 await nic.journal.change(nic.ref.alias, intent=intent)
             except StateError as error:
                 # To pull a cable needs no disk. A restart finds the NIC on nothing, and its backend
                 # gone; one that comes before that puts the cable back.
-                nic.unwritten = error
+                nic.journal_error = error
         await timings.begin(Step.LINK_DOWN)
         undo.append(lambda: nic.apply_link(seen=False))
         with timings.of(Step.LINK_DOWN):
@@ -304,44 +304,44 @@ async def unplug(nic: Slot, *, probe: Probe = no_probe) -> Timings:
     except BaseException:
         await _do_or_defer(nic, reversed(undo))
         raise
-    nic.plugged, nic.foreign, nic.since, nic.refused = None, False, datetime.now(UTC), []
-    nic.trouble = None
+    nic.connection, nic.foreign, nic.since, nic.filter_refusals = None, False, datetime.now(UTC), []
+    nic.recovery_error = None
     await _settle_old(nic, old_cable, old, timings)
     return timings
 
 
-async def abandon(nic: Slot) -> None:
-    """Free what a NIC held that does not exist any more."""
-    old, nic.plugged, nic.refused, nic.lost = nic.plugged, None, [], True
+async def discard_dead(nic: ManagedNic) -> None:
+    """Discard a NIC that was removed: free what it held."""
+    old, nic.connection, nic.filter_refusals, nic.removed = nic.connection, None, [], True
     nic.carrier.up = None
     try:
-        await settle(nic)
+        await run_deferred(nic)
     finally:
         if old:
             await _take_down(nic, old.cable, old, Timings(no_probe))
 
 
-async def settle(nic: Slot) -> None:
-    """Do what was left undone, in order. What is refused stays for the next time.
+async def run_deferred(nic: ManagedNic) -> None:
+    """Run the deferred steps of a NIC in order. One that fails stays for the next time.
 
     :raise MonitorGone, MonitorTimeout: QEMU still does not answer; the rest stays too.
     """
-    # What is being done is still left undone: a check says so, and who is cancelled loses nothing.
-    for work in list(nic.leftovers):
+    # A step stays deferred while it runs: check reports it, and a cancelled one is not lost.
+    for work in list(nic.deferred):
         try:
             await work()
         except (MonitorGone, MonitorTimeout):
             raise
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
             # It says what to do; a traceback would bury that. Of the same it is enough once.
-            if str(error) != nic.put_off:
-                nic.put_off = str(error)
+            if str(error) != nic.logged_failure:
+                nic.logged_failure = str(error)
                 log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400
         else:
-            nic.leftovers.remove(work)
+            nic.deferred.remove(work)
 
 
-async def set_device_name(nic: Slot) -> None:
+async def set_device_name(nic: ManagedNic) -> None:
     """Give the device of the NIC's cable the name that was asked for, if it can have it.
 
     Two devices cannot share a name, so this comes when the old one is gone. A device that cannot
@@ -349,35 +349,37 @@ async def set_device_name(nic: Slot) -> None:
 
     :raise StateError: when the name that it has now could not be written down.
     """
-    if nic.lost or nic.plugged is None:
+    if nic.removed or nic.connection is None:
         return
     try:
-        await nic.wiring.name_device(nic.plugged.cable, nic.name)
+        await nic.wiring.name_device(nic.connection.cable, nic.wanted_ifname)
     except HostError as error:
-        if nic.unnamed is None or nic.unnamed.code != error.code:
-            log.warning("%s: its device keeps the name %s: %s", nic.ref, nic.plugged.cable.device,
-                        error)  # fmt: skip
-        nic.unnamed = error
+        if nic.rename_error is None or nic.rename_error.code != error.code:
+            device = nic.connection.cable.device
+            log.warning("%s: its device keeps the name %s: %s", nic.ref, device, error)
+        nic.rename_error = error
     else:
-        nic.unnamed = None
-    await nic.remember()
+        nic.rename_error = None
+    await nic.save()
 
 
-def _new_cable(nic: Slot, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
+def _new_cable(nic: ManagedNic, ident: str, offer: Offer, endpoint: Endpoint) -> Cable:
     cable = nic.wiring.new_cable(ident, offer, endpoint)
-    cable.preferred_ifname = nic.name
+    cable.preferred_ifname = nic.wanted_ifname
     return cable
 
 
-async def _present(nic: Slot) -> Cable | None:
+async def _present(nic: ManagedNic) -> Cable | None:
     """The cable that the NIC is on now, ours or not.
 
     :raise HubCrowded: when there are several.
     """
     found = await nic.wiring.inspect(nic.ref)
-    if nic.plugged:
+    if nic.connection:
         strangers = [
-            cable.hubport_id for cable in found if cable.hubport_id != nic.plugged.cable.hubport_id
+            cable.hubport_id
+            for cable in found
+            if cable.hubport_id != nic.connection.cable.hubport_id
         ]
     else:
         strangers = [cable.hubport_id for cable in found[1:]]
@@ -386,22 +388,22 @@ async def _present(nic: Slot) -> Cable | None:
             f"cables are plugged into it that do not belong there: {', '.join(strangers)}",
             hint="take these out with netdev_del",
         )
-    if nic.plugged or not found:
-        return nic.plugged.cable if nic.plugged else None
+    if nic.connection or not found:
+        return nic.connection.cable if nic.connection else None
     await nic.wiring.recognise(found[0])
     return found[0]
 
 
-def _foreign(old: Plugged | None, cable: Cable | None) -> tuple[str, str] | None:
+def _foreign(old: LiveConnection | None, cable: Cable | None) -> tuple[str, str] | None:
     """What the journal keeps of a cable that it does not know."""
     return (cable.hubport_id, cable.netdev_id) if old is None and cable is not None else None
 
 
 async def _switch_back(
-    nic: Slot, new: Cable | None, old_cable: Cable | None, old: Plugged | None
+    nic: ManagedNic, new: Cable | None, old_cable: Cable | None, old: LiveConnection | None
 ) -> None:
     """Put the old cable back, unless that was put off and the NIC has another one by now."""
-    if not nic.lost and nic.plugged is old:
+    if not nic.removed and nic.connection is old:
         await nic.wiring.switch_back(nic.ref, new, old_cable)
 
 
@@ -410,19 +412,23 @@ def leads_elsewhere(old: Port | None, new: Port) -> bool:
     return old is None or old.network.name != new.network.name or new.network == FD_NETWORK
 
 
-async def notify_of(nic: Slot, cable: Cable, notify: NotifyMode, *, changed: bool) -> None:
+async def notify_of(nic: ManagedNic, cable: Cable, notify: NotifyMode, *, changed: bool) -> None:
     """Tell the guest and the network of the cable that the NIC is on now.
 
     :param changed: whether it leads to another network than the one before.
     """
-    if nic.lost or nic.plugged is None or nic.plugged.cable is not cable:
+    if nic.removed or nic.connection is None or nic.connection.cable is not cable:
         return  # put off, and by now about a cable of the past
-    nic.refused = await nic.wiring.follow_rx_filter(cable)
+    nic.filter_refusals = await nic.wiring.follow_rx_filter(cable)
     teach = notify is NotifyMode.AUTO and changed
     if notify is NotifyMode.AUTO:
         notify = NotifyMode.FLAP if changed else NotifyMode.ANNOUNCE
     # A carrier that nobody has set yet may be up.
-    if nic.carrier.up is not False and nic.wanted is LinkState.UP and notify is NotifyMode.FLAP:
+    if (
+        nic.carrier.up is not False
+        and nic.wanted_link is LinkState.UP
+        and notify is NotifyMode.FLAP
+    ):
         await nic.carrier.flap()
     else:
         await nic.apply_link(seen=notify is not NotifyMode.SILENT)
@@ -433,7 +439,7 @@ async def notify_of(nic: Slot, cable: Cable, notify: NotifyMode, *, changed: boo
 
 
 async def _settle_old(
-    nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings
+    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: Timings
 ) -> None:
     """Write down the outcome, and only then free the old side: both, also when a probe raises."""
     try:
@@ -442,16 +448,18 @@ async def _settle_old(
         await _take_down(nic, cable, old, timings)
 
 
-async def _record(nic: Slot, timings: Timings) -> None:
+async def _record(nic: ManagedNic, timings: Timings) -> None:
     """Write down the outcome. The intent that is on disk says enough if that fails."""
     try:
         await timings.begin(Step.RECORD)
     finally:
         with timings.of(Step.RECORD):
-            await _do_or_defer(nic, [nic.remember])
+            await _do_or_defer(nic, [nic.save])
 
 
-async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timings: Timings) -> None:
+async def _take_down(
+    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: Timings
+) -> None:
     """Free the old side. It has nothing to do with the guest any more, so it never fails a verb.
 
     All of it is freed, also when the probe raises, and always in this order. Its name is free then.
@@ -461,7 +469,7 @@ async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timing
         works.append((Step.RELEASE, lambda: nic.wiring.release(cable)))
     if old:
         works.append((Step.TERMINATE, old.terminate))
-    if nic.plugged and nic.name is not None:
+    if nic.connection and nic.wanted_ifname is not None:
         works.append((Step.NAME, lambda: set_device_name(nic)))
 
     async def take(step: Step, work: Work, *later: tuple[Step, Work]) -> None:
@@ -471,7 +479,7 @@ async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timing
             with timings.of(step):
                 done = await _do_or_defer(nic, [work])
             if not done:
-                nic.leftovers += [work for _, work in later]
+                nic.deferred += [work for _, work in later]
             elif later:
                 await take(*later[0], *later[1:])
 
@@ -479,8 +487,8 @@ async def _take_down(nic: Slot, cable: Cable | None, old: Plugged | None, timing
         await take(*works[0], *works[1:])
 
 
-async def _do_or_defer(nic: Slot, works: Iterable[Work]) -> bool:
-    """Do the works in order; from the first that fails on, leave them for `settle`.
+async def _do_or_defer(nic: ManagedNic, works: Iterable[Work]) -> bool:
+    """Do the works in order; from the first that fails on, leave them for `run_deferred`.
 
     :return: whether all is done.
     """
@@ -490,6 +498,6 @@ async def _do_or_defer(nic: Slot, works: Iterable[Work]) -> bool:
             await work()
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
             log.warning("%s: a clean-up is put off: %s", nic.ref, error)
-            nic.leftovers += [work, *works]
+            nic.deferred += [work, *works]
             return False
     return True

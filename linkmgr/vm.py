@@ -29,7 +29,7 @@ from linkmgr.qmp.dialer import Connector
 from linkmgr.qmp.network import MAX_NICS
 from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.suggest import hint_for_unknown
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.wirings import HubWiring
 from linkmgr.wirings.alias import alias_of, unusable_id_error
 
@@ -46,7 +46,7 @@ class Vm:
         self.journal = journal
         self.wiring = HubWiring(qemu, host)
         self.facts: dict[str, Facts] = {}
-        self.slots: dict[str, Slot] = {}
+        self.nics: dict[str, ManagedNic] = {}
         self.since = datetime.now(UTC)
         self.unknown = False
         self.looked = float("-inf")  #: when a look for its NICs last began, in monotonic seconds
@@ -109,38 +109,40 @@ class Vm:
             raise
         return vm
 
-    def slot(self, alias: str) -> Slot:
+    def find_nic(self, alias: str) -> ManagedNic:
         """The NIC of that alias.
 
         :raise UnknownNic: when there is none.
         """
-        if alias not in self.slots:
+        if alias not in self.nics:
             raise UnknownNic(
                 f"VM {self.name} has no NIC {alias}",
-                hint=hint_for_unknown(alias, self.slots, "name one of its NICs"),
+                hint=hint_for_unknown(alias, self.nics, "name one of its NICs"),
             )
-        return self.slots[alias]
+        return self.nics[alias]
 
-    def nics(self) -> list[Nic]:
+    def snapshots(self) -> list[Nic]:
         """Its NICs as a caller sees them, by name."""
-        return sorted((self.nic(slot) for slot in self.slots.values()), key=lambda nic: nic.ref)
+        return sorted(
+            (self.snapshot(managed) for managed in self.nics.values()), key=lambda nic: nic.ref
+        )
 
-    def nic(self, slot: Slot) -> Nic:
+    def snapshot(self, nic: ManagedNic) -> Nic:
         """The NIC as a caller sees it."""
-        facts = self.facts[slot.ref.alias]
-        state, since = self._state(slot, facts)
-        link = {True: LinkState.UP, False: LinkState.DOWN, None: None}[slot.carrier.up]
+        facts = self.facts[nic.ref.alias]
+        state, since = self._state(nic, facts)
+        link = {True: LinkState.UP, False: LinkState.DOWN, None: None}[nic.carrier.up]
         return Nic(
-            ref=slot.ref,
+            ref=nic.ref,
             model=facts.model,
             mac=facts.mac,
             mtu=facts.mtu,
             state=state,
             link=None if state is NicState.UNKNOWN else link,
-            wanted_link=slot.wanted,
+            wanted_link=nic.wanted_link,
             wiring=self.wiring.name if facts.managed else None,
             since=since,
-            connection=slot.plugged.connection() if slot.plugged else None,
+            connection=nic.connection.as_connection() if nic.connection else None,
         )
 
     def info(self) -> VmInfo:
@@ -152,7 +154,7 @@ class Vm:
             qmp=self.address,
             state=state,
             since=self.since,
-            nics=tuple(sorted(slot.ref for slot in self.slots.values())),
+            nics=tuple(sorted(nic.ref for nic in self.nics.values())),
             transport=self.qemu.transport,
             running=self.running if state is VmState.ANSWERS else None,
         )
@@ -176,15 +178,15 @@ class Vm:
         before, self.running = self.running, running
         return before is not running
 
-    async def check_managed(self, slot: Slot) -> None:
+    async def check_managed(self, nic: ManagedNic) -> None:
         """Refuse a NIC whose cable cannot change. Looks again: a sink may have been added since.
 
         :raise CannotAttach: the hint says how to boot it.
         """
-        facts = self.facts[slot.ref.alias]
+        facts = self.facts[nic.ref.alias]
         if not facts.managed:
-            slot.foreign = bool(await self.wiring.inspect(slot.ref))
-            self.facts[slot.ref.alias] = replace(facts, managed=True)
+            nic.foreign = bool(await self.wiring.inspect(nic.ref))
+            self.facts[nic.ref.alias] = replace(facts, managed=True)
 
     def set_unknown(self, unknown: bool) -> bool:
         """Note whether QEMU answers; true if that is news."""
@@ -194,18 +196,18 @@ class Vm:
         self.since = datetime.now(UTC)
         return True
 
-    def _state(self, slot: Slot, facts: Facts) -> tuple[NicState, datetime]:
+    def _state(self, nic: ManagedNic, facts: Facts) -> tuple[NicState, datetime]:
         if not self.qemu.alive:
             return NicState.GONE, self.since
         if self.unknown:
             return NicState.UNKNOWN, self.since
-        if slot.plugged:
-            return NicState.PLUGGED, slot.plugged.since
+        if nic.connection:
+            return NicState.PLUGGED, nic.connection.since
         if not facts.managed:
-            return NicState.UNMANAGED, slot.since
-        if slot.foreign:
-            return NicState.FOREIGN, slot.since
-        return NicState.UNPLUGGED, slot.since
+            return NicState.UNMANAGED, nic.since
+        if nic.foreign:
+            return NicState.FOREIGN, nic.since
+        return NicState.UNPLUGGED, nic.since
 
     async def _identify(self) -> None:
         """Learn QEMU's uuid, which tells two apart whose processes cannot be seen.
@@ -239,34 +241,34 @@ class Vm:
         found = {
             alias: client
             for ident, client in nics.items()
-            if (alias := alias_of(ident)) not in self.slots
+            if (alias := alias_of(ident)) not in self.nics
         }
-        if len(found) + len(self.slots) > MAX_NICS:  # it may always have others
+        if len(found) + len(self.nics) > MAX_NICS:  # it may always have others
             raise MonitorError(
                 f"VM {self.name} has had more than {MAX_NICS} NICs",
                 hint="look whether this is QEMU; its new NICs are left alone",
             )
         managed = set()
-        slots: dict[str, Slot] = {}
+        managed_nics: dict[str, ManagedNic] = {}
         facts: dict[str, Facts] = {}
         for alias, client in found.items():  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
-            slot = Slot(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
+            nic = ManagedNic(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
             known = self.journal.record.nics.get(alias)
             if known is not None:
-                slot.wanted, slot.name = known.wanted, known.name
+                nic.wanted_link, nic.wanted_ifname = known.wanted, known.name
             try:
                 if client.id != alias:
                     raise unusable_id_error(client.id)
                 cables = await self.wiring.inspect(ref)
-                slot.foreign = bool(cables)
+                nic.foreign = bool(cables)
                 if not cables and (known is None or not (known.cable or known.intent)):
-                    await slot.carrier.set(up=False)
+                    await nic.carrier.set(up=False)
                 managed.add(alias)
             except (CannotAttach, CommandFailed) as error:
                 # It is listed all the same; plugging it says why not.
-                slot.unusable = error if isinstance(error, UnusableNicId) else None
-            slots[alias] = slot
+                nic.id_error = error if isinstance(error, UnusableNicId) else None
+            managed_nics[alias] = nic
         same = self.journal.record.is_of(self.qemu.pid)
         for alias, client in found.items():
             if same and (known := self.journal.record.nics.get(alias)):
@@ -279,12 +281,12 @@ class Vm:
                     mac, mtu = offer.mac, offer.mtu
             facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
         self.facts.update(facts)  # all that is known of them at once: others look meanwhile
-        self.slots.update(slots)
+        self.nics.update(managed_nics)
         try:
-            await self.remember()
+            await self.save_nics()
         except StateError:  # what is not written down may not be plugged: a restart would miss it
-            for alias in slots:
-                del self.slots[alias]
+            for alias in managed_nics:
+                del self.nics[alias]
             raise
 
     async def look_for_nics(self) -> None:
@@ -293,21 +295,21 @@ class Vm:
         :raise LinkmgrError: as `find_nics`, and when QEMU does not answer.
         """
         nics = (await self.qemu.query_network()).nics
-        if {alias_of(ident) for ident in nics} - self.slots.keys():
+        if {alias_of(ident) for ident in nics} - self.nics.keys():
             await self.find_nics()
 
-    async def lost_nics(self) -> list[Slot]:
+    async def removed_nics(self) -> list[ManagedNic]:
         """Its NICs that QEMU has not got any more.
 
         A NIC that is found while QEMU is asked may be newer than the answer, so it is not judged.
 
         :raise MonitorError: when QEMU does not answer.
         """
-        known = list(self.slots.items())
+        known = list(self.nics.items())
         there = {alias_of(ident) for ident in (await self.qemu.query_network()).nics}
-        return [slot for alias, slot in known if alias not in there]
+        return [nic for alias, nic in known if alias not in there]
 
-    async def remember(self) -> None:
+    async def save_nics(self) -> None:
         """Write down which NICs there are, and of each what was known before.
 
         :raise StateError: when that could not be written.
@@ -317,7 +319,7 @@ class Vm:
             {
                 alias: replace(before.get(alias, NicRecord(facts)), facts=facts)
                 for alias, facts in self.facts.items()
-                if alias in self.slots
+                if alias in self.nics
             },
             self.qemu.pid,
             owner=self.qemu.owner,

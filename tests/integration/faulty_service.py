@@ -13,7 +13,7 @@ from linkmgr.cli import main
 from linkmgr.manager import LinkManager
 from linkmgr.model import Outcome
 from linkmgr.service.access import Access
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.vm import Vm
 
 
@@ -24,9 +24,9 @@ def command(fault: str) -> str:
 
 
 async def _unlocked(
-    self: LinkManager, vm: Vm, slot: Slot, work: Callable[[], Awaitable[Outcome]]
+    self: LinkManager, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
 ) -> Outcome:
-    return await self._guarded(vm, slot, work)
+    return await self._guarded(vm, nic, work)
 
 
 def _allow(*_: object, **__: object) -> None:

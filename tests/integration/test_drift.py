@@ -205,11 +205,11 @@ async def test_a_cable_that_is_whole_by_now_is_not_plugged_again(watched: Lab) -
     await watched.guest(boot=False)
     await links.plug(NIC, "blue")
     before = await device(links)
-    slot = links._vms["web1"].slots["net0"]
-    assert not await links._repair(slot)
+    nic = links._vms["web1"].nics["net0"]
+    assert not await links._repair(nic)
     assert await device(links) == before
     await links.unplug(NIC)
-    assert not await links._repair(slot)
+    assert not await links._repair(nic)
 
 
 async def test_a_qemu_that_is_stopped_does_not_delay_the_repair_of_another_guests_cable(

@@ -111,11 +111,11 @@ async def test_a_verb_that_has_a_nic_for_a_moment_hides_nothing_of_it(lab: Lab) 
     await lab.network("blue")
     await lab.guest(boot=False)
     await lab.links.plug(NIC, "blue")
-    slot = lab.links._vms["web1"].slots["net0"]
+    nic = lab.links._vms["web1"].nics["net0"]
     await lab.sh(f"ip link set {await device(lab.links)} down")
 
     async def have() -> None:
-        async with slot.lock:
+        async with nic.lock:
             await asyncio.sleep(0.2)
 
     having = asyncio.create_task(have())

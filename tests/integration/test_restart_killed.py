@@ -190,11 +190,11 @@ async def test_a_restart_that_takes_the_cable_out_for_a_moment_is_noticed(
 
     async def cut(self: reconcile._Nic) -> None:
         await recover(self)
-        slot = self._slot
-        assert slot.plugged
-        await slot.wiring.switch(slot.ref, None, slot.plugged.cable)
+        nic = self._nic
+        assert nic.connection
+        await nic.wiring.switch(nic.ref, None, nic.connection.cable)
         await asyncio.sleep(0.05)
-        await slot.wiring.switch_back(slot.ref, None, slot.plugged.cable)
+        await nic.wiring.switch_back(nic.ref, None, nic.connection.cable)
 
     monkeypatch.setattr(reconcile._Nic, "recover", cut)
     await bed.start_from("blue:one")

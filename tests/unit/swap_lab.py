@@ -22,7 +22,7 @@ from linkmgr.model import (
     Offer,
     Port,
 )
-from linkmgr.swap import Slot, Step
+from linkmgr.swap import ManagedNic, Step
 from linkmgr.wirings import Cable, Wiring
 
 NIC = NicRef("web1", "net0")
@@ -147,13 +147,13 @@ class Bench:
     def __init__(self) -> None:
         self.log = Log()
         self.wiring = FakeWiring(self.log)
-        self.slot = Slot(
+        self.nic = ManagedNic(
             NIC,
             self.wiring,
             Carrier(self.wiring, NIC, LinkWatch()),
             VmJournal(Journal(Documents(None)), VmRecord("web1", "/run/web1.qmp")),
         )
-        self.slot.carrier.up = False
+        self.nic.carrier.up = False
 
     async def plug(self, name: str, notify: NotifyMode = NotifyMode.SILENT) -> None:
         async def free_port() -> None:
@@ -161,10 +161,10 @@ class Bench:
 
         port = Port(Network(name, "fake"), name)
         driver = FakeDriver(self.log)
-        await swap.plug(self.slot, driver, port, free_port, notify=notify, probe=self.probe)
+        await swap.plug(self.nic, driver, port, free_port, notify=notify, probe=self.probe)
 
     async def unplug(self) -> None:
-        await swap.unplug(self.slot, probe=self.probe)
+        await swap.unplug(self.nic, probe=self.probe)
 
     async def probe(self, step: Step) -> None:
         self.log.note(f"[{step}]")
@@ -181,7 +181,7 @@ class Bench:
     @property
     def where(self) -> str | None:
         """The network that the NIC is plugged into."""
-        return self.slot.plugged.attachment.port.network.name if self.slot.plugged else None
+        return self.nic.connection.attachment.port.network.name if self.nic.connection else None
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ class Guest:
     """As much of a `Vm` as is needed."""
 
     name = "web1"
-    slots: dict[str, Any] = {}  # noqa: RUF012 - it has none
+    nics: dict[str, Any] = {}  # noqa: RUF012 - it has none
     facts: dict[str, Any] = {}  # noqa: RUF012 - nor of them
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Guest:
             raise self.says
         return self.set_running(self.says)
 
-    async def lost_nics(self) -> list[Any]:
+    async def removed_nics(self) -> list[Any]:
         return []
 
 
@@ -105,16 +105,16 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
         del seen
         done.append("link")
 
-    slot = SimpleNamespace(
+    nic = SimpleNamespace(
         ref=NicRef("web1", "net0"),
         lock=asyncio.Lock(),
-        lost=False,
+        removed=False,
         foreign=False,
-        plugged=object(),
+        connection=object(),
         carrier=SimpleNamespace(forget=lambda: None),
         apply_link=apply_link,
     )
-    guest.slots = {"net0": slot}
+    guest.nics = {"net0": nic}
     guest.facts = {"net0": SimpleNamespace(managed=True)}
     tasks: list[asyncio.Task[None]] = []
     care = Caretaker(
@@ -122,7 +122,7 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
         lambda work: tasks.append(asyncio.create_task(work)),
         cast("PortBindings", None),
     )
-    async with slot.lock:  # a verb has the NIC
+    async with nic.lock:  # a verb has the NIC
         for _ in range(1000):
             care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
         await asyncio.sleep(0)

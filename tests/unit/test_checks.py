@@ -21,7 +21,7 @@ def stranger(port: str) -> Cable:
 
 
 def nic_of(bench: Bench) -> Nic:
-    state = NicState.PLUGGED if bench.slot.plugged else NicState.UNPLUGGED
+    state = NicState.PLUGGED if bench.nic.connection else NicState.UNPLUGGED
     return Nic(
         NIC, "virtio-net-pci", "52:54:00:00:00:01", 1500, state, LinkState.UP, LinkState.UP, "hub",
         datetime.now(UTC),
@@ -31,12 +31,12 @@ def nic_of(bench: Bench) -> Nic:
 async def test_a_stranger_on_the_hub_is_to_be_taken_out_first(bench: Bench) -> None:
     """Until then every plug and unplug is refused."""
     await bench.on_blue()
-    assert bench.slot.plugged
-    bench.wiring.foreign = [bench.slot.plugged.cable, stranger("p7")]
-    (found, *_) = await check_nic(nic_of(bench), bench.slot, {})
+    assert bench.nic.connection
+    bench.wiring.foreign = [bench.nic.connection.cable, stranger("p7")]
+    (found, *_) = await check_nic(nic_of(bench), bench.nic, {})
     assert (found.code, found.hint) == ("wrong-cable", "take these out with netdev_del: p7")
     bench.wiring.foreign = []
-    (found, *_) = await check_nic(nic_of(bench), bench.slot, {})
+    (found, *_) = await check_nic(nic_of(bench), bench.nic, {})
     assert (found.code, found.hint) == ("wrong-cable", "unplug it and plug it again")
 
 
@@ -44,14 +44,14 @@ async def test_an_endpoint_that_is_gone_is_to_be_made_and_the_nic_plugged_again(
     bench: Bench,
 ) -> None:
     await bench.on_blue()
-    assert bench.slot.plugged
-    (fault,) = device_faults(bench.slot, {})
+    assert bench.nic.connection
+    (fault,) = device_faults(bench.nic, {})
     assert fault[2] == (
         "make blue again, then unplug the NIC and plug it again; "
         "where linkmgr watches it is repaired by itself then"
     )
-    bench.slot.plugged.attachment.port = Port(Network("blue", "fake", drift=Drift.REPORT), "blue")
-    (fault,) = device_faults(bench.slot, {})
+    bench.nic.connection.attachment.port = Port(Network("blue", "fake", drift=Drift.REPORT), "blue")
+    (fault,) = device_faults(bench.nic, {})
     assert fault[2] == "make blue again, then unplug the NIC and plug it again"
 
 

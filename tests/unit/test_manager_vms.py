@@ -19,7 +19,7 @@ from linkmgr.qmp import Monitor
 from linkmgr.qmp.budget import EVENTS_BURST
 from linkmgr.qmp.dialer import transport_of
 from linkmgr.qmp.features import Features
-from linkmgr.swap import Slot
+from linkmgr.swap import ManagedNic
 from linkmgr.vm import Vm
 from tests.unit.qmp_peer import FakeMonitor, Received, Refusal, nothing_left_behind
 
@@ -267,10 +267,10 @@ async def test_a_removal_that_a_stop_ends_says_which_nics_are_unplugged(
 ) -> None:
     qemu.shown = HUB + SECOND
     await links.add_vm("web1", "/run/web1.qmp")
-    first, second = links._vms["web1"].slots.values()
+    first, second = links._vms["web1"].nics.values()
 
-    async def unplug(self: LinkManager, vm: Vm, slot: Slot) -> Outcome:
-        return Outcome(vm.nic(slot), changed=slot is first)
+    async def unplug(self: LinkManager, vm: Vm, nic: ManagedNic) -> Outcome:
+        return Outcome(vm.snapshot(nic), changed=nic is first)
 
     monkeypatch.setattr(LinkManager, "_look", unplug)
     async with second.lock:
@@ -293,12 +293,12 @@ async def test_a_removal_that_fails_on_the_way_says_which_nics_are_unplugged(
 ) -> None:
     qemu.shown = HUB + SECOND
     await links.add_vm("web1", "/run/web1.qmp")
-    first, second = links._vms["web1"].slots.values()
+    first, second = links._vms["web1"].nics.values()
 
-    async def unplug(self: LinkManager, vm: Vm, slot: Slot) -> Outcome:
-        if slot is second:
+    async def unplug(self: LinkManager, vm: Vm, nic: ManagedNic) -> Outcome:
+        if nic is second:
             raise UnknownNic("it went", hint="look again")
-        return Outcome(vm.nic(slot), changed=True)
+        return Outcome(vm.snapshot(nic), changed=True)
 
     monkeypatch.setattr(LinkManager, "_look", unplug)
     with pytest.raises(UnknownNic) as raised:

@@ -71,7 +71,7 @@ class TestAForeignCable:
         bench.wiring.foreign = [
             Cable(id="theirs", nic=NIC, endpoint=None, hubport_id="p", netdev_id="b")
         ]
-        bench.slot.foreign, bench.slot.carrier.up = True, None
+        bench.nic.foreign, bench.nic.carrier.up = True, None
         return bench
 
     async def test_is_replaced_and_left_alone(self, bench: Bench) -> None:
@@ -79,19 +79,19 @@ class TestAForeignCable:
         assert "switch theirs to red" in bench.log
         # `release` leaves alone what linkmgr did not make; there is no attachment to terminate.
         assert bench.calls[-1] == "release theirs"
-        assert not bench.slot.foreign
+        assert not bench.nic.foreign
 
     async def test_is_put_back_when_the_switch_fails(self, bench: Bench) -> None:
         bench.log.fail("switch theirs to red", SwitchFailed("no"))
         with pytest.raises(SwitchFailed):
             await bench.plug("red")
         assert bench.calls[-4:] == ["switch back to theirs", *RELEASE]
-        assert bench.slot.foreign
+        assert bench.nic.foreign
 
     async def test_is_unplugged(self, bench: Bench) -> None:
         await bench.unplug()
         assert bench.calls == ["recognise", "link down", "switch theirs to -", "release theirs"]
-        assert not bench.slot.foreign
+        assert not bench.nic.foreign
 
     async def test_has_its_carrier_back_when_it_cannot_be_unplugged(self, bench: Bench) -> None:
         bench.log.fail("switch theirs to -", SwitchFailed("no"))
@@ -131,8 +131,8 @@ class TestNotify:
         self, bench: Bench, notify: NotifyMode
     ) -> None:
         await bench.on_blue()
-        bench.slot.wanted = LinkState.DOWN
-        await bench.slot.apply_link()
+        bench.nic.wanted_link = LinkState.DOWN
+        await bench.nic.apply_link()
         bench.log.clear()
         await bench.plug("red", notify)
         assert not {"link up", "link down", "announce"} & set(bench.calls)
@@ -144,7 +144,7 @@ class TestAName:
     @pytest.fixture
     def bench(self) -> Bench:
         bench = Bench()
-        bench.slot.name = "lmtap0"
+        bench.nic.wanted_ifname = "lmtap0"
         return bench
 
     async def test_is_given_when_the_old_device_is_gone(self, bench: Bench) -> None:
@@ -166,7 +166,7 @@ class TestAName:
         bench.log.fail("release blue", MonitorTimeout("no"))
         await bench.plug("red")
         assert "name red lmtap0" not in bench.log
-        await swap.settle(bench.slot)
+        await swap.run_deferred(bench.nic)
         assert bench.log[-1] == "name red lmtap0"
 
     async def test_that_is_taken_fails_no_plug_and_is_told_once(
@@ -177,7 +177,7 @@ class TestAName:
         await bench.plug("blue")
         await bench.plug("red")
         assert bench.where == "red"
-        assert isinstance(bench.slot.unnamed, NameTaken)
+        assert isinstance(bench.nic.rename_error, NameTaken)
         assert caplog.text.count("it is taken") == 1
         await bench.plug("blue")
-        assert bench.slot.unnamed is None
+        assert bench.nic.rename_error is None

@@ -50,7 +50,7 @@ async def test_a_replug_that_fails_is_undone_in_the_opposite_order(
         await bench.plug("red")
     assert bench.log[bench.log.index(call) + 1 :] == undone
     assert bench.where == "blue"
-    assert bench.slot.leftovers == []
+    assert bench.nic.deferred == []
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ async def test_after_the_switch_there_is_no_way_back(
     assert bench.where == "red"
     assert bench.calls[-3:] == ["release blue", "terminate blue", "free blue"]
     # The guest and the network hear of it all the same, later.
-    await swap.settle(bench.slot)
+    await swap.run_deferred(bench.nic)
     assert bench.calls[-1] == "announce"
-    assert bench.slot.leftovers == []
+    assert bench.nic.deferred == []
 
 
 @pytest.mark.parametrize("call", ["[release]", "[terminate]"])
@@ -123,8 +123,8 @@ async def test_an_old_side_that_cannot_be_freed_fails_no_replug(bench: Bench, ca
     bench.log.fail(call, MonitorTimeout("no"))
     await bench.plug("red")
     assert bench.where == "red"
-    assert len(bench.slot.leftovers) > 0
-    await swap.settle(bench.slot)
+    assert len(bench.nic.deferred) > 0
+    await swap.run_deferred(bench.nic)
     rest = ["release blue", "terminate blue", "free blue"]
     assert bench.calls[-len(rest[rest.index(call) :]) :] == rest[rest.index(call) :]
 
@@ -140,12 +140,12 @@ async def test_what_cannot_be_undone_now_is_done_later_in_the_same_order(bench: 
     assert bench.calls[-1] == "switch back to blue"
     bench.log.clear()
     with pytest.raises(MonitorTimeout):
-        await swap.settle(bench.slot)
+        await swap.run_deferred(bench.nic)
     assert bench.log == ["switch back to blue"]
     bench.log.clear()
-    await swap.settle(bench.slot)
+    await swap.run_deferred(bench.nic)
     assert bench.log == BACK
-    assert bench.slot.leftovers == []
+    assert bench.nic.deferred == []
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ async def test_a_clean_up_that_is_refused_stops_no_other_and_is_tried_again(
     with pytest.raises(MonitorTimeout):
         await bench.plug("red")
     bench.log.clear()
-    await swap.settle(bench.slot)
+    await swap.run_deferred(bench.nic)
     assert bench.log == BACK
     bench.log.clear()
-    await swap.settle(bench.slot)
+    await swap.run_deferred(bench.nic)
     assert bench.log == ["switch back to blue"]
-    assert bench.slot.leftovers == []
+    assert bench.nic.deferred == []
 
 
 async def test_what_a_lost_nic_held_is_freed_whatever_was_left_to_do(bench: Bench) -> None:
@@ -175,9 +175,9 @@ async def test_what_a_lost_nic_held_is_freed_whatever_was_left_to_do(bench: Benc
     with pytest.raises(MonitorTimeout):
         await bench.unplug()
     bench.log.clear()
-    await swap.abandon(bench.slot)
+    await swap.discard_dead(bench.nic)
     assert bench.log[-3:] == ["release blue", "terminate blue", "free blue"]
-    assert (bench.where, bench.slot.leftovers) == (None, [])
+    assert (bench.where, bench.nic.deferred) == (None, [])
 
 
 async def test_a_clean_up_that_is_cancelled_is_still_left_to_do(bench: Bench) -> None:
@@ -190,10 +190,10 @@ async def test_a_clean_up_that_is_cancelled_is_still_left_to_do(bench: Bench) ->
     async def next_one() -> None:
         done.append(True)
 
-    bench.slot.leftovers = [hang, next_one]
-    settling = asyncio.create_task(swap.settle(bench.slot))
+    bench.nic.deferred = [hang, next_one]
+    settling = asyncio.create_task(swap.run_deferred(bench.nic))
     await hangs.wait()
-    assert bench.slot.leftovers == [hang, next_one]  # a check tells of it meanwhile
+    assert bench.nic.deferred == [hang, next_one]  # a check tells of it meanwhile
     settling.cancel()
     await asyncio.gather(settling, return_exceptions=True)
-    assert (bench.slot.leftovers, done) == ([hang, next_one], [])
+    assert (bench.nic.deferred, done) == ([hang, next_one], [])
