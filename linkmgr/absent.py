@@ -1,4 +1,4 @@
-"""VMs that an earlier run of linkmgr knew, until their QEMU answers or has ended."""
+"""Reconnection to VMs of an earlier run of linkmgr, until their QEMU answers or has ended."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from linkmgr.vm import Vm
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.5  #: seconds between two tries to reach a QEMU
-REFUSALS = 5  #: in a row, after which a socket of an unknown process belongs to nobody
+RECONNECT_INTERVAL_S = 0.5  #: between two attempts to connect to a QEMU
+REFUSALS_MAX = 5  #: in a row, after which a socket of an unknown process belongs to nobody
 
 Connect = Callable[[VmJournal], Awaitable[Vm]]
 
 
-class Absent:
-    """One VM of the journal. Its cables stay as they are, and its ports stay reserved."""
+class PendingVm:
+    """A VM of the journal without a connection yet. Its cables stay, and its ports stay claimed."""
 
     def __init__(self, record: VmRecord) -> None:
         self.record = record
@@ -35,7 +35,7 @@ class Absent:
         self.task: asyncio.Task[None]
         self._why = ""
 
-    def tell(self, error: Exception) -> bool:
+    def note_error(self, error: Exception) -> bool:
         """Note why it is not here yet; true, and a line in the log, if that is news."""
         why = error.what if isinstance(error, LinkmgrError) else str(error)
         news = why != self._why
@@ -101,8 +101,8 @@ class Absent:
         )
 
 
-class Absentees:
-    """All of them; brings each back as soon as its QEMU answers.
+class Reconnector:
+    """Reconnects to pending VMs: brings each back as soon as its QEMU answers.
 
     :param connect: makes the `Vm` of a journal's record.
     :param connectors: know which errors prove that nobody is there.
@@ -129,53 +129,53 @@ class Absentees:
         self._connectors = connectors
         self._back = back
         self._probe = probe
-        self.vms: dict[str, Absent] = {}
+        self.vms: dict[str, PendingVm] = {}
 
-    async def expect(self, records: list[VmRecord], patience: float) -> None:
-        """Look for these VMs, all at once; go on in the background for those that do not answer.
+    async def start(self, records: list[VmRecord], timeout: float) -> None:
+        """Reconnect to these VMs, all at once; go on in the background where none answers.
 
-        :param patience: seconds that this waits for them.
+        :param timeout: seconds that this waits for them.
         """
         for record in records:
             claim_ports(record, self._networks)
         tagged = await self._host.tagged_devices()
         for record in records:
-            absent = self.vms[record.vm] = Absent(record)
-            self._look_for(absent, tagged)
+            pending = self.vms[record.vm] = PendingVm(record)
+            self._start_task(pending, tagged)
         if records:
-            await asyncio.wait([absent.task for absent in self.vms.values()], timeout=patience)
+            await asyncio.wait([pending.task for pending in self.vms.values()], timeout=timeout)
 
     async def close(self) -> None:
-        """Look for nobody any more."""
-        tasks = [absent.task for absent in self.vms.values()]
+        """Cancel all attempts."""
+        tasks = [pending.task for pending in self.vms.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _look_for(self, absent: Absent, tagged: TaggedDevices) -> None:
-        work = self._await(absent, tagged)
-        absent.task = asyncio.create_task(work, name=f"look for VM {absent.record.vm}")
+    def _start_task(self, pending: PendingVm, tagged: TaggedDevices) -> None:
+        work = self._reconnect(pending, tagged)
+        pending.task = asyncio.create_task(work, name=f"reconnect to VM {pending.record.vm}")
 
-    async def _await(self, absent: Absent, tagged: TaggedDevices) -> None:
-        name = absent.record.vm
+    async def _reconnect(self, pending: PendingVm, tagged: TaggedDevices) -> None:
+        name = pending.record.vm
         told = False
         refusals = 0
         while True:
-            if absent.has_ended():
-                await self._forget(absent, tagged)
+            if pending.has_ended():
+                await self._forget(pending, tagged)
                 return
             try:
-                vm = await self._reach(absent, tagged)
+                vm = await self._reach(pending, tagged)
             except LinkmgrError as error:
-                refusals = refusals + 1 if self._proves_absence(absent, error) else 0
+                refusals = refusals + 1 if self._proves_absence(pending, error) else 0
                 # Without a pid to look at, one refusal says little.
-                enough = 1 if absent.record.pid is not None else REFUSALS
-                if refusals >= enough and not absent.record.process_lives():
-                    await self._forget(absent, tagged)
+                enough = 1 if pending.record.pid is not None else REFUSALS_MAX
+                if refusals >= enough and not pending.record.process_lives():
+                    await self._forget(pending, tagged)
                     return
-                absent.tell(error)
+                pending.note_error(error)
             except Exception as error:
-                if absent.tell(error):
+                if pending.note_error(error):
                     log.exception("VM %s cannot be brought back; trying again", name)
             else:
                 del self.vms[name]
@@ -185,11 +185,11 @@ class Absentees:
             if not told and refusals == 0:
                 self._bus.publish(EventKind.VM_UNKNOWN, name)
                 told = True
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
             tagged = await self._host.tagged_devices()
 
-    async def _reach(self, absent: Absent, tagged: TaggedDevices) -> Vm:
-        vm = await self._connect(VmJournal(self._journal, absent.record))
+    async def _reach(self, pending: PendingVm, tagged: TaggedDevices) -> Vm:
+        vm = await self._connect(VmJournal(self._journal, pending.record))
         try:
             await recover_vm(vm, self._host, self._networks, tagged, self._probe)
         except BaseException:
@@ -197,18 +197,18 @@ class Absentees:
             raise
         return vm
 
-    def _proves_absence(self, absent: Absent, error: LinkmgrError) -> bool:
+    def _proves_absence(self, pending: PendingVm, error: LinkmgrError) -> bool:
         try:
-            return self._connectors(absent.record.qmp).proves_absence(error)
+            return self._connectors(pending.record.qmp).proves_absence(error)
         except LinkmgrError:  # it cannot be reached from here at all
             return False
 
-    async def _forget(self, absent: Absent, tagged: TaggedDevices) -> None:
+    async def _forget(self, pending: PendingVm, tagged: TaggedDevices) -> None:
         """Its QEMU has ended while nobody looked: free what its NICs held."""
-        name = absent.record.vm
-        log.warning("the QEMU of VM %s (%s) has ended", name, absent.record.qmp)
+        name = pending.record.vm
+        log.warning("the QEMU of VM %s (%s) has ended", name, pending.record.qmp)
         await remove_devices(name, self._host, tagged, unless_held=True)
-        free_ports(absent.record, self._networks)
+        free_ports(pending.record, self._networks)
         try:
             await self._journal.drop_vm(name)
         except LinkmgrError as error:
@@ -223,16 +223,16 @@ class Absentees:
         :return: false if it is not absent any more.
         :raise StateError: when its document is still there; it is not forgotten then.
         """
-        absent = self.vms[name]
-        absent.task.cancel()  # first: what brings a VM back writes its document
-        await asyncio.gather(absent.task, return_exceptions=True)
-        if self.vms.get(name) is not absent:
+        pending = self.vms[name]
+        pending.task.cancel()  # first: what brings a VM back writes its document
+        await asyncio.gather(pending.task, return_exceptions=True)
+        if self.vms.get(name) is not pending:
             return False
         try:
             await self._journal.drop_vm(name)
         except LinkmgrError:
-            self._look_for(absent, await self._host.tagged_devices())
+            self._start_task(pending, await self._host.tagged_devices())
             raise
-        free_ports(absent.record, self._networks)
+        free_ports(pending.record, self._networks)
         del self.vms[name]
         return True

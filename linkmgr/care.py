@@ -15,13 +15,13 @@ from linkmgr.events import EventBus, EventKind
 from linkmgr.qmp import MonitorEvent
 from linkmgr.reservations import PortBindings
 from linkmgr.swap import ManagedNic
-from linkmgr.vm import RUNS, Vm
+from linkmgr.vm import RUN_STATE_EVENTS, Vm
 from linkmgr.wirings.alias import alias_of
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.2  #: seconds between two tries to mend
-RETRY = 5.0  #: seconds until what was refused is tried again
+RETRY_INTERVAL_S = 0.2  #: between two attempts on a QEMU that does not answer
+REFUSED_RETRY_INTERVAL_S = 5.0  #: until a step that QEMU or the host refused is tried again
 
 Start = Callable[[Coroutine[Any, Any, None]], object]
 
@@ -35,8 +35,8 @@ class DeferredStep(Protocol):
         """Do it."""
 
 
-class Caretaker:
-    """Keeps what is known of each VM true, and does later what could not be done in time.
+class VmSupervisor:
+    """Reacts to QEMU's events, retries deferred steps, and cleans up after a dead QEMU.
 
     :param start: runs a coroutine as a task that the manager waits for when it closes.
     """
@@ -54,54 +54,54 @@ class Caretaker:
 
     async def ping(self, vm: Vm) -> None:
         """Ask QEMU for a sign of life."""
-        if vm.qemu.alive and not vm.unknown:
+        if vm.qemu.alive and not vm.unresponsive:
             try:
                 await vm.qemu.execute("query-status")
             except MonitorError:
-                self.lost(vm)
+                self.on_unresponsive(vm)
 
     async def ping_once(self, vm: Vm) -> None:
         """As `ping`, one for all who ask meanwhile. It goes on when they leave, to its answer."""
-        if vm.pinging is None or vm.pinging.done():
-            vm.pinging = asyncio.create_task(self.ping(vm), name=f"ping {vm.name}")
-        await asyncio.shield(vm.pinging)
+        if vm.ping_task is None or vm.ping_task.done():
+            vm.ping_task = asyncio.create_task(self.ping(vm), name=f"ping {vm.name}")
+        await asyncio.shield(vm.ping_task)
 
-    def lost(self, vm: Vm) -> None:
-        """QEMU does not answer: say so, and mend what is to be mended when it does."""
-        if vm.qemu.alive and vm.set_unknown(True):
+    def on_unresponsive(self, vm: Vm) -> None:
+        """Publish that QEMU does not answer, and schedule a retry of deferred steps."""
+        if vm.qemu.alive and vm.set_unresponsive(True):
             self._bus.publish(EventKind.VM_UNKNOWN, vm.name)
-        self.mend_later(vm)
+        self.schedule_retry(vm)
 
-    def mend_later(self, vm: Vm) -> None:
-        """Do what NICs have left undone as soon as QEMU answers."""
-        if not vm.qemu.closed and (vm.mender is None or vm.mender.done()):
-            vm.mender = asyncio.create_task(self._mend(vm), name=f"mend {vm.name}")
+    def schedule_retry(self, vm: Vm) -> None:
+        """Run the deferred steps of its NICs as soon as QEMU answers."""
+        if not vm.qemu.closed and (vm.retry_task is None or vm.retry_task.done()):
+            vm.retry_task = asyncio.create_task(self._retry(vm), name=f"retry {vm.name}")
 
     def on_event(self, vm: Vm, event: MonitorEvent) -> None:
         """Take an event of QEMU."""
         match event.name:
             case "DISCONNECTED":
-                self.lost(vm)
+                self.on_unresponsive(vm)
             case "RESUME" | "STOP":
-                vm.set_running(RUNS[event.name])
-                self._tell_whether_it_runs(vm)
+                vm.set_running(RUN_STATE_EVENTS[event.name])
+                self._publish_run_state(vm)
                 if vm.running:
                     self._resync_links(vm)
             case "SHUTDOWN":  # cables stay as long as QEMU does: it may reset the guest instead
                 by_guest, reason = event.data.get("guest"), event.data.get("reason")
                 self._bus.publish(EventKind.VM_SHUT_DOWN, vm.name, by_guest=by_guest, reason=reason)
             case "RECONNECTED" | "OVERFLOW":  # events may have been missed
-                self._start(self._look_anew(vm))
+                self._start(self._rescan(vm))
             case "DEAD":
-                self._start(self.bury(vm))
+                self._start(self.clean_up(vm))
             case "NIC_RX_FILTER_CHANGED":
                 if nic := vm.nics.get(alias_of(str(event.data.get("name")))):
-                    self._soon(vm, nic, self._follow)
+                    self._schedule(vm, nic, self._follow)
             case "DEVICE_DELETED":
                 if nic := vm.nics.get(alias_of(str(event.data.get("device")))):
-                    self._soon(vm, nic, self._lose)
+                    self._schedule(vm, nic, self._on_nic_removed)
 
-    def _soon(self, vm: Vm, nic: ManagedNic, step: DeferredStep) -> None:
+    def _schedule(self, vm: Vm, nic: ManagedNic, step: DeferredStep) -> None:
         """Do a step for a NIC, under its lock, unless the same waits already: it will see the same.
 
         A QEMU may send events faster than it answers, or without end.
@@ -124,50 +124,50 @@ class Caretaker:
         finally:
             nic.lock.release()
 
-    async def bury(self, vm: Vm) -> None:
+    async def clean_up(self, vm: Vm) -> None:
         """QEMU has ended: free what its NICs held. The VM stays known, as gone.
 
         Once: a VM of that name may be there again by the time that somebody asks twice. Who asks
         meanwhile waits for the same.
         """
-        if vm.burial is None:
-            vm.burial = asyncio.create_task(self._bury(vm), name=f"bury {vm.name}")
-        await asyncio.shield(vm.burial)
+        if vm.cleanup_task is None:
+            vm.cleanup_task = asyncio.create_task(self._clean_up(vm), name=f"clean up {vm.name}")
+        await asyncio.shield(vm.cleanup_task)
 
-    async def _bury(self, vm: Vm) -> None:
+    async def _clean_up(self, vm: Vm) -> None:
         vm.since = datetime.now(UTC)
         await self._bindings.release_all(vm.name)
         for nic in list(vm.nics.values()):
             async with nic.lock:
                 await swap.discard_dead(nic)
                 if nic.deferred:
-                    self.mend_later(vm)
+                    self.schedule_retry(vm)
         try:
             await vm.journal.drop()
         except LinkmgrError as error:
             log.warning("VM %s: %s", vm.name, error)
         self._bus.publish(EventKind.VM_GONE, vm.name)
 
-    async def _look_anew(self, vm: Vm) -> None:
+    async def _rescan(self, vm: Vm) -> None:
         """Look up what events that were missed would have told."""
         try:
-            if await vm.look_whether_it_runs():
-                self._tell_whether_it_runs(vm)
+            if await vm.query_run_state():
+                self._publish_run_state(vm)
             for nic in await vm.removed_nics():
-                self._soon(vm, nic, self._lose)
+                self._schedule(vm, nic, self._on_nic_removed)
         except MonitorError:
-            self.lost(vm)
+            self.on_unresponsive(vm)
         self._resync_links(vm)  # after a NIC that is gone has been lost: it has no link to show
         for nic in vm.nics.values():
-            self._soon(vm, nic, self._follow)
+            self._schedule(vm, nic, self._follow)
 
-    def _tell_whether_it_runs(self, vm: Vm) -> None:
+    def _publish_run_state(self, vm: Vm) -> None:
         if vm.running is not None:
             self._bus.publish(EventKind.VM_RESUMED if vm.running else EventKind.VM_PAUSED, vm.name)
 
     def _resync_links(self, vm: Vm) -> None:
         for nic in vm.nics.values():
-            self._soon(vm, nic, self._resync_link)
+            self._schedule(vm, nic, self._resync_link)
 
     async def _resync_link(self, vm: Vm, nic: ManagedNic) -> None:
         """Show the guest its link state, whatever it was shown last. The NIC's lock is held.
@@ -190,9 +190,9 @@ class Caretaker:
             self._bus.publish(EventKind.FAILED, nic.ref, code=error.code, what=error.what)
             if isinstance(error, MonitorGone | MonitorTimeout):
                 nic.deferred.append(partial(nic.apply_link, seen=False))
-                self.lost(vm)
+                self.on_unresponsive(vm)
 
-    async def _mend(self, vm: Vm) -> None:
+    async def _retry(self, vm: Vm) -> None:
         while True:
             await vm.qemu.wait_responsive()
             if vm.qemu.closed:
@@ -208,24 +208,24 @@ class Caretaker:
                             await self._drop(vm, nic)
             except MonitorError as error:
                 log.debug("%s: not yet: %s", vm.name, error)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY_INTERVAL_S)
                 continue
-            if vm.qemu.alive and vm.set_unknown(False):
+            if vm.qemu.alive and vm.set_unresponsive(False):
                 self._bus.publish(EventKind.VM_ANSWERS, vm.name)
             if not any(nic.deferred for nic in vm.nics.values()):
                 return
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(REFUSED_RETRY_INTERVAL_S)
 
-    async def _lose(self, vm: Vm, nic: ManagedNic) -> None:
+    async def _on_nic_removed(self, vm: Vm, nic: ManagedNic) -> None:
         """Somebody hot-unplugged the NIC: its cable is orphaned. Its lock is held."""
         if nic.removed:  # both the event and a look have found it, or QEMU has ended
             return
         try:
             await swap.discard_dead(nic)
         except MonitorError:
-            self.lost(vm)  # what is left is done when QEMU answers
+            self.on_unresponsive(vm)  # what is left is done when QEMU answers
         if nic.deferred:
-            self.mend_later(vm)
+            self.schedule_retry(vm)
         else:
             await self._drop(vm, nic)
         self._bus.publish(EventKind.NIC_GONE, nic.ref)
@@ -246,7 +246,7 @@ class Caretaker:
         try:
             refused = await nic.wiring.follow_rx_filter(nic.connection.cable)
         except LinkmgrError:
-            self.lost(vm)
+            self.on_unresponsive(vm)
             return
         if refused and refused != nic.filter_refusals:
             self._bus.publish(EventKind.REFUSED, nic.ref, refused=list(refused))

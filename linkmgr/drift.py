@@ -20,9 +20,9 @@ from linkmgr.wirings.attributes import Repair, find_faults, read_devices
 
 log = logging.getLogger(__name__)
 
-BUSY = 0.5  #: seconds until a NIC that a verb had is looked at again
+BUSY_NIC_INTERVAL_S = 0.5  #: seconds until a NIC that a verb had is looked at again
 #: Seconds from one failed repair to the next try: the first pause, and the longest.
-PATIENCE = (0.5, 8.0)
+REPAIR_BACKOFF_S = (0.5, 8.0)
 
 
 def may_repair(nic: ManagedNic, devices: Mapping[str, NetDevice]) -> bool:
@@ -126,7 +126,7 @@ class DriftWatch:
                         await self._watch(changes)
                 except OSError:  # no fd was left for the socket, say
                     log.exception("changes of the host's devices cannot be heard; trying again")
-                await asyncio.sleep(PATIENCE[1])
+                await asyncio.sleep(REPAIR_BACKOFF_S[1])
         finally:
             for task in self._mending.values():
                 task.cancel()
@@ -141,7 +141,7 @@ class DriftWatch:
                 pause = await self.look()
             except Exception:
                 log.exception("looking for drift failed")
-                pause = PATIENCE[1]
+                pause = REPAIR_BACKOFF_S[1]
 
     async def look(self) -> float | None:
         """Look once at every cable.
@@ -163,7 +163,7 @@ class DriftWatch:
                 self.repairs.pop(ref, None)
                 continue
             if nic.lock.locked() or nic.connection is not plugged or _device(nic) != device:
-                later.append(BUSY)
+                later.append(BUSY_NIC_INTERVAL_S)
                 continue
             faults = device_faults(nic, devices)
             codes = [code for code, _, _ in faults]
@@ -189,9 +189,9 @@ class DriftWatch:
         # Each is a task of its own, for which no other waits: one QEMU that does not answer keeps
         # neither those that are broken nor those that break meanwhile.
         if self._mending:
-            await asyncio.wait(self._mending.values(), timeout=BUSY)
+            await asyncio.wait(self._mending.values(), timeout=BUSY_NIC_INTERVAL_S)
         for ref, task in list(self._mending.items()):
-            later.append(task.result() if task.done() else BUSY)
+            later.append(task.result() if task.done() else BUSY_NIC_INTERVAL_S)
             if task.done():
                 del self._mending[ref]
         return min(later) if later else None
@@ -216,14 +216,14 @@ class DriftWatch:
         :return: seconds until it is worth another look.
         """
         ref, now = str(nic.ref), asyncio.get_running_loop().time()
-        not_before, pause = self._pauses.get(ref, (now, PATIENCE[0] / 2))
+        not_before, pause = self._pauses.get(ref, (now, REPAIR_BACKOFF_S[0] / 2))
         if now < not_before:
             return not_before - now
-        pause = min(2 * pause, PATIENCE[1])
+        pause = min(2 * pause, REPAIR_BACKOFF_S[1])
         self._pauses[ref] = (now + pause, pause)  # until a look finds nothing wrong
         try:
             if not await self._repair(nic):
-                return BUSY
+                return BUSY_NIC_INTERVAL_S
         except LinkmgrError as error:
             log.warning("%s: not repaired yet: %s", ref, error)
             self._has_failed(ref, error)
@@ -237,7 +237,7 @@ class DriftWatch:
         self.repairs.pop(ref, None)
         log.warning("%s: repaired", ref)
         self._bus.publish(EventKind.REPAIRED, ref)
-        return BUSY
+        return BUSY_NIC_INTERVAL_S
 
     def _has_failed(self, ref: str, error: LinkmgrError) -> None:
         if (known := self.repairs.get(ref)) is not None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from linkmgr import swap
-from linkmgr.absent import Absentees
-from linkmgr.care import Caretaker
+from linkmgr.absent import Reconnector
+from linkmgr.care import VmSupervisor
 from linkmgr.documents import Documents
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import (
@@ -66,17 +66,17 @@ from linkmgr.vm_locks import VmLocks
 from linkmgr.wirings.models import shows_carrier, unseen_carrier
 
 #: Seconds that a start waits for QEMUs that do not answer.
-PATIENCE = 3.0
+RECONNECT_TIMEOUT_S = 3.0
 #: Seconds between two looks for new NICs, for those who list them.
-LOOK_SECONDS = 1.0
+SCAN_INTERVAL_S = 1.0
 #: Seconds that those who list NICs wait for a QEMU to tell of new ones, each of which it is asked
 #: about one by one: one that answers each question slowly holds nobody up for long.
-LISTING_SECONDS = 2.0
+LISTING_TIMEOUT_S = 2.0
 #: Seconds until such a look is given up: nothing else is added to or removed from the VM meanwhile.
 #: A guest with 28 NICs needs a tenth of a second.
-LOOKING_SECONDS = 10.0
+SCAN_TIMEOUT_S = 10.0
 #: Seconds that QEMUs get to tell of new NICs when no known NIC has the name that is asked for.
-NAMING_SECONDS = 1.0
+NAMING_TIMEOUT_S = 1.0
 
 log = logging.getLogger(__name__)
 _limit = LogLimit(__name__)
@@ -118,8 +118,8 @@ class Inventory(ABC):
         self.bindings = PortBindings(
             self._networks, mac_of=self._mac_of, is_here=self._is_here, start=self._start
         )
-        self._care = Caretaker(self._bus, self._start, self.bindings)
-        self._absent = Absentees(
+        self._supervisor = VmSupervisor(self._bus, self._start, self.bindings)
+        self._pending = Reconnector(
             journal=self._journal,
             networks=self._networks,
             host=self._host,
@@ -172,7 +172,7 @@ class Inventory(ABC):
         self._under_way = [each.port.network for each in intents if each and each.port]
         if self.documents.folder is not None:
             await self._orphans.remove_untagged()
-        await self._absent.expect(vms, PATIENCE)
+        await self._pending.start(vms, RECONNECT_TIMEOUT_S)
         await self._tidy()
         self._started = True
         await self._orphans.find(*self._recorded())
@@ -197,7 +197,7 @@ class Inventory(ABC):
             connector,
             self._host,
             timeout=self.timeout,
-            handler=self._care.on_event,
+            handler=self._supervisor.on_event,
             journal=journal,
             check=check,
         )
@@ -213,7 +213,7 @@ class Inventory(ABC):
         if vm is not None:
             self._vms[vm.name] = vm
             if any(nic.deferred for nic in vm.nics.values()):
-                self._care.mend_later(vm)
+                self._supervisor.schedule_retry(vm)
         if self._started:
             self._start(self._tidy())
 
@@ -226,7 +226,7 @@ class Inventory(ABC):
         What is in the middle of its steps goes on; `close` waits for it.
         """
         self._locks.stop()
-        self._care.stop()
+        self._supervisor.stop()
 
     async def close(self) -> None:
         """Finish the verbs under way, then let go of every guest. Repeats freely."""
@@ -236,11 +236,11 @@ class Inventory(ABC):
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await asyncio.gather(self._pinging.close(), self._checking.close())
-        await self._absent.close()
+        await self._pending.close()
         await self.bindings.release_all()
         for vm in self._vms.values():
-            if vm.looking is not None:
-                vm.looking.cancel()
+            if vm.scan_task is not None:
+                vm.scan_task.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._leave(vm) for vm in self._vms.values()))
@@ -260,27 +260,27 @@ class Inventory(ABC):
     async def nics(self) -> list[Nic]:
         """All NICs as they are now. Asks every QEMU for a sign of life, all at once.
 
-        One that was hot-plugged within the last `LOOK_SECONDS` may be missing.
+        One that was hot-plugged within the last `SCAN_INTERVAL_S` may be missing.
         """
         await self._pinging.get()
         return self.snapshot()[1]
 
     async def _ping_all(self) -> None:
-        looks = (self._look_for_nics(each, LOOK_SECONDS) for each in self._vms.values())
+        looks = (self._scan_nics(each, SCAN_INTERVAL_S) for each in self._vms.values())
         await asyncio.gather(*looks)
 
     def snapshot(self) -> tuple[list[VmInfo], list[Nic]]:
         """All VMs and NICs as last known, by name, without asking any QEMU."""
         vms = [vm.info() for vm in self._vms.values()]
         nics = [vm.snapshot(managed) for vm in self._vms.values() for managed in vm.nics.values()]
-        for absent in self._absent.vms.values():
-            vms.append(absent.info())
-            nics += absent.nics()
+        for pending in self._pending.vms.values():
+            vms.append(pending.info())
+            nics += pending.nics()
         return sorted(vms, key=lambda vm: vm.name), sorted(nics, key=lambda nic: nic.ref)
 
     def snapshot_vm(self, name: str) -> VmInfo | None:
         """One VM as last known, ``None`` when there is none of that name. Asks no QEMU."""
-        known = self._vms.get(name) or self._absent.vms.get(name)
+        known = self._vms.get(name) or self._pending.vms.get(name)
         return known.info() if known else None
 
     async def nic(self, nic: str | NicRef) -> Nic:
@@ -289,12 +289,12 @@ class Inventory(ABC):
         :raise NotFound: when there is none of that name.
         """
         ref = await self.resolve(nic)
-        if absent := self._absent.vms.get(ref.vm):
-            for each in absent.nics():
+        if pending := self._pending.vms.get(ref.vm):
+            for each in pending.nics():
                 if each.ref == ref:
                     return each
         vm, managed = await self._find_now(ref)
-        await self._care.ping(vm)
+        await self._supervisor.ping(vm)
         return vm.snapshot(managed)
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
@@ -315,7 +315,7 @@ class Inventory(ABC):
         if named and name.vm and name.word in named.nics:  # as all programs name it
             return NicRef(name.vm, name.word)
         if named and name.vm is None:
-            await self._look_for_nics(named, LOOK_SECONDS)
+            await self._scan_nics(named, SCAN_INTERVAL_S)
         try:
             return find_nic(name, self._nic_candidates(), self._vm_names())
         except NotFound as error:
@@ -323,11 +323,11 @@ class Inventory(ABC):
                 if self._networks.find(name.word):
                     error.hint = f"{name} is a network: name the NIC first, then the network"
                 raise
-        due = time.monotonic() - LOOK_SECONDS
-        vms = [vm for vm in self._vms.values() if name.vm in (None, vm.name) and vm.looked < due]
+        due = time.monotonic() - SCAN_INTERVAL_S
+        vms = [vm for vm in self._vms.values() if name.vm in (None, vm.name) and vm.last_scan < due]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NAMING_SECONDS):
-                await asyncio.gather(*map(self._look_for_nics, vms))
+            async with asyncio.timeout(NAMING_TIMEOUT_S):
+                await asyncio.gather(*map(self._scan_nics, vms))
         return find_nic(name, self._nic_candidates(), self._vm_names())
 
     def _nic_candidates(self) -> Iterator[NicCandidate]:
@@ -337,13 +337,15 @@ class Inventory(ABC):
                 yield NicCandidate(
                     managed.ref, self._mac_of(managed.ref), here, managed.wanted_ifname
                 )
-        for absent in self._absent.vms.values():
-            for alias, nic in absent.record.nics.items():
+        for pending in self._pending.vms.values():
+            for alias, nic in pending.record.nics.items():
                 device = nic.cable.device if nic.cable else None
-                yield NicCandidate(NicRef(absent.record.vm, alias), nic.facts.mac, device, nic.name)
+                yield NicCandidate(
+                    NicRef(pending.record.vm, alias), nic.facts.mac, device, nic.name
+                )
 
     def _vm_names(self) -> list[str]:
-        return [*self._vms, *self._absent.vms]
+        return [*self._vms, *self._pending.vms]
 
     async def networks(self) -> list[Network]:
         """All networks."""
@@ -372,7 +374,7 @@ class Inventory(ABC):
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
         nics = [managed for vm in self._vms.values() for managed in vm.nics.values()]
-        absent = [nic for each in self._absent.vms.values() for nic in each.nics()]
+        absent = [nic for each in self._pending.vms.values() for nic in each.nics()]
         return [managed.connection.as_connection() for managed in nics if managed.connection] + [
             nic.connection for nic in absent if nic.connection
         ]
@@ -386,12 +388,12 @@ class Inventory(ABC):
         return list(await self._checking.get())
 
     async def _check(self) -> list[Finding]:
-        inspection = Inspection(self._host, self._care.ping_once, self._drift.repairs)
+        inspection = Inspection(self._host, self._supervisor.ping_once, self._drift.repairs)
         looks = await asyncio.gather(*(inspection.look(vm) for vm in list(self._vms.values())))
         findings = [finding for found in looks for finding in found]
-        for absent in self._absent.vms.values():
-            error = absent.refusal()
-            findings.append(Finding(error.code, absent.record.vm, error.what, error.hint or ""))
+        for pending in self._pending.vms.values():
+            error = pending.refusal()
+            findings.append(Finding(error.code, pending.record.vm, error.what, error.hint or ""))
         findings += [
             Finding("state-damaged", damage.subject, f"{damage.file} {damage.why}", damage.hint)
             for damage in self.documents.damages()
@@ -453,14 +455,14 @@ class Inventory(ABC):
                     known.add(OwnerTag(str(nic.ref), nic.connection.cable.id))
                 if nic.deferred or nic.foreign or nic.lock.locked():
                     busy.add(str(nic.ref))
-        for absent in self._absent.vms.values():
-            busy |= {f"{absent.record.vm}/{alias}" for alias in absent.record.nics}
+        for pending in self._pending.vms.values():
+            busy |= {f"{pending.record.vm}/{alias}" for alias in pending.record.nics}
         busy |= {OwnerTag.of_network(name, "").owner for name in self._networks.in_use()}
         return known, busy
 
     def _cables(self) -> tuple[set[str], set[str]]:
         """Ids of the cables that we have, and of those of VMs that have not answered yet."""
-        nics = [nic for each in self._absent.vms.values() for nic in each.record.nics.values()]
+        nics = [nic for each in self._pending.vms.values() for nic in each.record.nics.values()]
         absent = {nic.cable.id for nic in nics if nic.cable}
         absent |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
         return {
@@ -481,8 +483,8 @@ class Inventory(ABC):
         Both are ``None`` for one of another pid namespace. When it began is in clock ticks since
         boot, as in proc(5).
         """
-        if absent := self._absent.vms.get(vm):
-            return absent.record.pid, absent.record.started
+        if pending := self._pending.vms.get(vm):
+            return pending.record.pid, pending.record.started
         known = self._vms.get(vm)
         return (known.journal.record.pid, known.journal.record.started) if known else None
 
@@ -490,8 +492,8 @@ class Inventory(ABC):
 
     def _find(self, ref: NicRef) -> tuple[Vm, ManagedNic]:
         self._check_open()
-        if absent := self._absent.vms.get(ref.vm):
-            raise absent.refusal(ref.alias)
+        if pending := self._pending.vms.get(ref.vm):
+            raise pending.refusal(ref.alias)
         if ref.vm not in self._vms:
             raise UnknownVm(
                 f"there is no VM {ref.vm}",
@@ -504,35 +506,40 @@ class Inventory(ABC):
         """As `_find`; a NIC that was hot-plugged since is found, too."""
         vm = self._vms.get(ref.vm)
         if vm is not None and ref.alias not in vm.nics:
-            await self._look_for_nics(vm)
+            await self._scan_nics(vm)
         return self._find(ref)
 
-    async def _look_for_nics(self, vm: Vm, seconds: float = 0.0) -> None:
+    async def _scan_nics(self, vm: Vm, seconds: float = 0.0) -> None:
         """Ask QEMU for a sign of life, and for NICs that were hot-plugged since.
 
         One look at a time, which goes on when it takes longer than anybody waits.
 
         :param seconds: for which what was seen is good enough: many may ask at once.
         """
-        await self._care.ping(vm)
+        await self._supervisor.ping(vm)
         due = time.monotonic() - seconds
-        patience = LISTING_SECONDS if seconds else vm.qemu.timeout
+        patience = LISTING_TIMEOUT_S if seconds else vm.qemu.timeout
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while vm.looked < due and vm.qemu.alive and not vm.unknown and not self._closed:
-                    if vm.looking is None or vm.looking.done():
-                        vm.looked = time.monotonic()
-                        vm.looking = self._start(self._find_new_nics(vm))
-                    await asyncio.wait({vm.looking})
+                while (
+                    vm.last_scan < due
+                    and vm.qemu.alive
+                    and not vm.unresponsive
+                    and not self._closed
+                ):
+                    if vm.scan_task is None or vm.scan_task.done():
+                        vm.last_scan = time.monotonic()
+                        vm.scan_task = self._start(self._find_new_nics(vm))
+                    await asyncio.wait({vm.scan_task})
 
     async def _find_new_nics(self, vm: Vm) -> None:
         async with self._locks.vm_lock(vm.name):
             if self._vms.get(vm.name) is not vm:  # removed meanwhile
                 return
-            why: object = f"QEMU has not told of all within {LOOKING_SECONDS:g} s"
+            why: object = f"QEMU has not told of all within {SCAN_TIMEOUT_S:g} s"
             try:
-                async with asyncio.timeout(LOOKING_SECONDS):
-                    await vm.look_for_nics()
+                async with asyncio.timeout(SCAN_TIMEOUT_S):
+                    await vm.scan_nics()
             except TimeoutError:
                 pass
             except LinkmgrError as error:
@@ -543,15 +550,15 @@ class Inventory(ABC):
 
     def _mac_of(self, ref: NicRef) -> str | None:
         """The address of a NIC, ``None`` for one that is gone."""
-        if absent := self._absent.vms.get(ref.vm):
-            known = absent.record.nics.get(ref.alias)
+        if pending := self._pending.vms.get(ref.vm):
+            known = pending.record.nics.get(ref.alias)
             return known.facts.mac if known else None
         vm = self._vms.get(ref.vm)
         facts = vm.facts.get(ref.alias) if vm and vm.qemu.alive else None
         return facts.mac if facts else None
 
     def _is_here(self, vm: str) -> bool:
-        return vm in self._absent.vms or (vm in self._vms and self._vms[vm].qemu.alive)
+        return vm in self._pending.vms or (vm in self._vms and self._vms[vm].qemu.alive)
 
     def _all_nics(self) -> list[ManagedNic]:
         return [nic for vm in self._vms.values() for nic in vm.nics.values()]
@@ -559,7 +566,7 @@ class Inventory(ABC):
     async def _leave(self, vm: Vm) -> None:
         """Disconnect from a VM; free what it held if it has ended.
 
-        Cancelling the caller does not cut it off: a VM that is closed and not buried would keep
+        Cancelling the caller does not cut it off: a VM that is closed and not cleaned up would keep
         its devices, as no event comes of it any more.
         """
         await shield_and_wait(self._start(self._disconnect(vm)))
@@ -568,7 +575,7 @@ class Inventory(ABC):
         ended = not vm.qemu.alive or await vm.qemu.confirm_exit()
         await vm.close()
         if ended:
-            await self._care.bury(vm)
+            await self._supervisor.clean_up(vm)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -626,7 +633,7 @@ class Inventory(ABC):
             return replace(outcome, notes=(*outcome.notes, unseen_carrier(model)))
         except LinkmgrError as error:
             if isinstance(error, MonitorTimeout | MonitorGone):
-                self._care.lost(vm)
+                self._supervisor.on_unresponsive(vm)
             if isinstance(error, MonitorTimeout):
                 error.hint = f"{error.hint}; {_later(before, nic.connection)}"
             error.about(str(nic.ref), vm.snapshot(nic).describe())
@@ -634,7 +641,7 @@ class Inventory(ABC):
             raise
         finally:
             if nic.deferred:
-                self._care.mend_later(vm)
+                self._supervisor.schedule_retry(vm)
 
     @abstractmethod
     async def _repair(self, nic: ManagedNic) -> bool:

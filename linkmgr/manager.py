@@ -112,13 +112,13 @@ class LinkManager(LibvirtCompat):
     ) -> list[Nic]:
         async with self._locks.vm_lock(name):
             known = self._vms.get(name)
-            if absent := self._absent.vms.get(name):
-                if absent.record.qmp != address:
+            if pending := self._pending.vms.get(name):
+                if pending.record.qmp != address:
                     raise AlreadyExists(
-                        f"VM {name} exists with another monitor, {absent.record.qmp}",
+                        f"VM {name} exists with another monitor, {pending.record.qmp}",
                         hint="remove it first, or choose another name",
                     )
-                raise absent.refusal()
+                raise pending.refusal()
             other = known and known.address != address
             if known and known.qemu.alive and not (other and await known.qemu.confirm_exit()):
                 if other:
@@ -147,7 +147,7 @@ class LinkManager(LibvirtCompat):
         The paths of others are not looked at: their file systems may never answer.
         """
         file = await socket_file(address, self.timeout, uid)
-        absent = {each.record.vm: each.record.qmp for each in self._absent.vms.values()}
+        absent = {each.record.vm: each.record.qmp for each in self._pending.vms.values()}
         sharing = [vm for vm, known in absent.items() if known == address]
         sharing += [
             vm.name
@@ -171,7 +171,7 @@ class LinkManager(LibvirtCompat):
         """
         others = {
             each.record.vm: (each.record.pid, transport_of(each.record.qmp))
-            for each in self._absent.vms.values()
+            for each in self._pending.vms.values()
             if each.record.process_lives()
         }
         others |= {
@@ -202,7 +202,7 @@ class LinkManager(LibvirtCompat):
             self._locks.removing(name),
             contextlib.AsyncExitStack() as all_nics,
         ):
-            if name in self._absent.vms and await self._absent.forget(name):
+            if name in self._pending.vms and await self._pending.forget(name):
                 self._bus.publish(EventKind.VM_REMOVED, name)
                 return True
             vm = self._vms.get(name)
@@ -259,7 +259,11 @@ class LinkManager(LibvirtCompat):
             vm = self._vms.get(name)
             if vm is None or (vm.qemu.alive and not await vm.qemu.confirm_exit()):
                 return False
-            if vm.burial and vm.burial.done() and any(nic.deferred for nic in vm.nics.values()):
+            if (
+                vm.cleanup_task
+                and vm.cleanup_task.done()
+                and any(nic.deferred for nic in vm.nics.values())
+            ):
                 return False  # they are still to be done; it stays known, as gone
             await self._leave(vm)
             if self._vms.get(name) is vm:

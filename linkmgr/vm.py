@@ -34,7 +34,7 @@ from linkmgr.wirings import HubWiring
 from linkmgr.wirings.alias import alias_of, unusable_id_error
 
 #: Events of QEMU that say whether the processors run.
-RUNS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
+RUN_STATE_EVENTS: Mapping[str, bool] = MappingProxyType({"RESUME": True, "STOP": False})
 
 
 class Vm:
@@ -48,13 +48,13 @@ class Vm:
         self.facts: dict[str, Facts] = {}
         self.nics: dict[str, ManagedNic] = {}
         self.since = datetime.now(UTC)
-        self.unknown = False
-        self.looked = float("-inf")  #: when a look for its NICs last began, in monotonic seconds
-        self.looking: asyncio.Task[None] | None = None  #: its NICs are looked for
+        self.unresponsive = False
+        self.last_scan = float("-inf")  #: when its NICs were last scanned, in monotonic seconds
+        self.scan_task: asyncio.Task[None] | None = None  #: scans for new NICs
         self.running: bool | None = None  #: what QEMU last said of its processors
-        self.burial: asyncio.Task[None] | None = None  #: QEMU has ended, and what it held is freed
-        self.mender: asyncio.Task[None] | None = None
-        self.pinging: asyncio.Task[None] | None = None  #: it is asked for a sign of life
+        self.cleanup_task: asyncio.Task[None] | None = None  #: frees what an ended QEMU held
+        self.retry_task: asyncio.Task[None] | None = None
+        self.ping_task: asyncio.Task[None] | None = None  #: asks it for a sign of life
         self.uuid: str | None = None  #: what QEMU says that it has
         self._watch = LinkWatch()
 
@@ -86,7 +86,7 @@ class Vm:
         def hand_on(event: MonitorEvent) -> None:
             if made:
                 handler(made[0], event)
-            elif event.name in RUNS:
+            elif event.name in RUN_STATE_EVENTS:
                 early.append(event)
 
         qemu = await QemuProcess.connect(
@@ -100,7 +100,7 @@ class Vm:
             await vm.find_nics()
             while True:
                 early.clear()
-                await vm.look_whether_it_runs()
+                await vm.query_run_state()
                 if not early:  # else: was it before the answer, or after?
                     break
             made.append(vm)
@@ -147,7 +147,7 @@ class Vm:
 
     def info(self) -> VmInfo:
         """The VM as a caller sees it."""
-        state = VmState.UNKNOWN if self.unknown else VmState.ANSWERS
+        state = VmState.UNKNOWN if self.unresponsive else VmState.ANSWERS
         state = state if self.qemu.alive else VmState.GONE
         return VmInfo(
             name=self.name,
@@ -164,7 +164,7 @@ class Vm:
         """Of its monitor."""
         return self.qemu.address
 
-    async def look_whether_it_runs(self) -> bool:
+    async def query_run_state(self) -> bool:
         """Ask QEMU whether the processors run; true if that is news.
 
         :raise MonitorError: when it does not answer.
@@ -188,18 +188,18 @@ class Vm:
             nic.foreign = bool(await self.wiring.inspect(nic.ref))
             self.facts[nic.ref.alias] = replace(facts, managed=True)
 
-    def set_unknown(self, unknown: bool) -> bool:
+    def set_unresponsive(self, unknown: bool) -> bool:
         """Note whether QEMU answers; true if that is news."""
-        if self.unknown is unknown:
+        if self.unresponsive is unknown:
             return False
-        self.unknown = unknown
+        self.unresponsive = unknown
         self.since = datetime.now(UTC)
         return True
 
     def _state(self, nic: ManagedNic, facts: Facts) -> tuple[NicState, datetime]:
         if not self.qemu.alive:
             return NicState.GONE, self.since
-        if self.unknown:
+        if self.unresponsive:
             return NicState.UNKNOWN, self.since
         if nic.connection:
             return NicState.PLUGGED, nic.connection.since
@@ -289,7 +289,7 @@ class Vm:
                 del self.nics[alias]
             raise
 
-    async def look_for_nics(self) -> None:
+    async def scan_nics(self) -> None:
         """Find the NICs that were hot-plugged since, of which QEMU tells nobody.
 
         :raise LinkmgrError: as `find_nics`, and when QEMU does not answer.
@@ -328,12 +328,12 @@ class Vm:
 
     async def close(self) -> None:
         """Let go of QEMU. The guest stays on its cables, whose fds QEMU holds itself."""
-        if self.mender is not None:
-            self.mender.cancel()
-            await asyncio.gather(self.mender, return_exceptions=True)
+        if self.retry_task is not None:
+            self.retry_task.cancel()
+            await asyncio.gather(self.retry_task, return_exceptions=True)
         await self.qemu.close()
-        if self.pinging is not None:  # not cancelled: somebody else's look waits for it
-            await asyncio.gather(self.pinging, return_exceptions=True)
+        if self.ping_task is not None:  # not cancelled: somebody else's look waits for it
+            await asyncio.gather(self.ping_task, return_exceptions=True)
         self.wiring.close()
 
 

@@ -628,7 +628,7 @@ async def test_a_qemu_that_tells_slowly_of_many_nics_holds_up_no_list_and_can_be
         for _ in range(3):
             async with asyncio.timeout(2 * ANSWER_TIMEOUT_S):
                 assert NIC in {str(nic.ref) for nic in await links.nics()}
-        async with asyncio.timeout(15):  # LOOKING_SECONDS, and some
+        async with asyncio.timeout(15):  # SCAN_TIMEOUT_S, and some
             await links.remove_vm("evil")
         (tmp_path / "evil.go").unlink()
         await links.add_vm("evil", tmp_path / "evil.qmp")

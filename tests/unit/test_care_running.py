@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.care import Caretaker
+from linkmgr.care import VmSupervisor
 from linkmgr.errors import MonitorGone
 from linkmgr.events import EventBus, EventKind
 from linkmgr.model import NicRef
@@ -32,7 +32,7 @@ class Guest:
         before, self.running = self.running, running
         return before is not running
 
-    async def look_whether_it_runs(self) -> bool:
+    async def query_run_state(self) -> bool:
         if isinstance(self.says, Exception):
             raise self.says
         return self.set_running(self.says)
@@ -53,17 +53,17 @@ async def told(guest: Guest, *events: str) -> list[EventKind]:
     tasks: list[asyncio.Task[None]] = []
     lost: list[Vm] = []
 
-    class Care(Caretaker):
-        def lost(self, vm: Vm) -> None:
+    class Supervisor(VmSupervisor):
+        def on_unresponsive(self, vm: Vm) -> None:
             lost.append(vm)
 
-    care = Care(
+    supervisor = Supervisor(
         bus,
         lambda work: tasks.append(asyncio.create_task(work)),
         cast("PortBindings", None),  # no NIC is bound here
     )
     for event in events:
-        care.on_event(cast("Vm", guest), MonitorEvent(event))
+        supervisor.on_event(cast("Vm", guest), MonitorEvent(event))
     await asyncio.gather(*tasks)
     bus.close()
     return [event.kind async for event in listener] + [EventKind.VM_UNKNOWN] * len(lost)
@@ -117,19 +117,19 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
     guest.nics = {"net0": nic}
     guest.facts = {"net0": SimpleNamespace(managed=True)}
     tasks: list[asyncio.Task[None]] = []
-    care = Caretaker(
+    supervisor = VmSupervisor(
         EventBus(),
         lambda work: tasks.append(asyncio.create_task(work)),
         cast("PortBindings", None),
     )
     async with nic.lock:  # a verb has the NIC
         for _ in range(1000):
-            care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
+            supervisor.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)
     assert done == ["link"]
     assert len(tasks) == 1
-    care.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
+    supervisor.on_event(cast("Vm", guest), MonitorEvent("RESUME"))
     await asyncio.gather(*tasks)
     assert done == ["link", "link"], "what comes later is not lost"
 
@@ -138,18 +138,18 @@ async def test_who_asks_for_the_end_twice_waits_until_all_is_free(guest: Guest) 
     gate, freed = asyncio.Event(), []
 
     class Held:
-        async def end_all(self, vm: str) -> None:
+        async def release_all(self, vm: str) -> None:
             await gate.wait()
             freed.append(vm)
 
     async def drop() -> None:
         freed.append("document")
 
-    guest.burial = None  # type: ignore[attr-defined]
+    guest.cleanup_task = None  # type: ignore[attr-defined]
     guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]
     bus = EventBus()
-    care = Caretaker(bus, asyncio.create_task, cast("PortBindings", Held()))
-    both = [asyncio.create_task(care.bury(cast("Vm", guest))) for _ in range(2)]
+    supervisor = VmSupervisor(bus, asyncio.create_task, cast("PortBindings", Held()))
+    both = [asyncio.create_task(supervisor.clean_up(cast("Vm", guest))) for _ in range(2)]
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in both)
     gate.set()

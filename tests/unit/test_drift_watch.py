@@ -34,7 +34,7 @@ async def test_a_watch_that_could_not_begin_begins_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(drift, "NetDeviceChanges", Deaf)
-    monkeypatch.setattr(drift, "PATIENCE", (0.01, 0.01))
+    monkeypatch.setattr(drift, "REPAIR_BACKOFF_S", (0.01, 0.01))
     looked = asyncio.Event()
     fakes: list[Any] = [None, EventBus(), list, None]
     watch = DriftWatch(*fakes)

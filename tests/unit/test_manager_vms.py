@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from linkmgr.absent import Absent
+from linkmgr.absent import PendingVm
 from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
 from linkmgr.journal import VmRecord, started_at
@@ -137,10 +137,10 @@ async def test_a_vm_of_an_earlier_run_is_found_again_by_its_process(
 ) -> None:
     pid = os.getpid()
     record = VmRecord("web2", "libvirt:web2", pid=pid, started=started_at(pid))
-    monkeypatch.setitem(links._absent.vms, "web2", Absent(record))
+    monkeypatch.setitem(links._pending.vms, "web2", PendingVm(record))
     with pytest.raises(Conflict, match="is VM web2"):
         await links.add_vm("w2", "libvirt:11111111-2222-3333-4444-555555555555")
-    monkeypatch.setitem(links._absent.vms, "web2", Absent(replace(record, started=1)))
+    monkeypatch.setitem(links._pending.vms, "web2", PendingVm(replace(record, started=1)))
     assert await links.add_vm("w2", "libvirt:11111111-2222-3333-4444-555555555555")
     monkeypatch.undo()
 
@@ -170,7 +170,7 @@ async def test_many_who_list_nics_look_for_new_ones_once_in_a_while(
 async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
     qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.inventory.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("linkmgr.inventory.SCAN_INTERVAL_S", 0.0)
     await links.add_vm("web1", "/run/web1.qmp")
     known, asked = await links.nics(), list(qemu.links)
     assert [str(nic.ref) for nic in known] == ["web1/ua-net0"]
@@ -327,5 +327,5 @@ async def test_a_vm_that_has_ended_is_let_go_to_the_end_though_its_adding_is_can
     links.begin_close()
     with pytest.raises(Stopping):
         await adding
-    assert known.burial is not None
-    assert known.burial.done()
+    assert known.cleanup_task is not None
+    assert known.cleanup_task.done()
