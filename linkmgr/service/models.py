@@ -367,7 +367,7 @@ class EventForm(_Form):
     at: datetime
 
 
-class Changed(_Form):
+class ChangedAnswer(_Form):
     """Whether anything was changed."""
 
     model_config = _examples(examples.CHANGED)
@@ -375,7 +375,7 @@ class Changed(_Form):
     changed: bool
 
 
-class Vms(_Form):
+class VmList(_Form):
     """All VMs."""
 
     model_config = _examples({"vms": [examples.VM]})
@@ -383,7 +383,7 @@ class Vms(_Form):
     vms: list[VmForm]
 
 
-class Nics(_Form):
+class NicList(_Form):
     """NICs."""
 
     model_config = _examples({"nics": [examples.NIC, examples.UNPLUGGED]})
@@ -391,7 +391,7 @@ class Nics(_Form):
     nics: list[NicForm]
 
 
-class Domains(_Form):
+class DomainList(_Form):
     """All guests of libvirt on this host."""
 
     model_config = _examples({"domains": [examples.DOMAIN]})
@@ -399,7 +399,7 @@ class Domains(_Form):
     domains: list[DomainForm]
 
 
-class Networks(_Form):
+class NetworkList(_Form):
     """All networks."""
 
     model_config = _examples({"networks": [examples.NETWORK]})
@@ -407,7 +407,7 @@ class Networks(_Form):
     networks: list[NetworkForm]
 
 
-class Ports(_Form):
+class PortList(_Form):
     """Created ports."""
 
     model_config = _examples({"ports": [examples.PORT]})
@@ -415,7 +415,7 @@ class Ports(_Form):
     ports: list[PortForm]
 
 
-class Connections(_Form):
+class ConnectionList(_Form):
     """All NICs that are plugged."""
 
     model_config = _examples({"connections": [examples.CONNECTION]})
@@ -423,7 +423,7 @@ class Connections(_Form):
     connections: list[ConnectionForm]
 
 
-class Findings(_Form):
+class FindingList(_Form):
     """What is not as it should be; empty is good."""
 
     model_config = _examples({"findings": [examples.FINDING]})
@@ -431,7 +431,7 @@ class Findings(_Form):
     findings: list[FindingForm]
 
 
-class Orphans(_Form):
+class OrphanList(_Form):
     """What was found, and whether it was removed."""
 
     model_config = _examples({"orphans": [examples.ORPHAN]})
@@ -456,7 +456,7 @@ class HookAnswered(_Form):
     said: str
 
 
-class Health(_Form):
+class HealthAnswer(_Form):
     """That the service answers."""
 
     model_config = _examples(examples.HEALTH)

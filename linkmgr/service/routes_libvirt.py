@@ -58,7 +58,9 @@ async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
     return JsonResponse({"ok": answer.ok, "said": answer.said})
 
 
-@router.get("/v1/domains", responses={200: {"model": models.Domains}}, summary="libvirt's guests")
+@router.get(
+    "/v1/domains", responses={200: {"model": models.DomainList}}, summary="libvirt's guests"
+)
 async def domains(request: RequestContextDep) -> Response:
     """List all guests of libvirt on this host, prepared or not, running or not."""
     found = await request.while_wanted(request.context.guests.domains())

@@ -21,7 +21,7 @@ router = APIRouter(tags=["networks"])
 _RESERVED = {"self", "name", "driver", "drift", "network"}  # of the verbs: never options
 
 
-@router.get("/v1/networks", responses={200: {"model": models.Networks}}, summary="All networks")
+@router.get("/v1/networks", responses={200: {"model": models.NetworkList}}, summary="All networks")
 async def networks(request: RequestContextDep) -> Response:
     """List all networks, those of the configuration too."""
     return JsonResponse({"networks": to_json(await request.api.networks())})
@@ -59,7 +59,9 @@ async def network(request: RequestContextDep, name: models.NetworkPath) -> Respo
 
 
 @router.delete(
-    "/v1/networks/{name}", responses={200: {"model": models.Changed}}, summary="Delete a network"
+    "/v1/networks/{name}",
+    responses={200: {"model": models.ChangedAnswer}},
+    summary="Delete a network",
 )
 async def delete_network(request: RequestContextDep, name: models.NetworkPath) -> Response:
     """Forget a network that nothing is plugged into."""
@@ -72,7 +74,7 @@ async def delete_network(request: RequestContextDep, name: models.NetworkPath) -
     return await request.change(Permission.DELETE_NETWORK, name, do_delete, network=name)
 
 
-@router.get("/v1/ports", responses={200: {"model": models.Ports}}, summary="Created ports")
+@router.get("/v1/ports", responses={200: {"model": models.PortList}}, summary="Created ports")
 async def ports(request: RequestContextDep, network: models.NetworkQuery = None) -> Response:
     """List the created ports of one network, or of all."""
     names = [network] if network is not None else [str(n) for n in await request.api.networks()]
@@ -102,7 +104,7 @@ async def create_port(request: RequestContextDep, body: models.CreatePort) -> Re
 
 @router.delete(
     "/v1/ports/{network}/{name}",
-    responses={200: {"model": models.Changed}},
+    responses={200: {"model": models.ChangedAnswer}},
     summary="Delete a port",
 )
 async def delete_port(

@@ -22,7 +22,7 @@ from linkmgr.service.problems import JsonResponse
 router = APIRouter(tags=["NICs"])
 
 
-@router.get("/v1/nics", responses={200: {"model": models.Nics}}, summary="All NICs")
+@router.get("/v1/nics", responses={200: {"model": models.NicList}}, summary="All NICs")
 async def nics(request: RequestContextDep) -> Response:
     """List all NICs as they are now; asks every QEMU for a sign of life."""
     return JsonResponse({"nics": to_json(await request.api.nics())})
@@ -85,7 +85,7 @@ async def _set_link(request: RequestContext, name: str, body: models.SetLink) ->
 
 
 @router.get(
-    "/v1/connections", responses={200: {"model": models.Connections}}, summary="All connections"
+    "/v1/connections", responses={200: {"model": models.ConnectionList}}, summary="All connections"
 )
 async def connections(request: RequestContextDep) -> Response:
     """List all NICs that are plugged, with what they are plugged into."""

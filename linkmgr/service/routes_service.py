@@ -32,7 +32,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/v1/check", responses={200: {"model": models.Findings}}, summary="Check everything")
+@router.get("/v1/check", responses={200: {"model": models.FindingList}}, summary="Check everything")
 async def check(request: RequestContextDep) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
     looks = await request.while_wanted(
@@ -44,7 +44,7 @@ async def check(request: RequestContextDep) -> Response:
     return JsonResponse({"findings": to_json(findings)})
 
 
-@router.post("/v1/gc", responses={200: {"model": models.Orphans}}, summary="Collect garbage")
+@router.post("/v1/gc", responses={200: {"model": models.OrphanList}}, summary="Collect garbage")
 async def gc(request: RequestContextDep, body: models.Collect | None = None) -> Response:
     """Remove devices that carry our tag and that nothing recorded."""
     wanted = body or models.Collect()
@@ -80,7 +80,7 @@ async def events(request: RequestContextDep, last_event_id: models.LastEventId =
     return request.context.event_log.open(last_event_id, request.peer)
 
 
-@router.get("/healthz", responses={200: {"model": models.Health}}, summary="Health")
+@router.get("/healthz", responses={200: {"model": models.HealthAnswer}}, summary="Health")
 async def healthz() -> Response:
     """Say that the service answers."""
     return JsonResponse({"status": "ok", "version": version()})

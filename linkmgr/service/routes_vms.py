@@ -19,13 +19,13 @@ from linkmgr.service.problems import JsonResponse
 router = APIRouter(tags=["VMs"])
 
 
-@router.get("/v1/vms", responses={200: {"model": models.Vms}}, summary="All VMs")
+@router.get("/v1/vms", responses={200: {"model": models.VmList}}, summary="All VMs")
 async def vms(request: RequestContextDep) -> Response:
     """List all VMs; asks every QEMU for a sign of life."""
     return JsonResponse({"vms": to_json(await request.api.vms())})
 
 
-@router.post("/v1/vms", responses={200: {"model": models.Nics}}, summary="Add a VM")
+@router.post("/v1/vms", responses={200: {"model": models.NicList}}, summary="Add a VM")
 async def add_vm(request: RequestContextDep, body: models.AddVm) -> Response:
     """Take charge of a running QEMU's NICs: every unplugged one goes down at once."""
     name = check_name("VM", body.name)
@@ -41,7 +41,9 @@ async def add_vm(request: RequestContextDep, body: models.AddVm) -> Response:
     return await request.change(Permission.ADD_VM, name, do_add, nic=name)
 
 
-@router.delete("/v1/vms/{vm}", responses={200: {"model": models.Changed}}, summary="Remove a VM")
+@router.delete(
+    "/v1/vms/{vm}", responses={200: {"model": models.ChangedAnswer}}, summary="Remove a VM"
+)
 async def remove_vm(request: RequestContextDep, vm: models.VmPath) -> Response:
     """Unplug all NICs of a VM and forget it."""
     name = check_name("VM", vm)

@@ -36,10 +36,10 @@ async def test_a_vm_is_added_listed_and_removed(lab: Lab) -> None:
     added = await lab.ask("POST", "/v1/vms", {"name": "web1", "qmp": "/nowhere"})
     assert added.status == 200
     assert added.headers["content-type"] == "application/json"
-    models.Nics.model_validate(added.json)
+    models.NicList.model_validate(added.json)
     assert [nic["ref"] for nic in added.json["nics"]] == ["web1/net0"]
     listed = (await lab.ask("GET", "/v1/vms")).json
-    models.Vms.model_validate(listed)
+    models.VmList.model_validate(listed)
     assert listed == {"vms": to_json(await lab.api.vms())}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": True}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": False}
@@ -50,7 +50,7 @@ async def test_a_network_is_created_listed_and_deleted(lab: Lab) -> None:
     assert (made.status, made.json) == (200, BLUE | {"drift": "report"})
     listed = (await lab.ask("GET", "/v1/networks")).json
     assert listed == {"networks": [BLUE | {"drift": "report"}]}
-    models.Networks.model_validate(listed)
+    models.NetworkList.model_validate(listed)
     assert (await lab.ask("DELETE", "/v1/networks/blue")).json == {"changed": True}
     assert (await lab.ask("DELETE", "/v1/networks/blue")).json == {"changed": False}
 
@@ -59,7 +59,7 @@ async def test_a_port_is_created_listed_and_deleted(lab: Lab) -> None:
     await build(lab)
     for query in ("?network=blue", ""):
         listed = (await lab.ask("GET", f"/v1/ports{query}")).json
-        models.Ports.model_validate(listed)
+        models.PortList.model_validate(listed)
         (port,) = listed["ports"]
         assert (port["name"], port["options"]) == ("p7", {"isolated": True})
     assert (await lab.ask("GET", "/v1/ports?network=green")).json["code"] == "unknown-network"
@@ -76,7 +76,7 @@ async def test_a_nic_is_plugged_and_unplugged(lab: Lab) -> None:
     assert plugged.json["nic"]["connection"]["port"]["name"] == "p7"
     assert plugged.json["timings"] == {"stage": 3.5, "switch": 0.5}
     listed = (await lab.ask("GET", "/v1/connections")).json
-    models.Connections.model_validate(listed)
+    models.ConnectionList.model_validate(listed)
     assert [each["nic"] for each in listed["connections"]] == ["web1/net0"]
     unplugged = await lab.ask("DELETE", "/v1/connections/web1/net0")
     assert (unplugged.status, unplugged.json["changed"]) == (200, True)
@@ -92,7 +92,7 @@ async def test_the_verbs_are_told_whose_fds_a_caller_may_plug(lab: Lab) -> None:
 async def test_nics_are_shown_and_their_links_set(lab: Lab) -> None:
     await build(lab)
     listed = (await lab.ask("GET", "/v1/nics")).json
-    models.Nics.model_validate(listed)
+    models.NicList.model_validate(listed)
     (nic,) = listed["nics"]
     assert (await lab.ask("GET", "/v1/nics/web1/net0")).json == nic
     models.NicForm.model_validate(nic)
@@ -105,9 +105,9 @@ async def test_checks_and_garbage_are_told(lab: Lab) -> None:
     lab.api.findings = [Finding("device-gone", "web1/net0", "its device is gone", "plug it")]
     found = (await lab.ask("GET", "/v1/check")).json
     assert found == {"findings": to_json(lab.api.findings)}
-    models.Findings.model_validate(found)
+    models.FindingList.model_validate(found)
     dry = (await lab.ask("POST", "/v1/gc", {"dry_run": True, "older_than": 5})).json
-    models.Orphans.model_validate(dry)
+    models.OrphanList.model_validate(dry)
     assert [(each["seen"], each["removed"]) for each in dry["orphans"]] == [(5, False)]
     wet = (await lab.ask("POST", "/v1/gc")).json
     assert [(each["seen"], each["removed"]) for each in wet["orphans"]] == [(60, True)]
@@ -116,7 +116,7 @@ async def test_checks_and_garbage_are_told(lab: Lab) -> None:
 async def test_health_is_told(lab: Lab) -> None:
     healthy = await lab.ask("GET", "/healthz")
     assert (healthy.status, healthy.json["status"]) == (200, "ok")
-    models.Health.model_validate(healthy.json)
+    models.HealthAnswer.model_validate(healthy.json)
 
 
 async def test_every_example_of_a_request_is_a_good_request(lab: Lab) -> None:
