@@ -40,30 +40,30 @@ async def one_turn(fleet: Fleet, program: list[str], rounds: int) -> dict[str, f
     with tempfile.TemporaryDirectory(prefix="linkmgr-against-") as folder:
         async with ServiceProcess(Path(folder), program=program) as service:
             plugged = [f"{name}/net0" for name in fleet.names[::2]]
-            async with service.client() as links:
+            async with service.client() as client:
                 for network, bridge in BRIDGES.items():
-                    await links.create_network(network, "bridge", bridge=bridge)
+                    await client.create_network(network, "bridge", bridge=bridge)
                 for name in fleet.names:
-                    await links.add_vm(name, fleet.monitor(name))
+                    await client.add_vm(name, fleet.monitor(name))
                 before = cpu_seconds(service.pid)
                 for nic in plugged:
-                    await links.plug(nic, "blue", notify="silent")
+                    await client.plug(nic, "blue", notify="silent")
                 used["plug"] = (cpu_seconds(service.pid) - before) / len(plugged)
                 before = cpu_seconds(service.pid)
                 for number in range(rounds):
                     target = ("red", "blue")[number % 2]
-                    await links.plug(plugged[number % 5], target, notify="silent")
-                    await links.plug(plugged[number % 5], "blue", notify="silent")
+                    await client.plug(plugged[number % 5], target, notify="silent")
+                    await client.plug(plugged[number % 5], "blue", notify="silent")
                 used["swap"] = (cpu_seconds(service.pid) - before) / (2 * rounds)
             await service.stop(signal.SIGKILL)
             await service.start()
-            async with service.client() as links:
-                await links.nics()
+            async with service.client() as client:
+                await client.nics()
                 used["start"] = cpu_seconds(service.pid)
                 for nic in plugged:
-                    await links.unplug(nic)
+                    await client.unplug(nic)
                 for name in fleet.names:
-                    await links.remove_vm(name)
+                    await client.remove_vm(name)
     return used
 
 

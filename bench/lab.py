@@ -31,7 +31,7 @@ class Lab:
     what lets the guest leave checksums and segmentation to the host. Each has a bridge of its own.
     """
 
-    links: LinkManager
+    manager: LinkManager
     guest: Guest
     peers: dict[str, NetnsPeer]
     _turns: dict[str, Iterator[str]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Lab:
     async def swap(self, network: str, *, notify: str = "auto") -> Outcome:
         """Plug eth0 into the network's other port."""
         turn = self._turns.setdefault(network, cycle(["a", "b"]))
-        return await self.links.plug(NIC, f"{network}:{next(turn)}", notify=notify)
+        return await self.manager.plug(NIC, f"{network}:{next(turn)}", notify=notify)
 
     async def settle(self, network: str) -> None:
         """Bring eth0 to the network and wait until guest and peer reach each other."""
@@ -68,12 +68,12 @@ async def make_lab(workdir: Path) -> AsyncIterator[Lab]:
                 stack.push_async_callback(_ip, f"link del br-{name}")
                 await _ip(f"link set br-{name} up")
                 await _ip(f"link set v-{name} master br-{name}")
-        links = await stack.enter_async_context(LinkManager())
-        await links.create_network(BRIDGE, "bridge", bridge=f"br-{BRIDGE}")
-        await links.create_network(DIRECT, "direct", parent=f"v-{DIRECT}")
+        manager = await stack.enter_async_context(LinkManager())
+        await manager.create_network(BRIDGE, "bridge", bridge=f"br-{BRIDGE}")
+        await manager.create_network(DIRECT, "direct", parent=f"v-{DIRECT}")
         for network in (BRIDGE, DIRECT):
             for port in ("a", "b"):
-                await links.create_port(network, port)
+                await manager.create_port(network, port)
         guest = Guest(
             VM,
             nic_args=[*hub_args("net0", mac=MAC), *_tap(PLAIN, "off"), *_tap(OFFLOAD, "on")],
@@ -86,10 +86,10 @@ async def make_lab(workdir: Path) -> AsyncIterator[Lab]:
         await stack.enter_async_context(guest)
         for name in (PLAIN, OFFLOAD):
             await _ip(f"link set tap-{name} master br-{name} up")
-        await links.add_vm(VM, guest.qmp_path)
+        await manager.add_vm(VM, guest.qmp_path)
         await guest.cont()
         await guest.wait_boot()
-        lab = Lab(links, guest, peers)
+        lab = Lab(manager, guest, peers)
         await lab.settle(BRIDGE)
         yield lab
 

@@ -73,8 +73,8 @@ class ServiceProcess:
             ],
             output=self._log,
         )
-        async with self.client() as links:
-            await links.networks()  # asks no QEMU
+        async with self.client() as client:
+            await client.networks()  # asks no QEMU
         return time.monotonic() - begun
 
     async def stop(self, number: int = signal.SIGTERM) -> None:

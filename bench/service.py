@@ -97,14 +97,14 @@ async def measure_service(
     """Start the fleet and the service, and measure."""
     found = ServiceFigures()
     async with Fleet(VMS, workdir) as fleet, _bridge(), ServiceProcess(workdir) as service:
-        async with service.client() as links:
-            await links.create_network(_NETWORK, "bridge", bridge=_BRIDGE)
+        async with service.client() as client:
+            await client.create_network(_NETWORK, "bridge", bridge=_BRIDGE)
             begun = time.monotonic()
             for name in fleet.names:
-                await links.add_vm(name, fleet.monitor(name))
+                await client.add_vm(name, fleet.monitor(name))
             found.add = (time.monotonic() - begun) / VMS
             for name in fleet.names[::2]:
-                await links.plug(f"{name}/net0", _NETWORK)
+                await client.plug(f"{name}/net0", _NETWORK)
         for _ in range(effort.starts):
             await _start_again(service, found)
             tick()
@@ -126,8 +126,8 @@ async def _start_again(service: ServiceProcess, found: ServiceFigures) -> None:
     await service.stop(signal.SIGKILL)
     begun = time.monotonic()
     await service.start()
-    async with service.client() as links:
-        states = Counter(nic.state for nic in await links.nics())
+    async with service.client() as client:
+        states = Counter(nic.state for nic in await client.nics())
     found.starts.append(time.monotonic() - begun)
     found.start_cpu.append(cpu_seconds(service.pid))
     if states != {NicState.PLUGGED: VMS // 2, NicState.UNPLUGGED: VMS - VMS // 2}:
@@ -148,20 +148,20 @@ async def _ask(
         await request
         found.latencies[op].append((time.monotonic() - begun) * 1000)
 
-    async def ask(links: Client, own: list[str]) -> None:
+    async def ask(client: Client, own: list[str]) -> None:
         for number in range(rounds):
             nic = f"{own[number % len(own)]}/net0"
-            await timed("plug", links.plug(nic, _NETWORK, notify="silent"))
-            await timed("read one NIC", links.nic(nic))
-            await timed("unplug", links.unplug(nic))
+            await timed("plug", client.plug(nic, _NETWORK, notify="silent"))
+            await timed("read one NIC", client.nic(nic))
+            await timed("unplug", client.unplug(nic))
             if number % 4 == 0:
-                await timed("read all NICs", links.nics())
+                await timed("read all NICs", client.nics())
             tick()
 
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
-            links = await stack.enter_async_context(service.client())
-            group.create_task(ask(links, names[number::CLIENTS]))
+            client = await stack.enter_async_context(service.client())
+            group.create_task(ask(client, names[number::CLIENTS]))
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ class World:
 
     folder: Path
     service: ServiceProcess
-    links: Client
+    client: Client
     fleet: Fleet
     output: IO[bytes]
     _children: list[Child] = field(default_factory=list)  # of the block
@@ -117,7 +117,7 @@ class World:
                     break
                 target = tuple(BRIDGES)[number % 2]
                 try:
-                    await self.links.plug(NIC, target, notify="silent")
+                    await self.client.plug(NIC, target, notify="silent")
                 except LinkmgrError:
                     found.failed += 1
                 found.replugs.append((time.monotonic() - start) * 1000)
@@ -133,10 +133,10 @@ class World:
             await asyncio.sleep(0.2)
 
     async def _list(self) -> None:
-        async with self.service.client() as links:
+        async with self.service.client() as client:
             while True:
                 with contextlib.suppress(LinkmgrError):
-                    await links.nics()
+                    await client.nics()
                 await asyncio.sleep(LIST_INTERVAL_S)
 
     # --- the attacker and its target --------------------------------------------------------------
@@ -182,15 +182,15 @@ class World:
 
     async def _add(self, monitor: Path) -> None:
         """Keep adding the attacker's VM: a service that hangs up on it must hold out, too."""
-        async with self.service.client() as links:
+        async with self.service.client() as client:
             while True:
                 with contextlib.suppress(LinkmgrError):
-                    await links.add_vm("evil", monitor)
+                    await client.add_vm("evil", monitor)
                 await asyncio.sleep(LIST_INTERVAL_S)
 
     async def _forget(self) -> None:
         with contextlib.suppress(LinkmgrError):
-            await self.links.remove_vm("evil")
+            await self.client.remove_vm("evil")
 
     async def _child(self, stack: contextlib.AsyncExitStack, *words: str) -> None:
         child = Child([sys.executable, "-m", *words], output=self.output)
@@ -221,10 +221,10 @@ async def make_world(folder: Path, program: Sequence[str] = ()) -> AsyncIterator
         service = await stack.enter_async_context(served)
         for path in (service.socket, service.socket.with_name("fd.sock")):
             os.chmod(path, 0o666)  # noqa: PTH101 - a socket
-        links = await stack.enter_async_context(service.client())
+        client = await stack.enter_async_context(service.client())
         for network, bridge in BRIDGES.items():
-            await links.create_network(network, "bridge", bridge=bridge)
-        await links.add_vm("vm0", fleet.monitor("vm0"))
-        await links.add_vm("mine", fleet.monitor("vm1"))
-        await links.plug(NIC, "red", notify="silent")
-        yield World(folder, service, links, fleet, output)
+            await client.create_network(network, "bridge", bridge=bridge)
+        await client.add_vm("vm0", fleet.monitor("vm0"))
+        await client.add_vm("mine", fleet.monitor("vm1"))
+        await client.plug(NIC, "red", notify="silent")
+        yield World(folder, service, client, fleet, output)

@@ -52,35 +52,35 @@ class Soak:
         clock = asyncio.get_running_loop().time
 
         async def cycle_on(nic: str) -> None:
-            async with self.service.client() as links:
+            async with self.service.client() as client:
                 for _ in range(cycles):
                     if clock() < until:
-                        await self._cycle(links, nic)
+                        await self._cycle(client, nic)
                         self.swaps += SWAPS_PER_CYCLE
                         tick()
 
         async with asyncio.TaskGroup() as group:
             for nic in self.nics:
                 group.create_task(cycle_on(nic))
-        async with self.service.client() as links:
-            if findings := await links.check():
+        async with self.service.client() as client:
+            if findings := await client.check():
                 raise RuntimeError(f"after {self.swaps} swaps: {findings}")
         return await take(self.swaps, self.service, self.guests)
 
-    async def _cycle(self, links: Client, nic: str) -> None:
+    async def _cycle(self, client: Client, nic: str) -> None:
         number = self._cycles[nic]
         self._cycles[nic] += 1
         home, other = _ports(nic)
         # Different NICs at different times, so that there are always some who wait for a guest.
         thorough = (number + self.nics.index(nic)) % _THOROUGH_EVERY == 0
         for target in (other, "red", "green", home):
-            await links.plug(nic, target, notify="auto" if thorough else "silent")
+            await client.plug(nic, target, notify="auto" if thorough else "silent")
         if thorough:
-            await links.unplug(nic)
-            await links.plug(nic, home, notify="silent")
-            await links.set_link(nic, "down")
-            await links.set_link(nic, "up")
-            await links.vms()
+            await client.unplug(nic)
+            await client.plug(nic, home, notify="silent")
+            await client.set_link(nic, "down")
+            await client.set_link(nic, "up")
+            await client.vms()
 
 
 @asynccontextmanager
@@ -100,17 +100,17 @@ async def make_soak(
             for number in range(guests)
         ]
         soak = Soak(service, made, [f"{vm.name}/net{nic}" for vm in made for nic in range(nics)])
-        async with service.client() as links:
+        async with service.client() as client:
             for network in ("blue", "red"):
-                await links.create_network(network, "bridge", bridge=f"br-{network}")
-            await links.create_network("green", "direct", parent="v-green")
+                await client.create_network(network, "bridge", bridge=f"br-{network}")
+            await client.create_network("green", "direct", parent="v-green")
             for guest in made:
-                await links.add_vm(guest.name, guest.qmp_path)
+                await client.add_vm(guest.name, guest.qmp_path)
                 await guest.cont()
             for nic in soak.nics:
                 for port in _ports(nic):
-                    await links.create_port(*port.split(":"))
-                await links.plug(nic, _ports(nic)[0])
+                    await client.create_port(*port.split(":"))
+                await client.plug(nic, _ports(nic)[0])
         for guest in made:
             await guest.wait_boot()
         async with _listening(soak):
@@ -121,12 +121,12 @@ async def make_soak(
 async def _listening(soak: Soak) -> AsyncIterator[None]:
     """Hear every event, as a program does that runs for ever."""
 
-    async def listen(links: Client) -> None:
-        async for event in links.events():
+    async def listen(client: Client) -> None:
+        async for event in client.events():
             soak.events[event.kind.value] += 1
 
-    async with soak.service.client() as links:
-        task = asyncio.create_task(listen(links))
+    async with soak.service.client() as client:
+        task = asyncio.create_task(listen(client))
         try:
             yield
         finally:

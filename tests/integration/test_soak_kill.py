@@ -35,7 +35,7 @@ def test_after_fifty_random_kills_nothing_is_lost_left_or_taken() -> None:
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """One whose first NIC is plugged into a bridge that linkmgr made, and that nobody kills."""
     async with make_world(tmp_path_factory.mktemp("world"), "nobody throws") as made:
-        await made.links.plug(f"{VM}/net0", "blue")
+        await made.client.plug(f"{VM}/net0", "blue")
         await made.settled()
         yield made
 
@@ -80,10 +80,10 @@ async def test_what_is_wrong_on_the_host_is_found(
 
     await execute(here(harm))
     try:
-        assert any(told in fault for fault in await world.inspection.faults(world.links))
+        assert any(told in fault for fault in await world.inspection.faults(world.client))
     finally:
         await execute(here(mend))
-    assert await world.inspection.faults(world.links) == []
+    assert await world.inspection.faults(world.client) == []
 
 
 @in_one_loop
@@ -95,9 +95,9 @@ async def test_a_second_cable_in_qemu_is_found(world: World) -> None:
     await guest.qmp("netdev_add", type="user", id="second")
     await guest.qmp("netdev_add", type="hubport", id="second-port", hubid=hub[0], netdev="second")
     try:
-        faults = await world.inspection.faults(world.links)
+        faults = await world.inspection.faults(world.client)
         assert any(f"{VM}/net1 is unplugged, and on its hub are" in fault for fault in faults)
     finally:
         await guest.qmp("netdev_del", id="second-port")
         await guest.qmp("netdev_del", id="second")
-    assert await world.inspection.faults(world.links) == []
+    assert await world.inspection.faults(world.client) == []

@@ -55,12 +55,12 @@ class Inspection:
         document: dict[str, Any] = json.loads(path.read_text())
         return document
 
-    async def faults(self, links: Client) -> list[str]:
+    async def faults(self, client: Client) -> list[str]:
         """Look at everything once; what is not as it must be, as sentences."""
-        nics = await links.nics()
+        nics = await client.nics()
         found = [
             f"check: {each.subject}: {each.what}"
-            for each in await links.check()
+            for each in await client.check()
             if each.code not in _NO_FAULTS
         ]
         said = await self.guest.qmp("human-monitor-command", **{"command-line": "info network"})

@@ -60,7 +60,7 @@ class World:
 
     nursery: Nursery
     inspection: Inspection
-    links: Client
+    client: Client
     dice: random.Random
     kills: Counter[str] = field(default_factory=Counter)
     interrupted: int = 0
@@ -72,29 +72,29 @@ class World:
         :raise Faults: it is not.
         """
         nic = f"{VM}/net{self.dice.randrange(NICS)}"
-        connection = (await self.links.nic(nic)).connection
+        connection = (await self.client.nic(nic)).connection
         here = connection.network if connection else None
         if here is None:
             target = self.dice.choice(NETWORKS)
             what, allowed = "plug", {None, target}
-            await self._killed_in(what, self.links.plug(nic, target, notify="silent"))
+            await self._killed_in(what, self.client.plug(nic, target, notify="silent"))
         elif self.dice.random() < 0.2 and connection:
             what, allowed = "repair", {here}
             await self._break(connection.device, here)
             await self._killed_in(what, self._repaired(nic))
         elif self.dice.random() < 0.3:
             what, allowed = "unplug", {here, None}
-            await self._killed_in(what, self.links.unplug(nic))
+            await self._killed_in(what, self.client.unplug(nic))
         else:
             target = self.dice.choice([each for each in NETWORKS if each != here])
             what, allowed = "swap", {here, target}
-            await self._killed_in(what, self.links.plug(nic, target, notify="silent"))
+            await self._killed_in(what, self.client.plug(nic, target, notify="silent"))
         while self.dice.random() < 0.3:
             await self.nursery.serve()
-            await self._killed_in("recovery", self.links.vms())
+            await self._killed_in("recovery", self.client.vms())
         await self._start()
         await self.settled()
-        now = (await self.links.nic(nic)).connection
+        now = (await self.client.nic(nic)).connection
         if (now.network if now else None) not in allowed:
             raise Faults(f"{what} of {nic} from {here}: it is on {now and now.network} now")
 
@@ -105,7 +105,7 @@ class World:
         """
         clock = asyncio.get_running_loop().time
         end = clock() + SETTLE_TIMEOUT_S
-        while faults := await self.inspection.faults(self.links):
+        while faults := await self.inspection.faults(self.client):
             if clock() > end:
                 raise Faults("; ".join(faults))
             await asyncio.sleep(0.1)
@@ -139,13 +139,13 @@ class World:
         await execute(["sh", "-c", self.dice.choice(harms)])
 
     async def _repaired(self, nic: str) -> None:
-        while (await self.links.check()) or (await self.links.nic(nic)).connection is None:  # noqa: ASYNC110 - it has no event
+        while (await self.client.check()) or (await self.client.nic(nic)).connection is None:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.02)
 
     async def _start(self) -> None:
         begun = asyncio.get_running_loop().time()
         await self.nursery.serve()
-        await self.links.vms()
+        await self.client.vms()
         self.takes["recovery"] = asyncio.get_running_loop().time() - begun
 
 
@@ -164,12 +164,12 @@ async def make_world(folder: Path, seed: str) -> AsyncIterator[World]:
         there = {name: device for name, device in (await devices()).items() if name not in before}
         inspection = Inspection(nursery.state, guest, MADE, there, frozenset(before))
         await nursery.serve()
-        links = await stack.enter_async_context(Client(nursery.socket, patience=60))
-        await links.add_vm(VM, guest.qmp_path)
+        client = await stack.enter_async_context(Client(nursery.socket, patience=60))
+        await client.add_vm(VM, guest.qmp_path)
         for network, bridge in MADE.items():
-            await links.create_network(network, "bridge", bridge=bridge, create=True)
-        await links.create_network("green", "direct", parent="v-green")
-        yield World(nursery, inspection, links, random.Random(seed))
+            await client.create_network(network, "bridge", bridge=bridge, create=True)
+        await client.create_network("green", "direct", parent="v-green")
+        yield World(nursery, inspection, client, random.Random(seed))
 
 
 async def _remove_all_but(names: Collection[str]) -> None:
