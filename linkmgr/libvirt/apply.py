@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 #: NICs of a domain that one line speaks of, and characters of each: who wrote the XML may have
 #: written of many, and options of any length.
 MAX_SHOWN, MAX_TEXT = 10, 300
-#: Errors that do not pass by themselves.
-_FINAL = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
+#: Errors that do not pass by themselves, so they are not retried.
+_NOT_RETRIED = (BadRequest, CannotAttach, UnknownNic, AlreadyExists)
 
 
 class CableApplier:
@@ -178,7 +178,7 @@ def _failure_of(error: LinkmgrError, cable: DesiredCable) -> ApplyFailure:
     hint = error.hint
     if isinstance(error, UnknownNetwork | UnknownPort):
         hint = f"create it; {cable.nic} is plugged into it then by itself"
-    retried = not isinstance(error, _FINAL)
+    retried = not isinstance(error, _NOT_RETRIED)
     return replace(ApplyFailure.of(error, retried=retried), hint=hint or "look at the log")
 
 
