@@ -74,8 +74,8 @@ class LibvirtCompat(Inventory):
 
         async def work() -> Outcome:
             await vm.check_managed(slot)
-            slot.carrier.forget()
-            await slot.apply_link(seen=False)
+            slot.carrier.invalidate()
+            await slot.apply_link(hold_down=False)
             return Outcome(vm.snapshot(slot), changed=False)
 
         return await self._verb(vm, slot, work)

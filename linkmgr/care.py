@@ -182,14 +182,14 @@ class VmSupervisor:
             return  # whoever plugged it has set its link, too
         if nic.connection is None and nic.ref in self._bindings:
             return  # it came from another host with its carrier, and is about to be plugged
-        nic.carrier.forget()
+        nic.carrier.invalidate()
         try:
-            await nic.apply_link(seen=False)
+            await nic.apply_link(hold_down=False)
         except LinkmgrError as error:
             log.warning("%s: its link state may not be what it should be: %s", nic.ref, error)
             self._bus.publish(EventKind.FAILED, nic.ref, code=error.code, what=error.what)
             if isinstance(error, MonitorGone | MonitorTimeout):
-                nic.deferred.append(partial(nic.apply_link, seen=False))
+                nic.deferred.append(partial(nic.apply_link, hold_down=False))
                 self.on_unresponsive(vm)
 
     async def _retry(self, vm: Vm) -> None:

@@ -369,7 +369,7 @@ class LinkManager(LibvirtCompat):
             before, timings = managed.connection, Timings(no_probe)
             told = how
             if arrives := ref in self.bindings:
-                managed.carrier.forget()  # it is what the guest saw on the other host
+                managed.carrier.invalidate()  # it is what the guest saw on the other host
                 told = NotifyMode.ANNOUNCE if told is NotifyMode.AUTO else told
             try:
                 timings = await swap.plug(
@@ -459,7 +459,7 @@ class LinkManager(LibvirtCompat):
                     if managed.save not in managed.deferred:
                         managed.deferred.append(managed.save)
                 if managed.connection or managed.foreign or managed.carrier.up is False:
-                    await managed.apply_link(anew=True)
+                    await managed.apply_link(force=True)
             except LinkmgrError:
                 managed.wanted_link = before[0]
                 managed.deferred += [managed.apply_link, managed.save]

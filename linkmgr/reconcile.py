@@ -187,7 +187,7 @@ class _Nic:
                 await self._put_back_foreign(*intent.foreign)
         elif old is not None and here.id == old.id:
             nic.connection, nic.foreign = await self._adopted(old), False
-            await nic.apply_link(seen=False)
+            await nic.apply_link(hold_down=False)
             nic.filter_refusals = await nic.wiring.follow_rx_filter(nic.connection.cable)
         elif intent is not None and intent.port is not None and here.id == intent.attachment:
             await self._finish(intent, intent.port, here, old)
@@ -195,7 +195,7 @@ class _Nic:
             if intent is None or (here.hubport_id, here.netdev_id) != intent.foreign:
                 log.warning("%s: somebody else plugged %s into it", nic.ref, here.hubport_id)
             nic.foreign = True
-            await nic.apply_link(seen=False)
+            await nic.apply_link(hold_down=False)
 
     async def _finish(
         self, intent: Intent, port: Port, here: Cable, old: CableRecord | None
@@ -235,7 +235,7 @@ class _Nic:
             return
         await nic.wiring.switch_back(nic.ref, None, plugged.cable)
         nic.connection, nic.foreign = plugged, False
-        await nic.apply_link(seen=False)
+        await nic.apply_link(hold_down=False)
         nic.filter_refusals = await nic.wiring.follow_rx_filter(plugged.cable)
         log.info("%s: back on its cable to %s", nic.ref, old.port)
 
@@ -245,7 +245,7 @@ class _Nic:
         cable = Cable(id="", nic=nic.ref, endpoint=None, hubport_id=hubport_id, netdev_id=netdev_id)
         await nic.wiring.switch_back(nic.ref, None, cable)
         nic.foreign = True
-        await nic.apply_link(seen=False)
+        await nic.apply_link(hold_down=False)
 
     async def _adopted(self, record: CableRecord) -> LiveConnection:
         driver = self._networks.driver(record.port.network.driver)

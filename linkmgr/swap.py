@@ -176,12 +176,12 @@ class ManagedNic:
                 raise
         self.journal_error = None
 
-    async def apply_link(self, *, seen: bool = True, anew: bool = False) -> None:
+    async def apply_link(self, *, hold_down: bool = True, force: bool = False) -> None:
         """Show the guest the wanted link if the NIC is on a cable, else none: see `Carrier.set`."""
         if self.removed:
             return
         up = (self.connection is not None or self.foreign) and self.wanted_link is LinkState.UP
-        await self.carrier.set(up=up, seen=seen, anew=anew)
+        await self.carrier.set(up=up, hold_down=hold_down, force=force)
 
 
 class Timings(dict[str, float]):
@@ -293,7 +293,7 @@ async def unplug(nic: ManagedNic, *, probe: Probe = no_probe) -> Timings:
                 # gone; one that comes before that puts the cable back.
                 nic.journal_error = error
         await timings.begin(Step.LINK_DOWN)
-        undo.append(lambda: nic.apply_link(seen=False))
+        undo.append(lambda: nic.apply_link(hold_down=False))
         with timings.of(Step.LINK_DOWN):
             await nic.carrier.set(up=False)
         if old_cable is not None:
@@ -431,7 +431,7 @@ async def notify_of(nic: ManagedNic, cable: Cable, notify: NotifyMode, *, change
     ):
         await nic.carrier.flap()
     else:
-        await nic.apply_link(seen=notify is not NotifyMode.SILENT)
+        await nic.apply_link(hold_down=notify is not NotifyMode.SILENT)
     if nic.carrier.up and notify is NotifyMode.ANNOUNCE:
         await nic.wiring.announce(cable, moved=changed)
     elif nic.carrier.up and teach:

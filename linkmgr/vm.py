@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from uuid import UUID
 
-from linkmgr.carrier import Carrier, LinkWatch
+from linkmgr.carrier import Carrier, CarrierClock
 from linkmgr.errors import (
     CannotAttach,
     CommandFailed,
@@ -56,7 +56,7 @@ class Vm:
         self.retry_task: asyncio.Task[None] | None = None
         self.ping_task: asyncio.Task[None] | None = None  #: asks it for a sign of life
         self.uuid: str | None = None  #: what QEMU says that it has
-        self._watch = LinkWatch()
+        self._carrier_clock = CarrierClock()
 
     @classmethod
     async def connect(
@@ -253,7 +253,9 @@ class Vm:
         facts: dict[str, Facts] = {}
         for alias, client in found.items():  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
-            nic = ManagedNic(ref, self.wiring, Carrier(self.wiring, ref, self._watch), self.journal)
+            nic = ManagedNic(
+                ref, self.wiring, Carrier(self.wiring, ref, self._carrier_clock), self.journal
+            )
             known = self.journal.record.nics.get(alias)
             if known is not None:
                 nic.wanted_link, nic.wanted_ifname = known.wanted, known.name

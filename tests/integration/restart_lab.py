@@ -128,7 +128,7 @@ class Bed:
 async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
     folder = tmp_path_factory.mktemp("bed")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("HOLD", "LOOK", "MARGIN"):
+        for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
             patch.setattr(f"linkmgr.carrier.{name}", 0.0)
         forks = Forks("tests.integration.crash", log=folder / "crash.log")
         async with make_lab(folder) as lab, forks as crash:

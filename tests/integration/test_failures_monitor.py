@@ -111,7 +111,7 @@ async def wired(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wired
     folder = tmp_path_factory.mktemp("scene")
     with pytest.MonkeyPatch.context() as patch:
         # What makes a guest see a flap, and a busy host live, would make these tests slow.
-        for name in ("HOLD", "LOOK", "MARGIN"):
+        for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
             patch.setattr(f"linkmgr.carrier.{name}", 0.0)
         patch.setattr("linkmgr.qmp.qemu.RECONNECT_INTERVAL_S", 0.02)
         async with _wired(folder) as made:

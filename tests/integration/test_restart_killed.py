@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from linkmgr import LinkManager, NicState, reconcile
-from linkmgr.carrier import HOLD
+from linkmgr.carrier import MIN_DOWN_S
 from linkmgr.swap import Step
 from tests.integration.crash import CROSSED, DIE, STAY
 from tests.integration.failures_lab import NIC, RATE, Fault, no_frame_lost, nothing_left, traces
@@ -172,7 +172,7 @@ async def test_killed_again_while_it_recovers_it_recovers_all_the_same(
     if flaps_after(step, start, target):
         # Those that are killed after they have recovered the NIC have told the guest too.
         killed = 0 if again is Step.RECOVER else 2
-        but = int(RATE * (killed * (HOLD + FLAP) + FLAP))
+        but = int(RATE * (killed * (MIN_DOWN_S + FLAP) + FLAP))
     works_on = reaches_at(step, start, target)
     async with bed.restarted(works_on, but=but, killed_at=[again, again]) as links:
         nic = await bed.recovered(heard=works_on is not None)

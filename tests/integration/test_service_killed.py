@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import Client, LinkManager, LinkState
-from linkmgr.carrier import HOLD
+from linkmgr.carrier import MIN_DOWN_S
 from linkmgr.errors import ServiceGone
 from linkmgr.model import OwnerTag
 from linkmgr.qmp.network import parse_info_network
@@ -189,7 +189,7 @@ async def test_a_guest_that_is_told_of_its_new_network_by_the_next_service_misse
     await place.dies_at(Step.NOTIFY, "red", notify="auto")
     # The carrier is down for HOLD; Linux sends again at once when it is back. The rest is for a
     # machine that is busy, and still much less than one look of Linux at its carriers.
-    await place.revive("red", but=int(RATE * (HOLD + 0.2)))
+    await place.revive("red", but=int(RATE * (MIN_DOWN_S + 0.2)))
     await place.agrees("red")
 
 

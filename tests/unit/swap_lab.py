@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from linkmgr import swap
-from linkmgr.carrier import Carrier, LinkWatch
+from linkmgr.carrier import Carrier, CarrierClock
 from linkmgr.documents import Documents
 from linkmgr.drivers import Attachment, NetworkDriver
 from linkmgr.journal import Journal, VmJournal, VmRecord
@@ -150,7 +150,7 @@ class Bench:
         self.nic = ManagedNic(
             NIC,
             self.wiring,
-            Carrier(self.wiring, NIC, LinkWatch()),
+            Carrier(self.wiring, NIC, CarrierClock()),
             VmJournal(Journal(Documents(None)), VmRecord("web1", "/run/web1.qmp")),
         )
         self.nic.carrier.up = False
@@ -187,7 +187,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No guest has to see a flap here."""
-    for name in ("HOLD", "LOOK", "MARGIN"):
+    for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
         monkeypatch.setattr(f"linkmgr.carrier.{name}", 0.0)
 
 

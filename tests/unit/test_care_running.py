@@ -101,8 +101,8 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
     """What waits for a NIC's lock will see all that has happened until it has it."""
     done: list[str] = []
 
-    async def apply_link(*, seen: bool) -> None:
-        del seen
+    async def apply_link(*, hold_down: bool) -> None:
+        del hold_down
         done.append("link")
 
     nic = SimpleNamespace(
@@ -111,7 +111,7 @@ async def test_a_qemu_that_sends_events_without_end_makes_no_more_work_than_can_
         removed=False,
         foreign=False,
         connection=object(),
-        carrier=SimpleNamespace(forget=lambda: None),
+        carrier=SimpleNamespace(invalidate=lambda: None),
         apply_link=apply_link,
     )
     guest.nics = {"net0": nic}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from linkmgr.carrier import HOLD, LOOK, Carrier, LinkWatch
+from linkmgr.carrier import LINKWATCH_INTERVAL_S, MIN_DOWN_S, Carrier, CarrierClock
 from linkmgr.errors import MonitorTimeout
 from linkmgr.model import NicRef
 from linkmgr.wirings.models import shows_carrier
@@ -30,7 +30,7 @@ def link() -> Link:
 
 @pytest.fixture
 def carrier(link: Link) -> Carrier:
-    return Carrier(link, NicRef("web1", "net0"), LinkWatch())  # type: ignore[arg-type]
+    return Carrier(link, NicRef("web1", "net0"), CarrierClock())  # type: ignore[arg-type]
 
 
 async def test_setting_what_is_set_does_nothing(link: Link, carrier: Carrier) -> None:
@@ -44,7 +44,7 @@ async def test_what_another_monitor_may_have_set_is_set_anew(
     link: Link, carrier: Carrier, up: bool
 ) -> None:
     await carrier.set(up=up)
-    await carrier.set(up=up, anew=True)
+    await carrier.set(up=up, force=True)
     assert [was for was, _ in link.set] == [up, up]
 
 
@@ -54,7 +54,7 @@ async def test_a_first_flap_holds_the_carrier_down_long_enough_to_be_seen(
     await carrier.flap()
     (down, at_down), (up, at_up) = link.set
     assert (down, up) == (False, True)
-    assert at_up - at_down >= HOLD
+    assert at_up - at_down >= MIN_DOWN_S
 
 
 async def test_a_second_flap_at_once_waits_until_linux_looks_again(
@@ -63,14 +63,14 @@ async def test_a_second_flap_at_once_waits_until_linux_looks_again(
     await carrier.flap()
     await carrier.flap()
     (_, _), (_, first_up), (_, _), (_, second_up) = link.set
-    assert second_up - first_up >= LOOK
+    assert second_up - first_up >= LINKWATCH_INTERVAL_S
 
 
 async def test_a_silent_change_does_not_wait(link: Link, carrier: Carrier) -> None:
     await carrier.flap()
     await carrier.set(up=False)
-    await carrier.set(up=True, seen=False)
-    assert link.set[-1][1] - link.set[-2][1] < HOLD
+    await carrier.set(up=True, hold_down=False)
+    assert link.set[-1][1] - link.set[-2][1] < MIN_DOWN_S
 
 
 async def test_a_carrier_that_qemu_did_not_confirm_is_unknown_and_set_again(
@@ -87,13 +87,13 @@ async def test_a_carrier_that_qemu_did_not_confirm_is_unknown_and_set_again(
 
 
 async def test_the_carrier_of_a_second_nic_waits_for_the_guests_next_look(link: Link) -> None:
-    watch = LinkWatch()
+    watch = CarrierClock()
     one = Carrier(link, NicRef("web1", "net0"), watch)  # type: ignore[arg-type]
     two = Carrier(link, NicRef("web1", "net1"), watch)  # type: ignore[arg-type]
     await one.flap()
     await two.flap()
     (_, _), (_, _), (_, down), (_, up) = link.set
-    assert up - down >= LOOK
+    assert up - down >= LINKWATCH_INTERVAL_S
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_whether_a_guest_sees_its_carrier_is_a_matter_of_the_model(
 
 async def test_what_is_set_again_is_no_change(link: Link, carrier: Carrier) -> None:
     await carrier.set(up=False)
-    await carrier.set(up=False, anew=True)
+    await carrier.set(up=False, force=True)
     assert carrier.changes == 1, "it may have been up before"
     await carrier.flap()
     assert carrier.changes == 2
-    carrier.forget()
+    carrier.invalidate()
     link.broken = True
     with pytest.raises(MonitorTimeout):
         await carrier.set(up=False)
