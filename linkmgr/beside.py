@@ -32,17 +32,17 @@ class LibvirtCompat(Inventory):
         if name is not None:
             check_ifname(name)
         ref = await self.resolve(nic)
-        vm, slot = self._find(ref)
+        vm, managed = self._find(ref)
 
-        async def work() -> Outcome:
-            before = (slot.wanted_ifname, slot.connection and slot.connection.cable.device)
-            await slot.journal.change(ref.alias, name=name)
-            slot.wanted_ifname = name
-            await swap.set_device_name(slot)
-            now = (slot.wanted_ifname, slot.connection and slot.connection.cable.device)
-            return Outcome(vm.snapshot(slot), changed=now != before)
+        async def do_set_name() -> Outcome:
+            before = (managed.wanted_ifname, managed.connection and managed.connection.cable.device)
+            await managed.journal.change(ref.alias, name=name)
+            managed.wanted_ifname = name
+            await swap.set_device_name(managed)
+            now = (managed.wanted_ifname, managed.connection and managed.connection.cable.device)
+            return Outcome(vm.snapshot(managed), changed=now != before)
 
-        return await self._verb(vm, slot, work)
+        return await self._verb(vm, managed, do_set_name)
 
     async def ensure_backend_placeholder(self, nic: str | NicRef) -> Outcome:
         """Replace the unused backend that libvirt made for a NIC on a hub by a placeholder.
@@ -53,16 +53,16 @@ class LibvirtCompat(Inventory):
         :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
         :raise MonitorError: when QEMU does not answer, or refuses.
         """
-        vm, slot = self._find(await self.resolve(nic))
+        vm, managed = self._find(await self.resolve(nic))
 
-        async def work() -> Outcome:
-            await vm.check_managed(slot)
-            placed = await ensure_placeholders(vm.qemu, [slot.ref.alias])
-            if placed and slot.wanted_ifname is not None:
-                await swap.set_device_name(slot)
-            return Outcome(vm.snapshot(slot), changed=bool(placed))
+        async def do_ensure() -> Outcome:
+            await vm.check_managed(managed)
+            placed = await ensure_placeholders(vm.qemu, [managed.ref.alias])
+            if placed and managed.wanted_ifname is not None:
+                await swap.set_device_name(managed)
+            return Outcome(vm.snapshot(managed), changed=bool(placed))
 
-        return await self._verb(vm, slot, work)
+        return await self._verb(vm, managed, do_ensure)
 
     async def resync_link(self, nic: str | NicRef) -> Outcome:
         """Set the link state of the guest's NIC again: another monitor may have changed it.
@@ -70,12 +70,12 @@ class LibvirtCompat(Inventory):
         :raise CannotAttach: when the NIC is not on a hub: then nothing is touched.
         :raise MonitorError: when QEMU did not confirm it.
         """
-        vm, slot = self._find(await self.resolve(nic))
+        vm, managed = self._find(await self.resolve(nic))
 
-        async def work() -> Outcome:
-            await vm.check_managed(slot)
-            slot.carrier.invalidate()
-            await slot.apply_link(hold_down=False)
-            return Outcome(vm.snapshot(slot), changed=False)
+        async def do_resync() -> Outcome:
+            await vm.check_managed(managed)
+            managed.carrier.invalidate()
+            await managed.apply_link(hold_down=False)
+            return Outcome(vm.snapshot(managed), changed=False)
 
-        return await self._verb(vm, slot, work)
+        return await self._verb(vm, managed, do_resync)

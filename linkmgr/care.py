@@ -26,7 +26,7 @@ REFUSED_RETRY_INTERVAL_S = 5.0  #: until a step that QEMU or the host refused is
 Start = Callable[[Coroutine[Any, Any, None]], object]
 
 
-class DeferredStep(Protocol):
+class NicReaction(Protocol):
     """A method that does for one NIC what was put off."""
 
     __name__: str
@@ -101,18 +101,18 @@ class VmSupervisor:
                 if nic := vm.nics.get(alias_of(str(event.data.get("device")))):
                     self._schedule(vm, nic, self._on_nic_removed)
 
-    def _schedule(self, vm: Vm, nic: ManagedNic, step: DeferredStep) -> None:
+    def _schedule(self, vm: Vm, nic: ManagedNic, reaction: NicReaction) -> None:
         """Do a step for a NIC, under its lock, unless the same waits already: it will see the same.
 
         A QEMU may send events faster than it answers, or without end.
         """
-        key = (id(nic), step.__name__)
+        key = (id(nic), reaction.__name__)
         if key not in self._waiting:
             self._waiting.add(key)
-            self._start(self._begin(key, vm, nic, step))
+            self._start(self._begin(key, vm, nic, reaction))
 
     async def _begin(
-        self, key: tuple[int, str], vm: Vm, nic: ManagedNic, step: DeferredStep
+        self, key: tuple[int, str], vm: Vm, nic: ManagedNic, reaction: NicReaction
     ) -> None:
         try:
             await nic.lock.acquire()
@@ -120,7 +120,7 @@ class VmSupervisor:
             self._waiting.discard(key)
         try:
             if not self._stopping:
-                await step(vm, nic)
+                await reaction(vm, nic)
         finally:
             nic.lock.release()
 

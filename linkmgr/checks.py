@@ -64,7 +64,7 @@ def noted(nic: Nic, managed: ManagedNic) -> list[Finding]:
     if (unwritten := managed.journal_error) is not None:
         what = f"what was done last is not written down: {unwritten.what}"
         found.append(Finding("not-written", subject, what, unwritten.hint or "see the log"))
-    if any(work != managed.save for work in managed.deferred):
+    if any(step != managed.save for step in managed.deferred):
         found.append(Finding("leftover", subject, "a clean-up is still to be done", "see the log"))
     if managed.recovery_error:
         hint = "unplug it and plug it again"

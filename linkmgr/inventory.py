@@ -577,8 +577,8 @@ class Inventory(ABC):
         if ended:
             await self._supervisor.clean_up(vm)
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -591,18 +591,18 @@ class Inventory(ABC):
     # ------------------------------------------------------------------ how a verb runs
 
     async def _verb(
-        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+        self, vm: Vm, nic: ManagedNic, change: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
         """Run a verb in its own task under the NIC's lock: who goes away stops nothing."""
         self._check_open()
-        return await asyncio.shield(self._start(self._locked(vm, nic, work)))
+        return await asyncio.shield(self._start(self._locked(vm, nic, change)))
 
     def _check_open(self) -> None:
         if self._closed:
             raise BadRequest("this LinkManager is closed", hint="enter a new one")
 
     async def _locked(
-        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+        self, vm: Vm, nic: ManagedNic, change: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
         async with contextlib.AsyncExitStack() as held:
             try:
@@ -612,12 +612,12 @@ class Inventory(ABC):
                 raise
             if self._vms.get(vm.name) is not vm:
                 raise UnknownVm(f"VM {vm.name} was removed meanwhile", hint="add it again")
-            return await self._guarded(vm, nic, work)
+            return await self._guarded(vm, nic, change)
 
     async def _guarded(
-        self, vm: Vm, nic: ManagedNic, work: Callable[[], Awaitable[Outcome]]
+        self, vm: Vm, nic: ManagedNic, change: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
-        """Do what was left undone, then the work; tell of a failure. The NIC's lock is held."""
+        """Do what was left undone, then the change; publish a failure. The NIC's lock is held."""
         before = nic.connection
         try:
             nic.check_usable()
@@ -626,7 +626,7 @@ class Inventory(ABC):
             elif nic.deferred:
                 await swap.discard_dead(nic)
             changes = nic.carrier.changes
-            outcome = await work()
+            outcome = await change()
             model = vm.snapshot(nic).model
             if nic.carrier.changes == changes or shows_carrier(model, vm.qemu.features.build):
                 return outcome

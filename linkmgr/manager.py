@@ -42,7 +42,7 @@ from linkmgr.model import (
 from linkmgr.qmp.admission import MayUse
 from linkmgr.qmp.dialer import address_of, socket_file, transport_of
 from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.swap import LiveConnection, ManagedNic, Timings, no_probe
+from linkmgr.swap import LiveConnection, ManagedNic, StepTimer, no_probe
 from linkmgr.vm import Vm
 from linkmgr.wirings.attributes import find_faults, read_devices, repair_in_place
 
@@ -224,8 +224,8 @@ class LinkManager(LibvirtCompat):
         try:
             for nic in list(vm.nics.values()):
                 await all_nics.enter_async_context(self._locks.acquired(nic.lock))
-                work = self._unplug if nic.connection else self._look
-                outcome = await self._guarded(vm, nic, partial(work, vm, nic))
+                step = self._unplug if nic.connection else self._look
+                outcome = await self._guarded(vm, nic, partial(step, vm, nic))
                 if outcome.changed:
                     unplugged.append(str(nic.ref))
                 if nic.deferred:
@@ -356,7 +356,7 @@ class LinkManager(LibvirtCompat):
         ref = await self.resolve(nic)
         vm, managed = await self._find_now(ref)
 
-        async def work() -> Outcome:
+        async def do_plug() -> Outcome:
             port = self._networks.port(target, ref, uid)
             here = managed.connection.attachment.port if managed.connection else None
             if here and (here == port or (port.implied and here.network == port.network)):
@@ -366,7 +366,7 @@ class LinkManager(LibvirtCompat):
             self._networks.refuse_same_address(port, ref, vm.snapshot(managed).mac, self._mac_of)
             self._networks.claim(port, ref)
             free_port = self._networks.claimed(port, ref)
-            before, timings = managed.connection, Timings(no_probe)
+            before, timings = managed.connection, StepTimer(no_probe)
             told = how
             if arrives := ref in self.bindings:
                 managed.carrier.invalidate()  # it is what the guest saw on the other host
@@ -399,7 +399,7 @@ class LinkManager(LibvirtCompat):
             notes = (*_unwritten(managed), *_left_behind(managed.connection))
             return Outcome(vm.snapshot(managed), changed=True, timings=timings, notes=notes)
 
-        return await self._verb(vm, managed, work)
+        return await self._verb(vm, managed, do_plug)
 
     async def unplug(self, nic: str | NicRef) -> Outcome:
         """Take a NIC off its cable, its carrier first. Unplugging twice succeeds.
@@ -444,7 +444,7 @@ class LinkManager(LibvirtCompat):
         ref = await self.resolve(nic)
         vm, managed = await self._find_now(ref)
 
-        async def work() -> Outcome:
+        async def do_set_link() -> Outcome:
             await vm.check_managed(managed)
             before = (managed.wanted_link, managed.carrier.up)
             managed.wanted_link = wanted
@@ -469,7 +469,7 @@ class LinkManager(LibvirtCompat):
                 self._bus.publish(EventKind.LINK, ref, wanted=wanted.value)
             return Outcome(vm.snapshot(managed), changed=changed, notes=_unwritten(managed))
 
-        return await self._verb(vm, managed, work)
+        return await self._verb(vm, managed, do_set_link)
 
     async def _repair(self, nic: ManagedNic) -> bool:
         """Set again what was changed on a NIC's device, or plug the NIC into its own port again.
@@ -480,7 +480,7 @@ class LinkManager(LibvirtCompat):
         if vm is None:  # removed since it was looked at
             return False
 
-        async def work() -> Outcome:
+        async def do_repair() -> Outcome:
             # A verb may have had the NIC since it was looked at.
             old = nic.connection
             devices = await read_devices(self._host, [old.cable] if old else [])
@@ -507,7 +507,7 @@ class LinkManager(LibvirtCompat):
                     nic.connection.free_port = free
             return Outcome(vm.snapshot(nic), changed=True, timings=timings)
 
-        return (await self._verb(vm, nic, work)).changed
+        return (await self._verb(vm, nic, do_repair)).changed
 
     async def _look(self, vm: Vm, nic: ManagedNic) -> Outcome:
         return Outcome(vm.snapshot(nic), changed=False)

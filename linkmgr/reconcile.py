@@ -255,7 +255,7 @@ class _Nic:
         await self._nic.wiring.adopt(cable)
         return LiveConnection(driver, attachment, cable, self._free(record.port), record.since)
 
-    def _free(self, port: Port) -> swap.Work:
+    def _free(self, port: Port) -> swap.DeferredStep:
         return self._networks.claimed(port, self._nic.ref)
 
 

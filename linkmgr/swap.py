@@ -56,7 +56,7 @@ class Step(StrEnum):
     REMEMBER = "remember"  #: after a restart: write down what is
 
 
-Work = Callable[[], Awaitable[None]]
+DeferredStep = Callable[[], Awaitable[None]]
 #: Called before each step: a fault point for tests, and where progress is shown.
 Probe = Callable[[Step], Awaitable[None]]
 
@@ -72,7 +72,7 @@ class LiveConnection:
     driver: NetworkDriver
     attachment: Attachment
     cable: Cable
-    free_port: Work
+    free_port: DeferredStep
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def as_record(self) -> CableRecord:
@@ -143,7 +143,7 @@ class ManagedNic:
     connection: LiveConnection | None = None
     foreign: bool = False  #: on a cable that somebody else plugged
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
-    deferred: list[Work] = field(default_factory=list)
+    deferred: list[DeferredStep] = field(default_factory=list)
     filter_refusals: list[str] = field(default_factory=list)
     journal_error: StateError | None = None  #: why the journal lacks what was done
     logged_failure: str | None = None  #: the last failure of a deferred step in the log
@@ -184,7 +184,7 @@ class ManagedNic:
         await self.carrier.set(up=up, hold_down=hold_down, force=force)
 
 
-class Timings(dict[str, float]):
+class StepTimer(dict[str, float]):
     """Milliseconds per step, in the order in which the steps were taken."""
 
     def __init__(self, probe: Probe) -> None:
@@ -209,25 +209,25 @@ async def plug(
     nic: ManagedNic,
     driver: NetworkDriver,
     port: Port,
-    free_port: Work,
+    free_port: DeferredStep,
     *,
     notify: NotifyMode,
     probe: Probe = no_probe,
-) -> Timings:
+) -> StepTimer:
     """Bring the NIC to the port, from wherever it is.
 
     :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
         answers again (`ManagedNic.deferred`). Only an error of the notification comes after the
         switch: then it is on the new one.
     """
-    timings = Timings(probe)
+    timings = StepTimer(probe)
     old = nic.connection
-    undo: list[Work] = [nic.save, free_port]
+    undo: list[DeferredStep] = [nic.save, free_port]
     try:
         await timings.begin(Step.OFFER)
         with timings.of(Step.OFFER):
             offer = await nic.wiring.offer(nic.ref)
-            old_cable = await _present(nic)
+            old_cable = await _current_cable(nic)
         await timings.begin(Step.INIT)
         with timings.of(Step.INIT):
             attachment = await driver.init_attachment(offer, port)
@@ -267,23 +267,23 @@ async def plug(
         nic.deferred.append(lambda: notify_of(nic, cable, notify, changed=changed))
         raise
     finally:
-        await _settle_old(nic, old_cable, old, timings)
+        await _record_and_release_old(nic, old_cable, old, timings)
     return timings
 
 
-async def unplug(nic: ManagedNic, *, probe: Probe = no_probe) -> Timings:
+async def unplug(nic: ManagedNic, *, probe: Probe = no_probe) -> StepTimer:
     """Take the NIC off its cable. The guest sees its carrier go before the cable does.
 
     :raise LinkmgrError: then the NIC is on the cable that it had, or will be as soon as QEMU
         answers again.
     """
-    timings = Timings(probe)
+    timings = StepTimer(probe)
     old = nic.connection
-    undo: list[Work] = []
+    undo: list[DeferredStep] = []
     try:
         await timings.begin(Step.INTEND)
         with timings.of(Step.INTEND):
-            old_cable = await _present(nic)
+            old_cable = await _current_cable(nic)
             undo.append(nic.save)
             intent = Intent(foreign=_foreign(old, old_cable))
             try:
@@ -306,7 +306,7 @@ async def unplug(nic: ManagedNic, *, probe: Probe = no_probe) -> Timings:
         raise
     nic.connection, nic.foreign, nic.since, nic.filter_refusals = None, False, datetime.now(UTC), []
     nic.recovery_error = None
-    await _settle_old(nic, old_cable, old, timings)
+    await _record_and_release_old(nic, old_cable, old, timings)
     return timings
 
 
@@ -318,7 +318,7 @@ async def discard_dead(nic: ManagedNic) -> None:
         await run_deferred(nic)
     finally:
         if old:
-            await _take_down(nic, old.cable, old, Timings(no_probe))
+            await _release_old(nic, old.cable, old, StepTimer(no_probe))
 
 
 async def run_deferred(nic: ManagedNic) -> None:
@@ -327,9 +327,9 @@ async def run_deferred(nic: ManagedNic) -> None:
     :raise MonitorGone, MonitorTimeout: QEMU still does not answer; the rest stays too.
     """
     # A step stays deferred while it runs: check reports it, and a cancelled one is not lost.
-    for work in list(nic.deferred):
+    for step in list(nic.deferred):
         try:
-            await work()
+            await step()
         except (MonitorGone, MonitorTimeout):
             raise
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
@@ -338,7 +338,7 @@ async def run_deferred(nic: ManagedNic) -> None:
                 nic.logged_failure = str(error)
                 log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400
         else:
-            nic.deferred.remove(work)
+            nic.deferred.remove(step)
 
 
 async def set_device_name(nic: ManagedNic) -> None:
@@ -369,7 +369,7 @@ def _new_cable(nic: ManagedNic, ident: str, offer: Offer, endpoint: Endpoint) ->
     return cable
 
 
-async def _present(nic: ManagedNic) -> Cable | None:
+async def _current_cable(nic: ManagedNic) -> Cable | None:
     """The cable that the NIC is on now, ours or not.
 
     :raise HubCrowded: when there are several.
@@ -438,17 +438,17 @@ async def notify_of(nic: ManagedNic, cable: Cable, notify: NotifyMode, *, change
         await nic.wiring.teach_address(cable)
 
 
-async def _settle_old(
-    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: Timings
+async def _record_and_release_old(
+    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: StepTimer
 ) -> None:
     """Write down the outcome, and only then free the old side: both, also when a probe raises."""
     try:
         await _record(nic, timings)
     finally:
-        await _take_down(nic, cable, old, timings)
+        await _release_old(nic, cable, old, timings)
 
 
-async def _record(nic: ManagedNic, timings: Timings) -> None:
+async def _record(nic: ManagedNic, timings: StepTimer) -> None:
     """Write down the outcome. The intent that is on disk says enough if that fails."""
     try:
         await timings.begin(Step.RECORD)
@@ -457,47 +457,47 @@ async def _record(nic: ManagedNic, timings: Timings) -> None:
             await _do_or_defer(nic, [nic.save])
 
 
-async def _take_down(
-    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: Timings
+async def _release_old(
+    nic: ManagedNic, cable: Cable | None, old: LiveConnection | None, timings: StepTimer
 ) -> None:
     """Free the old side. It has nothing to do with the guest any more, so it never fails a verb.
 
     All of it is freed, also when the probe raises, and always in this order. Its name is free then.
     """
-    works: list[tuple[Step, Work]] = []
+    steps: list[tuple[Step, DeferredStep]] = []
     if cable:
-        works.append((Step.RELEASE, lambda: nic.wiring.release(cable)))
+        steps.append((Step.RELEASE, lambda: nic.wiring.release(cable)))
     if old:
-        works.append((Step.TERMINATE, old.terminate))
+        steps.append((Step.TERMINATE, old.terminate))
     if nic.connection and nic.wanted_ifname is not None:
-        works.append((Step.NAME, lambda: set_device_name(nic)))
+        steps.append((Step.NAME, lambda: set_device_name(nic)))
 
-    async def take(step: Step, work: Work, *later: tuple[Step, Work]) -> None:
+    async def take(step: Step, action: DeferredStep, *later: tuple[Step, DeferredStep]) -> None:
         try:
             await timings.begin(step)
         finally:
             with timings.of(step):
-                done = await _do_or_defer(nic, [work])
+                done = await _do_or_defer(nic, [action])
             if not done:
-                nic.deferred += [work for _, work in later]
+                nic.deferred += [each for _, each in later]
             elif later:
                 await take(*later[0], *later[1:])
 
-    if works:
-        await take(*works[0], *works[1:])
+    if steps:
+        await take(*steps[0], *steps[1:])
 
 
-async def _do_or_defer(nic: ManagedNic, works: Iterable[Work]) -> bool:
-    """Do the works in order; from the first that fails on, leave them for `run_deferred`.
+async def _do_or_defer(nic: ManagedNic, steps: Iterable[DeferredStep]) -> bool:
+    """Do the steps in order; from the first that fails on, defer them to `run_deferred`.
 
     :return: whether all is done.
     """
-    works = iter(works)
-    for work in works:
+    steps = iter(steps)
+    for step in steps:
         try:
-            await work()
+            await step()
         except Exception as error:  # noqa: BLE001 - a driver may raise anything
             log.warning("%s: a clean-up is put off: %s", nic.ref, error)
-            nic.deferred += [work, *works]
+            nic.deferred += [step, *steps]
             return False
     return True
