@@ -74,7 +74,7 @@ class ServiceContext:
         self.api = api
         #: Looks after libvirt's domains, also without libvirt. Set when the configuration is in
         #: force, for it plugs into the networks of that; before anybody is answered.
-        self.guests: DomainController
+        self.domain_controller: DomainController
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()

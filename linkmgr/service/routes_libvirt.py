@@ -41,7 +41,7 @@ async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
             f"uid {request.peer.uid} may not say what becomes of a domain",
             hint="only root's libvirt has hooks that the service listens to",
         )
-    care = request.context.guests
+    care = request.context.domain_controller
     seconds = request.context.config.hook.seconds + _HOOK_GRACE_S
     try:
         async with asyncio.timeout(seconds):
@@ -63,7 +63,7 @@ async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
 )
 async def domains(request: RequestContextDep) -> Response:
     """List all guests of libvirt on this host, prepared or not, running or not."""
-    found = await request.while_wanted(request.context.guests.domains())
+    found = await request.while_wanted(request.context.domain_controller.domains())
     return JsonResponse({"domains": to_json(found)})
 
 

@@ -45,7 +45,7 @@ async def nic_by_name(request: RequestContextDep, nic: models.NicPath) -> Respon
 
 
 async def _nic(request: RequestContext, name: str) -> Response:
-    ref = await request.context.guests.verbs.resolve(name)
+    ref = await request.context.domain_controller.verbs.resolve(name)
     return JsonResponse(to_json(await request.api.nic(ref)))
 
 
@@ -74,7 +74,7 @@ async def set_link_by_name(
 
 
 async def _set_link(request: RequestContext, name: str, body: models.SetLink) -> Response:
-    verbs = request.context.guests.verbs
+    verbs = request.context.domain_controller.verbs
     ref = await verbs.resolve(name)
 
     async def do_set_link() -> Mapping[str, Any]:
@@ -117,7 +117,7 @@ async def plug_by_name(
 
 
 async def _plug(request: RequestContext, name: str, body: models.Plug) -> Response:
-    verbs = request.context.guests.verbs
+    verbs = request.context.domain_controller.verbs
     ref = await verbs.resolve(name)
 
     async def do_plug() -> Mapping[str, Any]:
@@ -160,7 +160,7 @@ async def unplug_by_name(
 
 
 async def _unplug(request: RequestContext, name: str, affects: Affects) -> Response:
-    verbs = request.context.guests.verbs
+    verbs = request.context.domain_controller.verbs
     ref = await verbs.resolve(name)
 
     async def do_unplug() -> Mapping[str, Any]:

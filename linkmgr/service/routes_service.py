@@ -36,7 +36,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 async def check(request: RequestContextDep) -> Response:
     """Compare what should be with QEMU and the kernel. Changes nothing."""
     looks = await request.while_wanted(
-        asyncio.gather(request.api.check(), request.context.guests.check())
+        asyncio.gather(request.api.check(), request.context.domain_controller.check())
     )
     findings = [finding for found in looks for finding in found]
     findings += request.context.declared.findings()

@@ -125,7 +125,7 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         context = ServiceContext(manager, settings, manager.documents)
         await context.declared.apply(settings.networks)
         care = await stack.enter_async_context(guests.care(manager, libvirt, settings.libvirt))
-        context.guests = care
+        context.domain_controller = care
         ready.set_result(care)
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, manager, context, fd_path))

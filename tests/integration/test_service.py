@@ -59,7 +59,7 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
     ):
         context = ServiceContext(lab.links, config or Config(), Documents(lab.workdir))
         await context.declared.apply(context.config.networks)
-        context.guests = care
+        context.domain_controller = care
         service = Service(context, SystemdNotifier(None))
         task = asyncio.create_task(service.run(sock))
         try:

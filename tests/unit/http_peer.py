@@ -66,7 +66,7 @@ class Exchange:
 Script = Callable[[Exchange], Awaitable[None] | None]
 
 
-class Service:
+class FakeService:
     """The server; `script` is called for each request, and the connection is closed after it."""
 
     def __init__(self, path: Path) -> None:
@@ -128,9 +128,9 @@ async def _request(reader: asyncio.StreamReader) -> Request:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Service]:
+async def serving(folder: Path) -> AsyncIterator[FakeService]:
     """A service that listens; it is stopped at the end."""
-    service = Service(folder / "lm.sock")
+    service = FakeService(folder / "lm.sock")
     await service.start()
     try:
         yield service

@@ -13,7 +13,7 @@ import pytest
 from linkmgr.service.notify import SystemdNotifier
 
 
-class Manager:
+class FakeServiceManager:
     """systemd, as far as it listens."""
 
     def __init__(self, path: Path) -> None:
@@ -42,14 +42,14 @@ class Manager:
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(tmp_path / "notify")
+def manager(tmp_path: Path) -> Iterator[FakeServiceManager]:
+    made = FakeServiceManager(tmp_path / "notify")
     yield made
     made.socket.close()
 
 
 @pytest.fixture
-def notifier(manager: Manager) -> Iterator[SystemdNotifier]:
+def notifier(manager: FakeServiceManager) -> Iterator[SystemdNotifier]:
     made = SystemdNotifier(manager.path)
     yield made
     made.close()

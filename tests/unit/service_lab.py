@@ -206,7 +206,7 @@ class FakeApi:
         return self.the_networks[name]
 
 
-class FakeGuests:
+class FakeDomainController:
     """A `DomainController` whose verbs, its own, remember what they were to affect."""
 
     def __init__(self, api: FakeApi) -> None:
@@ -218,7 +218,7 @@ class FakeGuests:
         self.fails: Exception | None = None
 
     @property
-    def verbs(self) -> FakeGuests:
+    def verbs(self) -> FakeDomainController:
         return self
 
     async def resolve(self, nic: str | NicRef) -> NicRef:
@@ -276,7 +276,7 @@ class Lab:
     context: ServiceContext
     service: Service
     socket: Path
-    guests: FakeGuests
+    guests: FakeDomainController
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -338,8 +338,8 @@ async def running(
     async with listening(folder / "api.sock") as sock:
         context = ServiceContext(api, config or Config())
         await context.declared.apply(context.config.networks)
-        guests = FakeGuests(api)
-        context.guests = cast("DomainController", guests)
+        guests = FakeDomainController(api)
+        context.domain_controller = cast("DomainController", guests)
         service = Service(context, SystemdNotifier(None), path)
         lab = Lab(api, context, service, folder / "api.sock", guests)
         task = asyncio.create_task(service.run(sock))

@@ -15,11 +15,11 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import NicState, Port
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -103,7 +103,7 @@ PORT = to_json(Port(samples.BLUE, "p1", {"isolated": True}))
     ],
 )  # fmt: skip
 async def test_a_change_is_asked_for_and_told(
-    service: Service, line: str, answer: Any, request_line: str, body: Any, says: str
+    service: FakeService, line: str, answer: Any, request_line: str, body: Any, says: str
 ) -> None:
     def script(exchange: Exchange) -> None:  # what is asked besides, an older service has not
         if str(exchange.request) == request_line:
@@ -145,7 +145,7 @@ async def test_a_change_is_asked_for_and_told(
     ],
 )  # fmt: skip
 async def test_a_list_is_plain_columns_in_a_pipe(
-    service: Service, line: str, answer: Any, heads: str, row: str, none: str
+    service: FakeService, line: str, answer: Any, heads: str, row: str, none: str
 ) -> None:
     service.answers(answer)
     result = await run(service.path, *line.split())
@@ -162,7 +162,7 @@ async def test_a_list_is_plain_columns_in_a_pipe(
     assert (json.loads(as_json.stdout), as_json.stderr) == ({key: []}, "")
 
 
-async def test_ports_are_listed_on_all_networks(service: Service) -> None:
+async def test_ports_are_listed_on_all_networks(service: FakeService) -> None:
     def script(exchange: Any) -> None:
         networks = exchange.request.target == "/v1/networks"
         exchange.answer({"networks": [to_json(samples.BLUE)]} if networks else {"ports": [PORT]})
@@ -174,7 +174,7 @@ async def test_ports_are_listed_on_all_networks(service: Service) -> None:
 
 
 async def test_the_socket_may_be_named_before_the_command_after_it_or_in_the_environment(
-    service: Service, tmp_path: Path
+    service: FakeService, tmp_path: Path
 ) -> None:
     service.answers({"connections": []})
     nobody, here = tmp_path / "none.sock", str(service.path)
@@ -210,7 +210,7 @@ async def test_the_address_that_args_makes_is_always_the_same_and_each_nics_own(
     assert all(each.startswith("52:54:00:") for each in macs)
 
 
-async def test_metrics_replace_their_file_as_a_whole(service: Service, tmp_path: Path) -> None:
+async def test_metrics_replace_their_file_as_a_whole(service: FakeService, tmp_path: Path) -> None:
     folder = tmp_path / "node"
     folder.mkdir()
     file = folder / "linkmgr.prom"
@@ -229,7 +229,7 @@ async def test_metrics_replace_their_file_as_a_whole(service: Service, tmp_path:
 
 
 async def test_metrics_that_cannot_be_written_are_an_error_without_a_traceback(
-    service: Service, tmp_path: Path
+    service: FakeService, tmp_path: Path
 ) -> None:
     service.script = lambda exchange: exchange.answer("linkmgr_vms 1\n", kind="text/plain")
     words = ["metrics", "--textfile", str(tmp_path / "none" / "x.prom")]
@@ -242,7 +242,7 @@ async def test_metrics_that_cannot_be_written_are_an_error_without_a_traceback(
     assert json.loads(as_json.stdout)["error"]["code"] == "host-error"
 
 
-async def test_with_json_metrics_are_objects(service: Service, tmp_path: Path) -> None:
+async def test_with_json_metrics_are_objects(service: FakeService, tmp_path: Path) -> None:
     text = (
         "# HELP linkmgr_nics NICs\n# TYPE linkmgr_nics gauge\n"
         'linkmgr_nics{state="plugged"} 2.0\nlinkmgr_vms NaN\n'
@@ -266,7 +266,9 @@ async def test_with_json_a_completion_script_is_text_in_an_object(tmp_path: Path
     assert json.loads(as_json.stdout) == {"shell": "fish", "script": plain.stdout[:-1]}
 
 
-async def test_an_fd_whose_device_cannot_be_seen_is_told_of_without_it(service: Service) -> None:
+async def test_an_fd_whose_device_cannot_be_seen_is_told_of_without_it(
+    service: FakeService,
+) -> None:
     cable = to_json(samples.fd_nic())
     service.answers({"connections": [cable["connection"]]})
     row = (await run(service.path, "connections")).stdout.splitlines()[1]
@@ -277,7 +279,7 @@ async def test_an_fd_whose_device_cannot_be_seen_is_told_of_without_it(service: 
 
 
 async def test_a_network_whose_bridge_is_not_there_yet_is_created_and_noted(
-    service: Service,
+    service: FakeService,
 ) -> None:
     def script(exchange: Exchange) -> None:
         made = to_json(samples.BLUE)
@@ -299,7 +301,7 @@ async def test_a_network_whose_bridge_is_not_there_yet_is_created_and_noted(
     ],
 )
 async def test_a_removal_of_what_is_not_there_says_what_is(
-    service: Service, line: str, lists: Any
+    service: FakeService, line: str, lists: Any
 ) -> None:
     def script(exchange: Exchange) -> None:
         exchange.answer({"changed": False} if exchange.request.method == "DELETE" else lists)

@@ -14,11 +14,11 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import MonitorTransport, Nic, NicState, Outcome
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -44,7 +44,7 @@ GONE = Outcome(samples.nic(state=NicState.GONE), changed=True, notes=(NEXT, "it 
     ],
 )  # fmt: skip
 async def test_virshs_words_say_what_is_changed(
-    service: Service, line: str, request_line: str, body: Any
+    service: FakeService, line: str, request_line: str, body: Any
 ) -> None:
     service.answers(to_json(GONE))
     result = await run(service.path, *line.split())
@@ -53,7 +53,7 @@ async def test_virshs_words_say_what_is_changed(
 
 
 async def test_what_holds_from_the_next_start_on_is_told_and_notes_are_on_stderr(
-    service: Service,
+    service: FakeService,
 ) -> None:
     service.answers(to_json(GONE))
     for words in (["--config"], ["--persistent"]):
@@ -68,7 +68,7 @@ async def test_what_holds_from_the_next_start_on_is_told_and_notes_are_on_stderr
     assert json.loads(as_json.stdout)["notes"] == ["libvirt is away"]
 
 
-def answers(service: Service, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
+def answers(service: FakeService, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
     said: dict[str, Any] = {
         "nics": [to_json(each) for each in nics],
         "vms": [to_json(replace(samples.vm(), transport=MonitorTransport.INBOUND))],
@@ -80,7 +80,7 @@ def answers(service: Service, *nics: Nic, domains: list[Any]) -> dict[str, Any]:
     return said
 
 
-async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Service) -> None:
+async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: FakeService) -> None:
     off = samples.domain("web10", prepared=True, network=None, wanted="plugged into red, link up")
     down = samples.domain("web11", prepared=True, network=None, wanted="unplugged, link down")
     silent = replace(off, name="web12", state="running")
@@ -112,7 +112,9 @@ async def test_nics_lists_every_guest_and_how_one_would_be_prepared(service: Ser
     assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": said["domains"]}
 
 
-async def test_nics_that_run_are_listed_also_when_libvirt_does_not_answer(service: Service) -> None:
+async def test_nics_that_run_are_listed_also_when_libvirt_does_not_answer(
+    service: FakeService,
+) -> None:
     said = answers(service, samples.nic(), domains=[])
     well = service.script
 
@@ -131,7 +133,7 @@ async def test_nics_that_run_are_listed_also_when_libvirt_does_not_answer(servic
     assert json.loads(as_json.stdout) == {"nics": said["nics"], "domains": None}
 
 
-async def test_nics_without_libvirts_guests_are_plain_columns(service: Service) -> None:
+async def test_nics_without_libvirts_guests_are_plain_columns(service: FakeService) -> None:
     unwired = samples.nic("web1/net9", NicState.UNMANAGED)
     answers(service, samples.nic(), unwired, domains=[])
     lines = (await run(service.path, "nics")).stdout.splitlines()

@@ -16,13 +16,13 @@ from linkmgr.cli.app import cli
 from linkmgr.cli.exits import Exit, exit_of
 from linkmgr.errors import LinkmgrError
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -46,7 +46,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     ],
 )
 async def test_an_error_of_the_service_is_a_sentence_and_the_exit_code_of_its_family(
-    service: Service, code: str, status: int, expected: int
+    service: FakeService, code: str, status: int, expected: int
 ) -> None:
     service.script = lambda exchange: exchange.refuse(
         status,
@@ -64,7 +64,7 @@ async def test_an_error_of_the_service_is_a_sentence_and_the_exit_code_of_its_fa
     )
 
 
-async def test_with_json_an_error_is_told_in_parts_too(service: Service) -> None:
+async def test_with_json_an_error_is_told_in_parts_too(service: FakeService) -> None:
     service.script = lambda exchange: exchange.refuse(
         404, code="unknown-vm", what="there is no VM web1", hint="add it"
     )
@@ -152,7 +152,7 @@ async def test_with_json_what_is_wrong_with_a_call_is_told_wherever_json_stands(
     assert (await run(tmp_path, *words)).stdout == ""
 
 
-async def test_an_error_that_ends_with_a_question_has_no_full_stop(service: Service) -> None:
+async def test_an_error_that_ends_with_a_question_has_no_full_stop(service: FakeService) -> None:
     service.script = lambda exchange: exchange.refuse(
         404, code="unknown-nic", what="VM web1 has no NIC nte1", hint="did you mean net1?"
     )
@@ -165,7 +165,7 @@ async def test_json_behind_two_dashes_is_no_option(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
 
 
-async def test_a_group_of_commands_takes_the_common_options_too(service: Service) -> None:
+async def test_a_group_of_commands_takes_the_common_options_too(service: FakeService) -> None:
     service.answers({"networks": []})
     result = await run(service.path, "network", "--json", "list")
     assert json.loads(result.stdout) == {"networks": []}
@@ -177,7 +177,7 @@ async def test_no_service_is_exit_code_9_and_says_how_to_start_it(tmp_path: Path
     assert "systemctl start linkmgr" in result.stderr
 
 
-async def test_a_service_that_goes_away_is_exit_code_10(service: Service) -> None:
+async def test_a_service_that_goes_away_is_exit_code_10(service: FakeService) -> None:
     async def hang_up(exchange: Exchange) -> None:
         """End without an answer."""
 
@@ -209,7 +209,7 @@ async def test_a_service_that_goes_away_is_exit_code_10(service: Service) -> Non
     ],
 )
 async def test_a_wrong_call_is_exit_code_2_and_asks_nobody(
-    service: Service, words: list[str]
+    service: FakeService, words: list[str]
 ) -> None:
     result = await run(service.path, *words)
     assert result.exit_code == 2, result.output
@@ -217,7 +217,7 @@ async def test_a_wrong_call_is_exit_code_2_and_asks_nobody(
     assert not service.seen
 
 
-async def test_findings_make_check_exit_with_1(service: Service) -> None:
+async def test_findings_make_check_exit_with_1(service: FakeService) -> None:
     service.answers({"findings": []})
     good = await run(service.path, "check")
     assert (good.exit_code, good.stdout) == (0, "Every NIC is as it should be.\n")
@@ -245,7 +245,7 @@ ORPHAN = {"device": "lm1", "owner": "web1/net0", "id": "1", "seen": 70.0, "remov
     ],
 )
 async def test_gc_says_what_becomes_of_an_orphan_and_exits_with_1_if_it_is_due_and_still_there(
-    service: Service, dry: bool, facts: dict[str, object], says: str, code: int
+    service: FakeService, dry: bool, facts: dict[str, object], says: str, code: int
 ) -> None:
     orphan = ORPHAN | facts
     service.answers({"orphans": [orphan]})
@@ -259,13 +259,15 @@ async def test_gc_says_what_becomes_of_an_orphan_and_exits_with_1_if_it_is_due_a
     assert json.loads(as_json.stdout) == {"orphans": [{"error": None} | orphan]}
 
 
-async def test_an_orphan_is_due_for_gc_after_the_seconds_that_were_said(service: Service) -> None:
+async def test_an_orphan_is_due_for_gc_after_the_seconds_that_were_said(
+    service: FakeService,
+) -> None:
     service.answers({"orphans": [ORPHAN | {"seen": 1.0}]})
     assert (await run(service.path, "gc", "--dry-run", "--older-than", "0")).exit_code == 1
     assert service.seen[-1].body == {"older_than": 0, "dry_run": True}
 
 
-async def test_an_orphan_that_cannot_be_removed_makes_gc_exit_with_1(service: Service) -> None:
+async def test_an_orphan_that_cannot_be_removed_makes_gc_exit_with_1(service: FakeService) -> None:
     orphan = ORPHAN | {"removed": True}
     service.answers({"orphans": [orphan]})
     assert (await run(service.path, "gc")).exit_code == 0

@@ -14,13 +14,13 @@ import pytest
 from linkmgr.cli import membership
 from linkmgr.errors import Forbidden
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import FakeService, serving
 
 WHAT = "uid 1000 may not plug web1/net0 blue: not in the group users"
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         made.script = lambda exchange: exchange.refuse(
             403, code="forbidden", what=WHAT, hint="ask as root"
@@ -29,7 +29,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def test_a_refusal_of_the_service_is_explained_to_a_new_member(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "groups_since_login", lambda: {"users", "x"})
     result = await run(service.path, "plug", "web1", "blue")

@@ -18,13 +18,13 @@ from linkmgr.cli import outfile
 from linkmgr.cli.outfile import write_output
 from linkmgr.errors import HostError
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import FakeService, serving
 
 TEXT = "linkmgr_vms 1\n"
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         made.script = lambda exchange: exchange.answer(TEXT, kind="text/plain")
         yield made
@@ -48,7 +48,9 @@ def _null(folder: Path) -> Path:
     return node
 
 
-async def test_metrics_into_a_device_leave_the_device_there(service: Service, folder: Path) -> None:
+async def test_metrics_into_a_device_leave_the_device_there(
+    service: FakeService, folder: Path
+) -> None:
     node = _null(folder)
     result = await run(service.path, "metrics", "--textfile", str(node))
     assert (result.exit_code, result.output) == (0, "")
@@ -56,7 +58,7 @@ async def test_metrics_into_a_device_leave_the_device_there(service: Service, fo
     assert list(folder.iterdir()) == [node]
 
 
-async def test_a_link_to_a_device_is_followed(service: Service, folder: Path) -> None:
+async def test_a_link_to_a_device_is_followed(service: FakeService, folder: Path) -> None:
     node = _null(folder)
     (folder / "link").symlink_to("null")
     assert (await run(service.path, "metrics", "--textfile", str(folder / "link"))).exit_code == 0
@@ -64,7 +66,7 @@ async def test_a_link_to_a_device_is_followed(service: Service, folder: Path) ->
     assert stat.S_ISCHR(node.stat().st_mode)
 
 
-async def test_a_terminal_is_written_through(service: Service, folder: Path) -> None:
+async def test_a_terminal_is_written_through(service: FakeService, folder: Path) -> None:
     ours, theirs = os.openpty()
     try:
         result = await run(service.path, "metrics", "--textfile", os.ttyname(theirs))
@@ -77,7 +79,7 @@ async def test_a_terminal_is_written_through(service: Service, folder: Path) -> 
 
 @pytest.mark.parametrize("target", ["there.prom", "new.prom"])
 async def test_a_link_to_a_file_stays_a_link_and_the_file_is_replaced(
-    service: Service, folder: Path, target: str
+    service: FakeService, folder: Path, target: str
 ) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "there.prom").write_text("old")
@@ -90,7 +92,9 @@ async def test_a_link_to_a_file_stays_a_link_and_the_file_is_replaced(
     assert not (folder / "sub" / target).is_symlink()
 
 
-async def test_links_in_a_circle_are_an_error_in_a_sentence(service: Service, folder: Path) -> None:
+async def test_links_in_a_circle_are_an_error_in_a_sentence(
+    service: FakeService, folder: Path
+) -> None:
     (folder / "one").symlink_to("two")
     (folder / "two").symlink_to("one")
     result = await run(service.path, "metrics", "--textfile", str(folder / "one"))
@@ -99,7 +103,7 @@ async def test_links_in_a_circle_are_an_error_in_a_sentence(service: Service, fo
 
 
 async def test_a_dash_is_stdout(
-    service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     result = await run(service.path, "metrics", "--textfile", "-")
@@ -111,7 +115,7 @@ async def test_a_dash_is_stdout(
 
 @pytest.mark.parametrize("target", ["/proc/self/fd/1", "/dev/fd/1", "fds/1"])
 async def test_a_link_to_stdout_is_stdout_whatever_that_is(
-    service: Service, folder: Path, target: str
+    service: FakeService, folder: Path, target: str
 ) -> None:
     # As /dev/stdout is one; a fault would take that away from the whole host.
     (folder / "fds").symlink_to("/proc/self/fd")
@@ -132,7 +136,7 @@ async def test_a_link_to_stdout_is_stdout_whatever_that_is(
     assert link.is_symlink()
 
 
-async def test_a_named_pipe_is_written_through(service: Service, folder: Path) -> None:
+async def test_a_named_pipe_is_written_through(service: FakeService, folder: Path) -> None:
     pipe = folder / "pipe"
     os.mkfifo(pipe)
     read: list[str] = []

@@ -17,7 +17,7 @@ import pytest
 
 from linkmgr.cli.app import cli
 from tests.unit import samples
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 from tests.unit.test_client_events import message, stream
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +25,12 @@ LINKMGR = [sys.executable, "-W", "error", "-c", "from linkmgr.cli import main; m
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
 
-async def start(service: Service, *words: str, **more: object) -> asyncio.subprocess.Process:
+async def start(service: FakeService, *words: str, **more: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *LINKMGR,
         "--socket",
@@ -117,7 +117,7 @@ def test_help_comes_at_once() -> None:
     assert ours < 3 * yardstick, (ours, yardstick)
 
 
-async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: Service) -> None:
+async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: FakeService) -> None:
     service.script = stream(message(1), message(2, "unplugged"), message(3, "reset"))  # type: ignore[assignment]
     process = await start(service, "watch", env={"TZ": "UTC"})
     assert process.stdout
@@ -135,7 +135,7 @@ async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: Ser
     assert await process.stderr.read() == b"listening\n"
 
 
-async def test_watch_with_json_prints_one_object_per_line(service: Service) -> None:
+async def test_watch_with_json_prints_one_object_per_line(service: FakeService) -> None:
     service.script = stream(message(1), message(2))  # type: ignore[assignment]
     process = await start(service, "watch", "--json")
     assert process.stdout
@@ -151,7 +151,7 @@ async def test_watch_with_json_prints_one_object_per_line(service: Service) -> N
     }
 
 
-async def test_watch_ends_quietly_when_nobody_reads_any_more(service: Service) -> None:
+async def test_watch_ends_quietly_when_nobody_reads_any_more(service: FakeService) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.open_stream()
         for number in range(1000):
@@ -169,7 +169,9 @@ async def test_watch_ends_quietly_when_nobody_reads_any_more(service: Service) -
     assert (process.returncode, said) == (141, b"listening\n")
 
 
-async def test_a_verb_that_is_interrupted_ends_with_130_and_no_traceback(service: Service) -> None:
+async def test_a_verb_that_is_interrupted_ends_with_130_and_no_traceback(
+    service: FakeService,
+) -> None:
     asked = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -187,7 +189,7 @@ async def test_a_verb_that_is_interrupted_ends_with_130_and_no_traceback(service
 
 @pytest.mark.parametrize("slow", [False, True])
 async def test_only_a_slow_verb_shows_progress_and_only_on_a_terminal(
-    service: Service, slow: bool
+    service: FakeService, slow: bool
 ) -> None:
     async def script(exchange: Exchange) -> None:
         await asyncio.sleep(1.5 * slow)
@@ -210,7 +212,7 @@ async def test_only_a_slow_verb_shows_progress_and_only_on_a_terminal(
     assert (await piped.communicate())[1] == b""
 
 
-async def test_a_list_on_a_terminal_is_a_table_that_no_name_can_break(service: Service) -> None:
+async def test_a_list_on_a_terminal_is_a_table_that_no_name_can_break(service: FakeService) -> None:
     ours, theirs = pty.openpty()
     network = {"name": "blue", "driver": "[red]x\x1b[2J", "options": {}, "drift": "repair"}
     service.answers({"networks": [network]})

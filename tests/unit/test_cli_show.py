@@ -13,7 +13,7 @@ from linkmgr.jsonform import to_json
 from linkmgr.model import Port
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 NIC = to_json(samples.nic())
 PORT = Port(samples.BLUE, "p7", {"isolated": True})
@@ -39,7 +39,7 @@ ANSWERS: dict[str, Any] = {
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     def script(exchange: Exchange) -> None:
         target = exchange.request.target
         if target in ANSWERS:
@@ -97,7 +97,7 @@ def facts(text: str) -> list[tuple[str, str]]:
     ],
 )  # fmt: skip
 async def test_each_object_is_shown_with_all_that_is_known(
-    service: Service, words: str, known: dict[str, str]
+    service: FakeService, words: str, known: dict[str, str]
 ) -> None:
     result = await run(service.path, "show", *words.split())
     assert result.exit_code == 0, result.output
@@ -124,14 +124,14 @@ async def test_each_object_is_shown_with_all_that_is_known(
     ],
 )
 async def test_what_is_not_there_is_not_found_and_what_was_meant_is_told(
-    service: Service, words: str, says: str
+    service: FakeService, words: str, says: str
 ) -> None:
     result = await run(service.path, "show", *words.split())
     assert (result.exit_code, result.stdout) == (3, "")
     assert says in result.stderr
 
 
-async def test_a_port_is_named_with_its_network(service: Service) -> None:
+async def test_a_port_is_named_with_its_network(service: FakeService) -> None:
     result = await run(service.path, "show", "port", "p7")
     assert result.exit_code == 2
     assert "'p7' is not of the form NETWORK:PORT" in result.stderr

@@ -16,11 +16,11 @@ import pytest
 from linkmgr.cli import ask, diagnose
 from linkmgr.cli.diagnose import Diagnosis, of_process
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -37,7 +37,7 @@ async def never(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("words", [["status"], ["plug", "web1/net0", "blue"], ["watch"]])
 async def test_a_silent_service_is_told_of_once_and_the_wait_ends_with_the_timeout(
-    service: Service, words: list[str]
+    service: FakeService, words: list[str]
 ) -> None:
     service.script = never
     began = time.monotonic()
@@ -55,7 +55,7 @@ async def test_a_silent_service_is_told_of_once_and_the_wait_ends_with_the_timeo
 
 
 async def test_a_verb_that_takes_long_in_a_service_that_is_well_is_waited_for_in_silence(
-    service: Service,
+    service: FakeService,
 ) -> None:
     async def slow(exchange: Exchange) -> None:
         if exchange.request.target != "/healthz":
@@ -71,7 +71,7 @@ async def test_a_verb_that_takes_long_in_a_service_that_is_well_is_waited_for_in
 
 
 async def test_a_service_that_answers_administrators_is_well_though_its_other_socket_is_full(
-    service: Service,
+    service: FakeService,
 ) -> None:
     service.script = never
     admins = service.path.with_name("admin.sock")
@@ -92,7 +92,7 @@ async def test_a_service_that_answers_administrators_is_well_though_its_other_so
 
 
 async def test_the_timeout_may_stand_in_the_environment_and_the_option_goes_first(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.script = never
     monkeypatch.setenv("LINKMGR_TIMEOUT", "0.5")
@@ -104,7 +104,7 @@ async def test_the_timeout_may_stand_in_the_environment_and_the_option_goes_firs
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon", "1s"])
 async def test_what_is_no_time_is_a_wrong_call_and_asks_nobody(
-    service: Service, monkeypatch: pytest.MonkeyPatch, value: str
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     result = await run(service.path, "nics", "--timeout", value)
     assert result.exit_code == 2
@@ -117,7 +117,9 @@ async def test_what_is_no_time_is_a_wrong_call_and_asks_nobody(
     assert (await run(service.path, "args", "web1/net0")).exit_code == 0, "it asks no service"
 
 
-async def test_an_empty_variable_is_none(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_empty_variable_is_none(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LINKMGR_TIMEOUT", "")
     service.answers({"vms": []})
     assert (await run(service.path, "vm", "list")).exit_code == 0
@@ -175,7 +177,7 @@ END
     ],
 )
 async def test_what_systemd_says_of_the_unit_is_told(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     shown: str, why: str, hint: str,
 ) -> None:  # fmt: skip
     program = tmp_path / "systemctl"

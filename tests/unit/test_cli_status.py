@@ -17,12 +17,12 @@ from linkmgr.jsonform import Form, read_nic, read_vm, to_json
 from linkmgr.model import Finding, LinkState, MonitorTransport, NicState
 from tests.unit import samples
 from tests.unit.cli_runner import run
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 from tests.unit.samples import NOW, nic, vm
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -123,7 +123,7 @@ def test_what_to_do_stands_under_its_trouble() -> None:
     ]
 
 
-async def test_status_asks_for_nics_guests_and_the_check(service: Service) -> None:
+async def test_status_asks_for_nics_guests_and_the_check(service: FakeService) -> None:
     fresh = datetime.now(UTC) - timedelta(minutes=5, seconds=3)
     plugged = to_json(nic())
     plugged["connection"]["since"] = fresh.isoformat()
@@ -147,7 +147,7 @@ async def test_status_asks_for_nics_guests_and_the_check(service: Service) -> No
 
 
 async def test_a_check_that_takes_long_does_not_hold_up_the_status(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linkmgr.cli.status.CHECK_TIMEOUT_S", 0.2)
 
@@ -165,7 +165,7 @@ async def test_a_check_that_takes_long_does_not_hold_up_the_status(
     assert "check takes long" in result.stderr
 
 
-async def test_a_check_that_fails_leaves_the_rest_of_the_status(service: Service) -> None:
+async def test_a_check_that_fails_leaves_the_rest_of_the_status(service: FakeService) -> None:
     def script(exchange: Exchange) -> None:
         if exchange.request.target == "/v1/check":
             exchange.refuse(503, code="host-error", what="the kernel is busy", hint="try again")
@@ -180,7 +180,7 @@ async def test_a_check_that_fails_leaves_the_rest_of_the_status(service: Service
     assert "the check failed: the kernel is busy; only states are shown" in result.stderr
 
 
-async def test_without_any_guest_status_says_how_to_add_one(service: Service) -> None:
+async def test_without_any_guest_status_says_how_to_add_one(service: FakeService) -> None:
     service.answers({"vms": [], "nics": [], "findings": []})
     result = await run(service.path, "status")
     assert "linkmgr vm add" in result.stdout

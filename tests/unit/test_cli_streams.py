@@ -17,7 +17,7 @@ import pytest
 from linkmgr.cli.exits import Exit
 from linkmgr.jsonform import to_json
 from tests.unit import samples
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import FakeService, serving
 from tests.unit.test_cli_process import LINKMGR, ROOT, start
 
 FULL_DEVICE = Path("/dev/full")
@@ -25,7 +25,7 @@ FULL = "linkmgr: the output cannot be written: No space left on device; what was
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -48,7 +48,7 @@ def test_a_full_device_is_told_of_in_a_sentence(words: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-async def test_a_full_device_does_not_hide_that_a_verb_failed(service: Service) -> None:
+async def test_a_full_device_does_not_hide_that_a_verb_failed(service: FakeService) -> None:
     service.script = lambda exchange: exchange.refuse(409, code="port-in-use", what="no", hint="x")
     with FULL_DEVICE.open("w") as full:  # noqa: ASYNC230 - a device
         process = await start(service, "plug", "web1/net0", "blue", "--json", stdout=full)
@@ -57,7 +57,7 @@ async def test_a_full_device_does_not_hide_that_a_verb_failed(service: Service) 
     assert said == b"linkmgr: no. To do: x.\n"
 
 
-async def test_a_full_stderr_hides_no_exit_code(service: Service) -> None:
+async def test_a_full_stderr_hides_no_exit_code(service: FakeService) -> None:
     service.script = lambda exchange: exchange.refuse(409, code="port-in-use", what="no", hint="x")
     with FULL_DEVICE.open("w") as full:  # noqa: ASYNC230 - a device
         process = await start(service, "plug", "web1/net0", "blue", stderr=full)
@@ -96,13 +96,13 @@ def test_too_few_open_files_are_told_of_in_a_sentence(limit: int) -> None:
     )
 
 
-async def test_a_low_limit_that_may_be_raised_is_raised(service: Service) -> None:
+async def test_a_low_limit_that_may_be_raised_is_raised(service: FakeService) -> None:
     service.answers({"vms": []})
     status, _, said = await start_shell(service, 'ulimit -S -n 6; "$@" vm list')
     assert (status, said) == (0, "No VMs.\n")
 
 
-async def start_shell(service: Service, script: str) -> tuple[int | None, str, str]:
+async def start_shell(service: FakeService, script: str) -> tuple[int | None, str, str]:
     done = await asyncio.to_thread(shell, script, LINKMGR_SOCKET=str(service.path))
     return done.returncode, done.stdout, done.stderr
 
@@ -131,7 +131,7 @@ LOCALES = [
 
 
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
-async def test_no_locale_makes_a_traceback(service: Service, locale: dict[str, str]) -> None:
+async def test_no_locale_makes_a_traceback(service: FakeService, locale: dict[str, str]) -> None:
     nic = to_json(samples.nic()) | {"model": "\u0416\u2026\u202e\x1b[2J\U0001f600"}
     service.script = lambda exchange: exchange.answer(
         {"nics": [nic], "vms": [], "domains": [], "findings": []}
@@ -144,7 +144,7 @@ async def test_no_locale_makes_a_traceback(service: Service, locale: dict[str, s
 
 
 async def _with(
-    service: Service, words: str, locale: dict[str, str]
+    service: FakeService, words: str, locale: dict[str, str]
 ) -> subprocess.CompletedProcess[bytes]:
     return await asyncio.to_thread(
         subprocess.run,

@@ -14,7 +14,7 @@ import pytest
 from linkmgr.cli.show import MIN_CELL, aligned, fitted
 from linkmgr.jsonform import to_json
 from tests.unit import samples
-from tests.unit.http_peer import Service, serving
+from tests.unit.http_peer import FakeService, serving
 from tests.unit.test_cli_process import _rest_of, start
 
 NAMES = [f"customer-4711-frontend-web-{number}/net0" for number in (1, 2)]
@@ -22,14 +22,14 @@ MODEL = "virtio-net-pci-non-transitional"
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         nics = [to_json(samples.nic()) | {"ref": name, "model": MODEL} for name in NAMES]
         made.answers({"nics": nics, "vms": [], "domains": []})
         yield made
 
 
-async def on_terminal(service: Service, *words: str, columns: int) -> list[str]:
+async def on_terminal(service: FakeService, *words: str, columns: int) -> list[str]:
     ours, theirs = pty.openpty()
     process = await start(service, *words, stdout=theirs, env={"COLUMNS": str(columns)})
     os.close(theirs)
@@ -44,28 +44,28 @@ async def on_terminal(service: Service, *words: str, columns: int) -> list[str]:
 
 @pytest.mark.parametrize("columns", [80, 40, 10])
 async def test_two_nics_of_which_only_the_end_of_the_name_differs_are_told_apart(
-    service: Service, columns: int
+    service: FakeService, columns: int
 ) -> None:
     _, *rows = await on_terminal(service, "nics", columns=columns)
     assert [row.split()[0] for row in rows] == NAMES
     assert all("52:54:00:12:34:56" in row for row in rows)
 
 
-async def test_a_narrow_terminal_leaves_out_what_is_less_important(service: Service) -> None:
+async def test_a_narrow_terminal_leaves_out_what_is_less_important(service: FakeService) -> None:
     heads, *rows = await on_terminal(service, "nics", columns=100)
     assert "MODEL" not in heads
     assert all(len(row) <= 100 for row in rows)
 
 
 @pytest.mark.parametrize("words", [["-o", "wide"], ["--no-trunc"], ["--output=wide"]])
-async def test_nothing_is_cut_when_all_is_asked_for(service: Service, words: list[str]) -> None:
+async def test_nothing_is_cut_when_all_is_asked_for(service: FakeService, words: list[str]) -> None:
     for line in (["nics", *words], [*words, "nics"]):
         heads, *rows = await on_terminal(service, *line, columns=80)
         assert "MODEL" in heads
         assert all(MODEL in row for row in rows)
 
 
-async def test_a_pipe_gets_everything(service: Service) -> None:
+async def test_a_pipe_gets_everything(service: FakeService) -> None:
     process = await start(service, "nics", env={"COLUMNS": "40"})
     said, _ = await process.communicate()
     assert said.decode().count(MODEL) == len(NAMES)

@@ -17,13 +17,13 @@ from linkmgr.client.sse import MAX_MESSAGE, Message, Parser, SseError
 from linkmgr.errors import LinkmgrError, ServiceUnreachable
 from linkmgr.events import SUBSCRIPTION_LIMIT
 from tests.unit import samples
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 BEAT = 0.1  # seconds between two heartbeats in these tests
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -67,7 +67,7 @@ async def take(events: AsyncIterator[object], count: int) -> list[tuple[str, str
     return [(str(event.kind), event.subject) for event in taken]  # type: ignore[attr-defined]
 
 
-async def test_events_are_read_as_they_happen(service: Service) -> None:
+async def test_events_are_read_as_they_happen(service: FakeService) -> None:
     service.script = stream(message(1), message(2, "unplugged"))  # type: ignore[assignment]
     async with Client(service.path, heartbeat=BEAT) as client:
         events = client.events()
@@ -81,7 +81,7 @@ async def test_events_are_read_as_they_happen(service: Service) -> None:
     assert "last-event-id" not in service.seen[0].headers
 
 
-async def test_an_idle_stream_lives_on_heartbeats(service: Service) -> None:
+async def test_an_idle_stream_lives_on_heartbeats(service: FakeService) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.open_stream()
         for _ in range(10):
@@ -97,7 +97,7 @@ async def test_an_idle_stream_lives_on_heartbeats(service: Service) -> None:
 
 
 async def test_three_missing_heartbeats_make_a_new_connection_that_goes_on(
-    service: Service,
+    service: FakeService,
 ) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.open_stream()
@@ -115,7 +115,7 @@ async def test_three_missing_heartbeats_make_a_new_connection_that_goes_on(
 
 @pytest.mark.parametrize(("announced", "connections"), [("60", 1), ("0.05", 2), ("never", 2)])
 async def test_the_service_says_how_often_its_heart_beats(
-    service: Service, announced: str, connections: int
+    service: FakeService, announced: str, connections: int
 ) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.open_stream(f"linkmgr-heartbeat: {announced}")
@@ -130,7 +130,7 @@ async def test_the_service_says_how_often_its_heart_beats(
 
 
 async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
-    service: Service, caplog: pytest.LogCaptureFixture
+    service: FakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.script = stream(message(7))  # type: ignore[assignment]
     async with Client(service.path, patience=0, heartbeat=BEAT) as client:
@@ -145,7 +145,9 @@ async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
     assert "waiting for it" in caplog.text
 
 
-async def test_with_nothing_to_resume_from_a_reset_is_told_all_the_same(service: Service) -> None:
+async def test_with_nothing_to_resume_from_a_reset_is_told_all_the_same(
+    service: FakeService,
+) -> None:
     service.script = stream()  # type: ignore[assignment]
     async with Client(service.path, heartbeat=BEAT) as client:
         events = client.events()
@@ -157,7 +159,7 @@ async def test_with_nothing_to_resume_from_a_reset_is_told_all_the_same(service:
         assert await take(events, 2) == [("reset", ""), ("plugged", "web1/net0")]
 
 
-async def test_half_a_message_is_forgotten_with_its_connection(service: Service) -> None:
+async def test_half_a_message_is_forgotten_with_its_connection(service: FakeService) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.open_stream()
         if len(service.seen) == 1:
@@ -175,7 +177,7 @@ async def test_half_a_message_is_forgotten_with_its_connection(service: Service)
     assert service.seen[1].headers["last-event-id"] == "e1-1"
 
 
-async def test_a_change_that_is_asked_for_after_events_is_heard(service: Service) -> None:
+async def test_a_change_that_is_asked_for_after_events_is_heard(service: FakeService) -> None:
     listening = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -202,7 +204,7 @@ async def test_no_service_from_the_beginning_is_an_error_of_the_iterator(tmp_pat
         assert [event async for event in events] == []
 
 
-async def test_a_service_that_refuses_is_not_asked_again(service: Service) -> None:
+async def test_a_service_that_refuses_is_not_asked_again(service: FakeService) -> None:
     service.script = lambda exchange: exchange.refuse(500, code="error", what="no more streams")
     async with Client(service.path) as client:
         with pytest.raises(LinkmgrError, match="no more streams"):
@@ -210,7 +212,7 @@ async def test_a_service_that_refuses_is_not_asked_again(service: Service) -> No
     assert len(service.seen) == 1
 
 
-async def test_closing_ends_the_iteration_after_what_was_read(service: Service) -> None:
+async def test_closing_ends_the_iteration_after_what_was_read(service: FakeService) -> None:
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -229,7 +231,7 @@ async def test_closing_ends_the_iteration_after_what_was_read(service: Service) 
             await left.wait()
 
 
-async def test_closing_the_client_wakes_who_waits_for_an_event(service: Service) -> None:
+async def test_closing_the_client_wakes_who_waits_for_an_event(service: FakeService) -> None:
     service.script = stream()  # type: ignore[assignment]
     async with asyncio.TaskGroup() as group:
         client = Client(service.path, heartbeat=BEAT)
@@ -243,7 +245,7 @@ async def _all(client: Client) -> list[object]:
     return [event async for event in client.events()]
 
 
-async def test_events_that_nobody_takes_are_left_to_the_service(service: Service) -> None:
+async def test_events_that_nobody_takes_are_left_to_the_service(service: FakeService) -> None:
     texts = [message(number) for number in range(SUBSCRIPTION_LIMIT * 20)]
     stuck = asyncio.Event()
 
@@ -270,7 +272,7 @@ async def test_events_that_nobody_takes_are_left_to_the_service(service: Service
     assert [subject for _, subject in taken] == [f"web{n}/net0" for n in range(len(texts))]
 
 
-async def test_a_client_can_close_while_nobody_takes_its_events(service: Service) -> None:
+async def test_a_client_can_close_while_nobody_takes_its_events(service: FakeService) -> None:
     service.script = stream(*(message(number) for number in range(SUBSCRIPTION_LIMIT * 2)))  # type: ignore[assignment]
     async with Client(service.path) as client:
         events = client.events()
@@ -279,13 +281,15 @@ async def test_a_client_can_close_while_nobody_takes_its_events(service: Service
                 await asyncio.sleep(0.01)
 
 
-async def test_a_kind_that_only_a_newer_service_knows_is_left_out(service: Service) -> None:
+async def test_a_kind_that_only_a_newer_service_knows_is_left_out(service: FakeService) -> None:
     service.script = stream(message(1, "teleported"), message(2))  # type: ignore[assignment]
     async with Client(service.path) as client:
         assert await take(client.events(), 1) == [("plugged", "web2/net0")]
 
 
-async def test_an_event_of_the_wrong_form_ends_the_stream_with_a_reason(service: Service) -> None:
+async def test_an_event_of_the_wrong_form_ends_the_stream_with_a_reason(
+    service: FakeService,
+) -> None:
     service.script = stream('event: plugged\ndata: {"subject": 7}\n\n')  # type: ignore[assignment]
     async with Client(service.path) as client:
         with pytest.raises(LinkmgrError, match="subject: should be a text"):

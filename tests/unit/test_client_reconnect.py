@@ -16,11 +16,11 @@ from linkmgr.errors import ServiceGone, ServiceUnreachable
 from tests.own_time import own_time
 from tests.unit import samples
 from tests.unit.hook_lab import full
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -29,7 +29,7 @@ async def hang_up(exchange: Exchange) -> None:
     """End the connection without an answer."""
 
 
-async def test_a_change_waits_for_a_service_that_is_just_starting(service: Service) -> None:
+async def test_a_change_waits_for_a_service_that_is_just_starting(service: FakeService) -> None:
     service.answers(samples.outcome())
     await service.stop()
     async with Client(service.path) as client, asyncio.TaskGroup() as group:
@@ -41,7 +41,7 @@ async def test_a_change_waits_for_a_service_that_is_just_starting(service: Servi
     assert len(service.seen) == 1
 
 
-async def test_a_dead_services_socket_is_waited_for_too(service: Service) -> None:
+async def test_a_dead_services_socket_is_waited_for_too(service: FakeService) -> None:
     service.answers({"nics": []})
     await service.stop(leave_socket=True)
     async with Client(service.path) as client, asyncio.TaskGroup() as group:
@@ -51,7 +51,7 @@ async def test_a_dead_services_socket_is_waited_for_too(service: Service) -> Non
     assert asking.result() == []
 
 
-async def test_a_client_works_on_after_a_restart_of_the_service(service: Service) -> None:
+async def test_a_client_works_on_after_a_restart_of_the_service(service: FakeService) -> None:
     service.answers(samples.outcome())
     async with Client(service.path, patience=0) as client:
         for _ in range(3):
@@ -93,7 +93,7 @@ async def test_a_path_that_is_too_long_for_a_socket_is_an_error_of_linkmgr() -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_a_socket_that_may_not_be_opened_is_not_waited_for(service: Service) -> None:
+async def test_a_socket_that_may_not_be_opened_is_not_waited_for(service: FakeService) -> None:
     for folder in (*service.path.parents[:3], service.path.parent):
         folder.chmod(folder.stat().st_mode | 0o055)
     service.path.chmod(0o600)
@@ -108,7 +108,7 @@ async def test_a_socket_that_may_not_be_opened_is_not_waited_for(service: Servic
     assert time.monotonic() - began < 2
 
 
-async def test_a_change_that_may_have_been_received_is_sent_only_once(service: Service) -> None:
+async def test_a_change_that_may_have_been_received_is_sent_only_once(service: FakeService) -> None:
     service.script = hang_up
     async with Client(service.path) as client:
         with pytest.raises(ServiceGone, match="may or may not have done") as caught:
@@ -131,7 +131,7 @@ async def test_a_change_that_may_have_been_received_is_sent_only_once(service: S
     ]
 
 
-async def test_a_change_whose_answer_is_cut_in_half_is_sent_only_once(service: Service) -> None:
+async def test_a_change_whose_answer_is_cut_in_half_is_sent_only_once(service: FakeService) -> None:
     async def half(exchange: Exchange) -> None:
         exchange.writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{")
 
@@ -142,7 +142,9 @@ async def test_a_change_whose_answer_is_cut_in_half_is_sent_only_once(service: S
     assert len(service.seen) == 1
 
 
-async def test_a_service_that_is_stopping_is_asked_again_when_it_is_back(service: Service) -> None:
+async def test_a_service_that_is_stopping_is_asked_again_when_it_is_back(
+    service: FakeService,
+) -> None:
     def script(exchange: Exchange) -> None:
         if len(service.seen) < 3:
             exchange.refuse(503, code="stopping", what="the service is stopping", hint="wait")
@@ -155,7 +157,7 @@ async def test_a_service_that_is_stopping_is_asked_again_when_it_is_back(service
     assert len(service.seen) == 3
 
 
-async def test_a_question_is_asked_again_when_the_service_goes_away(service: Service) -> None:
+async def test_a_question_is_asked_again_when_the_service_goes_away(service: FakeService) -> None:
     def script(exchange: Exchange) -> None:
         if len(service.seen) > 2:
             exchange.answer({"nics": []})
@@ -166,7 +168,7 @@ async def test_a_question_is_asked_again_when_the_service_goes_away(service: Ser
     assert len(service.seen) == 3
 
 
-async def test_a_question_is_not_asked_for_ever(service: Service) -> None:
+async def test_a_question_is_not_asked_for_ever(service: FakeService) -> None:
     service.script = hang_up
     async with Client(service.path, patience=0.2) as client:
         with pytest.raises(ServiceGone):
@@ -175,7 +177,7 @@ async def test_a_question_is_not_asked_for_ever(service: Service) -> None:
 
 
 async def test_a_verb_may_take_longer_than_a_connection(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linkmgr.client.transport.CONNECT_TIMEOUT_S", 0.1)
 
@@ -188,7 +190,7 @@ async def test_a_verb_may_take_longer_than_a_connection(
         assert (await client.plug("web1/net0", "blue")).changed
 
 
-async def test_who_stops_waiting_for_a_verb_leaves_nothing_behind(service: Service) -> None:
+async def test_who_stops_waiting_for_a_verb_leaves_nothing_behind(service: FakeService) -> None:
     left = asyncio.Event()
 
     async def never(exchange: Exchange) -> None:
@@ -205,7 +207,7 @@ async def test_who_stops_waiting_for_a_verb_leaves_nothing_behind(service: Servi
     assert len(service.seen) == 1
 
 
-async def test_a_client_that_was_closed_says_so(service: Service) -> None:
+async def test_a_client_that_was_closed_says_so(service: FakeService) -> None:
     async with Client(service.path) as client:
         pass
     await client.close()
@@ -216,7 +218,7 @@ async def test_a_client_that_was_closed_says_so(service: Service) -> None:
 async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_from_root(
     tmp_path: Path,
 ) -> None:
-    admins = Service(tmp_path / "admin.sock")
+    admins = FakeService(tmp_path / "admin.sock")
     admins.answers({"nics": []})
     await admins.start()
     with full(tmp_path / "lm.sock"):
@@ -227,7 +229,7 @@ async def test_strangers_who_fill_the_queue_of_the_socket_for_all_keep_nothing_f
 
 
 async def test_a_socket_for_administrators_that_nobody_listens_on_is_passed_over(
-    service: Service,
+    service: FakeService,
 ) -> None:
     service.answers({"nics": []})
     with socket.socket(socket.AF_UNIX) as dead:
@@ -237,13 +239,13 @@ async def test_a_socket_for_administrators_that_nobody_listens_on_is_passed_over
 
 
 async def test_a_user_who_may_not_connect_to_the_administrators_socket_takes_the_other(
-    service: Service,
+    service: FakeService,
 ) -> None:
     service.answers({"nics": []})
     service.path.chmod(0o666)
     for folder in (service.path.parent, *service.path.parent.parents[:2]):
         folder.chmod(0o755)
-    admins = Service(service.path.with_name("admin.sock"))
+    admins = FakeService(service.path.with_name("admin.sock"))
     await admins.start()
     admins.path.chmod(0o600)
     os.seteuid(65534)

@@ -39,22 +39,22 @@ from linkmgr.model import (
 from linkmgr.protocol import LibvirtLinkApi
 from linkmgr.where import DEFAULT_SOCKET, socket_path
 from tests.unit import samples
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-async def client(service: Service) -> AsyncIterator[Client]:
+async def client(service: FakeService) -> AsyncIterator[Client]:
     async with Client(service.path, patience=0) as made:
         yield made
 
 
-def sent(service: Service) -> tuple[str, Any]:
+def sent(service: FakeService) -> tuple[str, Any]:
     (request,) = service.seen
     return str(request), request.body
 
@@ -67,7 +67,7 @@ def test_the_client_has_every_verb_with_the_parameters_of_the_protocol() -> None
 
 
 async def test_plug_sends_target_and_notification_and_gives_the_outcome(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     service.answers(samples.outcome())
     result = await client.plug("web1/net0", "blue:p1", notify=NotifyMode.FLAP)
@@ -87,14 +87,16 @@ async def test_plug_sends_target_and_notification_and_gives_the_outcome(
     ],
 )
 async def test_plug_takes_what_the_create_verbs_returned(
-    client: Client, service: Service, target: Network | Port, text: str
+    client: Client, service: FakeService, target: Network | Port, text: str
 ) -> None:
     service.answers(samples.outcome())
     await client.plug(NicRef("web1", "net0"), target)
     assert sent(service)[1]["target"] == text
 
 
-async def test_every_other_change_asks_for_its_resource(client: Client, service: Service) -> None:
+async def test_every_other_change_asks_for_its_resource(
+    client: Client, service: FakeService
+) -> None:
     nic, outcome = to_json(samples.nic()), samples.outcome()
     port = Port(samples.BLUE, "p1", {"isolated": True})
     orphan = OrphanDevice("lm1", "a/b", "01234567", 7.5, False)
@@ -142,7 +144,7 @@ async def test_every_other_change_asks_for_its_resource(client: Client, service:
             assert given == result
 
 
-async def test_what_there_is_is_asked_for_and_read(client: Client, service: Service) -> None:
+async def test_what_there_is_is_asked_for_and_read(client: Client, service: FakeService) -> None:
     nic = samples.nic()
     finding = Finding("moved", "web1/net0", "device lm1 is not on br0 any more", "plug it again")
     for call, answer, request, result in [
@@ -164,7 +166,7 @@ async def test_what_there_is_is_asked_for_and_read(client: Client, service: Serv
 
 
 async def test_a_relative_monitor_path_means_the_callers_directory(
-    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     service.answers({"nics": []})
@@ -172,21 +174,23 @@ async def test_a_relative_monitor_path_means_the_callers_directory(
     assert sent(service)[1]["qmp"] == str(tmp_path / "web1.qmp")
 
 
-async def test_a_domain_of_libvirt_is_no_path(client: Client, service: Service) -> None:
+async def test_a_domain_of_libvirt_is_no_path(client: Client, service: FakeService) -> None:
     service.answers({"nics": []})
     await client.add_vm("web1", "libvirt:web1")
     assert sent(service)[1]["qmp"] == "libvirt:web1"
 
 
 async def test_an_older_service_says_nothing_of_transport_and_running(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     old = {k: v for k, v in to_json(samples.vm()).items() if k not in ("transport", "running")}
     service.answers({"vms": [old]})
     assert await client.vms() == [samples.vm()]
 
 
-async def test_a_name_that_cannot_be_one_is_not_even_sent(client: Client, service: Service) -> None:
+async def test_a_name_that_cannot_be_one_is_not_even_sent(
+    client: Client, service: FakeService
+) -> None:
     for call in (
         client.plug("web1/", "blue"),
         client.unplug("../../etc/net0"),
@@ -200,14 +204,16 @@ async def test_a_name_that_cannot_be_one_is_not_even_sent(client: Client, servic
     assert not service.seen
 
 
-async def test_an_option_that_is_no_json_is_not_even_sent(client: Client, service: Service) -> None:
+async def test_an_option_that_is_no_json_is_not_even_sent(
+    client: Client, service: FakeService
+) -> None:
     with pytest.raises(BadOption, match="object"):
         await client.create_network("blue", "bridge", bridge=object())
     assert not service.seen
 
 
 async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_words(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     original = NotOnHub("its backend is fixed", hint="boot it on a hub").about(
         "web1/net0", "wired so that its cable cannot change"
@@ -227,7 +233,9 @@ async def test_an_error_of_the_service_is_raised_as_the_same_class_with_all_its_
     assert caught.value.hint == "boot it on a hub"
 
 
-async def test_an_error_that_named_no_nic_names_none_here(client: Client, service: Service) -> None:
+async def test_an_error_that_named_no_nic_names_none_here(
+    client: Client, service: FakeService
+) -> None:
     service.script = lambda exchange: exchange.refuse(
         404, code="unknown-vm", what="there is no VM web1", hint=None, nic=None, state=None
     )
@@ -273,13 +281,13 @@ def test_a_code_that_only_a_newer_service_knows_is_an_error_of_the_same_family()
     assert (type(busy), busy.code) == (LinkmgrError, "too-many")
 
 
-async def test_an_answer_of_another_program_is_shown(client: Client, service: Service) -> None:
+async def test_an_answer_of_another_program_is_shown(client: Client, service: FakeService) -> None:
     service.script = lambda exchange: exchange.answer("<html>no", 502, "text/html")
     with pytest.raises(LinkmgrError, match=r"502.*<html>no"):
         await client.nics()
 
 
-async def test_an_answer_of_the_wrong_form_says_where(client: Client, service: Service) -> None:
+async def test_an_answer_of_the_wrong_form_says_where(client: Client, service: FakeService) -> None:
     nic = to_json(samples.nic())
     service.answers(nic | {"mtu": "big"})
     with pytest.raises(LinkmgrError, match=r"mtu: should be a number, not a text"):
@@ -293,13 +301,15 @@ async def test_an_answer_of_the_wrong_form_says_where(client: Client, service: S
 
 
 async def test_members_that_an_older_client_does_not_know_are_left_alone(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     service.answers({"nics": [to_json(samples.nic()) | {"colour": "red"}], "next": None})
     assert await client.nics() == [samples.nic()]
 
 
-async def test_a_hundred_verbs_can_be_under_way_at_once(client: Client, service: Service) -> None:
+async def test_a_hundred_verbs_can_be_under_way_at_once(
+    client: Client, service: FakeService
+) -> None:
     together = asyncio.Barrier(100)
 
     async def script(exchange: Exchange) -> None:
@@ -324,7 +334,7 @@ def test_the_socket_is_what_was_said_else_the_environments_else_the_default(
 
 
 async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_they_are(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     nic, vm = to_json(samples.nic()), to_json(samples.vm())
     newer = copy.deepcopy(nic)
@@ -349,7 +359,7 @@ async def test_a_state_and_a_kind_that_only_a_newer_service_knows_are_shown_as_t
     "bad", [None, {}, {"ref": "web1/" + "a" * 64}, {"ref": 7}, {"mtu": "many"}, {"state": []}]
 )
 async def test_one_bad_entry_does_not_fail_a_list(
-    client: Client, service: Service, bad: Any, caplog: pytest.LogCaptureFixture
+    client: Client, service: FakeService, bad: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     nic = to_json(samples.nic())
     service.answers({"nics": [{**nic, **bad} if bad else bad, nic]})
@@ -358,7 +368,7 @@ async def test_one_bad_entry_does_not_fail_a_list(
 
 
 async def test_a_vm_with_a_nic_that_cannot_be_named_is_listed(
-    client: Client, service: Service
+    client: Client, service: FakeService
 ) -> None:
     vm = to_json(samples.vm())
     service.answers({"vms": [{**vm, "nics": [*vm["nics"], "web1/" + "a" * 64, 5]}]})

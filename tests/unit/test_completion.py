@@ -20,7 +20,7 @@ import pytest
 from linkmgr.jsonform import to_json
 from linkmgr.model import Port
 from tests.unit import samples
-from tests.unit.http_peer import Exchange, Service, serving
+from tests.unit.http_peer import Exchange, FakeService, serving
 
 LINKMGR = [sys.executable, "-W", "error", "-c", "from linkmgr.cli import main; main()"]
 DOMAIN = """<domain type='qemu'><name>web9</name><devices>
@@ -30,7 +30,7 @@ DOMAIN = """<domain type='qemu'><name>web9</name><devices>
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
     async with serving(tmp_path) as made:
         yield made
 
@@ -39,7 +39,7 @@ def running(name: str) -> dict[str, Any]:
     return {**to_json(samples.domain(name)), "state": "running"}
 
 
-async def complete(service: Service, line: str, path: str | None = None) -> set[str]:
+async def complete(service: FakeService, line: str, path: str | None = None) -> set[str]:
     """What is offered where a line ends.
 
     :param path: for the programs that are called.
@@ -64,7 +64,7 @@ async def complete(service: Service, line: str, path: str | None = None) -> set[
     return {each.partition(",")[2] for each in out.decode().split()}
 
 
-async def test_the_shell_completes_commands_nics_networks_and_ports(service: Service) -> None:
+async def test_the_shell_completes_commands_nics_networks_and_ports(service: FakeService) -> None:
     answers = {
         "/v1/nics": {"nics": [to_json(samples.nic(f"web{n}/net0")) for n in (1, 2)]},
         "/v1/vms": {"vms": [to_json(samples.vm("web1")), to_json(samples.vm("db"))]},
@@ -84,7 +84,7 @@ async def test_the_shell_completes_commands_nics_networks_and_ports(service: Ser
 
 
 async def test_completion_gives_up_quietly_when_the_service_is_slow_or_away(
-    service: Service,
+    service: FakeService,
 ) -> None:
     async def never(exchange: Exchange) -> None:
         await exchange.client_left()
@@ -106,7 +106,7 @@ def test_a_completion_script_is_printed(shell: str) -> None:
 
 
 async def test_the_nics_of_the_domain_that_is_prepared_are_offered(
-    service: Service, tmp_path: Path
+    service: FakeService, tmp_path: Path
 ) -> None:
     nics = {"ua-red", "52:54:00:00:00:01", "52:54:00:aa:00:02"}
     file = tmp_path / "web9.xml"
@@ -130,7 +130,7 @@ async def test_the_nics_of_the_domain_that_is_prepared_are_offered(
 
 
 async def test_domains_that_run_and_are_no_vms_yet_are_offered_for_the_passthrough(
-    service: Service,
+    service: FakeService,
 ) -> None:
     domains = [running(f"web{n}") for n in (1, 2, 3)]
     domains[1]["state"] = "shut off"
@@ -202,7 +202,7 @@ class Bash:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 async def test_bash_completes_behind_a_colon_where_it_breaks_words(
-    service: Service, tmp_path: Path
+    service: FakeService, tmp_path: Path
 ) -> None:
     answers = {
         "/v1/vms": {"vms": []},

@@ -14,7 +14,7 @@ from linkmgr.host import Fd
 from linkmgr.host.keeper import FdStore, NullFdStore
 from linkmgr.service.fdstore import PassedFds, SystemdFdStore, passed_fds
 from linkmgr.service.notify import SystemdNotifier
-from tests.unit.notify_lab import Manager, manager, notifier
+from tests.unit.notify_lab import FakeServiceManager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
 
@@ -114,7 +114,7 @@ def is_open(number: int) -> bool:
 
 
 def test_keeping_sends_a_duplicate_and_dropping_removes_it(
-    manager: Manager, notifier: SystemdNotifier
+    manager: FakeServiceManager, notifier: SystemdNotifier
 ) -> None:
     fd_store: FdStore = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:
@@ -158,7 +158,9 @@ def test_an_fd_that_was_stored_twice_is_had_once(notifier: SystemdNotifier) -> N
     assert not is_open(numbers[0])
 
 
-def test_what_nobody_claims_is_dropped(manager: Manager, notifier: SystemdNotifier) -> None:
+def test_what_nobody_claims_is_dropped(
+    manager: FakeServiceManager, notifier: SystemdNotifier
+) -> None:
     fds = [an_fd(), an_fd(), an_fd()]
     numbers = [fd.number for fd in fds]
     names = ["lm-a", "lm-b", "lm-c"]
@@ -178,7 +180,10 @@ def test_what_nobody_claims_is_dropped(manager: Manager, notifier: SystemdNotifi
 
 @pytest.mark.parametrize("ident", ["", "a:b", "a\nFDSTORE=1", "x" * 300])
 def test_an_id_that_cannot_be_a_name_is_logged_and_not_sent(
-    manager: Manager, notifier: SystemdNotifier, ident: str, caplog: pytest.LogCaptureFixture
+    manager: FakeServiceManager,
+    notifier: SystemdNotifier,
+    ident: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fd_store = SystemdFdStore(notifier, PassedFds([]))
     with an_fd() as fd:

@@ -17,12 +17,14 @@ from linkmgr.service.notify import (
     watchdog_interval,
     watchdog_loop,
 )
-from tests.unit.notify_lab import Manager, manager, notifier
+from tests.unit.notify_lab import FakeServiceManager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
 
 
-def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: SystemdNotifier) -> None:
+def test_each_state_is_told_in_systemds_words(
+    manager: FakeServiceManager, notifier: SystemdNotifier
+) -> None:
     notifier.ready("3 VMs")
     notifier.reloading()
     notifier.status("two\nlines")
@@ -36,7 +38,7 @@ def test_each_state_is_told_in_systemds_words(manager: Manager, notifier: System
     assert rest == ["STATUS=two lines", "WATCHDOG=1", "STOPPING=1\nSTATUS=bye"]
 
 
-def test_the_address_is_taken_out_of_the_environment(manager: Manager) -> None:
+def test_the_address_is_taken_out_of_the_environment(manager: FakeServiceManager) -> None:
     environ = {"NOTIFY_SOCKET": manager.path, "HOME": "/"}
     notifier = SystemdNotifier.from_environment(environ)
     assert environ == {"HOME": "/"}
@@ -87,7 +89,7 @@ def fill(notifier: SystemdNotifier) -> int:
 
 
 def test_what_finds_no_room_is_sent_later_and_in_order(
-    manager: Manager, notifier: SystemdNotifier
+    manager: FakeServiceManager, notifier: SystemdNotifier
 ) -> None:
     taken = fill(notifier)
     with Path(os.devnull).open() as file:
@@ -97,7 +99,7 @@ def test_what_finds_no_room_is_sent_later_and_in_order(
     assert manager.received() == [(f"X={taken}", 0), ("FDSTORE=1", 1), ("WATCHDOG=1", 0)]
 
 
-def test_what_waits_when_all_ends_leaves_no_fd(manager: Manager) -> None:
+def test_what_waits_when_all_ends_leaves_no_fd(manager: FakeServiceManager) -> None:
     before = fds()
     notifier = SystemdNotifier(manager.path)
     fill(notifier)
@@ -110,7 +112,7 @@ def test_what_waits_when_all_ends_leaves_no_fd(manager: Manager) -> None:
 
 
 def test_a_service_manager_that_never_reads_costs_a_bounded_number_of_messages(
-    manager: Manager, notifier: SystemdNotifier, caplog: pytest.LogCaptureFixture
+    manager: FakeServiceManager, notifier: SystemdNotifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(notifier)
     for _ in range(2000):
@@ -138,7 +140,9 @@ def test_no_watchdog_of_ours_is_not_fed(environ: dict[str, str]) -> None:
     assert watchdog_interval(environ) is None
 
 
-async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: SystemdNotifier) -> None:
+async def test_it_beats_until_it_is_cancelled(
+    manager: FakeServiceManager, notifier: SystemdNotifier
+) -> None:
     beating = asyncio.create_task(watchdog_loop(notifier, 0.01))
     await asyncio.sleep(0.1)
     beating.cancel()
@@ -150,7 +154,7 @@ async def test_it_beats_until_it_is_cancelled(manager: Manager, notifier: System
 
 
 async def test_a_start_that_takes_long_asks_for_more_time_but_not_for_ever(
-    manager: Manager, notifier: SystemdNotifier, monkeypatch: pytest.MonkeyPatch
+    manager: FakeServiceManager, notifier: SystemdNotifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "_EXTEND_INTERVAL_S", 0.01)
     monkeypatch.setattr(notify, "MAX_START_S", 0.05)

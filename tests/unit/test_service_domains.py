@@ -15,7 +15,7 @@ from linkmgr.errors import Forbidden, LibvirtRefused
 from linkmgr.model import Affects, Finding, MonitorTransport
 from linkmgr.service.config import AccessSection, Config, Rule
 from tests.unit.samples import domain
-from tests.unit.service_lab import FakeGuests, Lab, request, running
+from tests.unit.service_lab import FakeDomainController, Lab, request, running
 
 NOTE = "from its next start on it is plugged into blue, link up"
 
@@ -29,7 +29,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-def guests(lab: Lab) -> FakeGuests:
+def guests(lab: Lab) -> FakeDomainController:
     lab.guests.notes = (NOTE,)
     lab.guests.listed = [domain(), replace(domain("web1"), transport=MonitorTransport.INBOUND)]
     lab.guests.findings = [
@@ -39,7 +39,7 @@ def guests(lab: Lab) -> FakeGuests:
 
 
 async def test_a_client_says_what_a_change_affects_and_hears_the_notes(
-    lab: Lab, guests: FakeGuests
+    lab: Lab, guests: FakeDomainController
 ) -> None:
     async with Client(lab.socket) as api:
         outcome = await api.plug("web1/net0", "blue", affects="config")
@@ -55,7 +55,7 @@ async def test_a_client_says_what_a_change_affects_and_hears_the_notes(
     ]  # fmt: skip
 
 
-async def test_what_nobody_knows_is_refused(lab: Lab, guests: FakeGuests) -> None:
+async def test_what_nobody_knows_is_refused(lab: Lab, guests: FakeDomainController) -> None:
     for method, path, body in (
         ("PUT", "/v1/connections/web1/net0", {"target": "blue", "affects": "now"}),
         ("PUT", "/v1/nics/web1/net0/link", {"state": "up", "affects": ["live"]}),
@@ -88,7 +88,7 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
 
 @pytest.mark.parametrize("path", ["/v1/check", "/v1/domains"])
 async def test_a_look_that_its_client_does_not_wait_for_any_more_is_cancelled(
-    lab: Lab, guests: FakeGuests, monkeypatch: pytest.MonkeyPatch, path: str
+    lab: Lab, guests: FakeDomainController, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     looking, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -111,7 +111,7 @@ async def test_a_look_that_its_client_does_not_wait_for_any_more_is_cancelled(
 
 
 async def test_domains_are_listed_and_what_they_ask_for_in_vain_is_found(
-    lab: Lab, guests: FakeGuests
+    lab: Lab, guests: FakeDomainController
 ) -> None:
     async with Client(lab.socket) as api:
         assert await api.domains() == await guests.domains()

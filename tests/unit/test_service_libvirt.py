@@ -55,7 +55,7 @@ def care() -> Care:
 @pytest.fixture
 async def lab(tmp_path: Path, care: Care) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        made.context.guests = cast("DomainController", care)
+        made.context.domain_controller = cast("DomainController", care)
         yield made
 
 
