@@ -41,7 +41,7 @@ class Access:
     def __init__(self, section: AccessSection) -> None:
         self._limit = LogLimit(__name__)
         self._group = section.group
-        self._masters = {0, os.geteuid()}
+        self._privileged = {0, os.geteuid()}
         self._rules: dict[int, list[_Allowed]] = {}
         for rule in section.rules:
             try:
@@ -58,14 +58,14 @@ class Access:
                 section.group,
             )
 
-    def is_master(self, peer: Peer) -> bool:
+    def is_privileged(self, peer: Peer) -> bool:
         """Whether it is root or the service's own user."""
-        return peer.uid in self._masters
+        return peer.uid in self._privileged
 
     def rank(self, peer: Peer) -> Rank:
         """How many places a user may have, see `Quota`."""
-        if self.is_master(peer):
-            return Rank.MASTER
+        if self.is_privileged(peer):
+            return Rank.PRIVILEGED
         known = peer.uid in self._rules or self._gid in peer.groups
         return Rank.MEMBER if known else Rank.STRANGER
 
@@ -75,9 +75,9 @@ class Access:
         Everybody's for root; for a user with rules his own, for he could give any other VM a name
         that they allow; for a member of the group those of root and of the service too.
         """
-        if self.is_master(peer) or owner == peer.uid:
+        if self.is_privileged(peer) or owner == peer.uid:
             return True
-        return owner in self._masters and peer.uid not in self._rules
+        return owner in self._privileged and peer.uid not in self._rules
 
     def check(
         self,
@@ -96,7 +96,7 @@ class Access:
             another.
         :raise Forbidden: says who may not do what, and what would let them.
         """
-        if self.is_master(peer):
+        if self.is_privileged(peer):
             return
         if peer.uid in self._rules:
             # No name contains a "*", so only a pattern for all NICs of the VM matches this one.

@@ -55,5 +55,5 @@ def make_app(context: ServiceContext) -> FastAPI:
         most=partial(routes_libvirt.most_bytes, context),
     )
     app.add_middleware(HttpRules)
-    app.add_middleware(FairShare, free=context.is_master)  # the last one is the outermost
+    app.add_middleware(FairShare, free=context.is_privileged)  # the last one is the outermost
     return app

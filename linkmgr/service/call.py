@@ -56,7 +56,7 @@ class RequestContext:
 
     async def _network_of(self, nic: NicRef) -> str | None:
         """The network that a NIC is on now."""
-        if self.context.is_master(self.peer):
+        if self.context.is_privileged(self.peer):
             return None
         there = await self.context.api.connections()
         return next((each.network for each in there if each.nic == nic), None)

@@ -89,9 +89,9 @@ class ServiceContext:
         """The limits in force."""
         return self.config.limits
 
-    def is_master(self, peer: Peer) -> bool:
+    def is_privileged(self, peer: Peer) -> bool:
         """Whether it is root or the service's own user."""
-        return self.access.is_master(peer)
+        return self.access.is_privileged(peer)
 
     def rank(self, peer: Peer) -> Rank:
         """How many places a user may have."""

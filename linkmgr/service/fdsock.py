@@ -46,7 +46,7 @@ def everyone(_peer: Peer) -> None:
 
 def only_root(peer: Peer) -> Rank:
     """The ranks without a configuration: root and this process's own user, and strangers."""
-    return Rank.MASTER if peer.uid in {0, os.geteuid()} else Rank.STRANGER
+    return Rank.PRIVILEGED if peer.uid in {0, os.geteuid()} else Rank.STRANGER
 
 
 def bind(path: Path) -> UnixSocket:

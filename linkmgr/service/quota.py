@@ -14,13 +14,13 @@ class Rank(IntEnum):
 
     STRANGER = 0  #: reads only
     MEMBER = 1  #: of the group, or a user with rules
-    MASTER = 2  #: root, and so libvirt's hook, and the service's own user
+    PRIVILEGED = 2  #: root, and so libvirt's hook, and the service's own user
 
 
 #: Parts of all places that users of a rank, and of those below, may have together. One person can
 #: have as many uids as he likes (subuid(5)), so strangers together leave half to those who work
 #: with it, and all others leave a tenth to root.
-RANK_SHARES = {Rank.STRANGER: 0.5, Rank.MEMBER: 0.9, Rank.MASTER: 1.0}
+RANK_SHARES = {Rank.STRANGER: 0.5, Rank.MEMBER: 0.9, Rank.PRIVILEGED: 1.0}
 #: Part of all places that one user but root may have: four busy ones still find a place each.
 USER_SHARE = 0.25
 
@@ -53,7 +53,7 @@ class Quota:
     def refusal(self, peer: Peer) -> str | None:
         """Say why a user cannot have one more place, as a clause; ``None`` when it can."""
         rank = self._rank(peer)
-        if rank is not Rank.MASTER and self._count[peer.uid] >= self._one_user():
+        if rank is not Rank.PRIVILEGED and self._count[peer.uid] >= self._one_user():
             return f"uid {peer.uid} has {self._count[peer.uid]}, as many as one user may"
         together = sum(self._by_rank[each] for each in Rank if each <= rank)
         if together >= max(1, int(self._most() * RANK_SHARES[rank])):

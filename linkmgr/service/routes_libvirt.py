@@ -36,7 +36,7 @@ async def hook(request: RequestContextDep, body: models.HookCall) -> Response:
     Answers as soon as libvirt may go on: at `started` when the cables are in. Never asks libvirt,
     which waits for the hook. `ok` is false when the domain should not be started as it is.
     """
-    if not request.context.is_master(request.peer):
+    if not request.context.is_privileged(request.peer):
         raise Forbidden(
             f"uid {request.peer.uid} may not say what becomes of a domain",
             hint="only root's libvirt has hooks that the service listens to",
@@ -69,6 +69,6 @@ async def domains(request: RequestContextDep) -> Response:
 
 def most_bytes(context: ServiceContext, scope: Scope) -> int:
     """How large a request's body may be: XML is large, and root's."""
-    if scope["path"] == HOOK_PATH and context.is_master(scope["state"]["peer"]):
+    if scope["path"] == HOOK_PATH and context.is_privileged(scope["state"]["peer"]):
         return MAX_HOOK_BODY_BYTES
     return bodies.MAX_BODY_BYTES

@@ -147,7 +147,7 @@ class Service:
         self._notifier = notifier
         self._path = path
         places = connection_quota(context.limits, context.rank)
-        reading = ReadMeter(context.is_master)
+        reading = ReadMeter(context.is_privileged)
         self._server = Server(
             make_app(context), places, UnreadBytes(context.rank), reading, context.limits
         )

@@ -56,7 +56,7 @@ class UnreadBytes:
 
     def add(self, peer: Peer, size: int) -> bool:
         """Count bytes; false when it is too much."""
-        if self._rank(peer) is Rank.MASTER:
+        if self._rank(peer) is Rank.PRIVILEGED:
             return True
         self._bytes[peer.uid] += size
         own, together = self._bytes[peer.uid], self._bytes.total()

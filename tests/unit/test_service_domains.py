@@ -71,7 +71,7 @@ async def test_the_rules_of_access_hold_for_the_next_start_too(tmp_path: Path) -
     rule = Rule(user=os.geteuid(), nics=["web1/*"], networks=["blue"])
     config = Config(access=AccessSection(rules=[rule]))
     async with running(tmp_path, config) as lab:
-        lab.context.access._masters.clear()
+        lab.context.access._privileged.clear()
         await lab.api.add_vm("web1", "/run/q")
         await lab.api.create_network("blue", "bridge", bridge="br0")
         async with Client(lab.socket) as api:
