@@ -25,7 +25,7 @@ import aiofiles.os
 
 from linkmgr.errors import Conflict, LinkmgrError, StateError
 from linkmgr.host.threads import run_in_thread
-from linkmgr.jsonform import Form, FormError, to_json
+from linkmgr.jsonform import DecodeError, JsonReader, to_json
 from linkmgr.lock_file import LOCK_FILE_NAME, open_lock
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import check_name
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds until what could not be written is tried again.
-SAVE_AGAIN_S = 5.0
+#: Seconds until a failed write is tried again.
+SAVE_RETRY_INTERVAL_S = 5.0
 #: What comes to the same as mending a document: by its name, or its group's.
 _INSTEAD = {
     "vms": "add the VM again",
@@ -47,12 +47,12 @@ _INSTEAD = {
 _ASIDE = re.compile(r"(.+)\.json\.damaged\d*")
 
 
-class NewerFormat(FormError):
-    """A newer linkmgr wrote it."""
+class NewerFormat(DecodeError):
+    """A document of a newer linkmgr."""
 
 
 @dataclass(frozen=True)
-class Damage:
+class DamagedDocument:
     """A document that cannot be read.
 
     :param name: of the document: ``networks``, ``vms/web1``.
@@ -95,7 +95,11 @@ class SavedDocument:
     """
 
     def __init__(
-        self, documents: Documents, name: str, what: str, content: Callable[[], Mapping[str, Any]]
+        self,
+        documents: StateDirectory,
+        name: str,
+        what: str,
+        content: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.name, self.what = name, what
         self.failure: LinkmgrError | None = None  #: of the last attempt to write it
@@ -111,8 +115,8 @@ class SavedDocument:
     async def save(self) -> None:
         """Write it, if it has changed.
 
-        A failure stops nothing. It is logged once, `Documents.unwritten` has it, and it is tried
-        again by itself.
+        A failure stops nothing. It is logged once, is in `StateDirectory.unwritten`, and the write
+        is tried again by itself.
         """
         async with self._saving:
             content = self._content()
@@ -133,8 +137,8 @@ class SavedDocument:
                 self._written, self.failure = content, None
 
 
-class Documents:
-    """The documents of a state directory, by name: ``networks``, or ``vms/web1`` in a group.
+class StateDirectory:
+    """A state directory: its documents by name, such as ``networks``, or ``vms/web1`` in a group.
 
     :param folder: ``None`` keeps nothing, for a LinkManager in a program.
     """
@@ -144,13 +148,13 @@ class Documents:
         # Kept: see `linkmgr.host.sysfiles` for what a Path costs that comes and goes.
         self._files: dict[str, tuple[Path, asyncio.Lock]] = {}
         self._blocked: set[str] = set()  # damaged, and could not be set aside
-        self._damages: dict[str, Damage] = {}
+        self._damages: dict[str, DamagedDocument] = {}
         self._held: int | None = None
         self._unsaved: dict[str, SavedDocument] = {}
         self._saving_later: asyncio.Task[None] | None = None
 
-    async def hold(self) -> None:
-        """Keep every other linkmgr away until `close`, or until this process ends.
+    async def lock(self) -> None:
+        """Lock the directory until `close`, or until this process ends.
 
         :raise Conflict: another one has it.
         :raise StateError: when the directory cannot be used.
@@ -203,12 +207,14 @@ class Documents:
                     await aiofiles.os.remove(folder / file)
             elif aside := _ASIDE.fullmatch(file):
                 why = "was set aside by an earlier run"
-                self._note(Damage(_name(group, aside[1]), folder / file, why, earlier=True))
+                self._note(
+                    DamagedDocument(_name(group, aside[1]), folder / file, why, earlier=True)
+                )
             elif file.endswith(".json"):
                 found.append(_name(group, file.removesuffix(".json")))
         return found
 
-    async def read(self, name: str, read: Callable[[Form], T]) -> T | None:
+    async def read(self, name: str, read: Callable[[JsonReader], T]) -> T | None:
         """Read a document; ``None`` if there is none, or none that can be read.
 
         :param read: makes something of it, or raises ValueError.
@@ -222,12 +228,14 @@ class Documents:
         except FileNotFoundError:
             return None
         except OSError as error:  # it may be whole, and readable the next time
-            self._leave_alone(Damage(name, path, error.strerror or str(error)))
+            self._leave_alone(DamagedDocument(name, path, error.strerror or str(error)))
             return None
         try:
-            found = read(Form(_migrated(json.loads(text.decode()))))
+            found = read(JsonReader(_migrated(json.loads(text.decode()))))
         except (ValueError, RecursionError) as error:
-            await self._set_aside(Damage(name, path, str(error), isinstance(error, NewerFormat)))
+            await self._set_aside(
+                DamagedDocument(name, path, str(error), isinstance(error, NewerFormat))
+            )
             return None
         self._is_well(name)
         return found
@@ -276,7 +284,7 @@ class Documents:
 
     async def _save_again(self) -> None:
         while self._unsaved:
-            await asyncio.sleep(SAVE_AGAIN_S)
+            await asyncio.sleep(SAVE_RETRY_INTERVAL_S)
             for name, document in list(self._unsaved.items()):
                 await document.save()
                 if document.failure is None:
@@ -286,7 +294,7 @@ class Documents:
         """The documents that are not on disk as they are to be, and why."""
         return [(each, each.failure) for each in self._unsaved.values() if each.failure]
 
-    def damages(self) -> list[Damage]:
+    def damages(self) -> list[DamagedDocument]:
         """What cannot be read, as long as its file is there.
 
         Not of a VM, say, whose document was written anew since; but of the networks, for some may
@@ -294,7 +302,7 @@ class Documents:
         """
         return [each for each in self._damages.values() if each.file.exists()]
 
-    def damage(self, name: str) -> Damage | None:
+    def damage(self, name: str) -> DamagedDocument | None:
         """What this run found wrong with a document."""
         found = self._damages.get(name)
         return None if found is None or found.earlier else found
@@ -313,10 +321,10 @@ class Documents:
         if "/" in name:
             self._damages.pop(name, None)
 
-    def _note(self, damage: Damage) -> None:
+    def _note(self, damage: DamagedDocument) -> None:
         self._damages[damage.name] = damage
 
-    async def _set_aside(self, damage: Damage) -> None:
+    async def _set_aside(self, damage: DamagedDocument) -> None:
         path = damage.file
         for number in range(1000):
             aside = path.with_name(f"{path.name}.damaged{number or ''}")
@@ -326,7 +334,9 @@ class Documents:
                 await run_in_thread(_rename, path, aside)
             except OSError:
                 break
-            moved = Damage(damage.name, aside, f"cannot be read: {damage.why}", damage.newer)
+            moved = DamagedDocument(
+                damage.name, aside, f"cannot be read: {damage.why}", damage.newer
+            )
             self._note(moved)
             log.error(
                 "%s cannot be read (%s); it is kept as %s. Cables are left as they are. To do: %s",
@@ -334,11 +344,13 @@ class Documents:
             )  # fmt: skip
             return
         why = f"{damage.why}; and it cannot be set aside"
-        self._leave_alone(Damage(damage.name, path, why, damage.newer))
+        self._leave_alone(DamagedDocument(damage.name, path, why, damage.newer))
 
-    def _leave_alone(self, damage: Damage) -> None:
+    def _leave_alone(self, damage: DamagedDocument) -> None:
         self._blocked.add(damage.name)
-        self._note(Damage(damage.name, damage.file, f"cannot be read: {damage.why}", damage.newer))
+        self._note(
+            DamagedDocument(damage.name, damage.file, f"cannot be read: {damage.why}", damage.newer)
+        )
         log.error("%s cannot be read (%s): it is left alone", damage.file, damage.why)
 
 
@@ -347,8 +359,8 @@ def _name(group: str, last: str) -> str:
 
 
 def _migrated(document: dict[str, Any]) -> dict[str, Any]:
-    form = Form(document)
-    number = form.integer("format")
+    reader = JsonReader(document)
+    number = reader.integer("format")
     if number > FORMAT:
         raise NewerFormat(
             "format", f"{number} is of a newer linkmgr; this one reads up to {FORMAT}"
@@ -356,7 +368,7 @@ def _migrated(document: dict[str, Any]) -> dict[str, Any]:
     document = {str(key): value for key, value in document.items()}
     while number < FORMAT:
         if number not in MIGRATIONS:
-            raise FormError("format", f"{number} is none that there ever was")
+            raise DecodeError("format", f"{number} is none that there ever was")
         document = MIGRATIONS[number](document)
         number += 1
     return document

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from linkmgr import swap
 from linkmgr.absent import Reconnector
 from linkmgr.care import VmSupervisor
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.drift import DriftWatch
 from linkmgr.errors import (
     BadRequest,
@@ -103,7 +103,7 @@ class Inventory(ABC):
         self._stack = contextlib.AsyncExitStack()
         self._host = Host(fd_store)
         #: What the state directory holds.
-        self.documents = Documents(None if state is None else Path(state))
+        self.documents = StateDirectory(None if state is None else Path(state))
         self._journal = Journal(self.documents)
         self._networks = Networks(self._host)
         self._under_way: list[Network] = []  #: of the plugs that an earlier run did not finish
@@ -159,7 +159,7 @@ class Inventory(ABC):
         return self
 
     async def _remember(self) -> None:
-        await self.documents.hold()
+        await self.documents.lock()
         vms, networks, ports = await self._journal.load()
         for network in networks:
             try:

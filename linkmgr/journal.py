@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.errors import BadName
-from linkmgr.jsonform import Form, FormError, read_endpoint, read_network, read_port
+from linkmgr.jsonform import DecodeError, JsonReader, read_endpoint, read_network, read_port
 from linkmgr.model import Endpoint, LinkState, Network, NotifyMode, Port, check_name
 
 VMS = "vms"  #: the group of the VMs' documents
@@ -24,8 +24,8 @@ NETWORKS = "networks"  #: the document of networks and ports
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a NIC is, from boot to end.
+class NicFacts:
+    """The facts of a NIC that hold from boot to end.
 
     :param managed: whether it is wired so that its cable can change.
     :param mtu: bytes.
@@ -77,7 +77,7 @@ class NicRecord:
     :param name: that the host's devices of its cables are to have; ``None`` for one of our own.
     """
 
-    facts: Facts
+    facts: NicFacts
     wanted: LinkState = LinkState.UP
     cable: CableRecord | None = None
     intent: Intent | None = None
@@ -120,7 +120,7 @@ class VmRecord:
 class Journal:
     """VMs, networks and ports in the state directory."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: StateDirectory) -> None:
         self._documents = documents
 
     async def load(self) -> tuple[list[VmRecord], list[Network], list[Port]]:
@@ -238,18 +238,18 @@ class VmJournal:
             self._dropped = True
 
 
-def _read_vm(name: str, form: Form) -> VmRecord:
-    if form.text("vm") != name:
-        raise FormError("vm", "is not the name of the file")
+def _read_vm(name: str, reader: JsonReader) -> VmRecord:
+    if reader.text("vm") != name:
+        raise DecodeError("vm", "is not the name of the file")
     record = VmRecord(
         vm=_named("vm", name),
-        qmp=form.text("qmp"),
-        nics=form.children("nics", _read_nic),
-        pid=form.integer("pid") if "pid" in form else None,
-        started=form.integer("started") if "started" in form else None,
-        adder=form.integer("adder") if "adder" in form else None,
-        owner=form.integer("owner") if "owner" in form else None,
-        uuid=form.text_or_none("uuid"),
+        qmp=reader.text("qmp"),
+        nics=reader.children("nics", _read_nic),
+        pid=reader.integer("pid") if "pid" in reader else None,
+        started=reader.integer("started") if "started" in reader else None,
+        adder=reader.integer("adder") if "adder" in reader else None,
+        owner=reader.integer("owner") if "owner" in reader else None,
+        uuid=reader.text_or_none("uuid"),
     )
     # An older linkmgr wrote down NICs whose id cannot be a name. Without a cable they are nothing
     # to anybody, and no reason to lose what else is there.
@@ -259,46 +259,48 @@ def _read_vm(name: str, form: Form) -> VmRecord:
     return replace(record, nics=nics)
 
 
-def _read_nic(form: Form) -> NicRecord:
+def _read_nic(reader: JsonReader) -> NicRecord:
     return NicRecord(
-        facts=form.child("facts", _read_facts),
-        wanted=form.choice("wanted", LinkState),
-        cable=form.child_or_none("cable", _read_cable),
-        intent=form.child_or_none("intent", _read_intent),
-        name=form.text_or_none("name"),
+        facts=reader.child("facts", _read_facts),
+        wanted=reader.choice("wanted", LinkState),
+        cable=reader.child_or_none("cable", _read_cable),
+        intent=reader.child_or_none("intent", _read_intent),
+        name=reader.text_or_none("name"),
     )
 
 
-def _read_facts(form: Form) -> Facts:
-    return Facts(form.text("model"), form.text("mac"), form.integer("mtu"), form.flag("managed"))
+def _read_facts(reader: JsonReader) -> NicFacts:
+    return NicFacts(
+        reader.text("model"), reader.text("mac"), reader.integer("mtu"), reader.flag("managed")
+    )
 
 
-def _read_cable(form: Form) -> CableRecord:
+def _read_cable(reader: JsonReader) -> CableRecord:
     return CableRecord(
-        attachment=form.text("attachment"),
-        id=form.text("id"),
-        port=form.child("port", read_port),
-        endpoint=form.child("endpoint", read_endpoint),
-        device=form.text("device"),
-        mac=form.text("mac"),
-        since=form.time("since"),
+        attachment=reader.text("attachment"),
+        id=reader.text("id"),
+        port=reader.child("port", read_port),
+        endpoint=reader.child("endpoint", read_endpoint),
+        device=reader.text("device"),
+        mac=reader.text("mac"),
+        since=reader.time("since"),
     )
 
 
-def _read_intent(form: Form) -> Intent:
-    foreign = form.raw("foreign")
+def _read_intent(reader: JsonReader) -> Intent:
+    foreign = reader.raw("foreign")
     return Intent(
-        attachment=form.text_or_none("attachment"),
-        port=form.child_or_none("port", read_port),
-        notify=form.choice("notify", NotifyMode),
+        attachment=reader.text_or_none("attachment"),
+        port=reader.child_or_none("port", read_port),
+        notify=reader.choice("notify", NotifyMode),
         foreign=(str(foreign[0]), str(foreign[1]))
         if isinstance(foreign, list) and len(foreign) == 2
         else None,
     )
 
 
-def _read_networks(form: Form) -> tuple[list[Network], list[Port]]:
-    return form.items("networks", read_network), form.items("ports", read_port)
+def _read_networks(reader: JsonReader) -> tuple[list[Network], list[Port]]:
+    return reader.items("networks", read_network), reader.items("ports", read_port)
 
 
 def _is_name(alias: str) -> bool:
@@ -313,4 +315,4 @@ def _named(path: str, name: str) -> str:
     try:
         return check_name("VM or NIC", name)
     except BadName as error:
-        raise FormError(path, str(error)) from None
+        raise DecodeError(path, str(error)) from None

@@ -1,9 +1,9 @@
-"""The words of linkmgr as JSON, and back: for the state on disk, the API and ``--json``.
+"""JSON of the model, both ways: for the state on disk, the API and ``--json``.
 
 One form for all of them. Reading is strict about what it needs and says where it is missing, by
 its path in the document; what it does not know it leaves alone, so that an older client can read
 what a newer service writes. A client also takes values of an enum that it does not know as they
-are, and leaves out of a list only the entry that it cannot read; see `Form`.
+are, and leaves out of a list only the entry that it cannot read; see `JsonReader`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
-class FormError(ValueError):
-    """A document that is not of the form that it should have.
+class DecodeError(ValueError):
+    """A JSON document that cannot be decoded.
 
     :param path: where, such as ``nics.net0.cable.id``.
     """
@@ -88,8 +88,8 @@ class UnfamiliarEndpoint:
         return f"{self.kind}, of a newer linkmgr"
 
 
-class Form:
-    """A JSON object that is being read, and where it is in its document.
+class JsonReader:
+    """A reader of a JSON object that knows its path in the document.
 
     :param lenient: what a client reads, whose service may be newer: a value of an enum that it does
         not know is taken as it is, and an entry of a list that it cannot read is left out.
@@ -97,7 +97,7 @@ class Form:
 
     def __init__(self, value: object, path: str = "", *, lenient: bool = False) -> None:
         if not isinstance(value, Mapping):
-            raise FormError(path, f"should be an object, not {_name(value)}")
+            raise DecodeError(path, f"should be an object, not {_name(value)}")
         self.path = path
         self.lenient = lenient
         self._value = value
@@ -125,14 +125,14 @@ class Form:
         """A member that is a number."""
         value = self._value.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise FormError(self.at(key), f"should be a number, not {_name(value)}")
+            raise DecodeError(self.at(key), f"should be a number, not {_name(value)}")
         return value
 
     def integer(self, key: str) -> int:
         """A member that is a whole number."""
         value = self.number(key)
         if not isinstance(value, int):
-            raise FormError(self.at(key), "should be a whole number")
+            raise DecodeError(self.at(key), "should be a whole number")
         return value
 
     def flag(self, key: str) -> bool:
@@ -161,28 +161,28 @@ class Form:
         """A member that is one of an enum's values or missing."""
         return self.choice(key, kind) if key in self else None
 
-    def child(self, key: str, read: Callable[[Form], T]) -> T:
+    def child(self, key: str, read: Callable[[JsonReader], T]) -> T:
         """A member that is an object, read by `read`."""
         return read(self._inner(self._value.get(key), self.at(key)))
 
-    def child_or_none(self, key: str, read: Callable[[Form], T]) -> T | None:
+    def child_or_none(self, key: str, read: Callable[[JsonReader], T]) -> T | None:
         """A member that is an object or missing, read by `read`."""
         return self.child(key, read) if key in self else None
 
-    def children(self, key: str, read: Callable[[Form], T]) -> dict[str, T]:
+    def children(self, key: str, read: Callable[[JsonReader], T]) -> dict[str, T]:
         """A member that is an object of objects."""
         each = self.mapping(key)
         return {
             name: read(self._inner(value, f"{self.at(key)}.{name}")) for name, value in each.items()
         }
 
-    def items(self, key: str, read: Callable[[Form], T]) -> list[T]:
+    def items(self, key: str, read: Callable[[JsonReader], T]) -> list[T]:
         """A member that is a list of objects."""
         found = []
         for number, value in enumerate(self._typed(key, list)):
             try:
                 found.append(read(self._inner(value, f"{self.at(key)}[{number}]")))
-            except FormError as error:
+            except DecodeError as error:
                 if not self.lenient:
                     raise
                 log.warning("an entry of %s cannot be read and is left out: %s", key, error)
@@ -192,18 +192,18 @@ class Form:
         """A member that is a list of texts or missing."""
         values = self._typed(key, list) if key in self else []
         if not all(isinstance(each, str) for each in values):
-            raise FormError(self.at(key), "should be a list of texts")
+            raise DecodeError(self.at(key), "should be a list of texts")
         return tuple(values)
 
-    def _inner(self, value: object, path: str) -> Form:
-        return Form(value, path, lenient=self.lenient)
+    def _inner(self, value: object, path: str) -> JsonReader:
+        return JsonReader(value, path, lenient=self.lenient)
 
     def _typed(self, key: str, kind: type[T]) -> T:
         value = self._value.get(key)
         if not isinstance(value, kind):
             names = {str: "a text", bool: "true or false", list: "a list", Mapping: "an object"}
             wanted = names.get(kind, kind.__name__)
-            raise FormError(self.at(key), f"should be {wanted}, not {_name(value)}")
+            raise DecodeError(self.at(key), f"should be {wanted}, not {_name(value)}")
         return value
 
     def _made(self, key: str, make: Callable[[str], T]) -> T:
@@ -211,183 +211,185 @@ class Form:
         try:
             return make(text)
         except Exception as error:  # noqa: BLE001 - what it raises tells what is wrong
-            raise FormError(self.at(key), str(error)) from None
+            raise DecodeError(self.at(key), str(error)) from None
 
 
-def read_network(form: Form) -> Network:
+def read_network(reader: JsonReader) -> Network:
     """Read a `Network`."""
     return _built(
-        form,
+        reader,
         lambda: Network(
-            form.text("name"),
-            form.text("driver"),
-            form.mapping("options"),
-            form.choice("drift", Drift) if "drift" in form else Drift.REPAIR,
+            reader.text("name"),
+            reader.text("driver"),
+            reader.mapping("options"),
+            reader.choice("drift", Drift) if "drift" in reader else Drift.REPAIR,
         ),
     )
 
 
-def read_port(form: Form) -> Port:
+def read_port(reader: JsonReader) -> Port:
     """Read a `Port`."""
     return _built(
-        form,
+        reader,
         lambda: Port(
-            form.child("network", read_network),
-            form.text("name"),
-            form.mapping("options"),
-            implied=form.flag("implied"),
+            reader.child("network", read_network),
+            reader.text("name"),
+            reader.mapping("options"),
+            implied=reader.flag("implied"),
         ),
     )
 
 
-def read_network_info(form: Form) -> NetworkInfo:
+def read_network_info(reader: JsonReader) -> NetworkInfo:
     """Read a `NetworkInfo`."""
     return NetworkInfo(
-        network=form.child("network", read_network),
-        ports=tuple(form.items("ports", read_port)),
-        nics=tuple(NicRef.parse(each) for each in form.texts("nics")),
-        missing=form.text_or_none("missing"),
+        network=reader.child("network", read_network),
+        ports=tuple(reader.items("ports", read_port)),
+        nics=tuple(NicRef.parse(each) for each in reader.texts("nics")),
+        missing=reader.text_or_none("missing"),
     )
 
 
-def read_endpoint(form: Form) -> Endpoint:
+def read_endpoint(reader: JsonReader) -> Endpoint:
     """Read an endpoint of any kind."""
-    match kind := form.choice("kind", EndpointKind):
+    match kind := reader.choice("kind", EndpointKind):
         case EndpointKind.BRIDGE:
             return BridgeEndpoint(
-                bridge=form.text("bridge"),
-                mtu=form.integer("mtu"),
-                isolated=form.flag("isolated"),
-                hairpin=form.flag("hairpin"),
-                learning=form.flag("learning"),
+                bridge=reader.text("bridge"),
+                mtu=reader.integer("mtu"),
+                isolated=reader.flag("isolated"),
+                hairpin=reader.flag("hairpin"),
+                learning=reader.flag("learning"),
             )
         case EndpointKind.DIRECT:
             return DirectEndpoint(
-                parent=form.text("parent"),
-                mode=form.choice("mode", DirectMode),
-                mtu=form.integer("mtu"),
-                trust_guest=form.flag("trust_guest"),
+                parent=reader.text("parent"),
+                mode=reader.choice("mode", DirectMode),
+                mtu=reader.integer("mtu"),
+                trust_guest=reader.flag("trust_guest"),
             )
         case EndpointKind.FD:
             return FdEndpoint(
-                name=form.text("name"),
-                device=form.text_or_none("device"),
-                vnet_hdr=form.flag("vnet_hdr") if "vnet_hdr" in form else None,
-                mtu=form.integer("mtu") if "mtu" in form else None,
+                name=reader.text("name"),
+                device=reader.text_or_none("device"),
+                vnet_hdr=reader.flag("vnet_hdr") if "vnet_hdr" in reader else None,
+                mtu=reader.integer("mtu") if "mtu" in reader else None,
             )
     return cast("Endpoint", UnfamiliarEndpoint(kind))  # for the lenient
 
 
-def read_connection(form: Form) -> Connection:
+def read_connection(reader: JsonReader) -> Connection:
     """Read a `Connection`."""
     return Connection(
-        nic=form.nic("nic"),
-        port=form.child("port", read_port),
-        endpoint=form.child("endpoint", read_endpoint),
-        attachment=form.text("attachment"),
-        device=form.text("device"),
-        since=form.time("since"),
+        nic=reader.nic("nic"),
+        port=reader.child("port", read_port),
+        endpoint=reader.child("endpoint", read_endpoint),
+        attachment=reader.text("attachment"),
+        device=reader.text("device"),
+        since=reader.time("since"),
     )
 
 
-def read_nic(form: Form) -> Nic:
+def read_nic(reader: JsonReader) -> Nic:
     """Read a `Nic`."""
     return Nic(
-        ref=form.nic("ref"),
-        model=form.text("model"),
-        mac=form.text("mac"),
-        mtu=form.integer("mtu"),
-        state=form.choice("state", NicState),
-        link=form.choice_or_none("link", LinkState),
-        wanted_link=form.choice("wanted_link", LinkState),
-        wiring=form.text_or_none("wiring"),
-        since=form.time("since"),
-        connection=form.child_or_none("connection", read_connection),
+        ref=reader.nic("ref"),
+        model=reader.text("model"),
+        mac=reader.text("mac"),
+        mtu=reader.integer("mtu"),
+        state=reader.choice("state", NicState),
+        link=reader.choice_or_none("link", LinkState),
+        wanted_link=reader.choice("wanted_link", LinkState),
+        wiring=reader.text_or_none("wiring"),
+        since=reader.time("since"),
+        connection=reader.child_or_none("connection", read_connection),
     )
 
 
-def read_outcome(form: Form) -> Outcome:
+def read_outcome(reader: JsonReader) -> Outcome:
     """Read an `Outcome`."""
     return Outcome(
-        nic=form.child("nic", read_nic),
-        changed=form.flag("changed"),
-        timings=form.mapping("timings"),
-        notes=form.texts("notes"),
+        nic=reader.child("nic", read_nic),
+        changed=reader.flag("changed"),
+        timings=reader.mapping("timings"),
+        notes=reader.texts("notes"),
     )
 
 
-def read_vm(form: Form) -> VmInfo:
+def read_vm(reader: JsonReader) -> VmInfo:
     """Read a `VmInfo`."""
-    names = form.raw("nics")
+    names = reader.raw("nics")
     return VmInfo(
-        name=form.text("name"),
-        qmp=form.text("qmp"),
-        state=form.choice("state", VmState),
-        since=form.time("since"),
-        nics=_refs(names, form) if isinstance(names, list) else (),
+        name=reader.text("name"),
+        qmp=reader.text("qmp"),
+        state=reader.choice("state", VmState),
+        since=reader.time("since"),
+        nics=_refs(names, reader) if isinstance(names, list) else (),
         # An older service does not say either.
-        transport=form.choice("transport", MonitorTransport)
-        if "transport" in form
+        transport=reader.choice("transport", MonitorTransport)
+        if "transport" in reader
         else MonitorTransport.SOCKET,
-        running=form.flag("running") if "running" in form else None,
+        running=reader.flag("running") if "running" in reader else None,
     )
 
 
-def _refs(names: list[object], form: Form) -> tuple[NicRef, ...]:
+def _refs(names: list[object], reader: JsonReader) -> tuple[NicRef, ...]:
     found = []
     for each in names:
         try:
             found.append(NicRef.parse(str(each)))
         except BadName as error:
-            if not form.lenient:
-                raise FormError(form.at("nics"), str(error)) from None
-            log.warning("a NIC of VM %s has no name: %s", form.text("name"), error)
+            if not reader.lenient:
+                raise DecodeError(reader.at("nics"), str(error)) from None
+            log.warning("a NIC of VM %s has no name: %s", reader.text("name"), error)
     return tuple(found)
 
 
-def read_domain(form: Form) -> DomainInfo:
+def read_domain(reader: JsonReader) -> DomainInfo:
     """Read a `DomainInfo`."""
     return DomainInfo(
-        name=form.text("name"),
-        uuid=form.text("uuid"),
-        state=form.text("state"),
-        transport=form.choice_or_none("transport", MonitorTransport),
-        prepared=form.flag("prepared"),
-        command=form.text_or_none("command"),
-        nics=tuple(form.items("nics", _read_domain_nic)),
+        name=reader.text("name"),
+        uuid=reader.text("uuid"),
+        state=reader.text("state"),
+        transport=reader.choice_or_none("transport", MonitorTransport),
+        prepared=reader.flag("prepared"),
+        command=reader.text_or_none("command"),
+        nics=tuple(reader.items("nics", _read_domain_nic)),
     )
 
 
-def _read_domain_nic(form: Form) -> DomainNicInfo:
+def _read_domain_nic(reader: JsonReader) -> DomainNicInfo:
     return DomainNicInfo(
-        alias=form.text("alias"),
-        mac=form.text("mac"),
-        model=form.text("model"),
-        prepared=form.flag("prepared"),
-        wiring=form.text_or_none("wiring"),
-        state=form.choice_or_none("state", NicState),
-        network=form.text_or_none("network"),
-        link=form.choice_or_none("link", LinkState),
-        device=form.text_or_none("device"),
-        wanted=form.text_or_none("wanted"),
-        restart=form.flag("restart") if "restart" in form else False,
+        alias=reader.text("alias"),
+        mac=reader.text("mac"),
+        model=reader.text("model"),
+        prepared=reader.flag("prepared"),
+        wiring=reader.text_or_none("wiring"),
+        state=reader.choice_or_none("state", NicState),
+        network=reader.text_or_none("network"),
+        link=reader.choice_or_none("link", LinkState),
+        device=reader.text_or_none("device"),
+        wanted=reader.text_or_none("wanted"),
+        restart=reader.flag("restart") if "restart" in reader else False,
     )
 
 
-def read_finding(form: Form) -> Finding:
+def read_finding(reader: JsonReader) -> Finding:
     """Read a `Finding`."""
-    return Finding(form.text("code"), form.text("subject"), form.text("what"), form.text("hint"))
+    return Finding(
+        reader.text("code"), reader.text("subject"), reader.text("what"), reader.text("hint")
+    )
 
 
-def read_orphan(form: Form) -> OrphanDevice:
+def read_orphan(reader: JsonReader) -> OrphanDevice:
     """Read a `OrphanDevice`."""
     return OrphanDevice(
-        device=form.text("device"),
-        owner=form.text("owner"),
-        id=form.text("id"),
-        seen=form.number("seen"),
-        removed=form.flag("removed"),
-        error=form.text_or_none("error"),
+        device=reader.text("device"),
+        owner=reader.text("owner"),
+        id=reader.text("id"),
+        seen=reader.number("seen"),
+        removed=reader.flag("removed"),
+        error=reader.text_or_none("error"),
     )
 
 
@@ -398,13 +400,13 @@ def _unfamiliar(kind: type[E], text: str) -> E:
     return member
 
 
-def _built(form: Form, build: Callable[[], T]) -> T:
+def _built(reader: JsonReader, build: Callable[[], T]) -> T:
     try:
         return build()
-    except FormError:
+    except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001 - a name that cannot be one, say
-        raise FormError(form.path, str(error)) from None
+        raise DecodeError(reader.path, str(error)) from None
 
 
 def _name(value: object) -> str:

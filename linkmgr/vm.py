@@ -22,7 +22,7 @@ from linkmgr.errors import (
     UnusableNicId,
 )
 from linkmgr.host import Host
-from linkmgr.journal import Facts, NicRecord, VmJournal
+from linkmgr.journal import NicFacts, NicRecord, VmJournal
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.qmp import MonitorEvent
 from linkmgr.qmp.dialer import Connector
@@ -45,7 +45,7 @@ class Vm:
         self.qemu = qemu
         self.journal = journal
         self.wiring = HubWiring(qemu, host)
-        self.facts: dict[str, Facts] = {}
+        self.facts: dict[str, NicFacts] = {}
         self.nics: dict[str, ManagedNic] = {}
         self.since = datetime.now(UTC)
         self.unresponsive = False
@@ -196,7 +196,7 @@ class Vm:
         self.since = datetime.now(UTC)
         return True
 
-    def _state(self, nic: ManagedNic, facts: Facts) -> tuple[NicState, datetime]:
+    def _state(self, nic: ManagedNic, facts: NicFacts) -> tuple[NicState, datetime]:
         if not self.qemu.alive:
             return NicState.GONE, self.since
         if self.unresponsive:
@@ -250,7 +250,7 @@ class Vm:
             )
         managed = set()
         managed_nics: dict[str, ManagedNic] = {}
-        facts: dict[str, Facts] = {}
+        facts: dict[str, NicFacts] = {}
         for alias, client in found.items():  # the carrier first: the guest may be running already
             ref = NicRef(self.name, alias)
             nic = ManagedNic(
@@ -281,7 +281,7 @@ class Vm:
                 with contextlib.suppress(CannotAttach, CommandFailed):
                     offer = await self.wiring.offer(NicRef(self.name, alias))
                     mac, mtu = offer.mac, offer.mtu
-            facts[alias] = Facts(client.model or "?", mac, mtu, alias in managed)
+            facts[alias] = NicFacts(client.model or "?", mac, mtu, alias in managed)
         self.facts.update(facts)  # all that is known of them at once: others look meanwhile
         self.nics.update(managed_nics)
         try:

@@ -13,7 +13,7 @@ from linkmgr.client.sse import Message, Parser, SseError
 from linkmgr.client.transport import Backoff, HttpTransport
 from linkmgr.errors import LinkmgrError, ServiceGone, ServiceUnreachable
 from linkmgr.events import SUBSCRIPTION_LIMIT, Event, EventKind
-from linkmgr.jsonform import Form
+from linkmgr.jsonform import JsonReader
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +126,12 @@ def _event(message: Message) -> Event | None:
         log.debug("an event of the unknown kind %r was left out", message.kind)
         return None
     try:
-        form = Form(json.loads(message.data))
+        reader = JsonReader(json.loads(message.data))
         return Event(
             kind=EventKind(message.kind),
-            subject=form.text("subject"),
-            details=MappingProxyType(dict(form.mapping("details"))),
-            at=form.time("at"),
+            subject=reader.text("subject"),
+            details=MappingProxyType(dict(reader.mapping("details"))),
+            at=reader.time("at"),
         )
     except ValueError as error:  # a FormError is one
         raise _unreadable(str(error)) from error

@@ -20,7 +20,7 @@ import httpx
 
 from linkmgr.client.problems import error_from
 from linkmgr.errors import BadOption, LinkmgrError, ServiceGone, ServiceUnreachable
-from linkmgr.jsonform import Form, FormError, to_json
+from linkmgr.jsonform import DecodeError, JsonReader, to_json
 from linkmgr.where import ADMIN_SOCKET_NAME, admin_socket_path
 
 CONNECT_TIMEOUT_S = 5.0  #: for a connection to be taken; the answer may take as long as it needs
@@ -106,7 +106,7 @@ class HttpTransport:
         await self._http.aclose()
 
     async def get(
-        self, path: str, read: Callable[[Form], T], *, query: Mapping[str, str] | None = None
+        self, path: str, read: Callable[[JsonReader], T], *, query: Mapping[str, str] | None = None
     ) -> T:
         """Ask for something. Asked again when the service goes away meanwhile.
 
@@ -119,7 +119,11 @@ class HttpTransport:
         return _read(await self._sent(request, repeatable=True), read)
 
     async def change(
-        self, method: str, path: str, body: Mapping[str, object] | None, read: Callable[[Form], T]
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None,
+        read: Callable[[JsonReader], T],
     ) -> T:
         """Ask for a change. Sent once: never again when it may have been received.
 
@@ -250,11 +254,11 @@ def _heartbeat(response: httpx.Response, default: float) -> float:
     return announced if 0 < announced < _MAX_HEARTBEAT_S else default
 
 
-def _read(response: httpx.Response, read: Callable[[Form], T]) -> T:
+def _read(response: httpx.Response, read: Callable[[JsonReader], T]) -> T:
     try:
-        return read(Form(response.json(), lenient=True))
+        return read(JsonReader(response.json(), lenient=True))
     except ValueError as error:  # a FormError is one
-        what = str(error) if isinstance(error, FormError) else "it is not JSON"
+        what = str(error) if isinstance(error, DecodeError) else "it is not JSON"
         raise LinkmgrError(
             f"the answer of the service cannot be read: {what}",
             hint="see whether client and service are of the same version; what was asked is done",

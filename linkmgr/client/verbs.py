@@ -13,7 +13,7 @@ from linkmgr.client.listening import HEARTBEAT_S, RemoteEvents
 from linkmgr.client.transport import HttpTransport
 from linkmgr.errors import ServiceGone, ServiceUnreachable
 from linkmgr.jsonform import (
-    Form,
+    JsonReader,
     read_connection,
     read_domain,
     read_finding,
@@ -110,7 +110,9 @@ class Client:
         """
         libvirt = isinstance(qmp, str) and qmp.startswith(f"{MonitorTransport.LIBVIRT}:")
         body = {"name": name, "qmp": qmp if libvirt else str(Path(qmp).absolute())}
-        return await self._change("POST", "/v1/vms", body, lambda f: f.items("nics", read_nic))
+        return await self._change(
+            "POST", "/v1/vms", body, lambda reader: reader.items("nics", read_nic)
+        )
 
     async def remove_vm(self, name: str) -> bool:
         """Unplug all NICs of a VM and forget it; see `LinkManager.remove_vm`."""
@@ -118,7 +120,7 @@ class Client:
 
     async def vms(self) -> list[VmInfo]:
         """All VMs as they are now."""
-        return await self._transport.get("/v1/vms", lambda f: f.items("vms", read_vm))
+        return await self._transport.get("/v1/vms", lambda reader: reader.items("vms", read_vm))
 
     # ------------------------------------------------------------------ networks and ports
 
@@ -137,7 +139,7 @@ class Client:
     async def networks(self) -> list[Network]:
         """All networks."""
         return await self._transport.get(
-            "/v1/networks", lambda f: f.items("networks", read_network)
+            "/v1/networks", lambda reader: reader.items("networks", read_network)
         )
 
     async def network(self, name: str) -> NetworkInfo:
@@ -159,7 +161,7 @@ class Client:
         """The ports that were created on a network; see `LinkManager.ports`."""
         query = {"network": check_name("network", network)}
         return await self._transport.get(
-            "/v1/ports", lambda f: f.items("ports", read_port), query=query
+            "/v1/ports", lambda reader: reader.items("ports", read_port), query=query
         )
 
     # ------------------------------------------------------------------ the cable
@@ -195,11 +197,13 @@ class Client:
 
     async def domains(self) -> list[DomainInfo]:
         """All guests of libvirt on the service's host, prepared or not, running or not."""
-        return await self._transport.get("/v1/domains", lambda f: f.items("domains", read_domain))
+        return await self._transport.get(
+            "/v1/domains", lambda reader: reader.items("domains", read_domain)
+        )
 
     async def nics(self) -> list[Nic]:
         """All NICs as they are now."""
-        return await self._transport.get("/v1/nics", lambda f: f.items("nics", read_nic))
+        return await self._transport.get("/v1/nics", lambda reader: reader.items("nics", read_nic))
 
     async def nic(self, nic: str | NicRef) -> Nic:
         """One NIC as it is now; see `LinkManager.nic`."""
@@ -208,19 +212,23 @@ class Client:
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
         return await self._transport.get(
-            "/v1/connections", lambda f: f.items("connections", read_connection)
+            "/v1/connections", lambda reader: reader.items("connections", read_connection)
         )
 
     async def check(self) -> list[Finding]:
         """Compare what should be with QEMU and the kernel. Changes nothing; empty is good."""
-        return await self._transport.get("/v1/check", lambda f: f.items("findings", read_finding))
+        return await self._transport.get(
+            "/v1/check", lambda reader: reader.items("findings", read_finding)
+        )
 
     async def gc(
         self, *, older_than: float = ORPHAN_MIN_AGE_S, dry_run: bool = False
     ) -> list[OrphanDevice]:
         """Remove devices that carry our tag and that nothing recorded; see `LinkManager.gc`."""
         body = {"older_than": older_than, "dry_run": dry_run}
-        return await self._change("POST", "/v1/gc", body, lambda f: f.items("orphans", read_orphan))
+        return await self._change(
+            "POST", "/v1/gc", body, lambda reader: reader.items("orphans", read_orphan)
+        )
 
     async def metrics(self) -> str:
         """The service's figures in the text form of Prometheus."""
@@ -255,7 +263,11 @@ class Client:
             raise
 
     async def _change(
-        self, method: str, path: str, body: Mapping[str, object] | None, read: Callable[[Form], T]
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None,
+        read: Callable[[JsonReader], T],
     ) -> T:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
@@ -269,8 +281,8 @@ def _affects(affects: str | Affects) -> dict[str, str]:
     return {} if affects == Affects.LIVE else {"affects": str(affects)}
 
 
-def _changed(form: Form) -> bool:
-    return form.flag("changed")
+def _changed(reader: JsonReader) -> bool:
+    return reader.flag("changed")
 
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from linkmgr.budget import TimeBudget
-from linkmgr.documents import Documents, SavedDocument
+from linkmgr.documents import SavedDocument, StateDirectory
 from linkmgr.errors import LinkmgrError
 from linkmgr.journal import started_at
-from linkmgr.jsonform import Form
+from linkmgr.jsonform import JsonReader
 from linkmgr.libvirt.metadata import DesiredCable, DesiredCables, parse, render
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class KnownDomains:
     :param documents: of the state directory, in one of which it is kept what was done.
     """
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: StateDirectory) -> None:
         self._documents = documents
         self._by_uuid: dict[str, Domain] = {}
         self._saved = SavedDocument(
@@ -255,20 +255,20 @@ def _form(state: AppliedState) -> dict[str, object]:
     }
 
 
-def _read(form: Form) -> dict[str, tuple[str, AppliedState]]:
-    return form.children("domains", _read_domain)
+def _read(reader: JsonReader) -> dict[str, tuple[str, AppliedState]]:
+    return reader.children("domains", _read_domain)
 
 
-def _read_domain(form: Form) -> tuple[str, AppliedState]:
+def _read_domain(reader: JsonReader) -> tuple[str, AppliedState]:
     process = Process(
-        form.integer("pid") if "pid" in form else None,
-        form.integer("started") if "started" in form else None,
+        reader.integer("pid") if "pid" in reader else None,
+        reader.integer("started") if "started" in reader else None,
     )
-    undone = form.raw("undone")
+    undone = reader.raw("undone")
     waits = {str(each) for each in undone} if isinstance(undone, list) else set()
     try:
-        cables = parse(form.text("cables"))
+        cables = parse(reader.text("cables"))
     except LinkmgrError as error:
         raise ValueError(str(error)) from None
     states = {nic: DesiredState(cable, nic not in waits) for nic, cable in cables.by_nic.items()}
-    return form.text("name"), AppliedState(process, states)
+    return reader.text("name"), AppliedState(process, states)

@@ -29,7 +29,7 @@ from linkmgr.documents import SavedDocument
 from linkmgr.errors import LinkmgrError
 from linkmgr.events import EventKind
 from linkmgr.journal import started_at
-from linkmgr.jsonform import Form
+from linkmgr.jsonform import JsonReader
 from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, read_status
 from linkmgr.manager import LinkManager
 from linkmgr.model import LinkState, MonitorTransport, Nic, NicRef, NicState, VmInfo
@@ -312,14 +312,14 @@ class LinkSync:
         return {"domains": said} if said else {}
 
 
-def _read(form: Form) -> dict[str, _ReportedLinks]:
-    return form.children("domains", _read_domain)
+def _read(reader: JsonReader) -> dict[str, _ReportedLinks]:
+    return reader.children("domains", _read_domain)
 
 
-def _read_domain(form: Form) -> _ReportedLinks:
-    said = form.mapping("said")
+def _read_domain(reader: JsonReader) -> _ReportedLinks:
+    said = reader.mapping("said")
     return _ReportedLinks(
-        form.text("life"), {alias: LinkState(str(each)) for alias, each in said.items()}
+        reader.text("life"), {alias: LinkState(str(each)) for alias, each in said.items()}
     )
 
 

@@ -11,10 +11,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 
-from linkmgr.documents import Documents, SavedDocument
+from linkmgr.documents import SavedDocument, StateDirectory
 from linkmgr.errors import AlreadyExists, LinkmgrError, NetworkInUse, PortInUse, ReadOnly
 from linkmgr.events import EventKind
-from linkmgr.jsonform import Form
+from linkmgr.jsonform import JsonReader
 from linkmgr.model import Finding, Port
 from linkmgr.protocol import EventStream, LinkApi
 from linkmgr.service.config import NetworkSection
@@ -42,7 +42,7 @@ class DeclaredNetworks:
     :param documents: one of which has the names of those that are ours.
     """
 
-    def __init__(self, api: LinkApi, documents: Documents) -> None:
+    def __init__(self, api: LinkApi, documents: StateDirectory) -> None:
         self._api = api
         self._documents = documents
         self._wanted: Mapping[str, NetworkSection] = {}
@@ -240,5 +240,5 @@ class DeclaredNetworks:
         return {"networks": names} if names else {}
 
 
-def _read(form: Form) -> dict[str, set[str]]:
-    return form.children("networks", lambda network: set(network.texts("ports")))
+def _read(reader: JsonReader) -> dict[str, set[str]]:
+    return reader.children("networks", lambda network: set(network.texts("ports")))

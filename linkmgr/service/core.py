@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Protocol
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.libvirt.care import DomainController
 from linkmgr.model import (
     Network,
@@ -69,7 +69,7 @@ class ServiceContext:
         self,
         api: ServiceLinkApi,
         config: Config,
-        documents: Documents | None = None,
+        documents: StateDirectory | None = None,
     ) -> None:
         self.api = api
         #: Looks after libvirt's domains, also without libvirt. Set when the configuration is in
@@ -78,7 +78,7 @@ class ServiceContext:
         self.config = config
         self.access = Access(config.access)
         self.metrics = Metrics()
-        self.declared = DeclaredNetworks(api, documents or Documents(None))
+        self.declared = DeclaredNetworks(api, documents or StateDirectory(None))
         self.epoch = secrets.token_hex(4)
         running = Quota(lambda: self.limits().running, self.rank)
         streams = Quota(lambda: self.limits().streams, self.rank)

@@ -23,7 +23,7 @@ from linkmgr.errors import AlreadyExists, BadRequest, HostError, LinkmgrError
 from linkmgr.host.handed import not_a_tap_error
 from linkmgr.host.receive_fd import PACKET_MAX
 from linkmgr.host.shelf import FdRegistry
-from linkmgr.jsonform import Form, FormError
+from linkmgr.jsonform import DecodeError, JsonReader
 from linkmgr.log_limit import LogLimit
 from linkmgr.service.fd_receiver import Packet, Receivers
 from linkmgr.service.peers import Peer, peer_of
@@ -194,9 +194,9 @@ def _name(packet: Packet) -> str:
         raise BadRequest(f"the packet is longer than {PACKET_MAX} bytes", hint=_FORM)
     try:
         document = json.loads(packet.data)
-        name = Form(document).text("name")
-    except FormError as error:
-        raise BadRequest(f"the packet is not of the right form: {error}", hint=_FORM) from error
+        name = JsonReader(document).text("name")
+    except DecodeError as error:
+        raise BadRequest(f"the packet is not of the right reader: {error}", hint=_FORM) from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("the packet is not JSON", hint=_FORM) from error
     if unknown := sorted(set(document) - {"name"}):

@@ -9,7 +9,7 @@ import pytest
 
 from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.errors import UnusableNicId
-from linkmgr.jsonform import Form, read_nic, to_json
+from linkmgr.jsonform import JsonReader, read_nic, to_json
 from linkmgr.model import NicRef
 from linkmgr.testing import Guest
 from linkmgr.wirings.alias import alias_of
@@ -48,7 +48,7 @@ async def expect_unmanaged(links: LinkManager, alias: str) -> None:
     ref = NicRef("web1", alias)
     by_ref = {nic.ref: nic for nic in await links.nics()}
     assert by_ref[ref].state is NicState.UNMANAGED
-    assert read_nic(Form(to_json(by_ref[ref]))) == by_ref[ref], "a client can read it"
+    assert read_nic(JsonReader(to_json(by_ref[ref]))) == by_ref[ref], "a client can read it"
     assert ref in (await links.vms())[0].nics
     (finding,) = [each for each in await links.check() if each.subject == str(ref)]
     assert finding.code == "unusable-nic-id"

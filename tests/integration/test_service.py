@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.events import EventKind
 from linkmgr.libvirt.care import DomainController
 from linkmgr.model import Drift
@@ -57,7 +57,7 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
         listening(lab.workdir / "api.sock") as sock,
         DomainController(lab.links, None) as care,
     ):
-        context = ServiceContext(lab.links, config or Config(), Documents(lab.workdir))
+        context = ServiceContext(lab.links, config or Config(), StateDirectory(lab.workdir))
         await context.declared.apply(context.config.networks)
         context.domain_controller = care
         service = Service(context, SystemdNotifier(None))

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.errors import (
     LibvirtRefused,
     LibvirtUnreachable,
@@ -97,7 +97,7 @@ class FakeManager:
 
     def __init__(self) -> None:
         self.bus = EventBus()
-        self.documents = Documents(None)
+        self.documents = StateDirectory(None)
         self.vms: dict[str, VmInfo] = {}
         self.the_nics: dict[NicRef, Nic] = {}
         self.the_networks: dict[str, Network] = {}
@@ -363,7 +363,7 @@ class Lab:
     @contextlib.asynccontextmanager
     async def controller(self, *, libvirt: bool = True) -> AsyncIterator[DomainController]:
         """Run one; several in a row are one service that is restarted."""
-        self.manager.documents = Documents(self.folder)  # a later run has read nothing yet
+        self.manager.documents = StateDirectory(self.folder)  # a later run has read nothing yet
         made = DomainController(
             cast("LinkManager", self.manager),
             self.libvirt if libvirt else None,

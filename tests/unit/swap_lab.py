@@ -9,7 +9,7 @@ import pytest
 
 from linkmgr import swap
 from linkmgr.carrier import Carrier, CarrierClock
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.drivers import Attachment, NetworkDriver
 from linkmgr.journal import Journal, VmJournal, VmRecord
 from linkmgr.model import (
@@ -151,7 +151,7 @@ class Bench:
             NIC,
             self.wiring,
             Carrier(self.wiring, NIC, CarrierClock()),
-            VmJournal(Journal(Documents(None)), VmRecord("web1", "/run/web1.qmp")),
+            VmJournal(Journal(StateDirectory(None)), VmRecord("web1", "/run/web1.qmp")),
         )
         self.nic.carrier.up = False
 

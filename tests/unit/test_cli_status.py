@@ -13,7 +13,7 @@ import pytest
 
 from linkmgr.cli.show import age, aligned, natural, printable
 from linkmgr.cli.status import lines, report
-from linkmgr.jsonform import Form, read_nic, read_vm, to_json
+from linkmgr.jsonform import JsonReader, read_nic, read_vm, to_json
 from linkmgr.model import Finding, LinkState, MonitorTransport, NicState
 from tests.unit import samples
 from tests.unit.cli_runner import run
@@ -209,5 +209,5 @@ def test_numbers_in_names_sort_as_numbers() -> None:
 
 
 def test_samples_are_what_the_service_would_tell() -> None:
-    assert read_nic(Form(to_json(samples.nic()))) == samples.nic()
-    assert read_vm(Form(to_json(samples.vm()))) == samples.vm()
+    assert read_nic(JsonReader(to_json(samples.nic()))) == samples.nic()
+    assert read_vm(JsonReader(to_json(samples.vm()))) == samples.vm()

@@ -24,7 +24,7 @@ from linkmgr.errors import (
     NotOnHub,
     UnknownVm,
 )
-from linkmgr.jsonform import Form, FormError, read_nic, to_json
+from linkmgr.jsonform import DecodeError, JsonReader, read_nic, to_json
 from linkmgr.model import (
     Drift,
     Finding,
@@ -377,5 +377,5 @@ async def test_a_vm_with_a_nic_that_cannot_be_named_is_listed(
 
 def test_what_is_on_disk_is_read_strictly() -> None:
     newer = to_json(samples.nic()) | {"state": "parked"}
-    with pytest.raises(FormError, match="state"):
-        read_nic(Form(newer))
+    with pytest.raises(DecodeError, match="state"):
+        read_nic(JsonReader(newer))

@@ -10,7 +10,7 @@ import pytest
 from linkmgr.drivers.fd import FD_NETWORK, fd_port
 from linkmgr.errors import BadName, PortInUse, UnknownPort
 from linkmgr.host import Host
-from linkmgr.jsonform import Form, FormError, read_endpoint, read_port, to_json
+from linkmgr.jsonform import DecodeError, JsonReader, read_endpoint, read_port, to_json
 from linkmgr.model import Drift, FdEndpoint, NicRef
 from linkmgr.networks import Networks
 
@@ -24,17 +24,17 @@ NET0, NET1 = NicRef("web1", "net0"), NicRef("web1", "net1")
 def test_the_endpoint_reads_back_from_its_json(endpoint: FdEndpoint) -> None:
     document = json.loads(json.dumps(to_json(endpoint)))
     assert document["kind"] == "fd"
-    assert read_endpoint(Form(document)) == endpoint
+    assert read_endpoint(JsonReader(document)) == endpoint
 
 
 def test_what_is_wrong_in_the_json_is_named() -> None:
-    with pytest.raises(FormError, match="mtu: should be a number"):
-        read_endpoint(Form({"kind": "fd", "name": "0.uplink", "mtu": "large"}))
+    with pytest.raises(DecodeError, match="mtu: should be a number"):
+        read_endpoint(JsonReader({"kind": "fd", "name": "0.uplink", "mtu": "large"}))
 
 
 def test_the_port_reads_back_from_its_json_and_from_its_text() -> None:
     port = fd_port(1000, "uplink")
-    assert read_port(Form(json.loads(json.dumps(to_json(port))))) == port
+    assert read_port(JsonReader(json.loads(json.dumps(to_json(port))))) == port
     assert str(port) == "fd:1000.uplink"
     assert fd_port(1000, str(port).partition(":")[2]) == port
 

@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from linkmgr.budget import TimeBudget
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.errors import HostError
 from linkmgr.events import EventBus, EventKind
 from linkmgr.libvirt.links import LinkSync, SyncAction, decide
@@ -136,7 +136,7 @@ async def happens(true: Callable[[], bool]) -> None:
 class FakeManager:
     """A manager with one NIC, that writes down what it was asked for."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: StateDirectory) -> None:
         self.documents = documents
         self.nic = UNPLUGGED
         self.asked: list[str] = []
@@ -180,7 +180,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.kept = folder / "links.json"
-        self.manager = FakeManager(Documents(folder))
+        self.manager = FakeManager(StateDirectory(folder))
         self.refuse = False
         self.sync = self.make()
 

@@ -17,13 +17,13 @@ import pytest
 
 from linkmgr import LinkManager, migrations
 from linkmgr import documents as module
-from linkmgr.documents import Documents, SavedDocument
+from linkmgr.documents import SavedDocument, StateDirectory
 from linkmgr.errors import Conflict, StateError
 from linkmgr.journal import (
     CableRecord,
-    Facts,
     Intent,
     Journal,
+    NicFacts,
     NicRecord,
     VmJournal,
     VmRecord,
@@ -42,7 +42,7 @@ from linkmgr.model import (
 
 BLUE = Network("blue", "bridge", {"bridge": "br0", "create": True, "mtu": 1400})
 GREEN = Network("green", "direct", {"parent": "eth0"}, Drift.REPORT)
-FACTS = Facts("virtio-net-pci", "52:54:00:00:00:01", 1500, managed=True)
+FACTS = NicFacts("virtio-net-pci", "52:54:00:00:00:01", 1500, managed=True)
 SINCE = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 CABLE = CableRecord(
     attachment="0123abcd",
@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def loaded(folder: Path) -> list[VmRecord]:
-    vms, _, _ = await Journal(Documents(folder)).load()
+    vms, _, _ = await Journal(StateDirectory(folder)).load()
     return vms
 
 
@@ -93,18 +93,22 @@ def files(folder: Path) -> list[str]:
 
 
 async def test_what_is_written_is_read_back(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     assert await journal.load() == ([], [], [])
     await journal.save_vm(RECORD)
     await journal.save_networks([BLUE, GREEN], [ON_GREEN.port])
-    assert await Journal(Documents(folder)).load() == ([RECORD], [BLUE, GREEN], [ON_GREEN.port])
+    assert await Journal(StateDirectory(folder)).load() == (
+        [RECORD],
+        [BLUE, GREEN],
+        [ON_GREEN.port],
+    )
     await journal.drop_vm("web1")
     await journal.drop_vm("web1")
     assert await loaded(folder) == []
 
 
 async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     path = folder / "vms" / "web1.json"
@@ -118,7 +122,7 @@ async def test_a_person_can_read_it_and_others_cannot(folder: Path) -> None:
 
 
 async def test_without_a_directory_nothing_is_kept() -> None:
-    journal = Journal(Documents(None))
+    journal = Journal(StateDirectory(None))
     assert await journal.load() == ([], [], [])
     await journal.save_vm(RECORD)
     await journal.save_networks([BLUE], [])
@@ -148,7 +152,7 @@ def damage(document: dict[str, Any]) -> dict[str, bytes]:
 async def test_a_damaged_file_is_set_aside_and_never_overwritten(
     folder: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     await journal.save_vm(replace(RECORD, vm="web2"))
@@ -157,7 +161,7 @@ async def test_a_damaged_file_is_set_aside_and_never_overwritten(
     for number in ("", "1"):
         path.write_bytes(bad)
         caplog.clear()
-        journal = Journal(Documents(folder))
+        journal = Journal(StateDirectory(folder))
         vms, _, _ = await journal.load()
         assert [record.vm for record in vms] == ["web2"]
         assert path.with_name(f"web1.json.damaged{number}").read_bytes() == bad
@@ -172,7 +176,7 @@ async def test_what_was_set_aside_is_told_until_it_is_written_anew_or_deleted(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def told() -> list[tuple[str, str]]:
-        journal = Journal(Documents(folder))
+        journal = Journal(StateDirectory(folder))
         await journal.load()
         return [(each.subject, each.hint) for each in journal._documents.damages()]
 
@@ -186,7 +190,7 @@ async def test_what_was_set_aside_is_told_until_it_is_written_anew_or_deleted(
     for _ in range(3):
         assert await told() == [("web1", hint)]
     assert hint in caplog.text
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)  # the VM was added again
     assert damages(journal) == {}
@@ -198,7 +202,7 @@ async def test_what_was_set_aside_is_told_until_it_is_written_anew_or_deleted(
 
 
 async def test_of_a_newer_document_it_is_said_that_a_newer_linkmgr_reads_it(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     (folder / "networks.json").write_text('{"format": 1000}')
     await journal.load()
@@ -209,7 +213,7 @@ async def test_of_a_newer_document_it_is_said_that_a_newer_linkmgr_reads_it(fold
 
 
 async def test_a_vm_may_be_called_like_another_document(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     (folder / "vms" / "networks.json").write_text("{")
     await journal.load()
@@ -218,16 +222,16 @@ async def test_a_vm_may_be_called_like_another_document(folder: Path) -> None:
 
 
 async def test_a_state_directory_is_one_linkmgrs_at_a_time(folder: Path) -> None:
-    first, second = Documents(folder), Documents(folder)
-    await first.hold()
+    first, second = StateDirectory(folder), StateDirectory(folder)
+    await first.lock()
     with pytest.raises(Conflict, match="another linkmgr uses the state directory") as caught:
-        await second.hold()
+        await second.lock()
     assert "--state-dir" in (caught.value.hint or "")
     first.close()
     first.close()
-    await second.hold()
+    await second.lock()
     second.close()
-    await Documents(None).hold()
+    await StateDirectory(None).lock()
 
 
 async def test_a_lock_that_anybody_can_have_keeps_no_linkmgr_from_its_state(folder: Path) -> None:
@@ -235,8 +239,8 @@ async def test_a_lock_that_anybody_can_have_keeps_no_linkmgr_from_its_state(fold
     fd = os.open(folder, os.O_RDONLY)  # as anybody may
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        documents = Documents(folder)
-        await documents.hold()
+        documents = StateDirectory(folder)
+        await documents.lock()
         documents.close()
     finally:
         os.close(fd)
@@ -247,7 +251,7 @@ async def test_a_lock_that_anybody_can_have_keeps_no_linkmgr_from_its_state(fold
 async def test_a_document_that_is_not_written_is_a_finding_until_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "SAVE_AGAIN_S", 0.02)
+    monkeypatch.setattr(module, "SAVE_RETRY_INTERVAL_S", 0.02)
     async with LinkManager(state=folder, watch=False) as links:
         content = {"seen": {"web1": "up"}}
         saved = SavedDocument(links.documents, "extra", "what was seen", lambda: content)
@@ -268,11 +272,11 @@ async def test_a_document_that_is_not_written_is_a_finding_until_it_is(
 
 
 async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     (folder / "networks.json").write_text('{"format": 1, "networks": [{}], "ports": []}')
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     assert await journal.load() == ([RECORD], [], [])
     assert "networks[0].name" in damages(journal)["networks"]
     assert (folder / "networks.json.damaged").exists()
@@ -281,7 +285,7 @@ async def test_damaged_networks_are_set_aside_too(folder: Path) -> None:
 async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     path = folder / "vms" / "web1.json"
     path.write_text("{")
@@ -290,7 +294,7 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.rename", rename)
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     assert await journal.load() == ([], [], [])
     with pytest.raises(StateError, match=r"web1\.json could not be read when"):
         await journal.save_vm(RECORD)
@@ -298,7 +302,7 @@ async def test_a_damaged_file_that_cannot_be_set_aside_is_left_alone(
 
 
 async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     now = migrations.FORMAT
@@ -318,7 +322,7 @@ async def test_an_older_file_is_migrated(folder: Path, monkeypatch: pytest.Monke
 async def test_a_write_that_fails_leaves_the_old_document(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     vm = VmJournal(journal, RECORD)
@@ -346,7 +350,7 @@ async def test_a_write_that_is_cancelled_is_finished_and_leaves_nothing_beside_i
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the next one never meets what it was writing."""
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     begun, go_on, sync = threading.Event(), threading.Event(), os.fsync
@@ -382,7 +386,7 @@ async def test_a_new_folder_is_on_disk_before_anything_is_written_into_it(
         sync(fd)
 
     monkeypatch.setattr("os.fsync", noted)
-    journal = Journal(Documents(tmp_path / "above" / "state"))
+    journal = Journal(StateDirectory(tmp_path / "above" / "state"))
     await journal.load()
     wanted = [str(tmp_path), str(tmp_path / "above"), str(tmp_path / "above" / "state")]
     assert synced == wanted
@@ -393,7 +397,7 @@ async def test_a_new_folder_is_on_disk_before_anything_is_written_into_it(
 
 
 async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
     for name in ("web1.json.tmp", "web1.json.x1y2z3.tmp", "web2.json.x1y2z3.tmp"):
@@ -403,7 +407,7 @@ async def test_what_a_crash_left_half_written_is_cleared(folder: Path) -> None:
 
 
 async def test_changes_of_several_nics_at_once_are_all_kept(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     nics = {f"net{number}": NicRecord(FACTS) for number in range(20)}
     vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
@@ -414,7 +418,7 @@ async def test_changes_of_several_nics_at_once_are_all_kept(folder: Path) -> Non
 
 
 async def test_a_vm_that_was_dropped_does_not_come_back(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     vm = VmJournal(journal, VmRecord("web1", "/run/web1.qmp"))
     await vm.set_vm({"net0": NicRecord(FACTS)}, None)
@@ -426,7 +430,7 @@ async def test_a_vm_that_was_dropped_does_not_come_back(folder: Path) -> None:
 async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot be used"):
-        await Journal(Documents(tmp_path / "file" / "state")).load()
+        await Journal(StateDirectory(tmp_path / "file" / "state")).load()
 
 
 async def test_a_nic_that_cannot_be_named_does_not_cost_the_others_their_cables(
@@ -434,7 +438,7 @@ async def test_a_nic_that_cannot_be_named_does_not_cost_the_others_their_cables(
 ) -> None:
     """An older linkmgr wrote down what QEMU said."""
     odd = replace(RECORD, nics={**RECORD.nics, "a" * 64: NicRecord(FACTS)})
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(odd)
     assert await loaded(folder) == [RECORD]
@@ -452,14 +456,14 @@ async def test_a_file_that_cannot_be_read_now_is_left_where_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be whole, and readable at the next start."""
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     await journal.save_vm(RECORD)
 
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     with monkeypatch.context() as patch:
         patch.setattr("aiofiles.open", broken)
         assert await journal.load() == ([], [], [])
@@ -470,7 +474,7 @@ async def test_a_file_that_cannot_be_read_now_is_left_where_it_is(
 
 
 async def test_a_vm_may_be_called_as_if_it_were_damaged(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     odd = replace(RECORD, vm="db.damaged")
     await journal.save_vm(odd)
@@ -478,9 +482,9 @@ async def test_a_vm_may_be_called_as_if_it_were_damaged(folder: Path) -> None:
 
 
 async def test_what_was_set_aside_of_the_networks_is_still_told_of(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     (folder / "networks.json.damaged2").write_text("{")
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     await journal.load()
     assert "networks" in damages(journal)

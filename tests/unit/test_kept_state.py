@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.journal import Journal, NicRecord, VmRecord
-from linkmgr.jsonform import Form
+from linkmgr.jsonform import JsonReader
 from linkmgr.libvirt.domains import KnownDomains
 from linkmgr.migrations import FORMAT, MIGRATIONS
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
@@ -39,7 +39,7 @@ def test_there_is_a_step_from_every_format_to_the_next() -> None:
 
 
 async def test_what_was_plugged_and_what_was_under_way_is_known(folder: Path) -> None:
-    vms, networks, ports = await Journal(Documents(folder)).load()
+    vms, networks, ports = await Journal(StateDirectory(folder)).load()
     assert [str(network) for network in networks] == ["office", "green", "blue", "red"]
     assert [str(port) for port in ports] == ["office:desk1", "office:extra", "green:one"]
     web1, web2 = vms
@@ -70,7 +70,7 @@ async def test_the_address_of_a_qemu_that_connects_by_itself_is_read_as_inbound(
     file = folder / "vms/web1.json"
     document = json.loads(file.read_text()) | {"format": number, "qmp": before}
     file.write_text(json.dumps(document))
-    (web1, _), _, _ = await Journal(Documents(folder)).load()
+    (web1, _), _, _ = await Journal(StateDirectory(folder)).load()
     assert web1.qmp == address_of(web1.qmp) == now
 
 
@@ -84,25 +84,25 @@ def told(vm: VmRecord, alias: str) -> tuple[str, object, str, str]:
 
 
 async def test_what_is_written_anew_has_the_format_of_now_and_says_the_same(folder: Path) -> None:
-    journal = Journal(Documents(folder))
+    journal = Journal(StateDirectory(folder))
     vms, networks, ports = await journal.load()
     for vm in vms:
         await journal.save_vm(vm)
     await journal.save_networks(networks, ports)
     for name in ("networks", "vms/web1", "vms/web2"):
         assert json.loads((folder / f"{name}.json").read_text())["format"] == FORMAT
-    assert await Journal(Documents(folder)).load() == (vms, networks, ports)
+    assert await Journal(StateDirectory(folder)).load() == (vms, networks, ports)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_no_document_is_taken_for_damaged_and_nothing_in_it_is_lost(
     folder: Path, name: str
 ) -> None:
-    documents = Documents(folder)
+    documents = StateDirectory(folder)
     found: list[dict[str, Any]] = []
 
-    def read(form: Form) -> bool:
-        found.append(dict(form._value))
+    def read(reader: JsonReader) -> bool:
+        found.append(dict(reader._value))
         return True
 
     assert await documents.read(name, read)
@@ -112,10 +112,10 @@ async def test_no_document_is_taken_for_damaged_and_nothing_in_it_is_lost(
 
 
 async def test_domains_that_have_ended_are_forgotten_and_the_rest_is_read(folder: Path) -> None:
-    domains = KnownDomains(Documents(folder))
+    domains = KnownDomains(StateDirectory(folder))
     await domains.load()
     assert list(domains) == []  # its process is not there
     assert (
         Network("blue", "bridge", {"bridge": "br-blue", "create": True})
-        in (await Journal(Documents(folder)).load())[1]
+        in (await Journal(StateDirectory(folder)).load())[1]
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import Documents
+from linkmgr.documents import StateDirectory
 from linkmgr.errors import NetworkInUse, ReadOnly, StateError
 from linkmgr.model import NicRef
 from linkmgr.service.config import Config, NetworkSection
@@ -39,7 +39,7 @@ async def api() -> FakeApi:
 
 
 async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(api: FakeApi) -> None:
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(p7={"isolated": True}), "red": network("br1")})
     assert bridges(api) == {"blue": "br0", "red": "br1"}
     assert [str(port) for port in await api.ports("blue")] == ["blue:p7"]
@@ -51,7 +51,7 @@ async def test_what_is_described_is_made_and_what_is_no_longer_is_deleted(api: F
 
 
 async def test_what_is_described_otherwise_is_made_anew(api: FakeApi) -> None:
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(p7={"isolated": True})})
     await declared.apply({"blue": network("br9", p7={"isolated": False})})
     assert bridges(api) == {"blue": "br9"}
@@ -62,7 +62,7 @@ async def test_what_is_described_otherwise_is_made_anew(api: FakeApi) -> None:
 
 @pytest.mark.parametrize("target", ["blue", "blue:p7"])
 async def test_what_is_in_use_stays_until_its_last_unplug(api: FakeApi, target: str) -> None:
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     following = asyncio.create_task(declared.follow(api.events()))
     await asyncio.sleep(0)
     await declared.apply({"blue": network(p7={}), "red": network()})
@@ -86,7 +86,7 @@ async def test_what_is_in_use_stays_until_its_last_unplug(api: FakeApi, target: 
 async def test_ports_of_the_api_go_with_the_network_of_the_configuration_that_they_are_on(
     api: FakeApi,
 ) -> None:
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(p7={})})
     await api.create_port("blue", "p9", isolated=True)
     await api.plug(NIC, "blue:p9")
@@ -105,7 +105,7 @@ async def test_ports_of_the_api_go_with_the_network_of_the_configuration_that_th
 async def test_ports_of_the_api_stay_when_their_network_is_described_otherwise(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(p7={})})
     await api.create_port("blue", "p9", isolated=True)
     delete = api.delete_network
@@ -136,7 +136,7 @@ async def test_a_network_of_the_api_is_left_alone(
     api: FakeApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     await api.create_network("blue", "bridge", bridge="mine")
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(), "red": network()})
     assert bridges(api) == {"blue": "mine", "red": "br0"}
     assert "network blue of the configuration" in caplog.text
@@ -149,7 +149,7 @@ async def test_a_later_run_knows_which_networks_are_of_the_configuration(
 ) -> None:
     await api.create_network("own", "bridge", bridge="mine")
     (tmp_path / "state").mkdir()
-    state = Documents(tmp_path / "state")
+    state = StateDirectory(tmp_path / "state")
     await DeclaredNetworks(api, state).apply({"blue": network(p7={}), "red": network()})
     await DeclaredNetworks(api, state).apply({"red": network("br2")})
     assert bridges(api) == {"own": "mine", "red": "br2"}
@@ -161,7 +161,7 @@ async def test_a_later_run_knows_which_networks_are_of_the_configuration(
 async def test_a_network_that_was_made_just_before_a_crash_is_known_to_be_ours(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = Documents(tmp_path)
+    state = StateDirectory(tmp_path)
     create = api.create_network
 
     async def crash(name: str, driver: str, **options: Any) -> None:
@@ -187,7 +187,7 @@ async def test_a_damaged_record_is_set_aside_deletes_nothing_and_is_told(
     record = tmp_path / "configuration.json"
     record.write_text(text)
     await api.create_network("own", "bridge", bridge="mine")
-    await DeclaredNetworks(api, Documents(tmp_path)).apply({"blue": network()})
+    await DeclaredNetworks(api, StateDirectory(tmp_path)).apply({"blue": network()})
     assert bridges(api) == {"own": "mine", "blue": "br0"}
     assert "delete the networks that the configuration no longer has" in caplog.text
     assert (tmp_path / "configuration.json.damaged").read_text() == text
@@ -196,7 +196,7 @@ async def test_a_damaged_record_is_set_aside_deletes_nothing_and_is_told(
 async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_there(
     api: FakeApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await DeclaredNetworks(api, Documents(Path("/proc/nowhere"))).apply({"blue": network()})
+    await DeclaredNetworks(api, StateDirectory(Path("/proc/nowhere"))).apply({"blue": network()})
     assert bridges(api) == {"blue": "br0"}
     assert "cannot be written" in caplog.text
 
@@ -205,7 +205,7 @@ async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
-    state = Documents(tmp_path)
+    state = StateDirectory(tmp_path)
     declared = DeclaredNetworks(api, state)
     await declared.apply({})
     in_its_way = tmp_path / "configuration.json"
@@ -229,7 +229,7 @@ async def test_a_network_that_cannot_be_made_is_a_finding_and_tried_again(
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")
 
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     trying = asyncio.create_task(declared.retry_failures())
     with monkeypatch.context() as patch:
         patch.setattr(api, "create_network", full)
@@ -253,7 +253,7 @@ async def test_verbs_that_cannot_write_are_tried_again(
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")
 
-    declared = DeclaredNetworks(api, Documents(None))
+    declared = DeclaredNetworks(api, StateDirectory(None))
     await declared.apply({"blue": network(p7={}), "red": network()})
     with monkeypatch.context() as patch:
         for verb in ("create_network", "create_port", "delete_network", "delete_port"):

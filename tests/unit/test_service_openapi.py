@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkmgr.jsonform import (
-    Form,
+    JsonReader,
     read_domain,
     read_finding,
     read_nic,
@@ -61,13 +61,13 @@ async def test_every_example_is_of_its_form(lab: Lab) -> None:
 
 def test_the_examples_of_answers_read_back_as_a_client_reads_them() -> None:
     for nic in (examples.NIC, examples.UNPLUGGED):
-        assert to_json(read_nic(Form(nic))) == nic
+        assert to_json(read_nic(JsonReader(nic))) == nic
     for outcome in (examples.OUTCOME, examples.UNCHANGED):
-        assert to_json(read_outcome(Form(outcome))) == outcome
+        assert to_json(read_outcome(JsonReader(outcome))) == outcome
     for orphan in (examples.ORPHAN, examples.ORPHAN_IN_USE):
-        assert to_json(read_orphan(Form(orphan))) == orphan
-    assert to_json(read_vm(Form(examples.VM))) == examples.VM
-    assert to_json(read_port(Form(examples.PORT))) == examples.PORT
-    assert to_json(read_domain(Form(examples.DOMAIN))) == examples.DOMAIN
-    assert to_json(read_finding(Form(examples.FINDING))) == examples.FINDING
+        assert to_json(read_orphan(JsonReader(orphan))) == orphan
+    assert to_json(read_vm(JsonReader(examples.VM))) == examples.VM
+    assert to_json(read_port(JsonReader(examples.PORT))) == examples.PORT
+    assert to_json(read_domain(JsonReader(examples.DOMAIN))) == examples.DOMAIN
+    assert to_json(read_finding(JsonReader(examples.FINDING))) == examples.FINDING
     assert examples.OUTCOME["timings"].keys() <= set(Step)
