@@ -133,7 +133,7 @@ def _event(message: Message) -> Event | None:
             details=MappingProxyType(dict(reader.mapping("details"))),
             at=reader.time("at"),
         )
-    except ValueError as error:  # a FormError is one
+    except ValueError as error:  # a DecodeError is one
         raise _unreadable(str(error)) from error
 
 

@@ -257,7 +257,7 @@ def _heartbeat(response: httpx.Response, default: float) -> float:
 def _read(response: httpx.Response, read: Callable[[JsonReader], T]) -> T:
     try:
         return read(JsonReader(response.json(), lenient=True))
-    except ValueError as error:  # a FormError is one
+    except ValueError as error:  # a DecodeError is one
         what = str(error) if isinstance(error, DecodeError) else "it is not JSON"
         raise LinkmgrError(
             f"the answer of the service cannot be read: {what}",

@@ -40,7 +40,7 @@ STOPPED = "in an unknown state since [0-9-]+T[0-9:+]+, because QEMU does not ans
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def built(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("linkmgr.carrier.LOOK", 0.0)
+        patch.setattr("linkmgr.carrier.LINKWATCH_INTERVAL_S", 0.0)
         async with make_scene(tmp_path_factory.mktemp("scene"), timeout=0.5) as made:
             yield made
 

@@ -349,7 +349,7 @@ _KEPT = '{"format": 1, "domains": {"web1": %s}}'
 async def test_what_could_not_be_kept_is_told_and_kept_as_soon_as_it_can_be(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
+    monkeypatch.setattr("linkmgr.documents.SAVE_RETRY_INTERVAL_S", 0.02)
     bench.kept.mkdir()
     bench.manager.plug()
     bench.virsh(UP)

@@ -204,7 +204,7 @@ async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_ther
 async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.documents.SAVE_AGAIN_S", 0.02)
+    monkeypatch.setattr("linkmgr.documents.SAVE_RETRY_INTERVAL_S", 0.02)
     state = StateDirectory(tmp_path)
     declared = DeclaredNetworks(api, state)
     await declared.apply({})
