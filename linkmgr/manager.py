@@ -58,10 +58,10 @@ class LinkManager(LibvirtCompat):
 
     ::
 
-        async with LinkManager() as links:
-            await links.add_vm("web1", "/run/web1.qmp")
-            await links.create_network("blue", "bridge", bridge="br0")
-            await links.plug("web1/net0", "blue")
+        async with LinkManager() as manager:
+            await manager.add_vm("web1", "/run/web1.qmp")
+            await manager.create_network("blue", "bridge", bridge="br0")
+            await manager.plug("web1/net0", "blue")
 
     A verb whose caller goes away is finished all the same. When the manager closes, guests stay on
     the cables that they have.
