@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from linkmgr.api import EventStream, LibvirtLinkApi, LinkApi
     from linkmgr.client import Client
     from linkmgr.errors import LinkmgrError
     from linkmgr.events import Event, EventKind
-    from linkmgr.manager import LinkManager
+    from linkmgr.manager.manager import LinkManager
     from linkmgr.model import (
         Affects,
         Connection,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         Port,
         VmInfo,
     )
-    from linkmgr.protocol import EventStream, LibvirtLinkApi, LinkApi
     from linkmgr.wirings import hub_args
 
 __all__ = [  # noqa: RUF022 - the most important first
@@ -61,15 +61,15 @@ __all__ = [  # noqa: RUF022 - the most important first
 
 # Loaded when they are asked for: a client needs neither netlink nor QMP, the service no client.
 _HOMES = {
-    "LinkManager": "manager",
+    "LinkManager": "manager.manager",
     "Client": "client",
-    "LinkApi": "protocol",
-    "LibvirtLinkApi": "protocol",
-    "hub_args": "wirings.args",
+    "LinkApi": "api",
+    "LibvirtLinkApi": "api",
+    "hub_args": "wirings.hub.qemu_args",
     "LinkmgrError": "errors",
     "Event": "events",
     "EventKind": "events",
-    "EventStream": "protocol",
+    "EventStream": "api",
 }
 
 

@@ -62,7 +62,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from linkmgr.untrusted import SENTENCE_LIMIT, printable
+from linkmgr.text.untrusted import SENTENCE_LIMIT, printable
 
 
 class LinkmgrError(Exception):

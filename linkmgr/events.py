@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 
-from linkmgr.streams import Broadcast, Subscription
+from linkmgr.aio.broadcast import Broadcast, Subscription
 
 SUBSCRIPTION_LIMIT = 1000  #: events that wait for one slow subscriber before the oldest are dropped
 

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Self, TypeVar
 
 from linkmgr.errors import BadName, BadOption
-from linkmgr.suggest import did_you_mean
-from linkmgr.untrusted import quoted
+from linkmgr.text.suggest import did_you_mean
+from linkmgr.text.untrusted import quoted
 
 E = TypeVar("E", bound=StrEnum)
 

@@ -13,8 +13,8 @@ from typing import Self
 
 from linkmgr.errors import AmbiguousNic, BadName, UnknownNic, UnknownVm
 from linkmgr.model import NicRef, check_name
-from linkmgr.suggest import hint_for_unknown, join_names
-from linkmgr.untrusted import quoted
+from linkmgr.text.suggest import hint_for_unknown, join_names
+from linkmgr.text.untrusted import quoted
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _FORMS = "write VM/NIC, such as web1/net0, its MAC address, or its VM if that has one NIC"

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linkmgr.cli.probes.versions import OLDEST
+from linkmgr.doctor.versions import OLDEST
 from linkmgr.errors import MonitorTooOld
-from linkmgr.libvirt.refusals import REFUSED
-from linkmgr.qmp.features import Features
-from linkmgr.wirings.models import NEVER_SHOW_CARRIER, SHOW_CARRIER_SINCE, shows_carrier
+from linkmgr.hypervisors.qemu.qmp.features import Features
+from linkmgr.libvirt.prepare.preconditions import REFUSED
+from linkmgr.wirings.hub.nic_models import NEVER_SHOW_CARRIER, SHOW_CARRIER_SINCE, shows_carrier
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tests" / "data" / "compatibility"

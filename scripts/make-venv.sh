@@ -2,7 +2,7 @@
 # make-venv.sh VENV: a virtual environment with all that is locked, and linkmgr itself. Says in lines
 # what it does now: it takes half a minute, most of it for libvirt-python, which is compiled. Against
 # a libvirt that is newer than itself libvirt-python need not build: then linkmgr uses the
-# distribution's python3-libvirt, which linkmgr/libvirt/binding.py finds from within the environment.
+# distribution's python3-libvirt, which linkmgr/libvirt/client/libvirt_python.py finds from within the environment.
 set -eu
 venv=$1
 count=$(grep -c '^[a-z0-9]' requirements.lock)

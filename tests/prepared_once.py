@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 
-from linkmgr.libvirt import monitor_xml
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.prepare import prepare
-from linkmgr.libvirt.qemu_xml import add_arguments
+from linkmgr.libvirt.prepare.rewrite import prepare
+from linkmgr.libvirt.xml import monitor
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.qemu_namespace import add_arguments
 
 DIAL = "socket,id=lm-qmp,path=/run/linkmgr/qmp.sock,server=off,reconnect=1"
 
 
 def prepared_once(xml: str) -> str:
     """A domain with its monitor in qemu:commandline."""
-    document = monitor_xml.remove(Document(prepare(xml.encode()).xml))
+    document = monitor.remove(Document(prepare(xml.encode()).xml))
     args = ["-chardev", DIAL, "-mon", "chardev=lm-qmp,mode=control"]
     return add_arguments(document, args).source.decode()
 

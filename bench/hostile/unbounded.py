@@ -10,22 +10,24 @@ from __future__ import annotations
 import socket
 from types import ModuleType
 
-from linkmgr import cli, singleflight, unix_sockets
-from linkmgr.libvirt import domain_xml
-from linkmgr.qmp import budget, connection, network
-from linkmgr.service import body, fair_share, quota
+from linkmgr import cli
+from linkmgr.aio import singleflight, unix_sockets
+from linkmgr.hypervisors.qemu.qmp import event_budget, info_network, transport
+from linkmgr.libvirt.xml import document
+from linkmgr.service.auth import quota
+from linkmgr.service.http import body_limit, fair_share
 
 LOTS = 1 << 40
 BOUNDS: dict[ModuleType, tuple[str, ...]] = {
     fair_share: ("USER_SHARE", "ALL_SHARE", "BURST_S", "MAX_WAITING_REQUESTS"),
     unix_sockets: ("USER_CONNECTIONS_SHARE", "REFUSALS_SHARE"),
     quota: ("USER_SHARE",),
-    body: ("MAX_BODY_BYTES",),
-    domain_xml: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
-    budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
+    body_limit: ("MAX_BODY_BYTES",),
+    document: ("MAX_BYTES", "MAX_ELEMENTS", "MAX_ATTRIBUTES", "MAX_DEPTH"),
+    event_budget: ("MESSAGES_PER_SECOND", "BYTES_PER_SECOND", "EVENTS_PER_SECOND", "EVENTS_BURST",
              "FLOOD_TIMEOUT_S", "MESSAGES_PER_TURN"),
-    connection: ("MAX_MESSAGE_BYTES", "MAX_MESSAGE_ITEMS", "UNMETERED_ANSWER_BYTES"),
-    network: ("MAX_INFO_LINES", "MAX_NICS"),
+    transport: ("MAX_MESSAGE_BYTES", "MAX_MESSAGE_ITEMS", "UNMETERED_ANSWER_BYTES"),
+    info_network: ("MAX_INFO_LINES", "MAX_NICS"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command that the arguments name, and exit with one of `linkmgr.cli.exits.Exit`."""
+    """Run the command that the arguments name, and exit with a `linkmgr.cli.exit_codes.Exit`."""
     from linkmgr.cli.process import run
 
     raise SystemExit(run(_command))
@@ -19,7 +19,7 @@ def _command() -> int:
     import click
 
     from linkmgr.cli import app
-    from linkmgr.cli.exits import Exit
+    from linkmgr.cli.exit_codes import Exit
 
     try:
         ended = app.cli(prog_name="linkmgr", standalone_mode=False)

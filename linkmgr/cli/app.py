@@ -6,16 +6,16 @@ from importlib.util import find_spec
 
 import click
 
-from linkmgr.cli.base import LazyCommand, RootGroup
-from linkmgr.cli.boot import args
-from linkmgr.cli.cable import link, plug, unplug
+from linkmgr.cli.args import args
+from linkmgr.cli.check import check, gc, metrics
 from linkmgr.cli.completion import completion
-from linkmgr.cli.health import check, gc, metrics
-from linkmgr.cli.helping import help_, version
-from linkmgr.cli.looking import connections, nics
+from linkmgr.cli.framework import LazyCommand, RootGroup
+from linkmgr.cli.help import help_, version
+from linkmgr.cli.list import connections, nics
 from linkmgr.cli.networks import network, port
-from linkmgr.cli.objects import show
-from linkmgr.cli.serving import serve
+from linkmgr.cli.plug import link, plug, unplug
+from linkmgr.cli.serve import serve
+from linkmgr.cli.show import show
 from linkmgr.cli.status import status
 from linkmgr.cli.vms import vm
 from linkmgr.cli.watch import watch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import BashComplete, get_completion_class
 
-from linkmgr.cli.base import Command
-from linkmgr.cli.show import printed_as_json
-from linkmgr.cli.words import Choice
+from linkmgr.cli.framework import Command
+from linkmgr.cli.output import printed_as_json
+from linkmgr.cli.params import Choice
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from linkmgr.cli import probes
-from linkmgr.cli.ask import spinner
-from linkmgr.cli.base import Command, Settings
-from linkmgr.cli.exits import Exit
-from linkmgr.cli.probes import ProbeResult, Verdict
-from linkmgr.cli.show import aligned, printable, printed_as_json
-from linkmgr.where import socket_path
+from linkmgr import doctor as probes
+from linkmgr.cli.exit_codes import Exit
+from linkmgr.cli.framework import Command, Settings
+from linkmgr.cli.output import aligned, printable, printed_as_json
+from linkmgr.cli.runner import spinner
+from linkmgr.doctor import ProbeResult, Verdict
+from linkmgr.paths import socket_path
 
 DEFAULT_CONFIG = Path("/etc/linkmgr/linkmgr.toml")
 _AREAS = ("host", "kernel", "QEMU", "libvirt", "OVS", "network", "rights", "service",

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import removal, run_with_client
-from linkmgr.cli.base import CommandGroup
-from linkmgr.cli.show import natural, note, pairs, printed_as_json, table
-from linkmgr.cli.words import Choice, NetworkType, OptionType, options_of
+from linkmgr.cli.framework import CommandGroup
+from linkmgr.cli.output import natural, note, pairs, printed_as_json, table
+from linkmgr.cli.params import Choice, NetworkType, OptionType, options_of
+from linkmgr.cli.runner import removal, run_with_client
 
 if TYPE_CHECKING:
     from linkmgr.client import Client

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from linkmgr.cli.base import Command
-from linkmgr.cli.show import note, printed_as_json
-from linkmgr.cli.words import DomainNicType, DomainType, is_file
-from linkmgr.untrusted import quoted
+from linkmgr.cli.framework import Command
+from linkmgr.cli.output import note, printed_as_json
+from linkmgr.cli.params import DomainNicType, DomainType, is_file
+from linkmgr.text.untrusted import quoted
 
 if TYPE_CHECKING:
-    from linkmgr.libvirt.prepare import Rewritten
-    from linkmgr.libvirt.virsh import DomainFacts, Virsh
+    from linkmgr.libvirt.prepare.rewrite import Rewritten
+    from linkmgr.libvirt.prepare.virsh import DomainFacts, Virsh
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def prepare(
     file; it is never written. Without --define or --refresh nothing is changed. It holds from the
     domain's next start on: shut it down and start it, a reboot inside is not enough.
     """
-    from linkmgr.libvirt.virsh import Virsh
+    from linkmgr.libvirt.prepare.virsh import Virsh
 
     if undo and (monitor is not None or refresh):
         other = "--refresh" if refresh else "--monitor"
@@ -130,8 +130,8 @@ def prepare(
 
 def _file(virsh: Virsh, path: str, how: _How, *, define: bool) -> tuple[dict[str, Any], bytes]:
     """Rewrite a file's XML; define it, if it is to be. What is said of it, and the XML."""
-    from linkmgr.libvirt.domain_xml import Document
-    from linkmgr.libvirt.nics import domain_name
+    from linkmgr.libvirt.xml.document import Document
+    from linkmgr.libvirt.xml.interfaces import domain_name
 
     xml = _read(path)
     if define and not how.undo:
@@ -170,7 +170,7 @@ def _saved(virsh: Virsh, name: str, facts: DomainFacts, *, defined: bool) -> str
     :raise LibvirtRefused: with what became of the domain.
     """
     from linkmgr.errors import LibvirtRefused
-    from linkmgr.libvirt.saved_state import refresh_saved
+    from linkmgr.libvirt.prepare.saved_state import refresh_saved
 
     if not facts.saved:
         return None
@@ -187,7 +187,7 @@ def _saved(virsh: Virsh, name: str, facts: DomainFacts, *, defined: bool) -> str
 
 def _refresh_all(virsh: Virsh, how: _How) -> int:
     """Prepare all domains anew that were prepared; say of each what came of it."""
-    from linkmgr.cli.exits import Exit
+    from linkmgr.cli.exit_codes import Exit
     from linkmgr.errors import LibvirtUnreachable, LinkmgrError
 
     found: list[dict[str, Any]] = []
@@ -237,8 +237,8 @@ def _told(
 
 def _is_prepared(xml: bytes) -> bool:
     """Whether a NIC of a domain is prepared."""
-    from linkmgr.libvirt.domain_xml import Document
-    from linkmgr.libvirt.records import prepared_nics_of
+    from linkmgr.libvirt.xml.document import Document
+    from linkmgr.libvirt.xml.prepared_element import prepared_nics_of
 
     return bool(prepared_nics_of(Document(xml)))
 
@@ -248,9 +248,9 @@ def _rewrite(xml: bytes, how: _How, virsh: Virsh | None) -> tuple[Rewritten, lis
 
     :param virsh: is asked about the networks that its NICs are on.
     """
-    from linkmgr.libvirt.domain_xml import Document
-    from linkmgr.libvirt.prepare import prepare, refresh, undo
-    from linkmgr.libvirt.virsh import validate
+    from linkmgr.libvirt.prepare.rewrite import prepare, refresh, undo
+    from linkmgr.libvirt.prepare.virsh import validate
+    from linkmgr.libvirt.xml.document import Document
 
     document = Document(xml)  # first of all: what is no safe XML is shown to nobody
     checked = validate(xml, "the domain's XML")
@@ -274,7 +274,7 @@ def _rewrite(xml: bytes, how: _How, virsh: Virsh | None) -> tuple[Rewritten, lis
 
 def _read(path: str) -> bytes:
     from linkmgr.errors import BadOption
-    from linkmgr.libvirt.domain_xml import MAX_BYTES
+    from linkmgr.libvirt.xml.document import MAX_BYTES
 
     try:
         if path == "-":

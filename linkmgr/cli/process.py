@@ -24,7 +24,7 @@ def run(command: Callable[[], int]) -> int:
     """
     _open_streams()
     _write_any_text()
-    from linkmgr.cli.exits import Exit
+    from linkmgr.cli.exit_codes import Exit
 
     try:
         _allow_fds()
@@ -77,7 +77,7 @@ def _allow_fds() -> None:
 
 def _tell(fault: Exception) -> int:
     """Print a fault and return its exit code: a sentence if the reason lies outside linkmgr."""
-    from linkmgr.cli.exits import Exit
+    from linkmgr.cli.exit_codes import Exit
 
     text = _sentence(fault) if isinstance(fault, OSError) else None
     with contextlib.suppress(OSError):
@@ -121,7 +121,7 @@ def _has_directory() -> bool:
 
 def _flush(status: int) -> int:
     """Write what is buffered; Python would tell of an error with a traceback, and exit with 120."""
-    from linkmgr.cli.exits import Exit
+    from linkmgr.cli.exit_codes import Exit
 
     try:
         sys.stderr.flush()

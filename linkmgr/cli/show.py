@@ -1,175 +1,209 @@
-"""How things look: aligned text, a table on a terminal, JSON for programs."""
+"""``show``: one VM, NIC, network, port or domain, with all that is known of it."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import sys
-import unicodedata
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.base import Settings
+from linkmgr.cli.framework import CommandGroup
+from linkmgr.cli.output import age, aligned, natural, pairs, printable, printed_as_json, where
+from linkmgr.cli.params import DomainType, NetworkType, NicType, PortType, VmType
+from linkmgr.cli.runner import run_with_client
 
 if TYPE_CHECKING:
-    from linkmgr.model import Nic
+    from linkmgr.client import Client
+    from linkmgr.model import Connection, DomainInfo, Finding, NetworkInfo, Nic, Port, VmInfo
 
-MIN_CELL = 8  #: characters that a cell keeps, however narrow the terminal
+CHECK_TIMEOUT_S = 3.0  #: for which the check may hold up what is known already
 
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
-
-
-def printed_as_json(value: object) -> bool:
-    """Print the JSON form if a program reads; tell whether it did."""
-    if not Settings.current().json:
-        return False
-    from linkmgr.jsonform import to_json
-
-    click.echo(json.dumps(to_json(value), indent=2))
-    return True
+Fact = tuple[str, str | None]
 
 
-def table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    none: str = "",
-    *,
-    minor: Sequence[str] = (),
-    whole: Sequence[str] = (),
-) -> None:
-    """Print a table.
+@click.group(cls=CommandGroup)
+def show() -> None:
+    """Show one object, with all that is known of it."""
 
-    On a terminal that is too narrow for it cells are cut, but never those of the first column,
-    which are the names that other commands take; --no-trunc leaves all of them whole.
 
-    :param none: what is said on stderr where there are no rows; stdout stays empty.
-    :param minor: heads of the columns that a terminal shows only if they fit, the first to be left
-        out first.
-    :param whole: heads of the columns that are of no use when they are cut.
-    """
-    if not rows:
-        if none:
-            click.echo(none, err=True)
+@show.command(name="vm", examples=["linkmgr show vm web1"])
+@click.argument("name", type=VmType(), metavar="VM")
+def show_vm(name: str) -> None:
+    """Show a guest, its monitor and its NICs."""
+    vm, nics, findings = run_with_client(lambda client: _vm(client, name), f"looking at {name}")
+    if printed_as_json({"vm": vm, "nics": nics, "findings": findings}):
         return
-    lines = [list(heads), *([printable(cell) for cell in row] for row in rows)]
-    on_terminal = _is_terminal()
-    if on_terminal and not Settings.current().wide:
-        lines = fitted(lines, shutil.get_terminal_size().columns, minor, whole)
-    for number, line in enumerate(aligned(lines)):
-        click.echo(click.style(line, bold=True) if on_terminal and not number else line)
+    now = datetime.now(UTC)
+    runs = {True: "yes", False: "no", None: "not known"}[vm.running]
+    facts: list[Fact] = [
+        ("VM", vm.name), ("State", f"{vm.state} for {age(vm.since, now)}"), ("Runs", runs),
+        ("Reached by", vm.transport), ("Monitor", vm.qmp),
+    ]  # fmt: skip
+    facts += [("NIC", f"{each.ref}  {each.mac}  {each.describe()}") for each in nics]
+    _print([*facts, *_found(findings)])
 
 
-def fitted(
-    lines: Sequence[Sequence[str]],
-    width: int,
-    minor: Sequence[str] = (),
-    whole: Sequence[str] = (),
-) -> list[list[str]]:
-    """Lines, the first one the heads, made to fit as far as they may be; see `table`."""
-    kept = [list(line) for line in lines]
-    for head in minor:
-        if _width(kept) > width:
-            at = kept[0].index(head)
-            for line in kept:
-                del line[at]
-    may_be_cut = [at for at, head in enumerate(kept[0]) if at and head not in whole]
-    while (excess := _width(kept) - width) > 0:
-        sizes = {at: max(_cells(line[at]) for line in kept) for at in may_be_cut}
-        room = {at: size - max(MIN_CELL, _cells(kept[0][at])) for at, size in sizes.items()}
-        widest = max((at for at in sizes if room[at] > 0), key=sizes.__getitem__, default=None)
-        if widest is None:
-            break  # a line that is too long says more than a name that is cut
-        size = sizes[widest] - min(excess, (room[widest] + 1) // 2)
-        for line in kept[1:]:
-            line[widest] = _cut(line[widest], size)
-    return kept
+async def _vm(client: Client, name: str) -> tuple[VmInfo, list[Nic], list[Finding] | None]:
+    import asyncio
+
+    from linkmgr.errors import UnknownVm
+    from linkmgr.text.suggest import hint_for_unknown
+
+    vms, nics, findings = await asyncio.gather(client.vms(), client.nics(), _findings(client))
+    vm = next((each for each in vms if each.name == name), None)
+    if vm is None:
+        there = [each.name for each in vms]
+        hint = hint_for_unknown(name, there, "the VMs are", "add it first")
+        raise UnknownVm(f"there is no VM {name}", hint=hint)
+    mine = [each for each in nics if each.ref.vm == name]
+    about = {name, *(str(each.ref) for each in mine)}
+    mine.sort(key=lambda each: natural(each.ref.alias))
+    return vm, mine, findings and [each for each in findings if each.subject in about]
 
 
-def _cut(text: str, size: int) -> str:
-    if _cells(text) <= size:
-        return text
-    mark = "\u2026" if _has_unicode() else "~"
-    kept = ""
-    for each in text:
-        if _cells(kept + each) > size - 1:
-            break
-        kept += each
-    return kept.rstrip() + mark
+@show.command(
+    name="nic", examples=["linkmgr show nic web1/net0", "linkmgr show nic 52:54:00:12:34:56"]
+)
+@click.argument("name", type=NicType(), metavar="NIC")
+def show_nic(name: str) -> None:
+    """Show a NIC, its cable, and what its domain asks for."""
+    nic, wanted, findings = run_with_client(lambda client: _nic(client, name), f"looking at {name}")
+    if printed_as_json({"nic": nic, "wanted": wanted, "findings": findings}):
+        return
+    now, here = datetime.now(UTC), nic.connection
+    facts: list[Fact] = [
+        ("NIC", str(nic.ref)), ("State", f"{nic.state} for {age(nic.since, now)}"),
+        ("Plugged into", where(nic) if here else None),
+        ("Device", here.device if here else None),
+        ("Options", pairs({**here.port.network.options, **here.port.options}) if here else None),
+        ("Link", f"{nic.link or 'not known'}, wanted {nic.wanted_link}"),
+        ("Address", nic.mac), ("Model", nic.model), ("MTU", f"{nic.mtu} bytes"),
+        ("Wiring", nic.wiring or "fixed: its cable cannot change"), ("Its domain asks for", wanted),
+    ]  # fmt: skip
+    _print([*facts, *_found(findings)])
 
 
-def _has_unicode() -> bool:
-    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+async def _nic(client: Client, name: str) -> tuple[Nic, str | None, list[Finding] | None]:
+    import asyncio
+
+    from linkmgr.errors import LinkmgrError
+
+    nic, findings = await asyncio.gather(client.nic(name), _findings(client))
+    wanted = None
+    with contextlib.suppress(LinkmgrError):  # libvirt is away, or not in use
+        wanted = next(
+            (
+                each.wanted
+                for domain in await client.domains() if domain.name == nic.ref.vm
+                for each in domain.nics if each.alias == nic.ref.alias
+            ),
+            None,
+        )  # fmt: skip
+    return nic, wanted, findings and [each for each in findings if each.subject == str(nic.ref)]
 
 
-def _is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
+@show.command(name="network", examples=["linkmgr show network blue"])
+@click.argument("name", type=NetworkType(), metavar="NETWORK")
+def show_network(name: str) -> None:
+    """Show a network, its ports, the NICs on it, and what it lacks."""
+    info: NetworkInfo = run_with_client(lambda client: client.network(name), f"looking at {name}")
+    if printed_as_json(info):
+        return
+    made = info.network
+    facts: list[Fact] = [
+        ("Network", made.name), ("Driver", made.driver), ("Options", pairs(made.options)),
+        ("Drift", made.drift), ("Missing", info.missing),
+    ]  # fmt: skip
+    facts += [("Port", f"{each}  {pairs(each.options)}".rstrip()) for each in info.ports]
+    _print([*facts, *(("NIC", str(each)) for each in info.nics)])
 
 
-def _width(lines: Sequence[Sequence[str]]) -> int:
-    columns = [max(map(_cells, column)) for column in zip(*lines, strict=True)]
-    return sum(columns) + 2 * (len(columns) - 1)
+@show.command(name="port", examples=["linkmgr show port blue:p7"])
+@click.argument("name", type=PortType(), metavar="NETWORK:PORT")
+def show_port(name: str) -> None:
+    """Show a port and the NIC on it."""
+    port, connection = run_with_client(lambda client: _port(client, name), f"looking at {name}")
+    if printed_as_json({"port": port, "connection": connection}):
+        return
+    _print([
+        ("Port", str(port)), ("Options", pairs(port.options)),
+        ("Network", f"{port.network}, {port.network.driver} {pairs(port.network.options)}"),
+        ("NIC", str(connection.nic) if connection else "none"),
+        ("Endpoint", str(connection.endpoint) if connection else None),
+        ("Device", connection.device if connection else None),
+    ])  # fmt: skip
 
 
-def _cells(text: str) -> int:
-    """How many cells of a terminal a text takes: two for each wide letter, none for an accent."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
-        for each in text
-    )
+async def _port(client: Client, name: str) -> tuple[Port, Connection | None]:
+    import asyncio
+
+    from linkmgr.errors import UnknownPort
+    from linkmgr.text.suggest import hint_for_unknown
+
+    network, _, alone = name.partition(":")
+    ports, connections = await asyncio.gather(client.ports(network), client.connections())
+    port = next((each for each in ports if each.name == alone), None)
+    if port is None:
+        hint = hint_for_unknown(
+            alone, [each.name for each in ports], "its ports are", "create it first"
+        )
+        raise UnknownPort(f"network {network} has no port {alone}", hint=hint)
+    return port, next((each for each in connections if str(each.port) == name), None)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines whose columns stand under each other, two spaces apart."""
-    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+@show.command(name="domain", examples=["linkmgr show domain web1"])
+@click.argument("name", type=DomainType(), metavar="DOMAIN")
+def show_domain(name: str) -> None:
+    """Show a guest of libvirt, and what would prepare it."""
+    domain = run_with_client(lambda client: _domain(client, name), f"looking at {name}")
+    if printed_as_json(domain):
+        return
+    facts: list[Fact] = [
+        ("Domain", domain.name), ("UUID", domain.uuid), ("State", domain.state),
+        ("Reached by", domain.transport or "nothing: linkmgr has no connection to its QEMU"),
+        ("Prepared", "yes" if domain.prepared else "no"), ("To do", domain.command),
+    ]  # fmt: skip
+    for each in domain.nics:
+        where_to = each.network or (f"wants: {each.wanted}" if each.wanted else "no cable")
+        words = (f"{domain.name}/{each.alias or each.mac}", each.mac, each.model, where_to)
+        facts.append(("NIC", "  ".join(words)))
+    _print(facts)
 
 
-def age(since: datetime, now: datetime) -> str:
-    """How long it is, in the largest unit that fits: ``3 h``. Not negative, whatever the clock."""
-    seconds = max(0, int((now - since).total_seconds()))
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+async def _domain(client: Client, name: str) -> DomainInfo:
+    from linkmgr.errors import NotFound
+    from linkmgr.text.suggest import hint_for_unknown
+
+    domains = await client.domains()
+    for domain in domains:
+        if name in (domain.name, domain.uuid):
+            return domain
+    there = [each.name for each in domains]
+    hint = hint_for_unknown(name, there, "the domains are")
+    raise NotFound(f"libvirt has no domain {printable(name)}", hint=hint)
 
 
-def where(nic: Nic) -> str:
-    """What a plugged NIC is plugged into: ``blue (bridge br0, lm3f9a1c2e)``."""
-    here = nic.connection
-    if here is None:
-        return "?"
-    # The device of an fd is its owner's; the endpoint tells of it if it can be seen.
-    return f"{here.port} ({', '.join(filter(None, (str(here.endpoint), here.device)))})"
+async def _findings(client: Client) -> list[Finding] | None:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await client.check()
+    except TimeoutError:
+        return None
 
 
-def pairs(options: Mapping[str, object]) -> str:
-    """Options as they are written on the command line."""
-    from linkmgr.model import written
-
-    return written(options)
-
-
-def note(text: str) -> None:
-    """Tell something that a person should know, which is no error, on stderr."""
-    click.echo(f"note: {printable(text)}{'' if text.endswith('?') else '.'}", err=True)
+def _found(findings: Sequence[Finding] | None) -> list[Fact]:
+    if findings is None:
+        return [("Findings", "not known: the check takes long")]
+    found = [("Finding", f"{each.subject}: {each.what}. To do: {each.hint}") for each in findings]
+    return [*found] or [("Findings", "none")]
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts net2 before net10."""
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", text)]
-
-
-def printable(text: str) -> str:
-    """Text without what would steer a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def _print(facts: Sequence[Fact]) -> None:
+    """Print what is known, one fact a line; what there is not is left out."""
+    rows = [(f"{name}:", printable(text)) for name, text in facts if text]
+    for line in aligned(rows):
+        click.echo(line)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import run_with_client
-from linkmgr.cli.base import Command
-from linkmgr.cli.show import age, aligned, natural, note, printable, printed_as_json, where
-from linkmgr.untrusted import shell_command, shell_word
+from linkmgr.cli.framework import Command
+from linkmgr.cli.output import age, aligned, natural, note, printable, printed_as_json, where
+from linkmgr.cli.runner import run_with_client
+from linkmgr.text.untrusted import shell_command, shell_word
 
 if TYPE_CHECKING:
     from linkmgr.client import Client

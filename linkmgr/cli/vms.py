@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import removal, run_with_client
-from linkmgr.cli.base import CommandGroup
-from linkmgr.cli.show import age, natural, printed_as_json, table
-from linkmgr.cli.words import MonitorType, VmType
+from linkmgr.cli.framework import CommandGroup
+from linkmgr.cli.output import age, natural, printed_as_json, table
+from linkmgr.cli.params import MonitorType, VmType
+from linkmgr.cli.runner import removal, run_with_client
 
 if TYPE_CHECKING:
     from linkmgr.client import Client

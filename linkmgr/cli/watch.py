@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from linkmgr.cli.ask import CONNECT_RETRY_S, bounded_wait
-from linkmgr.cli.base import Command, Settings
-from linkmgr.cli.show import printable
+from linkmgr.cli.framework import Command, Settings
+from linkmgr.cli.output import printable
+from linkmgr.cli.runner import CONNECT_RETRY_S, bounded_wait
 
 if TYPE_CHECKING:
     from linkmgr.events import Event
@@ -28,7 +28,7 @@ def watch() -> None:
 
 async def _watch(settings: Settings) -> None:
     from linkmgr.client import Client
-    from linkmgr.jsonform import to_json
+    from linkmgr.state.codec import to_json
 
     async with Client(settings.socket, patience=CONNECT_RETRY_S) as client:
         events = client.events()

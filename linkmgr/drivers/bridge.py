@@ -11,9 +11,9 @@ from linkmgr.drivers.mtu import check_mtu
 from linkmgr.drivers.options import MTU, Option
 from linkmgr.errors import LinkBusy, LinkMissing
 from linkmgr.host import Host, NetDevice, new_id
-from linkmgr.host.links import DEVICE_GROUP
 from linkmgr.host.names import check_any_name, check_ifname
-from linkmgr.host.unmarked import untagged
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.host.untagged import untagged
 from linkmgr.model import (
     DEFAULT_MTU,
     BridgeEndpoint,
@@ -24,7 +24,7 @@ from linkmgr.model import (
     OwnerTag,
     Port,
 )
-from linkmgr.untrusted import ip_device
+from linkmgr.text.untrusted import ip_device
 
 
 class BridgeAttachment(Attachment):

@@ -1,7 +1,7 @@
 """The reserved network ``fd``: taps and macvtaps that callers open themselves and hand over.
 
-Each fd that was left (`linkmgr.host.shelf`) is a port of it. Nobody creates the network or a port,
-and two of its ports have nothing to do with each other.
+Each fd that was left (`linkmgr.host.fds.registry`) is a port of it. Nobody creates the network or a
+port, and two of its ports have nothing to do with each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar, NoReturn
 from linkmgr.drivers.base import Attachment, NetworkDriver
 from linkmgr.errors import BadName, MtuTooLarge
 from linkmgr.host import Host, new_id
-from linkmgr.host.shelf import port_name
+from linkmgr.host.fds.registry import port_name
 from linkmgr.model import (
     Drift,
     EndpointKind,

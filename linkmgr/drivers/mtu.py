@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linkmgr.errors import HostError, MtuTooLarge
 from linkmgr.model import Offer, Port
-from linkmgr.untrusted import ip_device
+from linkmgr.text.untrusted import ip_device
 
 
 def check_mtu(

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from linkmgr.errors import BadOption
 from linkmgr.model import Options
-from linkmgr.suggest import did_you_mean, hint_for_unknown
-from linkmgr.untrusted import quoted
+from linkmgr.text.suggest import did_you_mean, hint_for_unknown
+from linkmgr.text.untrusted import quoted
 
 
 @dataclass(frozen=True)

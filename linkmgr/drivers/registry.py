@@ -6,8 +6,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from linkmgr.drivers.base import NetworkDriver
 from linkmgr.errors import BadOption
-from linkmgr.suggest import hint_for_unknown
-from linkmgr.untrusted import quoted
+from linkmgr.text.suggest import hint_for_unknown
+from linkmgr.text.untrusted import quoted
 
 ENTRY_POINT_GROUP = "linkmgr.drivers"
 

@@ -1,18 +1,18 @@
 """The kernel of this host: devices, taps, macvtaps, bridge ports, and who owns which descriptor.
 
-Read in this order: `host` (what drivers and wirings call), `tap` and `macvtap` (how a device comes
-to be), `bridge` (how it gets onto a network), `rtnl` and `trouble` (how the kernel is asked, and
-what a refusal means). Nothing here knows QEMU or a network driver.
+Read in this order: `host` (what drivers and wirings call), `devices` (how a tap, macvtap or bridge
+comes to be), `bridge_ports` (how a device gets onto a network), `netlink` (how the kernel is asked,
+and what a refusal means). Nothing here knows QEMU or a network driver.
 """
 
 from __future__ import annotations
 
-from linkmgr.host.fds import Fd
-from linkmgr.host.holders import fd_holders
+from linkmgr.host.devices.tap import Tap
+from linkmgr.host.fd import Fd
+from linkmgr.host.fds.holders import fd_holders
 from linkmgr.host.host import Host
-from linkmgr.host.links import FdbEntry, NetDevice, PortState
 from linkmgr.host.names import check_ifname, device_name, new_id, private_mac, tap_mac
-from linkmgr.host.tap import Tap
+from linkmgr.host.netlink.link import FdbEntry, NetDevice, PortState
 
 __all__ = [
     "Fd",

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from functools import partial
 
+from linkmgr.aio.threads import create_in_thread, run_in_thread
 from linkmgr.errors import LinkBusy
 from linkmgr.host import names
-from linkmgr.host.bridge import make_bridge
-from linkmgr.host.devices import DeviceKey, device_key, naming_device
-from linkmgr.host.fds import Fd
-from linkmgr.host.links import NetDevice
-from linkmgr.host.macvtap import make_macvtap
-from linkmgr.host.names import check_ifname
-from linkmgr.host.parents import (
+from linkmgr.host.bridge_ports import BridgePorts
+from linkmgr.host.devices.bridge import make_bridge
+from linkmgr.host.devices.macvlan_parent import (
     check_siblings,
     explain_macvtap_refusal,
     resolve_macvtap_parent,
 )
-from linkmgr.host.ports import BridgePorts
-from linkmgr.host.rtnl import (
+from linkmgr.host.devices.macvtap import make_macvtap
+from linkmgr.host.devices.tap import Tap, make_tap
+from linkmgr.host.fd import Fd
+from linkmgr.host.links import DeviceKey, device_key, naming_device
+from linkmgr.host.names import check_ifname
+from linkmgr.host.netlink.changes import (
     Rtnl,
     del_link,
     set_kind_data,
 )
-from linkmgr.host.tap import Tap, make_tap
-from linkmgr.host.threads import create_in_thread, run_in_thread
-from linkmgr.host.trouble import KernelRefused
+from linkmgr.host.netlink.errors import KernelRefused
+from linkmgr.host.netlink.link import NetDevice
 from linkmgr.model import DirectMode, OwnerTag
-from linkmgr.untrusted import ip_device
+from linkmgr.text.untrusted import ip_device
 
 
 class Host(BridgePorts):

@@ -7,7 +7,7 @@ import re
 import secrets
 
 from linkmgr.errors import BadName
-from linkmgr.untrusted import quoted
+from linkmgr.text.untrusted import quoted
 
 IFNAME_MAX = 15  #: bytes; IFNAMSIZ of linux/if.h without the final NUL
 ALTNAME_MAX = 127  #: bytes; ALTIFNAMSIZ of linux/if.h without the final NUL
@@ -82,7 +82,8 @@ def tap_mac() -> str:
     """Return a random address for the host's end of a tap, beginning with ``fe:``.
 
     A bridge whose address nobody set takes the lowest of its ports: hardly ever this one while it
-    has a port of another kind. For one that has none see `linkmgr.host.bridge.pin_bridge_mac`.
+    has a port of another kind. For one that has none see
+    `linkmgr.host.devices.bridge.pin_bridge_mac`.
     """
     return _text(0xFE, list(secrets.token_bytes(5)))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from linkmgr.host.nlattr import attr, attrs_of, each_attr
+from linkmgr.host.netlink.attributes import attr, attrs_of, each_attr
 
 #: For the kernel's answer, which comes at once unless the rules change all the time.
 NFNETLINK_TIMEOUT_S = 2.0

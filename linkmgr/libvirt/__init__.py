@@ -1,1 +1,1 @@
-"""libvirt's guests: their XML."""
+"""libvirt's guests: the client, the XML, the monitors, the domains. Imports `manager` and below."""

@@ -12,10 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from linkmgr.aio.unix_sockets import wait_readable
 from linkmgr.errors import BadFd, HostError
-from linkmgr.host import Fd, receive_fd
+from linkmgr.host import Fd
+from linkmgr.host.fds import receive as receive_fd
 from linkmgr.service.problems import ServiceProblem
-from linkmgr.unix_sockets import wait_readable
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
 RECEIVE_TIMEOUT_S = 5.0

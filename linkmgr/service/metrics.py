@@ -15,9 +15,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
+from linkmgr.api import LinkApi
 from linkmgr.events import Event
 from linkmgr.model import Finding, Nic, NicState, VmInfo, VmState
-from linkmgr.protocol import LinkApi
 from linkmgr.service.operations import Operation
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from linkmgr.aio.log_limit import LogLimit
 from linkmgr.errors import NotFound, Stopping
-from linkmgr.log_limit import LogLimit
-from linkmgr.service.config import Limits, Permission
-from linkmgr.service.peers import Peer
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.auth.quota import Quota
+from linkmgr.service.config.schema import Limits, Permission
 from linkmgr.service.problems import ServiceProblem, problem
-from linkmgr.service.quota import Quota
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from linkmgr.aio.log_limit import LogLimit
 from linkmgr.errors import (
     BadRequest,
     CannotAttach,
@@ -31,8 +32,7 @@ from linkmgr.errors import (
     StateError,
     Stopping,
 )
-from linkmgr.log_limit import LogLimit
-from linkmgr.untrusted import printable
+from linkmgr.text.untrusted import printable
 
 _limit = LogLimit(__name__)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from linkmgr.wirings.args import hub_args
+from linkmgr.wirings.hub.qemu_args import hub_args
 
 if TYPE_CHECKING:
     from linkmgr.wirings.base import Cable, Wiring
-    from linkmgr.wirings.hub import HubWiring
+    from linkmgr.wirings.hub.wiring import HubWiring
 
 __all__ = ["Cable", "HubWiring", "Wiring", "hub_args"]
 
 # Loaded when they are asked for: who only makes QEMU's arguments needs neither netlink nor QMP.
-_HOMES = {"Cable": "base", "Wiring": "base", "HubWiring": "hub"}
+_HOMES = {"Cable": "base", "Wiring": "base", "HubWiring": "hub.wiring"}
 
 
 def __getattr__(name: str) -> object:

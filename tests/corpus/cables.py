@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from linkmgr.libvirt import binding, calls
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.metadata import (
+from linkmgr.libvirt.client import api_calls, libvirt_python
+from linkmgr.libvirt.xml.desired_cables import (
     CABLES_NAMESPACE,
     CABLES_PREFIX,
     DesiredCable,
@@ -21,7 +20,8 @@ from linkmgr.libvirt.metadata import (
     parse,
     render,
 )
-from linkmgr.libvirt.records import _HEAD
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.prepared_element import _HEAD
 from linkmgr.model import LinkState, NotifyMode
 from tests.corpus.rewriting import Wrong
 
@@ -64,7 +64,7 @@ class Libvirt:
     """libvirt's test driver."""
 
     def __init__(self) -> None:
-        self._api = binding.load_libvirt_python()
+        self._api = libvirt_python.load_libvirt_python()
         self._api.libvirt.registerErrorHandler(lambda *_: None, None)
         self._connection = self._api.libvirt.open("test:///default")
         for each in self._connection.listAllDomains():  # it brings one
@@ -110,10 +110,10 @@ class Libvirt:
         return True
 
     def _read(self, name: str) -> str | None:
-        return calls.metadata(self._api, self._connection, name, CABLES_NAMESPACE, live=False)
+        return api_calls.metadata(self._api, self._connection, name, CABLES_NAMESPACE, live=False)
 
     def _write(self, name: str, text: str | None) -> None:
-        calls.set_metadata(
+        api_calls.set_metadata(
             self._api, self._connection, name,
             uri=CABLES_NAMESPACE, key=CABLES_PREFIX, text=text, live=False, config=True,
         )  # fmt: skip

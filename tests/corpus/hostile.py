@@ -9,13 +9,13 @@ from typing import TypeVar
 from xml.etree import ElementTree
 
 from linkmgr.errors import BadMetadata, CannotPrepare, LinkmgrError
-from linkmgr.libvirt import monitor_xml
-from linkmgr.libvirt.domain_xml import QEMU, Document
-from linkmgr.libvirt.metadata import CABLES_NAMESPACE, desired_cables_of_xml
-from linkmgr.libvirt.nics import nics_of
-from linkmgr.libvirt.prepare import prepare, refresh, undo
-from linkmgr.libvirt.records import PREPARED_NAMESPACE
-from linkmgr.untrusted import SENTENCE_LIMIT
+from linkmgr.libvirt.prepare.rewrite import prepare, refresh, undo
+from linkmgr.libvirt.xml import monitor
+from linkmgr.libvirt.xml.desired_cables import CABLES_NAMESPACE, desired_cables_of_xml
+from linkmgr.libvirt.xml.document import QEMU, Document
+from linkmgr.libvirt.xml.interfaces import nics_of
+from linkmgr.libvirt.xml.prepared_element import PREPARED_NAMESPACE
+from linkmgr.text.untrusted import SENTENCE_LIMIT
 from tests.corpus.rewriting import Wrong
 
 LOOP_S = 0.1  #: CPU seconds of the service's event loop for one look at a domain
@@ -214,7 +214,7 @@ def judge(xml: bytes) -> None:
     ElementTree.fromstring(made.xml)
     if prepare(made.xml).xml != made.xml:
         raise Wrong("prepared twice is not prepared once")
-    if monitor_xml.find_leak(Document(made.xml)) is not None:
+    if monitor.find_leak(Document(made.xml)) is not None:
         raise Wrong("its guest could speak to the service")
     if PREPARED_NAMESPACE.encode() in xml:
         return  # what it was before is in its records, whatever they say
@@ -224,7 +224,7 @@ def judge(xml: bytes) -> None:
 
 
 def _leak(xml: bytes) -> object:
-    return monitor_xml.find_leak(Document(xml))
+    return monitor.find_leak(Document(xml))
 
 
 def _nics(xml: bytes) -> object:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from linkmgr.errors import CannotPrepare
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.nics import domain_name
-from linkmgr.libvirt.prepare import Rewritten, prepare, refresh, undo
-from linkmgr.untrusted import printable
+from linkmgr.libvirt.prepare.rewrite import Rewritten, prepare, refresh, undo
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.interfaces import domain_name
+from linkmgr.text.untrusted import printable
 
 CPU_MS = 50.0  #: that a document may take, to be prepared or undone
 _LONGEST = 600  # characters of a refusal

@@ -88,7 +88,7 @@ async def no_task_is_left_behind() -> AsyncIterator[None]:
 @pytest.fixture(autouse=True)
 def a_monitor_that_was_cut_is_dialled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut connections count as lasting ones: tests cut them at every command, QEMUs never do."""
-    monkeypatch.setattr("linkmgr.qmp.qemu.STABLE_CONNECTION_S", 0.0)
+    monkeypatch.setattr("linkmgr.hypervisors.qemu.process.STABLE_CONNECTION_S", 0.0)
 
 
 @pytest.fixture(scope="session")

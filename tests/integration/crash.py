@@ -18,12 +18,13 @@ from typing import Any
 
 from linkmgr import LinkManager
 from linkmgr.errors import CommandFailed
-from linkmgr.host import Host, macvtap
-from linkmgr.host.rtnl import NetlinkRequest, Rtnl
-from linkmgr.host.trouble import KernelRefused
-from linkmgr.qmp import Monitor, QmpCommand
-from linkmgr.qmp.connection import QmpTransport
-from linkmgr.swap import Step
+from linkmgr.host import Host
+from linkmgr.host.devices import macvtap
+from linkmgr.host.netlink.changes import NetlinkRequest, Rtnl
+from linkmgr.host.netlink.errors import KernelRefused
+from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
+from linkmgr.hypervisors.qemu.qmp.transport import QmpTransport
+from linkmgr.swap.steps import Step
 from tests.integration.forks import fork_each
 
 DIE = "die"  #: as a step: after the verb

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bench.served import ServiceProcess
 from linkmgr import Client, NicState
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
 from linkmgr.model import Connection, Nic, OwnerTag
-from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing import Station
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from linkmgr.cli import main
-from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.hooks import HookAnswer
-from linkmgr.manager import LinkManager
-from linkmgr.service import run
-from linkmgr.swap import Step
+from linkmgr.libvirt.domains.controller import DomainController
+from linkmgr.libvirt.domains.hook_handler import HookAnswer
+from linkmgr.manager.manager import LinkManager
+from linkmgr.service import main as run
+from linkmgr.swap.steps import Step
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkmgrError, NicState
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, mac_of, make_lab

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from linkmgr.cli import main
-from linkmgr.manager import LinkManager
+from linkmgr.inventory.machine import Vm
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import Outcome
-from linkmgr.service.access import Access
-from linkmgr.swap import ManagedNic
-from linkmgr.vm import Vm
+from linkmgr.service.auth.policy import Access
+from linkmgr.swap.steps import ManagedNic
 
 
 def command(fault: str) -> str:

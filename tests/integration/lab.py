@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linkmgr import LinkManager, hub_args
-from linkmgr.swap import Probe, no_probe
+from linkmgr.swap.steps import Probe, no_probe
 from linkmgr.testing import Guest, NetnsPeer
 from linkmgr.testing.process import execute
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 from xml.sax.saxutils import quoteattr
 
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.monitor_xml import in_schema_order
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.monitor import in_schema_order
 from linkmgr.testing import Guest, in_sandbox
 from linkmgr.testing.guest import (
     CHANNELS,

@@ -39,7 +39,7 @@ def _linkmgr(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import linkmgr.service.run  # noqa: F401 - what `serve` imports when it is called
+    import linkmgr.service.main  # noqa: F401 - what `serve` imports when it is called
 
     arm(Path(sys.argv[2]))
     fork_each(int(sys.argv[1]), _linkmgr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from linkmgr import unix_sockets
+from linkmgr.aio import unix_sockets
 from linkmgr.cli import main
 
 NO_OPTION = 32767  # no kernel has an option of this number

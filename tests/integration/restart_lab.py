@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager, LinkState, Nic, NicState
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import NIC, no_frame_lost
 from tests.integration.forks import Forks
@@ -129,7 +129,7 @@ async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
     folder = tmp_path_factory.mktemp("bed")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
-            patch.setattr(f"linkmgr.carrier.{name}", 0.0)
+            patch.setattr(f"linkmgr.swap.carrier.{name}", 0.0)
         forks = Forks("tests.integration.crash", log=folder / "crash.log")
         async with make_lab(folder) as lab, forks as crash:
             bed = Bed(lab, folder / "state", crash)

@@ -7,7 +7,7 @@ these lists with the steps that undisturbed verbs take.
 
 from __future__ import annotations
 
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 
 RESTART = [Step.RECOVER, Step.SWEEP, Step.REMEMBER]
 #: Of the cable that a plug makes, and of the one that an unplug takes down.

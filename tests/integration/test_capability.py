@@ -9,7 +9,7 @@ from typing import Any
 
 from linkmgr.testing.process import execute
 
-TRIAL = [sys.executable, "-m", "linkmgr.host.capability"]
+TRIAL = [sys.executable, "-m", "linkmgr.doctor.kernel_trial"]
 
 
 def seen() -> tuple[set[str], str, str]:

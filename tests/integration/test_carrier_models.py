@@ -6,7 +6,7 @@ import pytest
 
 from linkmgr import hub_args
 from linkmgr.model import Outcome
-from linkmgr.wirings.models import shows_carrier, unseen_carrier
+from linkmgr.wirings.hub.nic_models import shows_carrier, unseen_carrier
 from tests.integration.lab import Lab, mac_of
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from linkmgr.libvirt.prepare import prepare, undo
+from linkmgr.libvirt.prepare.rewrite import prepare, undo
 from tests.corpus.run import run
 from tests.corpus.source import SUITES, Suite
 

@@ -248,7 +248,8 @@ def test_its_python_finds_the_libvirt_python_of_debian_and_nothing_else_there(
     assert said.stdout.split() == ["python3-libvirt"]
     subprocess.run(["dpkg-deb", "-x", str(package), str(tmp_path)], check=True)
     look = (
-        "import importlib.util; from linkmgr.libvirt.binding import load_libvirt_python;"
+        "import importlib.util;"
+        "from linkmgr.libvirt.client.libvirt_python import load_libvirt_python;"
         "found = load_libvirt_python();"
         "print(found.libvirt.__file__, hasattr(found.qemu, 'qemuMonitorCommandWithFiles'),"
         "importlib.util.find_spec('libvirt_lxc'))"

@@ -15,7 +15,7 @@ import pytest
 
 from bench.served import ServiceProcess
 from linkmgr import Client, NicState
-from linkmgr.libvirt.metadata import DesiredCable, desired_cables_of_xml
+from linkmgr.libvirt.xml.desired_cables import DesiredCable, desired_cables_of_xml
 from linkmgr.testing.guest import GuestTimeout
 from linkmgr.testing.process import Result, execute, until
 from tests.hook_copy import write_hook

@@ -16,7 +16,7 @@ from linkmgr.errors import (
     NameTaken,
     NotForwarding,
 )
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from tests.integration.failures_lab import (
     NIC,
     Scene,
@@ -148,6 +148,6 @@ async def test_a_bridge_port_that_never_forwards(
     scene: Scene, spare: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await scene.lab.sh("ip link add spare type bridge stp_state 1 && ip link set spare up")
-    monkeypatch.setattr("linkmgr.wirings.host_side.FORWARDING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("linkmgr.wirings.endpoints.host_side.FORWARDING_TIMEOUT_S", 0.3)
     async with stays_on_blue(scene, NotForwarding, "listening", target="spare"):
         pass

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from linkmgr import LinkState, NicState, hub_args
 from linkmgr.errors import HostError, LinkMissing, MonitorGone, NetworkInUse, UnknownNetwork
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (

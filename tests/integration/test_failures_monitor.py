@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from linkmgr import LinkState, NicState
 from linkmgr.errors import MonitorError, MonitorGone, MonitorTimeout, MonitorUnreachable
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.dialer import SocketConnector
-from linkmgr.qmp.qemu import QemuProcess
+from linkmgr.hypervisors.qemu.process import QemuProcess
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (
     NIC,
@@ -112,8 +112,8 @@ async def wired(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wired
     with pytest.MonkeyPatch.context() as patch:
         # What makes a guest see a flap, and a busy host live, would make these tests slow.
         for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
-            patch.setattr(f"linkmgr.carrier.{name}", 0.0)
-        patch.setattr("linkmgr.qmp.qemu.RECONNECT_INTERVAL_S", 0.02)
+            patch.setattr(f"linkmgr.swap.carrier.{name}", 0.0)
+        patch.setattr("linkmgr.hypervisors.qemu.process.RECONNECT_INTERVAL_S", 0.02)
         async with _wired(folder) as made:
             yield made
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from linkmgr import EventKind, LinkManager, LinkState, NicState, hub_args
 from linkmgr.errors import MonitorGone, MonitorTimeout
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (
@@ -40,7 +40,7 @@ STOPPED = "in an unknown state since [0-9-]+T[0-9:+]+, because QEMU does not ans
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def built(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("linkmgr.carrier.LINKWATCH_INTERVAL_S", 0.0)
+        patch.setattr("linkmgr.swap.carrier.LINKWATCH_INTERVAL_S", 0.0)
         async with make_scene(tmp_path_factory.mktemp("scene"), timeout=0.5) as made:
             yield made
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import EventKind, LinkState, NicState, hub_args
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from tests.integration import steps
 from tests.integration.failures_lab import (
     NIC,

@@ -19,7 +19,7 @@ from linkmgr.errors import (
     NotForwarding,
     SwitchFailed,
 )
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from tests.integration.failures_lab import (
     NIC,
     Scene,

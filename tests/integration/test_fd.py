@@ -31,8 +31,8 @@ from linkmgr.errors import (
 )
 from linkmgr.host import Fd
 from linkmgr.model import FdEndpoint, NicRef
-from linkmgr.service.fdsock import FdSocket, bind
-from linkmgr.swap import Step
+from linkmgr.service.fd_socket import FdSocket, bind
+from linkmgr.swap.steps import Step
 from linkmgr.testing import NetnsPeer
 from tests.integration.lab import Lab, mac_of, make_lab
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from linkmgr import LinkManager, Nic, NicState
 from linkmgr.errors import PortInUse
 from linkmgr.model import FdEndpoint
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab

@@ -11,8 +11,8 @@ import pytest
 from pyroute2.nftables.expressions import genex, verdict
 from pyroute2.nftables.main import NFTables
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict
+from linkmgr import doctor
+from linkmgr.doctor import Verdict
 from linkmgr.host.netfilter import read_drop_chains
 from linkmgr.model import Finding
 from tests.integration.lab import Lab, make_lab
@@ -101,7 +101,7 @@ async def test_a_guest_that_a_forward_policy_cuts_off_is_told_of_until_it_is_acc
     assert "chain FORWARD of table ip filter" in finding.what
     assert "'iptables -I FORWARD -i br-blue -o br-blue -j ACCEPT'" in finding.hint
     assert "bridge-nf-call-iptables=0" in finding.hint
-    (line,) = await probes.forwarding()
+    (line,) = await doctor.forwarding()
     assert line.verdict is Verdict.MISSING
     assert "chain FORWARD of table ip filter" in line.what
 

@@ -51,7 +51,7 @@ async def test_a_holder_of_a_tap_is_found_whatever_path_it_was_opened_by(tmp_pat
 async def test_a_holder_is_found_by_any_node_and_a_silent_file_system_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.host.holders.device_number", lambda *_: ZERO)
+    monkeypatch.setattr("linkmgr.host.fds.holders.device_number", lambda *_: ZERO)
     device = made_up("macvtap")
     os.mknod(tmp_path / "node", 0o600 | stat.S_IFCHR, ZERO)
     mount = tmp_path / "mount"

@@ -14,9 +14,9 @@ import pytest
 
 from linkmgr.errors import HostError, LinkBusy, LinkMissing, NameTaken, NotForwarding
 from linkmgr.host import Host, PortState, Tap, device_name, new_id
-from linkmgr.host import bridge as bridge_module
-from linkmgr.host.rtnl import set_bridge_port
-from linkmgr.host.trouble import KernelRefused
+from linkmgr.host.devices import bridge as bridge_module
+from linkmgr.host.netlink.changes import set_bridge_port
+from linkmgr.host.netlink.errors import KernelRefused
 from tests.integration.test_host_kit import (
     NIC,
     PEER,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr.host import Host
-from linkmgr.host.links import NetDevice, PortState
-from linkmgr.host.rtnl_read import parse_device
+from linkmgr.host.netlink.dump import parse_device
+from linkmgr.host.netlink.link import NetDevice, PortState
 from linkmgr.testing.process import execute
 
 DEVICES = """

@@ -14,8 +14,8 @@ import pytest
 
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
 from linkmgr.host import Host, Tap, device_name, new_id, private_mac
-from linkmgr.host import macvtap as macvtap_module
-from linkmgr.host.trouble import KernelRefused
+from linkmgr.host.devices import macvtap as macvtap_module
+from linkmgr.host.netlink.errors import KernelRefused
 from linkmgr.model import DirectMode, OwnerTag
 from tests.integration.test_host_kit import (
     NIC,

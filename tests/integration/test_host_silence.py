@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.host import Fd, Host, device_name, new_id, private_mac
-from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, _open, set_interface
+from linkmgr.host.devices.tap import IFF_NO_PI, IFF_TAP, _open, set_interface
 from linkmgr.model import DirectMode
 from tests.integration.test_host_kit import (
     NIC,

@@ -12,8 +12,8 @@ import pytest
 
 from linkmgr.errors import BadName, HostError, NameTaken, Unsupported
 from linkmgr.host import Host, device_name, new_id
-from linkmgr.host import tap as tap_module
-from linkmgr.host.trouble import KernelRefused
+from linkmgr.host.devices import tap as tap_module
+from linkmgr.host.netlink.errors import KernelRefused
 from tests.integration.test_host_kit import TAG, ip, veth
 
 TUNGETIFF = 0x800454D2

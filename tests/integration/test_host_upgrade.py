@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict
-from linkmgr.libvirt.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL, refresh_saved
-from linkmgr.libvirt.virsh import Virsh
+from linkmgr import doctor
+from linkmgr.doctor import Verdict
+from linkmgr.libvirt.prepare.saved_state import RECONNECT_MS_SINCE, RECONNECT_UNTIL, refresh_saved
+from linkmgr.libvirt.prepare.virsh import Virsh
 from linkmgr.testing import Station, images
 from linkmgr.testing.process import Result, execute, until
 from tests.integration.domain_lab import PROGRAM, DomainLab, domain_lab
@@ -69,7 +69,7 @@ async def test_a_domain_of_e39dc5c_is_named_before_it_fails_and_mended_by_one_co
 ) -> None:
     subject = "a start of a domain that an older linkmgr prepared"
     await lab.libvirtd.define(OLD)
-    (line,) = await probes.prepared(lab.libvirtd.uri)
+    (line,) = await doctor.prepared(lab.libvirtd.uri)
     assert (line.verdict, line.todo) == (Verdict.MISSING, "'linkmgr prepare --refresh --all'")
     listed = await lab.linkmgr("nics")
     assert listed.output.rstrip().endswith("linkmgr prepare web1 --refresh")
@@ -92,7 +92,7 @@ async def test_a_domain_of_e39dc5c_is_named_before_it_fails_and_mended_by_one_co
         await lab.libvirtd.virsh("destroy", "web1")
 
     await refresh(lab, "web1")
-    (line,) = await probes.prepared(lab.libvirtd.uri)
+    (line,) = await doctor.prepared(lab.libvirtd.uri)
     assert line.verdict is Verdict.WORKS
     async with DomainGuest(lab.libvirtd, "web1") as guest:
         await lab.libvirtd.virsh("start", "web1")
@@ -109,7 +109,7 @@ async def test_saved_state_of_e39dc5c_is_told_of_and_runs_on_with_the_qemu_that_
     async with DomainGuest(libvirtd, "web1") as guest:
         await saved_as_once(lab, guest, version)
         assert "reconnect=1" in await libvirtd.virsh("managedsave-dumpxml", "web1")
-        _, line = await probes.prepared(libvirtd.uri)
+        _, line = await doctor.prepared(libvirtd.uri)
         assert (line.name, line.verdict) == ("saved states", Verdict.MISSING)
         assert "the saved states of web1 cannot be resumed by QEMU" in line.what
         assert "'linkmgr prepare --refresh --all'" in str(line.todo)
@@ -128,11 +128,11 @@ async def test_saved_state_of_e39dc5c_is_told_of_and_runs_on_with_the_qemu_that_
         if version >= RECONNECT_MS_SINCE:
             said = "web1: its saved state was changed so that QEMU {}.{} resumes it"
             assert said.format(*version) in made.output
-            (line,) = await probes.prepared(libvirtd.uri)
+            (line,) = await doctor.prepared(libvirtd.uri)
             assert line.verdict is Verdict.WORKS
         else:
             assert "web1: its saved state stays as it is, which QEMU" in made.output
-            assert (await probes.prepared(libvirtd.uri))[0].name == "saved states"
+            assert (await doctor.prepared(libvirtd.uri))[0].name == "saved states"
 
         await resumed(lab, guest)
         if version >= RECONNECT_UNTIL:

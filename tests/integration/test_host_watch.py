@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from linkmgr.host.watch import NetDeviceChanges
+from linkmgr.host.netlink.monitor import NetDeviceChanges
 from linkmgr.testing.process import execute
 
 QUIET = 0.5  # seconds: more than the watch gathers changes for

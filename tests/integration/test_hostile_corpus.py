@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from linkmgr.untrusted import SENTENCE_LIMIT
+from linkmgr.text.untrusted import SENTENCE_LIMIT
 from tests.corpus.hostile import HURTS, judge
 from tests.corpus.source import SUITES, Suite
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.libvirt.connection import CALL_TIMEOUT_S
-from linkmgr.libvirt.prepare import prepare
+from linkmgr.libvirt.client.connection import CALL_TIMEOUT_S
+from linkmgr.libvirt.prepare.rewrite import prepare
 from linkmgr.testing.process import until
 from tests.corpus.hostile import HURTS
 from tests.integration.domain_lab import DomainLab, domain_lab

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from linkmgr import Client
 from linkmgr.errors import BadMetadata, CannotPrepare
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.metadata import desired_cables_of
-from linkmgr.libvirt.monitor_xml import find_leak
-from linkmgr.untrusted import SENTENCE_LIMIT
+from linkmgr.libvirt.xml.desired_cables import desired_cables_of
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.monitor import find_leak
+from linkmgr.text.untrusted import SENTENCE_LIMIT
 from tests.corpus.hostile import HURTS
 from tests.integration.lab import Lab
 from tests.integration.test_cli import Host

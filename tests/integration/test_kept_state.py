@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr import LinkManager, LinkState
-from linkmgr.journal import started_at
-from linkmgr.migrations import FORMAT
+from linkmgr.state.journal import started_at
+from linkmgr.state.migrations import FORMAT
 from linkmgr.testing.process import execute
 from tests.integration.lab import Lab
 

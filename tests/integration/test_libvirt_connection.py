@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, UnknownNetwork
-from linkmgr.libvirt.calls import DomainState
-from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind, DomainEventSubscription
-from linkmgr.libvirt.passthrough import LibvirtConnector
-from linkmgr.libvirt.pool import HELD_AFTER_S
-from linkmgr.libvirt.side import HookSafeLibvirt
-from linkmgr.libvirt.unknown import explain_unknown_network
+from linkmgr.libvirt.client.api_calls import DomainState
+from linkmgr.libvirt.client.connection import Libvirt
+from linkmgr.libvirt.client.events import DomainEvent, DomainEventKind, DomainEventSubscription
+from linkmgr.libvirt.client.pool import HELD_AFTER_S
+from linkmgr.libvirt.domains.diagnose import explain_unknown_network
+from linkmgr.libvirt.domains.gateway import HookSafeLibvirt
+from linkmgr.libvirt.monitor.passthrough import LibvirtConnector
 from linkmgr.testing.process import Child, execute, finish, until
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.own_time import own_time

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.exits import Exit
+from linkmgr.cli.exit_codes import Exit
 from linkmgr.testing.process import until
 from tests.integration.domain_lab import domain_lab
 from tests.integration.libvirtd import DomainGuest, tiny_domain

@@ -13,14 +13,14 @@ import pytest
 
 from linkmgr import LinkManager, LinkState, NicState
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorTimeout, MonitorUnreachable
-from linkmgr.libvirt.connection import Libvirt
-from linkmgr.libvirt.passthrough import LibvirtConnector
+from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
+from linkmgr.hypervisors.qemu.qmp.dialer import Connector
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
+from linkmgr.libvirt.client.connection import Libvirt
+from linkmgr.libvirt.monitor.passthrough import LibvirtConnector
 from linkmgr.model import MonitorTransport, VmState
-from linkmgr.qmp import Monitor, QmpCommand
-from linkmgr.qmp.dialer import Connector
-from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
-from linkmgr.wirings.args import hub_number
+from linkmgr.wirings.hub.qemu_args import hub_number
 from tests.integration.lab import SUBNETS, Lab
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 

@@ -12,7 +12,7 @@ from linkmgr.drivers import Attachment
 from linkmgr.drivers.bridge import BridgeDriver
 from linkmgr.errors import HostError, MonitorError, SwitchFailed, UnknownVm
 from linkmgr.host import Host
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, mac_of, make_lab
@@ -274,7 +274,7 @@ async def test_what_a_dead_guest_held_is_freed_later_if_it_cannot_be_at_once(
         await terminate(self, attachment)
 
     monkeypatch.setattr(BridgeDriver, "terminate_attachment", fails_twice)
-    monkeypatch.setattr("linkmgr.care.REFUSED_RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("linkmgr.reconcile.supervisor.REFUSED_RETRY_INTERVAL_S", 0.1)
     events = lab.links.events()
     await guest.stop()
     async for event in events:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from linkmgr import Client
+from linkmgr.api import LinkApi
 from linkmgr.errors import LinkmgrError, PortInUse
 from linkmgr.model import Finding, LinkState, Nic, NicState, Outcome
-from linkmgr.protocol import LinkApi
 from tests.integration.faulty_service import command
 from tests.integration.lab import Lab
 from tests.integration.test_cli import Host, make_host

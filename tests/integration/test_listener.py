@@ -20,11 +20,11 @@ import pytest
 
 from bench.served import ServiceProcess
 from linkmgr import Client, EventKind, NicState
-from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer, peer_pid
-from linkmgr.libvirt.listener import MonitorListener
+from linkmgr.aio.unix_sockets import UnixSocket
+from linkmgr.libvirt.monitor.listener import MonitorListener
+from linkmgr.libvirt.monitor.peer_identity import ConnectedQemu, UntrustedPeer, peer_pid
 from linkmgr.model import MonitorTransport, Nic, VmInfo, VmState
 from linkmgr.testing.process import Child, execute, until
-from linkmgr.unix_sockets import UnixSocket
 from tests.integration.lab import bridge_of
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.prepared_once import prepared_once, prepared_open

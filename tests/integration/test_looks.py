@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import EventKind, inspection
-from linkmgr.inspection import GUEST_TIMEOUT_S
-from linkmgr.singleflight import REST_MAX_S
-from linkmgr.swap import Step
+from linkmgr import EventKind
+from linkmgr.aio.singleflight import REST_MAX_S
+from linkmgr.reconcile import inspection
+from linkmgr.reconcile.inspection import GUEST_TIMEOUT_S
+from linkmgr.swap.steps import Step
 from linkmgr.testing.process import execute
-from linkmgr.wirings.attributes import read_devices
+from linkmgr.wirings.endpoints.attributes import read_devices
 from tests.integration.lab import Lab, make_lab
 from tests.integration.test_drift import device, event
 

@@ -23,7 +23,7 @@ import pytest
 
 from linkmgr import Client, EventKind
 from linkmgr.errors import NetworkInUse
-from linkmgr.libvirt.metadata import CABLES_NAMESPACE
+from linkmgr.libvirt.xml.desired_cables import CABLES_NAMESPACE
 from linkmgr.model import LinkState, NicState
 from linkmgr.testing import NetnsPeer
 from linkmgr.testing.process import Child, Result, execute, until

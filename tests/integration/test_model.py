@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 
 from linkmgr import LinkManager
 from linkmgr.errors import LinkmgrError
+from linkmgr.inventory.networks import Networks
 from linkmgr.model import LinkState, NicRef, NicState, Outcome, Port
-from linkmgr.networks import Networks
 from tests.integration.lab import Lab
 from tests.integration.test_linearizable import faults
 

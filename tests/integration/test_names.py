@@ -18,7 +18,7 @@ import pytest_asyncio
 from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.errors import BadName, LinkBusy, MacInUse
 from linkmgr.host import Fd, NetDevice
-from linkmgr.host.tap import IFF_NO_PI, IFF_TAP, TUN, set_interface
+from linkmgr.host.devices.tap import IFF_NO_PI, IFF_TAP, TUN, set_interface
 from linkmgr.model import OwnerTag
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import NIC, is_told, no_frame_lost

@@ -9,10 +9,10 @@ import pytest
 
 from linkmgr import LinkManager, NicState, hub_args
 from linkmgr.errors import UnusableNicId
-from linkmgr.jsonform import JsonReader, read_nic, to_json
 from linkmgr.model import NicRef
+from linkmgr.state.codec import JsonReader, read_nic, to_json
 from linkmgr.testing import Guest
-from linkmgr.wirings.alias import alias_of
+from linkmgr.wirings.hub.alias import alias_of
 from tests.integration.lab import Lab, mac_of
 
 LONG = "a" * 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr import Client
-from linkmgr.libvirt.connection import CONFIG_DIR
+from linkmgr.libvirt.client.connection import CONFIG_DIR
 from linkmgr.testing.process import Result, execute
 from tests.integration.faulty_service import command
 from tests.integration.lab import Lab

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.exits import Exit
+from linkmgr.cli.exit_codes import Exit
 from linkmgr.testing.process import until
 from tests.integration.machine import CHECKOUT, Machine, boot, suite
 

@@ -180,7 +180,7 @@ async def test_a_port_that_never_forwards_is_not_switched_to(
     await lab.sh("ip link set br-red type bridge stp_state 1 forward_delay 3000")
     guest = await lab.guest(cmdline=STATIC)
     first = await lab.links.plug(NIC, "blue")
-    monkeypatch.setattr("linkmgr.wirings.host_side.FORWARDING_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("linkmgr.wirings.endpoints.host_side.FORWARDING_TIMEOUT_S", 0.5)
     with pytest.raises(NotForwarding, match="web1/net0 is plugged into blue"):
         await lab.links.plug(NIC, "red")
     assert await lab.links.connections() == [first.nic.connection]

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict
-from linkmgr.libvirt import qemu_xml
-from linkmgr.libvirt.domain_xml import QEMU, Document
-from linkmgr.libvirt.monitor_xml import OVERRIDE
-from linkmgr.qmp.network import parse_info_network
+from linkmgr import doctor
+from linkmgr.doctor import Verdict
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
+from linkmgr.libvirt.xml import qemu_namespace
+from linkmgr.libvirt.xml.document import QEMU, Document
+from linkmgr.libvirt.xml.monitor import OVERRIDE
 from linkmgr.testing.process import ProcessFailed, execute, until
-from linkmgr.wirings.args import hub_number
+from linkmgr.wirings.hub.qemu_args import hub_number
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 from tests.prepared_once import prepared_once
 
@@ -130,7 +130,7 @@ async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_af
 
     async with (
         DomainGuest(libvirtd, "web1") as guest,
-        Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled,
+        Dialled(libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock") as dialled,
     ):
         await libvirtd.virsh("start", "web1")
         greeting, _, uuid, name = await dialled.ask("query-uuid", "query-name")
@@ -197,7 +197,7 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     await libvirtd.define(tiny_domain(libvirtd, "web3", [nic]))
     plain = await libvirtd.virsh("dumpxml", "--inactive", "web3")
 
-    (old,) = await probes.prepared(libvirtd.uri)
+    (old,) = await doctor.prepared(libvirtd.uri)
     assert (old.verdict, "prepared web1, web2," in old.what) == (Verdict.MISSING, True)
     assert old.todo == "'linkmgr prepare --refresh --all'"
 
@@ -210,12 +210,12 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     again = await prepare(libvirtd, "--refresh", "--all")
     assert (again.returncode, again.stdout) == (0, "")
     assert "no domain has to be prepared anew" in again.stderr
-    (fine,) = await probes.prepared(libvirtd.uri)
+    (fine,) = await doctor.prepared(libvirtd.uri)
     assert fine.verdict is Verdict.WORKS
     assert await libvirtd.virsh("dumpxml", "--inactive", "web3") == plain
     assert "it was never prepared" in (await prepare(libvirtd, "web3", "--refresh")).stderr
 
-    async with Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled:
+    async with Dialled(libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock") as dialled:
         for name in ("web1", "web2"):
             await libvirtd.virsh("start", name)
             assert (await dialled.ask("query-name"))[2] == {"name": name}
@@ -235,7 +235,7 @@ async def test_what_an_older_linkmgr_prepared_starts_or_is_refused_until_it_is_p
         await libvirtd.define(prepared_once(xml))
     if await starts_as_prepared_once(libvirtd, "web4"):
         await libvirtd.virsh("managedsave", "web4")
-        _, saved = await probes.prepared(libvirtd.uri)
+        _, saved = await doctor.prepared(libvirtd.uri)
         assert (saved.name, "of web4 cannot" in saved.what) == ("saved states", True)
     every = await prepare(libvirtd, "--refresh", "--all")
     assert every.returncode == 0, every.stderr
@@ -304,7 +304,7 @@ async def test_doctor_lists_snapshots_that_a_newer_qemu_cannot_go_back_to(
     assert (await prepare(libvirtd, "web1", "--refresh")).returncode == 0
     await libvirtd.virsh("start", "--paused", "web1")
     await libvirtd.virsh("snapshot-create-as", "web1", "now")
-    (line,) = await probes.prepared(libvirtd.uri)
+    (line,) = await doctor.prepared(libvirtd.uri)
     assert (line.name, line.verdict) == ("snapshots", Verdict.MISSING)
     assert line.what == "QEMU 10.2 and newer cannot go back to the snapshots web1/then"
 
@@ -350,12 +350,12 @@ async def test_of_several_overrides_of_one_property_linkmgr_believes_what_libvir
         (port,) = re.findall(r"\{[^{}]*\"id\":\"ua-lmqmp\"[^{}]*\}", argv)
         obeyed = json.loads(port).get("chardev", "")
         assert obeyed == {None: "charua-lmqmp", "7": 7}.get(value, value)
-        assert qemu_xml.override(Document(xml.encode()), *OVERRIDE) == value, text
+        assert qemu_namespace.override(Document(xml.encode()), *OVERRIDE) == value, text
 
 
 async def test_the_socket_stays_roots_while_two_guests_dial_it(libvirtd: Libvirtd) -> None:
     """libvirt gives a channel's socket to the user of QEMU unless it is told not to."""
-    path = libvirtd.run / "linkmgr/qmp.sock"
+    path = libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock"
     async with Dialled(path) as dialled:
 
         async def dials(name: str) -> None:

@@ -64,7 +64,7 @@ async def test_a_stopped_qemu_is_waited_for(bed: Bed) -> None:
     guest = bed.lab.guests["web1"]
     await bed.start_from("blue:one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("linkmgr.inventory.RECONNECT_TIMEOUT_S", 0.3)
+        patch.setattr("linkmgr.manager.inventory.RECONNECT_TIMEOUT_S", 0.3)
         os.kill(guest.pid, signal.SIGSTOP)
         try:
             async with LinkManager(state=bed.state, timeout=0.2) as links:
@@ -118,7 +118,7 @@ async def test_an_absent_vm_can_be_forgotten_and_stays_on_its_cable(bed: Bed) ->
     os.kill(guest.pid, signal.SIGSTOP)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("linkmgr.inventory.RECONNECT_TIMEOUT_S", 0.3)
+            patch.setattr("linkmgr.manager.inventory.RECONNECT_TIMEOUT_S", 0.3)
             async with LinkManager(state=bed.state, timeout=0.2) as links:
                 assert await links.remove_vm("web1")
                 assert await links.vms() == []

@@ -7,9 +7,10 @@ import signal
 
 import pytest
 
-from linkmgr import LinkManager, NicState, reconcile
-from linkmgr.carrier import MIN_DOWN_S
-from linkmgr.swap import Step
+from linkmgr import LinkManager, NicState
+from linkmgr.reconcile import recovery
+from linkmgr.swap.carrier import MIN_DOWN_S
+from linkmgr.swap.steps import Step
 from tests.integration.crash import CROSSED, DIE, STAY
 from tests.integration.failures_lab import NIC, RATE, Fault, no_frame_lost, nothing_left, traces
 from tests.integration.restart_lab import FLAP, Bed, bed, unplugged
@@ -186,9 +187,9 @@ async def test_a_restart_that_takes_the_cable_out_for_a_moment_is_noticed(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What measures the kills can fail: 50 ms are enough, and all agree in the end."""
-    recover = reconcile._Nic.recover
+    recover = recovery._Nic.recover
 
-    async def cut(self: reconcile._Nic) -> None:
+    async def cut(self: recovery._Nic) -> None:
         await recover(self)
         nic = self._nic
         assert nic.connection
@@ -196,7 +197,7 @@ async def test_a_restart_that_takes_the_cable_out_for_a_moment_is_noticed(
         await asyncio.sleep(0.05)
         await nic.wiring.switch_back(nic.ref, None, nic.connection.cable)
 
-    monkeypatch.setattr(reconcile._Nic, "recover", cut)
+    monkeypatch.setattr(recovery._Nic, "recover", cut)
     await bed.start_from("blue:one")
     await bed.killed(Step.STAGE, "plug", NIC, "red")
     with pytest.raises(AssertionError, match="arrived"):

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import StateDirectory
 from linkmgr.events import EventKind
-from linkmgr.libvirt.care import DomainController
+from linkmgr.libvirt.domains.controller import DomainController
 from linkmgr.model import Drift
-from linkmgr.service.config import Config, NetworkSection
-from linkmgr.service.core import ServiceContext
-from linkmgr.service.notify import SystemdNotifier
-from linkmgr.service.run import Service
-from linkmgr.service.sockets import listening
-from linkmgr.swap import Step
+from linkmgr.service.config.schema import Config, NetworkSection
+from linkmgr.service.context import ServiceContext
+from linkmgr.service.listeners import listening
+from linkmgr.service.main import Service
+from linkmgr.service.systemd.notify import SystemdNotifier
+from linkmgr.state.directory import StateDirectory
+from linkmgr.swap.steps import Step
 from linkmgr.testing.process import until
 from tests.integration.lab import Lab, make_lab
 from tests.unit.service_lab import read_answer, request

@@ -18,11 +18,11 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import Client, LinkManager, LinkState
-from linkmgr.carrier import MIN_DOWN_S
 from linkmgr.errors import ServiceGone
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
 from linkmgr.model import OwnerTag
-from linkmgr.qmp.network import parse_info_network
-from linkmgr.swap import Step
+from linkmgr.swap.carrier import MIN_DOWN_S
+from linkmgr.swap.steps import Step
 from tests.integration.dying_service import reached
 from tests.integration.failures_lab import NIC, RATE, no_frame_lost
 from tests.integration.lab import Lab, make_lab

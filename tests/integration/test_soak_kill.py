@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from bench.soak.kills.world import VM, World, make_world
-from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.qmp.network import parse_info_network
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
 from linkmgr.testing.process import execute
 
 KILLS = 50

@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from bench.served import ServiceProcess
 from linkmgr import Client, LinkManager, LinkmgrError, NicState
-from linkmgr.cli.exits import Exit
+from linkmgr.cli.exit_codes import Exit
 from linkmgr.errors import StateError, UnknownVm
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute, until
 from tests.integration.failures_lab import NIC, no_frame_lost, nothing_left, traces
@@ -267,7 +267,13 @@ async def test_the_clock_may_go_back(disk: Disk, monkeypatch: pytest.MonkeyPatch
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return before - timedelta(days=400)
 
-    for module in ("swap", "vm", "absent", "care", "events"):
+    for module in (
+        "swap.steps",
+        "inventory.machine",
+        "reconcile.reconnect",
+        "reconcile.supervisor",
+        "events",
+    ):
         monkeypatch.setattr(f"linkmgr.{module}.datetime", Past)
     async with disk.links() as links:
         assert (await links.nic(NIC)).since == before

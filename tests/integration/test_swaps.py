@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.network import parse_info_network
-from linkmgr.swap import Step
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
+from linkmgr.swap.steps import Step
 from linkmgr.testing import Guest
 from tests.integration.lab import SUBNETS, Lab, mac_of, make_lab
 

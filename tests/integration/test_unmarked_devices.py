@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager
-from linkmgr.host import macvtap
-from linkmgr.host.links import DEVICE_GROUP
-from linkmgr.strays import UNTAGGED_MIN_AGE_S
+from linkmgr.host.devices import macvtap
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.reconcile.orphans import UNTAGGED_MIN_AGE_S
 from linkmgr.testing.process import execute
 from tests.integration.crash import NETLINK, NODE, STAY
 from tests.integration.forks import Forks

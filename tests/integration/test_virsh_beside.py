@@ -19,15 +19,15 @@ import pytest
 import pytest_asyncio
 
 from linkmgr import LinkManager, LinkState, NicState
-from linkmgr.libvirt import monitor_xml
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.links import LinkSync
-from linkmgr.libvirt.prepare import prepare
-from linkmgr.libvirt.qemu_xml import add_arguments
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
+from linkmgr.libvirt.domains.link_sync import LinkSync
+from linkmgr.libvirt.prepare.rewrite import prepare
+from linkmgr.libvirt.xml import monitor
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.qemu_namespace import add_arguments
 from linkmgr.model import OwnerTag
-from linkmgr.qmp.network import parse_info_network
 from linkmgr.testing.process import until
-from linkmgr.wirings.stub import libvirt_netdev_id
+from linkmgr.wirings.hub.placeholder import libvirt_netdev_id
 from tests.integration.lab import Lab
 from tests.integration.libvirtd import DomainGuest, Libvirtd, private_libvirtd, tiny_domain
 
@@ -46,7 +46,7 @@ def listening_domain(libvirtd: Libvirtd, name: str) -> str:
         for number, mac in enumerate(MACS)
     ]
     made = prepare(tiny_domain(libvirtd, name, nics).encode())
-    document = monitor_xml.remove(Document(made.xml))
+    document = monitor.remove(Document(made.xml))
     words = ["-qmp", f"unix:/run/lab/{name}.qmp,server=on,wait=off"]
     return add_arguments(document, words).source.decode()
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from linkmgr.host import Fd
-from linkmgr.host.macvtap import make_macvtap
-from linkmgr.host.rtnl import index_of
-from linkmgr.host.tap import make_tap
+from linkmgr.host.devices.macvtap import make_macvtap
+from linkmgr.host.devices.tap import make_tap
+from linkmgr.host.netlink.changes import index_of
 from linkmgr.model import DirectMode, OwnerTag
-from linkmgr.service.fdstore import SystemdFdStore, passed_fds
-from linkmgr.service.notify import SystemdNotifier, watchdog_interval, watchdog_loop
+from linkmgr.service.systemd.fd_store import SystemdFdStore, passed_fds
+from linkmgr.service.systemd.notify import SystemdNotifier, watchdog_interval, watchdog_loop
 
 TUNGETIFF = 0x800454D2
 SHARED = Path("/shared")

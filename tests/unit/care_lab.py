@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.documents import StateDirectory
 from linkmgr.errors import (
     LibvirtRefused,
     LibvirtUnreachable,
@@ -24,16 +23,17 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import Event, EventBus, EventKind, EventSubscription
-from linkmgr.libvirt.calls import DomainState, DomainView
-from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.domain_events import (
+from linkmgr.inventory.bindings import PortBindings
+from linkmgr.libvirt.client.api_calls import DomainState, DomainView
+from linkmgr.libvirt.client.events import (
     DomainEvent,
     DomainEventBroadcast,
     DomainEventKind,
     DomainEventSubscription,
 )
-from linkmgr.libvirt.metadata import CABLES_NAMESPACE
-from linkmgr.manager import LinkManager
+from linkmgr.libvirt.domains.controller import DomainController
+from linkmgr.libvirt.xml.desired_cables import CABLES_NAMESPACE
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
@@ -50,7 +50,7 @@ from linkmgr.model import (
     VmState,
     check_name,
 )
-from linkmgr.reservations import PortBindings
+from linkmgr.state.directory import StateDirectory
 from tests.unit import samples
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -372,8 +372,10 @@ class Lab:
         self.folder.mkdir(exist_ok=True)
         events = self.manager.events()
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("domains", "care", "silent"):
-                patch.setattr(f"linkmgr.libvirt.{module}.started_at", self.manager.started.get)
+            for module in ("domains", "controller", "unconnected"):
+                patch.setattr(
+                    f"linkmgr.libvirt.domains.{module}.started_at", self.manager.started.get
+                )
             async with made:
                 yield made
                 await self.settle()

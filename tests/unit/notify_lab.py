@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service.notify import SystemdNotifier
+from linkmgr.service.systemd.notify import SystemdNotifier
 
 
 class FakeServiceManager:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from linkmgr.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp import Monitor
 
 GREETING: dict[str, Any] = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": ["oob"]}

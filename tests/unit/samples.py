@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from linkmgr.drivers.fd import FD_NETWORK
-from linkmgr.jsonform import to_json
 from linkmgr.model import (
     BridgeEndpoint,
     Connection,
@@ -24,6 +23,7 @@ from linkmgr.model import (
     VmState,
 )
 from linkmgr.naming import NicCandidate, NicName, find_nic
+from linkmgr.state.codec import to_json
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 BLUE = Network("blue", "bridge", {"bridge": "br0"})

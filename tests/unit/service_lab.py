@@ -20,8 +20,8 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventBus, EventKind, EventSubscription
-from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.hooks import HookAnswer
+from linkmgr.libvirt.domains.controller import DomainController
+from linkmgr.libvirt.domains.hook_handler import HookAnswer
 from linkmgr.model import (
     Affects,
     BridgeEndpoint,
@@ -42,11 +42,11 @@ from linkmgr.model import (
     VmInfo,
     VmState,
 )
-from linkmgr.service.config import Config
-from linkmgr.service.core import ServiceContext
-from linkmgr.service.notify import SystemdNotifier
-from linkmgr.service.run import Service
-from linkmgr.service.sockets import listening
+from linkmgr.service.config.schema import Config
+from linkmgr.service.context import ServiceContext
+from linkmgr.service.listeners import listening
+from linkmgr.service.main import Service
+from linkmgr.service.systemd.notify import SystemdNotifier
 from tests.unit import samples
 
 SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -7,11 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from linkmgr import swap
-from linkmgr.carrier import Carrier, CarrierClock
-from linkmgr.documents import StateDirectory
 from linkmgr.drivers import Attachment, NetworkDriver
-from linkmgr.journal import Journal, VmJournal, VmRecord
 from linkmgr.model import (
     BridgeEndpoint,
     Endpoint,
@@ -22,7 +18,11 @@ from linkmgr.model import (
     Offer,
     Port,
 )
-from linkmgr.swap import ManagedNic, Step
+from linkmgr.state.directory import StateDirectory
+from linkmgr.state.journal import Journal, VmJournal, VmRecord
+from linkmgr.swap import steps
+from linkmgr.swap.carrier import Carrier, CarrierClock
+from linkmgr.swap.steps import ManagedNic, Step
 from linkmgr.wirings import Cable, Wiring
 
 NIC = NicRef("web1", "net0")
@@ -161,10 +161,10 @@ class Bench:
 
         port = Port(Network(name, "fake"), name)
         driver = FakeDriver(self.log)
-        await swap.plug(self.nic, driver, port, free_port, notify=notify, probe=self.probe)
+        await steps.plug(self.nic, driver, port, free_port, notify=notify, probe=self.probe)
 
     async def unplug(self) -> None:
-        await swap.unplug(self.nic, probe=self.probe)
+        await steps.unplug(self.nic, probe=self.probe)
 
     async def probe(self, step: Step) -> None:
         self.log.note(f"[{step}]")
@@ -188,7 +188,7 @@ class Bench:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No guest has to see a flap here."""
     for name in ("MIN_DOWN_S", "LINKWATCH_INTERVAL_S", "LINKWATCH_MARGIN_S"):
-        monkeypatch.setattr(f"linkmgr.carrier.{name}", 0.0)
+        monkeypatch.setattr(f"linkmgr.swap.carrier.{name}", 0.0)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.admission import Admission, PeerCredentials, peer_credentials
-from linkmgr.qmp.connection import connect_socket
-from linkmgr.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.admission import Admission, PeerCredentials, peer_credentials
+from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.transport import connect_socket
 
 ME = PeerCredentials(os.getpid(), os.geteuid())
 PATH = "/run/web1.qmp"

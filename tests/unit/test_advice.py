@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadName
-from linkmgr.libvirt.calls import DomainState, DomainView
-from linkmgr.libvirt.listing import _command
-from linkmgr.libvirt.refusals import can_be_vm, rename_command
-from linkmgr.libvirt.silent import _unconnected
-from linkmgr.libvirt.virsh import Virsh
+from linkmgr.libvirt.client.api_calls import DomainState, DomainView
+from linkmgr.libvirt.domains.domain_inventory import _command
+from linkmgr.libvirt.domains.unconnected import _unconnected
+from linkmgr.libvirt.prepare.preconditions import can_be_vm, rename_command
+from linkmgr.libvirt.prepare.virsh import Virsh
 from linkmgr.model import NicRef, check_name
-from linkmgr.untrusted import ip_device, shell_command, shell_word
+from linkmgr.text.untrusted import ip_device, shell_command, shell_word
 from tests.unit.care_lab import UUID
 
 SERVER = "\u0441\u0435\u0440\u0432\u0435\u0440"

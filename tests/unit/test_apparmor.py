@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict
+from linkmgr import doctor
+from linkmgr.doctor import Verdict
 
 RULES = Path(__file__).parents[2] / "packaging" / "apparmor"
 PARSER = shutil.which("apparmor_parser", path="/usr/sbin:/sbin")
@@ -67,27 +67,27 @@ async def test_where_apparmor_is_off_or_confines_no_guests_there_is_nothing_to_s
     folder: Path,
 ) -> None:
     (folder / "off").write_text("N\n")
-    assert await probes.apparmor(folder, folder / "off") == []
-    assert await probes.apparmor(folder, folder / "not-in-this-kernel") == []
+    assert await doctor.apparmor(folder, folder / "off") == []
+    assert await doctor.apparmor(folder, folder / "not-in-this-kernel") == []
     (folder / "abstractions/libvirt-qemu").unlink()
-    assert await probes.apparmor(folder, folder / "enabled") == []
+    assert await doctor.apparmor(folder, folder / "enabled") == []
 
 
 async def test_rules_that_guests_do_not_have_are_missed(folder: Path) -> None:
-    (not_included,) = await probes.apparmor(folder, folder / "enabled")
+    (not_included,) = await doctor.apparmor(folder, folder / "enabled")
     assert not_included.verdict is Verdict.MISSING
     site = folder / "local/abstractions/libvirt-qemu"
     assert str(site) in str(not_included.todo)
     site.write_text("# include <abstractions/libvirt-qemu.d/linkmgr>\n")
-    assert (await probes.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.MISSING
+    assert (await doctor.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.MISSING
     site.write_text("include if exists <abstractions/libvirt-qemu.d/linkmgr>\n")
-    assert (await probes.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.WORKS
+    assert (await doctor.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.WORKS
     (folder / "abstractions/libvirt-qemu.d/linkmgr").unlink()
-    (gone,) = await probes.apparmor(folder, folder / "enabled")
+    (gone,) = await doctor.apparmor(folder, folder / "enabled")
     assert (gone.verdict, "cannot use macvtaps" in gone.what) == (Verdict.MISSING, True)
 
 
 async def test_a_newer_libvirt_includes_the_rules_by_itself(folder: Path) -> None:
     text = "  /dev/kvm rw,\n  include if exists <abstractions/libvirt-qemu.d>\n"
     (folder / "abstractions/libvirt-qemu").write_text(text)
-    assert (await probes.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.WORKS
+    assert (await doctor.apparmor(folder, folder / "enabled"))[0].verdict is Verdict.WORKS

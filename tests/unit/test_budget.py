@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from linkmgr.budget import USERS_MAX, TimeBudget, UserBudgets
+from linkmgr.aio.token_bucket import USERS_MAX, TimeBudget, UserBudgets
 
 
 class Clock:

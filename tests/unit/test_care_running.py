@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.care import VmSupervisor
 from linkmgr.errors import MonitorGone
 from linkmgr.events import EventBus, EventKind
+from linkmgr.hypervisors.qemu.qmp import MonitorEvent
+from linkmgr.inventory.bindings import PortBindings
+from linkmgr.inventory.machine import Vm
 from linkmgr.model import NicRef
-from linkmgr.qmp import MonitorEvent
-from linkmgr.reservations import PortBindings
-from linkmgr.vm import Vm
+from linkmgr.reconcile.supervisor import VmSupervisor
 
 
 class Guest:

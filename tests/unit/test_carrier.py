@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from linkmgr.carrier import LINKWATCH_INTERVAL_S, MIN_DOWN_S, Carrier, CarrierClock
 from linkmgr.errors import MonitorTimeout
 from linkmgr.model import NicRef
-from linkmgr.wirings.models import shows_carrier
+from linkmgr.swap.carrier import LINKWATCH_INTERVAL_S, MIN_DOWN_S, Carrier, CarrierClock
+from linkmgr.wirings.hub.nic_models import shows_carrier
 
 
 class Link:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from linkmgr.checks import check_nic, device_faults
 from linkmgr.model import DirectEndpoint, DirectMode, Drift, LinkState, Network, Nic, NicState, Port
+from linkmgr.reconcile.checks import check_nic, device_faults
 from linkmgr.wirings import Cable
-from linkmgr.wirings.receive_filter import hint_for
+from linkmgr.wirings.endpoints.receive_filter import hint_for
 from tests.unit.swap_lab import NIC, Bench, bench, impatient
 
 __all__ = ["bench", "impatient"]  # fixtures

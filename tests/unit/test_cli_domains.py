@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from linkmgr.jsonform import to_json
 from linkmgr.model import MonitorTransport, Nic, NicState, Outcome
+from linkmgr.state.codec import to_json
 from tests.unit import samples
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, FakeService, serving

@@ -13,7 +13,7 @@ import pytest
 from linkmgr import errors
 from linkmgr.cli import main
 from linkmgr.cli.app import cli
-from linkmgr.cli.exits import Exit, exit_of
+from linkmgr.cli.exit_codes import Exit, exit_of
 from linkmgr.errors import LinkmgrError
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, FakeService, serving
@@ -298,7 +298,7 @@ def test_every_error_has_the_exit_code_of_a_family() -> None:
         if isinstance(kind, type) and issubclass(kind, LinkmgrError)
     ]
     others = {kind.__name__ for kind in kinds if exit_of(kind) is Exit.OTHER}
-    assert others == {"LinkmgrError"}, "give it a family in linkmgr/cli/exits.py"
+    assert others == {"LinkmgrError"}, "give it a family in linkmgr/cli/exit_codes.py"
 
 
 def test_the_exit_codes_are_tabulated() -> None:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from linkmgr.cli.app import cli
-from linkmgr.cli.base import LazyCommand, Settings
+from linkmgr.cli.framework import LazyCommand, Settings
 from tests.unit.cli_runner import run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import membership
+from linkmgr.client import membership
 from linkmgr.errors import Forbidden
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import FakeService, serving
@@ -43,7 +43,7 @@ async def test_a_refusal_of_the_service_is_explained_to_a_new_member(
 async def test_a_group_that_the_process_lacks_is_found_in_the_database() -> None:
     """The user daemon (1) is a member of its own group, which this process is without."""
     code = (
-        "import os; from linkmgr.cli.membership import groups_since_login;"
+        "import os; from linkmgr.client.membership import groups_since_login;"
         "os.setgroups([]); os.setgid(65534); os.setuid(1); print(groups_since_login())"
     )
     done = await asyncio.to_thread(

@@ -92,7 +92,7 @@ def test_asking_the_service_loads_neither_netlink_nor_the_service() -> None:
 
 
 def test_serving_loads_no_client() -> None:
-    assert not loaded_by("import linkmgr.cli.app, linkmgr.service.run") & {
+    assert not loaded_by("import linkmgr.cli.app, linkmgr.service.main") & {
         "httpx", "rich", "libvirt", "schemathesis", "linkmgr.client",
     }  # fmt: skip
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import ask, diagnose
-from linkmgr.cli.diagnose import Diagnosis, of_process
+from linkmgr.cli import runner
+from linkmgr.client import diagnose
+from linkmgr.client.diagnose import Diagnosis, of_process
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, FakeService, serving
 
@@ -27,7 +28,7 @@ async def service(tmp_path: Path) -> AsyncIterator[FakeService]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "SILENCE_NOTICE_S", 0.2)
+    monkeypatch.setattr(runner, "SILENCE_NOTICE_S", 0.2)
     monkeypatch.setattr(diagnose, "HEALTH_TIMEOUT_S", 0.3)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.show import age, aligned, natural, printable
+from linkmgr.cli.output import age, aligned, natural, printable
 from linkmgr.cli.status import lines, report
-from linkmgr.jsonform import JsonReader, read_nic, read_vm, to_json
 from linkmgr.model import Finding, LinkState, MonitorTransport, NicState
+from linkmgr.state.codec import JsonReader, read_nic, read_vm, to_json
 from tests.unit import samples
 from tests.unit.cli_runner import run
 from tests.unit.http_peer import Exchange, FakeService, serving

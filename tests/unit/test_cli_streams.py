@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.exits import Exit
-from linkmgr.jsonform import to_json
+from linkmgr.cli.exit_codes import Exit
+from linkmgr.state.codec import to_json
 from tests.unit import samples
 from tests.unit.http_peer import FakeService, serving
 from tests.unit.test_cli_process import LINKMGR, ROOT, start

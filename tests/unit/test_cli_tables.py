@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.show import MIN_CELL, aligned, fitted
-from linkmgr.jsonform import to_json
+from linkmgr.cli.output import MIN_CELL, aligned, fitted
+from linkmgr.state.codec import to_json
 from tests.unit import samples
 from tests.unit.http_peer import FakeService, serving
 from tests.unit.test_cli_process import _rest_of, start

@@ -179,7 +179,7 @@ async def test_a_question_is_not_asked_for_ever(service: FakeService) -> None:
 async def test_a_verb_may_take_longer_than_a_connection(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.client.transport.CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("linkmgr.client.http.CONNECT_TIMEOUT_S", 0.1)
 
     async def slowly(exchange: Exchange) -> None:
         await asyncio.sleep(0.5)

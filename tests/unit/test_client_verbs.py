@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from linkmgr import Client, errors
-from linkmgr.client.problems import error_from
+from linkmgr.api import LibvirtLinkApi
+from linkmgr.client.errors import error_from
 from linkmgr.errors import (
     BadName,
     BadOption,
@@ -24,7 +25,6 @@ from linkmgr.errors import (
     NotOnHub,
     UnknownVm,
 )
-from linkmgr.jsonform import DecodeError, JsonReader, read_nic, to_json
 from linkmgr.model import (
     Drift,
     Finding,
@@ -36,8 +36,8 @@ from linkmgr.model import (
     Outcome,
     Port,
 )
-from linkmgr.protocol import LibvirtLinkApi
-from linkmgr.where import DEFAULT_SOCKET, socket_path
+from linkmgr.paths import DEFAULT_SOCKET, socket_path
+from linkmgr.state.codec import DecodeError, JsonReader, read_nic, to_json
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, FakeService, serving
 

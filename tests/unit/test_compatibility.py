@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict, versions
-from linkmgr.qmp.features import Features
+from linkmgr import doctor
+from linkmgr.doctor import Verdict, versions
+from linkmgr.hypervisors.qemu.qmp.features import Features
 
 ROOT = Path(__file__).parents[2]
 Program = Callable[[str, str], Path]
@@ -60,7 +60,7 @@ def test_the_doctor_goes_by_the_versions_that_were_tested(script: ModuleType) ->
     for name, known in versions.TESTED.items():
         read = [versions.read(each["versions"][name]) for each in ran.values()]
         found = [each[: len(known[0])] for each in read if each is not None]
-        assert list(known) == found, f"{name}: linkmgr/cli/probes/versions.py"
+        assert list(known) == found, f"{name}: linkmgr/doctor/versions.py"
 
 
 def test_a_page_says_what_ran_what_was_skipped_and_what_differs(script: ModuleType) -> None:
@@ -163,7 +163,7 @@ async def test_the_doctor_names_distribution_python_and_systemd(
 ) -> None:
     program("systemctl", "echo 'systemd 252 (252.39-1~deb12u1)'; echo '+PAM +AUDIT'")
     (tmp_path / "os-release").write_text(release)
-    distribution, python, systemd = await probes.host(tmp_path / "os-release")
+    distribution, python, systemd = await doctor.host(tmp_path / "os-release")
     assert (distribution.what, distribution.verdict) == (says, Verdict.WORKS)
     assert (python.name, python.verdict) == ("Python", Verdict.WORKS)
     assert (systemd.what, systemd.verdict) == ("252: tested", Verdict.WORKS)
@@ -172,7 +172,7 @@ async def test_the_doctor_names_distribution_python_and_systemd(
 async def test_a_host_without_systemd_and_os_release_is_no_failure(
     program: Program, tmp_path: Path
 ) -> None:
-    distribution, _, systemd = await probes.host(tmp_path / "none")
+    distribution, _, systemd = await doctor.host(tmp_path / "none")
     assert distribution.verdict is Verdict.UNKNOWN
     assert (systemd.verdict, systemd.used) == (Verdict.MISSING, False)
 
@@ -191,7 +191,7 @@ async def test_a_libvirt_is_too_old_or_should_work(
 ) -> None:
     program("libvirtd", f"echo 'libvirtd (libvirt) {version}'")
     (tmp_path / "libvirt-sock").touch()
-    found = (await probes.libvirt(tmp_path))[0]
+    found = (await doctor.libvirt(tmp_path))[0]
     assert (found.verdict, found.bad) == (verdict, False)
     assert found.what == f"libvirtd (libvirt) {version}, {tmp_path}/libvirt-sock: {says}"
     assert bool(found.todo) == (verdict is Verdict.MISSING)

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from linkmgr.jsonform import to_json
 from linkmgr.model import Port
+from linkmgr.state.codec import to_json
 from tests.unit import samples
 from tests.unit.http_peer import Exchange, FakeService, serving
 

@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.identity import ConnectedQemu
+from linkmgr.libvirt.domains.controller import DomainController
+from linkmgr.libvirt.monitor.peer_identity import ConnectedQemu
 from linkmgr.model import VmInfo, VmState
-from linkmgr.service.run import _discovered
+from linkmgr.service.main import _discovered
 from tests.unit.samples import NOW
 
 UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"

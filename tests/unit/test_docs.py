@@ -6,9 +6,9 @@ from pathlib import Path
 from linkmgr import hub_args
 from linkmgr.errors import LinkmgrError
 from linkmgr.model import NicState
-from linkmgr.swap import Step
-from linkmgr.wirings.attributes import ATTRIBUTES
-from linkmgr.wirings.models import NEVER_SHOW_CARRIER, SHOW_CARRIER_SINCE
+from linkmgr.swap.steps import Step
+from linkmgr.wirings.endpoints.attributes import ATTRIBUTES
+from linkmgr.wirings.hub.nic_models import NEVER_SHOW_CARRIER, SHOW_CARRIER_SINCE
 
 ROOT = Path(__file__).parents[2]
 

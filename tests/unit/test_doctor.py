@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import doctor, probes
-from linkmgr.cli.probes import ProbeResult, Verdict, abilities, line, standing
+from linkmgr import doctor as probes
+from linkmgr.cli import doctor
+from linkmgr.doctor import ProbeResult, Verdict, kernel_probe, result, service_state
 
 Program = Callable[[str, str], Path]
 
@@ -85,7 +86,7 @@ async def test_no_qemu_is_a_needed_thing_missing(program: Program) -> None:
 async def test_a_program_that_hangs_is_given_up(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(result, "PROBE_TIMEOUT_S", 0.2)
     program("qemu-system-x86_64", "exec /bin/sleep 60")
     one, _ = await probes.qemu()
     assert "did not end within" in one.what
@@ -174,11 +175,11 @@ async def test_an_ovs_whose_database_does_not_answer_is_told(
 def trial(monkeypatch: pytest.MonkeyPatch, answer: object, status: int = 0) -> None:
     said = answer if isinstance(answer, str) else json.dumps(answer)
     program = f"print({said!r}); raise SystemExit({status})"
-    monkeypatch.setattr(abilities, "TRIAL_COMMAND", [sys.executable, "-c", program])
+    monkeypatch.setattr(kernel_probe, "TRIAL_COMMAND", [sys.executable, "-c", program])
 
 
 def tried(**works: bool) -> dict[str, object]:
-    names = [*abilities.KERNEL_FEATURES, "openvswitch"]
+    names = [*kernel_probe.KERNEL_FEATURES, "openvswitch"]
     keys = {name.replace(" ", "_"): name for name in names}
     found = [
         {"name": name, "works": works.get(key, True), "detail": "" if works.get(key, True) else "x"}
@@ -231,12 +232,12 @@ def test_a_host_without_an_iommu_has_no_vfio(tmp_path: Path) -> None:
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio/vfio").symlink_to(os.devnull)  # a character device
     (tmp_path / "net").mkdir()
-    found = {each.name: each for each in abilities.nodes(tmp_path, tmp_path / "sys")}
+    found = {each.name: each for each in kernel_probe.nodes(tmp_path, tmp_path / "sys")}
     assert found["VFIO"].verdict is Verdict.MISSING
     assert "IOMMU" in found["VFIO"].what
     assert found["/dev/net/tun"].bad
     (tmp_path / "sys/kernel/iommu_groups/0").mkdir(parents=True)
-    found = {each.name: each for each in abilities.nodes(tmp_path, tmp_path / "sys")}
+    found = {each.name: each for each in kernel_probe.nodes(tmp_path, tmp_path / "sys")}
     assert found["VFIO"].verdict is Verdict.WORKS
 
 
@@ -263,16 +264,16 @@ async def test_a_new_member_of_the_group_is_told_to_log_in_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    monkeypatch.setattr(standing, "groups_since_login", lambda: {"linkmgr"})
+    monkeypatch.setattr(service_state, "groups_since_login", lambda: {"linkmgr"})
     found = {each.name: each for each in await probes.rights()}
     assert "log in again, or 'newgrp linkmgr'" in str(found["changes"].todo)
-    monkeypatch.setattr(standing, "groups_since_login", set)
+    monkeypatch.setattr(service_state, "groups_since_login", set)
     found = {each.name: each for each in await probes.rights()}
     assert "usermod" in str(found["changes"].todo)
 
 
 async def test_without_the_group_only_root_changes_cables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standing, "GROUP", "no-such-group-here")
+    monkeypatch.setattr(service_state, "GROUP", "no-such-group-here")
     found = {each.name: each for each in await probes.rights()}
     assert found["group"].verdict is Verdict.MISSING
     assert "groupadd" in str(found["group"].todo)
@@ -284,7 +285,7 @@ async def test_without_the_group_only_root_changes_cables(monkeypatch: pytest.Mo
 
 async def test_a_root_without_the_capability_is_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(standing, "_capabilities", lambda: 0)
+    monkeypatch.setattr(service_state, "_capabilities", lambda: 0)
     found = {each.name: each for each in await probes.rights()}
     assert found["CAP_NET_ADMIN"].bad
 
@@ -331,7 +332,7 @@ async def test_a_service_that_answers_tells_its_version(tmp_path: Path) -> None:
 async def test_a_service_that_answers_wrongly_or_never_is_told(
     tmp_path: Path, answer: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standing, "SERVICE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(service_state, "SERVICE_TIMEOUT_S", 0.3)
     async with answering(tmp_path / "sock", answer):
         found = {each.name: each for each in await probes.service(tmp_path / "sock")}
     assert found["answer"].bad
@@ -411,9 +412,9 @@ def test_the_command_looks_for_the_libvirt_of_the_file_that_is_named(tmp_path: P
 def test_the_command_prints_plain_columns_where_no_terminal_is(tmp_path: Path) -> None:
     done = run("doctor", "--socket", str(tmp_path / "nobody"))
     assert done.returncode == 1
-    line = next(each for each in done.stdout.splitlines() if each.startswith("service"))
-    assert "NEEDED" in line
-    assert "systemctl start linkmgr" in line
+    result = next(each for each in done.stdout.splitlines() if each.startswith("service"))
+    assert "NEEDED" in result
+    assert "systemctl start linkmgr" in result
     assert "missing." in done.stdout.splitlines()[-1]
     assert "\x1b" not in done.stdout
 

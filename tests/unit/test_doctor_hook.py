@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import ProbeResult, Verdict, hooks
+from linkmgr import doctor
+from linkmgr.doctor import ProbeResult, Verdict, libvirt_hook
 from tests.hook_copy import HOOK
 
 
@@ -42,7 +42,7 @@ def install(root: Path) -> Path:
 
 
 async def look(root: Path) -> list[ProbeResult]:
-    return await probes.hook(root / "hooks", root, os.geteuid())
+    return await doctor.hook(root / "hooks", root, os.geteuid())
 
 
 async def test_where_libvirt_is_not_there_is_nothing_to_say(
@@ -74,7 +74,7 @@ async def test_a_hook_that_others_can_write_to_is_told(folder: Path) -> None:
         assert found.verdict is Verdict.MISSING
         assert "root runs it" in found.what
     path.chmod(0o755)
-    (found,) = await probes.hook(folder / "hooks", folder, os.geteuid() + 1)
+    (found,) = await doctor.hook(folder / "hooks", folder, os.geteuid() + 1)
     assert "root runs it" in found.what
 
 
@@ -123,7 +123,7 @@ async def test_a_libvirt_that_had_another_hook_knows_of_ours(
     other = folder / "hooks/qemu"
     shutil.copy(HOOK, other)
     ages = {other: 900_000_000.0}
-    monkeypatch.setattr(hooks, "_changed", lambda path: ages.get(path, time.time()))
+    monkeypatch.setattr(libvirt_hook, "_changed", lambda path: ages.get(path, time.time()))
     assert (await look(folder))[1].verdict is Verdict.WORKS
     other.chmod(0o644)
     assert (await look(folder))[1].verdict is Verdict.UNKNOWN

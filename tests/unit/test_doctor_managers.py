@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import ProbeResult, Verdict
-from linkmgr.cli.probes.managers import DEVICE_PATTERNS, EXAMPLE_DEVICE
-from linkmgr.host.links import DEVICE_GROUP
+from linkmgr import doctor
+from linkmgr.doctor import ProbeResult, Verdict
+from linkmgr.doctor.managers import DEVICE_PATTERNS, EXAMPLE_DEVICE
 from linkmgr.host.names import device_name, new_id
-from linkmgr.libvirt.interface_xml import _OUR_DEVICE
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.libvirt.prepare.interface import _OUR_DEVICE
 
 PACKAGED = Path(__file__).parents[2] / "packaging/managers"
 ALL = "[Match]\nName=*\n[Network]\nDHCP=yes\n"
@@ -33,7 +33,7 @@ def put(root: Path, path: str, text: str | Path) -> None:
 
 
 async def look(root: Path) -> dict[str, ProbeResult]:
-    return {line.name: line for line in await probes.managers(root)}
+    return {line.name: line for line in await doctor.managers(root)}
 
 
 def test_the_patterns_are_those_of_the_devices_that_linkmgr_makes() -> None:

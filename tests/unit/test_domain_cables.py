@@ -12,8 +12,8 @@ import pytest
 
 from linkmgr.errors import LinkMissing, NotOnHub, PortInUse
 from linkmgr.events import EventKind
-from linkmgr.libvirt.domain_events import DomainEventKind
-from linkmgr.libvirt.metadata import CABLES_NAMESPACE
+from linkmgr.libvirt.client.events import DomainEventKind
+from linkmgr.libvirt.xml.desired_cables import CABLES_NAMESPACE
 from linkmgr.model import NicRef, NicState
 from tests.unit.care_lab import (
     BLUE,
@@ -289,7 +289,7 @@ async def test_a_guest_whose_link_was_down_does_not_see_its_old_cable_on_the_way
 async def test_a_state_directory_that_cannot_be_written_keeps_no_cable_from_being_plugged(
     lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.documents.SAVE_RETRY_INTERVAL_S", 0.05)
+    monkeypatch.setattr("linkmgr.state.directory.SAVE_RETRY_INTERVAL_S", 0.05)
     lab.libvirt.live = domain_xml(BLUE)
     async with lab.controller():
         lab.folder.rmdir()

@@ -14,16 +14,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from linkmgr.budget import TimeBudget
+from linkmgr.aio.token_bucket import TimeBudget
 from linkmgr.errors import LibvirtRefused, LibvirtUnreachable, MonitorUnreachable, UnknownNetwork
 from linkmgr.events import EventKind
-from linkmgr.libvirt.domain_events import DomainEvent, DomainEventKind
-from linkmgr.libvirt.domain_xml import Document, Element
-from linkmgr.libvirt.listing import MAX_NICS, MAX_TEXT
-from linkmgr.libvirt.metadata import CABLES_NAMESPACE
-from linkmgr.libvirt.nics import domain_name
-from linkmgr.libvirt.prepare import refresh
-from linkmgr.libvirt.records import prepared_nics_of
+from linkmgr.libvirt.client.events import DomainEvent, DomainEventKind
+from linkmgr.libvirt.domains.domain_inventory import MAX_NICS, MAX_TEXT
+from linkmgr.libvirt.prepare.rewrite import refresh
+from linkmgr.libvirt.xml.desired_cables import CABLES_NAMESPACE
+from linkmgr.libvirt.xml.document import Document, Element
+from linkmgr.libvirt.xml.interfaces import domain_name
+from linkmgr.libvirt.xml.prepared_element import prepared_nics_of
 from linkmgr.model import MonitorTransport, VmState
 from tests.prepared_once import prepared_once, prepared_open
 from tests.unit.care_lab import (
@@ -394,7 +394,7 @@ async def test_a_domain_that_an_older_linkmgr_prepared_is_named_with_what_to_do(
 async def test_a_guest_that_could_speak_as_its_qemu_is_named_and_gets_no_cables(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.domains.controller.CONNECT_GRACE_S", 0.0)
     leaks = prepared_open(domain_xml(prepared=0))
     async with lab.controller() as controller:
         lab.libvirt.live = lab.libvirt.stored = leaks
@@ -412,7 +412,7 @@ async def test_a_guest_that_could_speak_as_its_qemu_is_named_and_gets_no_cables(
 async def test_a_domain_whose_xml_cannot_be_read_hides_no_other(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.domains.controller.CONNECT_GRACE_S", 0.0)
     broken, well = (UUID[:-1] + each for each in "67")
     lab.libvirt.others = {broken: "<domain>" + "<a/>" * 20_000 + "</domain>"}
     lab.libvirt.others[well] = domain_xml(name="web3").replace(UUID, well)
@@ -449,7 +449,7 @@ async def test_a_domain_of_many_nics_with_long_names_is_listed_briefly(lab: Lab)
 async def test_a_guest_whose_xml_libvirt_refuses_to_give_is_told_by_its_name(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.care.CONNECT_GRACE_S", 0.0)
+    monkeypatch.setattr("linkmgr.libvirt.domains.controller.CONNECT_GRACE_S", 0.0)
     async with lab.controller() as controller:
         await lab.settle()
         refused = LibvirtRefused(f"the XML of domain {UUID}: libvirt refused: too long", number=39)
@@ -471,7 +471,7 @@ async def test_a_fault_in_the_look_at_one_domain_hides_no_other(
             raise ValueError("no")
         return prepared_nics_of(document)
 
-    monkeypatch.setattr("linkmgr.libvirt.listing.prepared_nics_of", faulty)
+    monkeypatch.setattr("linkmgr.libvirt.domains.domain_inventory.prepared_nics_of", faulty)
     async with lab.controller() as controller:
         await lab.settle()
         assert [(each.name, len(each.nics)) for each in await controller.domains()] == [

@@ -21,8 +21,8 @@ from linkmgr.errors import (
     UnknownVm,
 )
 from linkmgr.events import EventKind
-from linkmgr.libvirt.domain_events import DomainEventKind
-from linkmgr.libvirt.metadata import desired_cables_of_xml
+from linkmgr.libvirt.client.events import DomainEventKind
+from linkmgr.libvirt.xml.desired_cables import desired_cables_of_xml
 from linkmgr.model import Affects, MonitorTransport, NicRef, NicState, NotifyMode, Outcome
 from tests.unit.care_lab import UUID, Lab, cable, cables, domain_xml
 
@@ -288,7 +288,7 @@ async def test_a_verb_on_a_guest_whose_xml_cannot_be_read_says_so(lab: Lab, acti
 async def test_a_vm_that_nobody_knows_is_told_as_ever_when_libvirt_cannot_say_more(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.unknown.EXPLAIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("linkmgr.libvirt.domains.diagnose.EXPLAIN_TIMEOUT_S", 0.01)
     lab.libvirt.active = False
     async with lab.controller() as controller:
         with pytest.raises(UnknownVm, match="there is no VM web9"):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from linkmgr import drift
-from linkmgr.drift import DriftWatch
 from linkmgr.events import EventBus
+from linkmgr.reconcile import drift
+from linkmgr.reconcile.drift import DriftWatch
 
 
 class Deaf:

@@ -10,8 +10,8 @@ import pytest
 
 from linkmgr.errors import BadFd, BadName, Conflict, LinkmgrError, PortInUse, UnknownPort
 from linkmgr.host import Fd
-from linkmgr.host.handed import TapFdInfo, inspect_tap_fd
-from linkmgr.host.shelf import FD_NAME_MAX, FdRegistry, port_name
+from linkmgr.host.fds.inspect import TapFdInfo, inspect_tap_fd
+from linkmgr.host.fds.registry import FD_NAME_MAX, FdRegistry, port_name
 from linkmgr.model import NicRef
 from linkmgr.testing.process import until
 

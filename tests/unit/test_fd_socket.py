@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import AlreadyExists, Forbidden, HostError, UnknownPort
-from linkmgr.host.handed import TapFdInfo
-from linkmgr.host.receive_fd import PACKET_MAX
-from linkmgr.host.shelf import FdRegistry
+from linkmgr.host.fds.inspect import TapFdInfo
+from linkmgr.host.fds.receive import PACKET_MAX
+from linkmgr.host.fds.registry import FdRegistry
 from linkmgr.model import NicRef
-from linkmgr.service import fdsock
-from linkmgr.service.fdsock import FdSocket, bind, everyone
-from linkmgr.service.peers import Peer
+from linkmgr.service import fd_socket
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.fd_socket import FdSocket, bind, everyone
 from linkmgr.testing.process import until
 
 NIC = NicRef("web1", "net0")
@@ -225,9 +225,9 @@ async def test_who_may_not_leave_fds_is_told_so(path: Path, tap: int) -> None:
 async def test_one_user_cannot_have_all_connections(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fdsock, "peer_of", lambda _: Peer(1000, 1000, 1, frozenset()))
+    monkeypatch.setattr(fd_socket, "peer_of", lambda _: Peer(1000, 1000, 1, frozenset()))
     async with serving(path):
-        callers = [Caller(path) for _ in range(fdsock.MAX_CONNECTIONS_PER_UID)]
+        callers = [Caller(path) for _ in range(fd_socket.MAX_CONNECTIONS_PER_UID)]
         for caller in callers:
             assert not (await caller.ask(b"nonsense"))["ok"]
         with Caller(path) as one_more:

@@ -10,9 +10,9 @@ import pytest
 from linkmgr.drivers.fd import FD_NETWORK, fd_port
 from linkmgr.errors import BadName, PortInUse, UnknownPort
 from linkmgr.host import Host
-from linkmgr.jsonform import DecodeError, JsonReader, read_endpoint, read_port, to_json
+from linkmgr.inventory.networks import Networks
 from linkmgr.model import Drift, FdEndpoint, NicRef
-from linkmgr.networks import Networks
+from linkmgr.state.codec import DecodeError, JsonReader, read_endpoint, read_port, to_json
 
 NET0, NET1 = NicRef("web1", "net0"), NicRef("web1", "net1")
 

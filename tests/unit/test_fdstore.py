@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from linkmgr.host import Fd
-from linkmgr.host.keeper import FdStore, NullFdStore
-from linkmgr.service.fdstore import PassedFds, SystemdFdStore, passed_fds
-from linkmgr.service.notify import SystemdNotifier
+from linkmgr.host.fds.store import FdStore, NullFdStore
+from linkmgr.service.systemd.fd_store import PassedFds, SystemdFdStore, passed_fds
+from linkmgr.service.systemd.notify import SystemdNotifier
 from tests.unit.notify_lab import FakeServiceManager, manager, notifier
 
 __all__ = ["manager", "notifier"]  # fixtures
@@ -59,7 +59,7 @@ def as_service(program: str, names: list[str]) -> str:
 def test_a_service_takes_over_what_systemd_passed_and_no_child_inherits_it() -> None:
     program = """
 import os
-from linkmgr.service.fdstore import passed_fds
+from linkmgr.service.systemd.fd_store import passed_fds
 passed = passed_fds()
 print(passed.names, [os.get_inheritable(n) for n in (3, 4, 5)])
 api = passed.pop("api")
@@ -89,7 +89,7 @@ def test_what_is_meant_for_another_process_is_left_alone() -> None:
 
 def test_an_fd_that_was_not_passed_after_all_is_left_out() -> None:
     program = """
-from linkmgr.service.fdstore import passed_fds
+from linkmgr.service.systemd.fd_store import passed_fds
 import contextlib, os
 with contextlib.suppress(OSError):
     os.close(4)  # what Python 3.14 has open there, say

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkmgr.file_threads import (
+from linkmgr.aio.file_threads import (
     PER_USER_MAX,
     PRIVILEGED_MAX,
     UNPRIVILEGED_MAX,

@@ -13,14 +13,14 @@ from typing import cast
 
 import pytest
 
-from linkmgr.budget import TimeBudget
-from linkmgr.documents import StateDirectory
+from linkmgr.aio.token_bucket import TimeBudget
 from linkmgr.errors import HostError
 from linkmgr.events import EventBus, EventKind
-from linkmgr.libvirt.links import LinkSync, SyncAction, decide
-from linkmgr.libvirt.status import BadDomainStatus, DomainStatus, parse_status, read_status
-from linkmgr.manager import LinkManager
+from linkmgr.libvirt.domains.link_sync import LinkSync, SyncAction, decide
+from linkmgr.libvirt.xml.status_file import BadDomainStatus, DomainStatus, parse_status, read_status
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import LinkState, MonitorTransport, Nic, NicRef, NicState, VmInfo, VmState
+from linkmgr.state.directory import StateDirectory
 from linkmgr.testing.process import until
 
 UP, DOWN = LinkState.UP, LinkState.DOWN
@@ -349,7 +349,7 @@ _KEPT = '{"format": 1, "domains": {"web1": %s}}'
 async def test_what_could_not_be_kept_is_told_and_kept_as_soon_as_it_can_be(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.documents.SAVE_RETRY_INTERVAL_S", 0.02)
+    monkeypatch.setattr("linkmgr.state.directory.SAVE_RETRY_INTERVAL_S", 0.02)
     bench.kept.mkdir()
     bench.manager.plug()
     bench.virsh(UP)
@@ -377,7 +377,7 @@ async def test_a_damaged_memory_is_told_and_does_no_harm(
 async def test_a_directory_that_comes_later_is_watched_too(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.links.RETRY_INTERVAL_S", 0.05)
+    monkeypatch.setattr("linkmgr.libvirt.domains.link_sync.RETRY_INTERVAL_S", 0.05)
     task = asyncio.create_task(bench.sync.run())
     try:
         await asyncio.sleep(0.1)
@@ -407,8 +407,10 @@ async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_t
         read.append(path)
         return read_status(path)
 
-    monkeypatch.setattr("linkmgr.libvirt.links.read_status", counted)
-    monkeypatch.setattr("linkmgr.libvirt.links.TimeBudget", lambda: TimeBudget(0.0, 0.02))
+    monkeypatch.setattr("linkmgr.libvirt.domains.link_sync.read_status", counted)
+    monkeypatch.setattr(
+        "linkmgr.libvirt.domains.link_sync.TimeBudget", lambda: TimeBudget(0.0, 0.02)
+    )
     large = f"<domain type='qemu' id='1'><metadata>{'<a/> ' * 9_000}</metadata>"
     monkeypatch.setattr(f"{__name__}.STATUS", STATUS.replace("<domain type='qemu' id='1'>", large))
     bench.virsh(UP)
@@ -427,7 +429,7 @@ async def test_a_large_status_file_that_is_written_without_end_is_read_now_and_t
 async def test_what_fails_is_tried_again_and_told_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("linkmgr.libvirt.links.RETRY_INTERVAL_S", 0.02)
+    monkeypatch.setattr("linkmgr.libvirt.domains.link_sync.RETRY_INTERVAL_S", 0.02)
     bench.virsh(DOWN)
     bench.refuse = True
     task = asyncio.create_task(bench.sync.run())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.libvirt.domain_xml import MAX_BYTES
+from linkmgr.libvirt.xml.document import MAX_BYTES
 from tests.hook_copy import HOOK, write_hook
 from tests.unit.hook_lab import XML, HookLab, Manner, full, http
 

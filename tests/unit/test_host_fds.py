@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
+from linkmgr.aio.threads import create_in_thread, run_in_thread
 from linkmgr.host import Fd
-from linkmgr.host.threads import create_in_thread, run_in_thread
 
 
 def an_fd() -> Fd:

@@ -7,8 +7,8 @@ import errno
 import pytest
 
 from linkmgr.errors import Denied, HostError, LinkBusy, LinkMissing, NameTaken, Unsupported
-from linkmgr.host.rtnl import _parse_acks
-from linkmgr.host.trouble import KernelRefused, device_missing, to_host_error
+from linkmgr.host.netlink.changes import _parse_acks
+from linkmgr.host.netlink.errors import KernelRefused, device_missing, to_host_error
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from linkmgr.errors import BadMetadata, CannotPrepare
-from linkmgr.libvirt.apply import MAX_SHOWN, MAX_TEXT, in_a_line
-from linkmgr.libvirt.domain_xml import (
+from linkmgr.libvirt.domains.applier import MAX_SHOWN, MAX_TEXT, in_a_line
+from linkmgr.libvirt.xml.desired_cables import MAX_CABLES, MAX_CABLES_BYTES, desired_cables_of_xml
+from linkmgr.libvirt.xml.document import (
     MAX_ATTRIBUTES,
     MAX_BYTES,
     MAX_DEPTH,
@@ -17,8 +18,7 @@ from linkmgr.libvirt.domain_xml import (
     MAX_NAMESPACE,
     Document,
 )
-from linkmgr.libvirt.metadata import MAX_CABLES, MAX_CABLES_BYTES, desired_cables_of_xml
-from linkmgr.libvirt.status import BadDomainStatus, parse_status
+from linkmgr.libvirt.xml.status_file import BadDomainStatus, parse_status
 
 #: Seconds of the loop that one domain may cost.
 BUDGET = 0.1

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from linkmgr.errors import CannotPrepare
-from linkmgr.libvirt.domain_xml import MAX_BYTES, Document
-from linkmgr.libvirt.monitor_xml import MonitorForm, find_leak, find_monitor
-from linkmgr.libvirt.prepare import prepare, refresh, undo
-from linkmgr.untrusted import SENTENCE_LIMIT
+from linkmgr.libvirt.prepare.rewrite import prepare, refresh, undo
+from linkmgr.libvirt.xml.document import MAX_BYTES, Document
+from linkmgr.libvirt.xml.monitor import MonitorForm, find_leak, find_monitor
+from linkmgr.text.untrusted import SENTENCE_LIMIT
 from tests.unit.prepare_lab import PLAIN, QEMU, domain
 
 NIC = "<interface type='user'/>"

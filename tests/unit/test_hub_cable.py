@@ -21,14 +21,14 @@ from linkmgr.errors import (
     MonitorTimeout,
 )
 from linkmgr.host import Fd, FdbEntry, Host
-from linkmgr.host.links import DEVICE_GROUP
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.hypervisors.qemu.process import QemuProcess
+from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.info_network import NetClient, NetTopology, parse_info_network
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef, OwnerTag
-from linkmgr.qmp.dialer import SocketConnector
-from linkmgr.qmp.network import NetClient, NetTopology, parse_info_network
-from linkmgr.qmp.qemu import QemuProcess
 from linkmgr.wirings import Cable, HubWiring
-from linkmgr.wirings.host_side import claim_addresses, restore_addresses
-from linkmgr.wirings.receive_filter import query_rx_filter
+from linkmgr.wirings.endpoints.host_side import claim_addresses, restore_addresses
+from linkmgr.wirings.endpoints.receive_filter import query_rx_filter
 from tests.unit.qmp_peer import FakeMonitor, Received, connected
 
 NIC = NicRef("web1", "net0")

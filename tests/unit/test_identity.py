@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli.probes import Verdict, guest_files
-from linkmgr.libvirt import identity
-from linkmgr.libvirt.identity import ConnectedQemu, PeerIdentifier, UntrustedPeer
-from linkmgr.libvirt.status import pid_of
+from linkmgr.doctor import Verdict, guest_files
+from linkmgr.libvirt.monitor import peer_identity
+from linkmgr.libvirt.monitor.peer_identity import ConnectedQemu, PeerIdentifier, UntrustedPeer
+from linkmgr.libvirt.xml.status_file import pid_of
 
 UUID = "e4575ab2-7cba-58df-aac2-669e6faac4ef"
 NOBODY = 65534
@@ -266,11 +266,12 @@ def test_on_an_older_kernel_who_connected_is_not_who_has_his_pid_by_now(
     libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux before 6.5 tells of no process, only of a pid and the uid that it had."""
-    monkeypatch.setattr(identity, "_SO_PEERPIDFD", 9999)
+    monkeypatch.setattr(peer_identity, "_SO_PEERPIDFD", 9999)
     pid, sock = libvirt.started()
     assert libvirt.files.identify(sock).pid == pid
     _, other = libvirt.dialled("nobody")
-    monkeypatch.setattr(identity, "_peer", lambda _: (pid, NOBODY))  # its pid was given to QEMU
+    # Its pid was given to QEMU.
+    monkeypatch.setattr(peer_identity, "_peer", lambda _: (pid, NOBODY))
     libvirt.refuses(other, "has ended")
 
 
@@ -313,7 +314,7 @@ def test_a_record_that_does_not_say_whose_the_process_is_is_refused(
 def test_a_directory_with_more_files_than_there_can_be_costs_no_more(
     libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "MAX_FILES", 5)
+    monkeypatch.setattr(peer_identity, "MAX_FILES", 5)
     _, sock = libvirt.started()
     for number in range(4):
         (libvirt.run / f"{number}.pid").touch()

@@ -15,20 +15,8 @@ from typing import Any
 
 import pytest
 
-from linkmgr import LinkManager, migrations
-from linkmgr import documents as module
-from linkmgr.documents import SavedDocument, StateDirectory
+from linkmgr import LinkManager
 from linkmgr.errors import Conflict, StateError
-from linkmgr.journal import (
-    CableRecord,
-    Intent,
-    Journal,
-    NicFacts,
-    NicRecord,
-    VmJournal,
-    VmRecord,
-    started_at,
-)
 from linkmgr.model import (
     BridgeEndpoint,
     DirectEndpoint,
@@ -38,6 +26,19 @@ from linkmgr.model import (
     Network,
     NotifyMode,
     Port,
+)
+from linkmgr.state import directory as module
+from linkmgr.state import migrations
+from linkmgr.state.directory import SavedDocument, StateDirectory
+from linkmgr.state.journal import (
+    CableRecord,
+    Intent,
+    Journal,
+    NicFacts,
+    NicRecord,
+    VmJournal,
+    VmRecord,
+    started_at,
 )
 
 BLUE = Network("blue", "bridge", {"bridge": "br0", "create": True, "mtu": 1400})

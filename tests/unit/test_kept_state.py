@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import StateDirectory
-from linkmgr.journal import Journal, NicRecord, VmRecord
-from linkmgr.jsonform import JsonReader
-from linkmgr.libvirt.domains import KnownDomains
-from linkmgr.migrations import FORMAT, MIGRATIONS
+from linkmgr.hypervisors.qemu.qmp.dialer import address_of
+from linkmgr.libvirt.domains.domains import KnownDomains
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
-from linkmgr.qmp.dialer import address_of
+from linkmgr.state.codec import JsonReader
+from linkmgr.state.directory import StateDirectory
+from linkmgr.state.journal import Journal, NicRecord, VmRecord
+from linkmgr.state.migrations import FORMAT, MIGRATIONS
 
 KEPT = Path(__file__).parents[1] / "data" / "state-e39dc5c"
 UUID = "11111111-2222-3333-4444-555555555555"

@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import LibvirtRefused, LibvirtUnreachable
-from linkmgr.libvirt import binding, calls, connection, pool
-from linkmgr.libvirt.connection import Libvirt, default_run_dir
-from linkmgr.libvirt.domain_events import (
+from linkmgr.libvirt.client import api_calls, connection, libvirt_python, pool
+from linkmgr.libvirt.client.connection import Libvirt, default_run_dir
+from linkmgr.libvirt.client.eventloop import READABLE, WRITABLE, EventLoop
+from linkmgr.libvirt.client.events import (
     MAX_PENDING_EVENTS,
     DomainEvent,
     DomainEventBroadcast,
     DomainEventKind,
     lifecycle,
 )
-from linkmgr.libvirt.eventloop import READABLE, WRITABLE, EventLoop
-from linkmgr.libvirt.handle import LibvirtConnection
-from linkmgr.libvirt.pool import HELD_AFTER_S, MAX_RUNNING, ConnectionPool
-from linkmgr.libvirt.worker import NoResultError, WorkerThread
+from linkmgr.libvirt.client.handle import LibvirtConnection
+from linkmgr.libvirt.client.pool import HELD_AFTER_S, MAX_RUNNING, ConnectionPool
+from linkmgr.libvirt.client.worker import NoResultError, WorkerThread
 from tests.own_time import own_time
 
 URI = "test:///default"
@@ -90,7 +90,7 @@ def test_a_detail_that_the_libvirt_of_debian_12_does_not_have_yet_has_its_name()
 def test_every_lifecycle_event_and_detail_of_libvirt_has_its_name(
     differs: Callable[[str, str], None],
 ) -> None:
-    libvirt = binding.load_libvirt_python().libvirt
+    libvirt = libvirt_python.load_libvirt_python().libvirt
     names = {
         "DEFINED": K.DEFINED, "UNDEFINED": K.UNDEFINED, "STARTED": K.STARTED,
         "SUSPENDED": K.SUSPENDED, "RESUMED": K.RESUMED, "STOPPED": K.STOPPED,
@@ -262,7 +262,7 @@ async def test_however_many_calls_wait_for_a_libvirt_that_is_stopped_it_is_diall
 
 
 def test_a_domain_that_libvirt_refuses_to_speak_of_hides_no_other() -> None:
-    api = binding.load_libvirt_python().libvirt
+    api = libvirt_python.load_libvirt_python().libvirt
 
     def domain(name: str, error: int = 0) -> Any:
         def state() -> list[int]:
@@ -279,13 +279,13 @@ def test_a_domain_that_libvirt_refuses_to_speak_of_hides_no_other() -> None:
 
     made = [domain("web1"), domain("gone", 42), domain("odd", 38), domain("web2")]
     there = SimpleNamespace(listAllDomains=lambda: made, isAlive=lambda: 1)
-    found = calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
+    found = api_calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
     assert [(each.name, each.state) for each in found] == [
         ("odd", "no state"), ("web1", "running"), ("web2", "running")
     ]  # fmt: skip
     there.isAlive = lambda: 0  # of all of them it says nothing: that is no list
     with pytest.raises(api.libvirtError):
-        calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
+        api_calls.domains(SimpleNamespace(libvirt=api), there, Path("/nowhere"))
 
 
 async def test_a_refusal_has_libvirts_number_and_text() -> None:
@@ -342,8 +342,8 @@ async def test_a_host_without_libvirt_is_told_from_one_where_it_is_stopped(
 
 async def test_libvirt_python_is_not_loaded_before_there_is_a_daemon(tmp_path: Path) -> None:
     look = (
-        "import asyncio, sys, linkmgr.service.run\n"
-        "from linkmgr.libvirt import connection\n"
+        "import asyncio, sys, linkmgr.service.main\n"
+        "from linkmgr.libvirt.client import connection\n"
         "from pathlib import Path\n"
         f"connection.SOCKET_DIR = Path({str(tmp_path)!r})\n"
         "async def main():\n"
@@ -370,7 +370,7 @@ def no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_without_libvirt_python_it_says_what_to_install(no_binding: None) -> None:
     with pytest.raises(LibvirtUnreachable, match="apt install python3-libvirt"):
-        binding.load_libvirt_python()
+        libvirt_python.load_libvirt_python()
     async with running() as libvirt:
         with pytest.raises(LibvirtUnreachable, match="libvirt-python cannot be used"):
             await libvirt.wait_connected(timeout=0.2)
@@ -386,8 +386,8 @@ def test_only_libvirt_python_is_taken_from_the_distributions_packages(
 
     monkeypatch.setattr(PathFinder, "find_spec", find_spec)
     for name in ("apt", "libvirtmod", "libvirt.more", "yaml"):
-        assert binding._Finder.find_spec(name) is None
-    assert asked == [("libvirtmod", [binding.SYSTEM_PACKAGES])]
+        assert libvirt_python._Finder.find_spec(name) is None
+    assert asked == [("libvirtmod", [libvirt_python.SYSTEM_PACKAGES])]
 
 
 def test_the_run_directory_is_that_of_the_uri(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from linkmgr.aio.unix_sockets import UnixSocket
 from linkmgr.errors import MonitorGone, MonitorUnreachable, StateError
-from linkmgr.libvirt import listener as module
-from linkmgr.libvirt.identity import ConnectedQemu, UntrustedPeer
-from linkmgr.libvirt.listener import MonitorListener
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.libvirt.monitor import listener as module
+from linkmgr.libvirt.monitor.listener import MonitorListener
+from linkmgr.libvirt.monitor.peer_identity import ConnectedQemu, UntrustedPeer
 from linkmgr.model import MonitorTransport
-from linkmgr.qmp import Monitor
-from linkmgr.unix_sockets import UnixSocket
 from tests.unit.qmp_peer import GREETING, FakeMonitor, Received, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]

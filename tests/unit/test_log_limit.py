@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import log_limit
-from linkmgr.log_limit import KEYS_MAX, LINES_PER_MINUTE, LogLimit
-from linkmgr.service import wire
-from linkmgr.service.peers import Peer
+from linkmgr.aio import log_limit
+from linkmgr.aio.log_limit import KEYS_MAX, LINES_PER_MINUTE, LogLimit
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.http import server
 from tests.unit.service_lab import running
 
 
@@ -58,7 +58,7 @@ async def test_the_number_is_told_when_the_minute_is_over_also_without_another_l
 async def test_a_user_who_is_refused_a_thousand_times_has_a_few_lines_of_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "peer_of", lambda _: Peer(4242, 4242, 1, frozenset()))
+    monkeypatch.setattr(server, "peer_of", lambda _: Peer(4242, 4242, 1, frozenset()))
     async with running(tmp_path) as lab:
         caplog.clear()
         for _ in range(60):

@@ -8,7 +8,7 @@ import pytest
 
 from linkmgr.errors import BadOption, BadRequest
 from linkmgr.events import EventKind
-from linkmgr.manager import LinkManager
+from linkmgr.manager.manager import LinkManager
 
 
 async def test_a_manager_that_is_closed_says_so_whatever_it_is_asked() -> None:

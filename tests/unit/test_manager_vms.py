@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from linkmgr.absent import PendingVm
 from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
-from linkmgr.journal import VmRecord, started_at
-from linkmgr.manager import LinkManager
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.dialer import transport_of
+from linkmgr.hypervisors.qemu.qmp.event_budget import EVENTS_BURST
+from linkmgr.hypervisors.qemu.qmp.features import Features
+from linkmgr.inventory.machine import Vm
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import MonitorTransport, NicState, Outcome
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.budget import EVENTS_BURST
-from linkmgr.qmp.dialer import transport_of
-from linkmgr.qmp.features import Features
-from linkmgr.swap import ManagedNic
-from linkmgr.vm import Vm
+from linkmgr.reconcile.reconnect import PendingVm
+from linkmgr.state.journal import VmRecord, started_at
+from linkmgr.swap.steps import ManagedNic
 from tests.unit.qmp_peer import FakeMonitor, Received, Refusal, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]  # a fixture
@@ -93,8 +93,8 @@ async def qemu(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeQemu]:
     async def probe_features(_: Monitor) -> Features:
         return Features("7.2.22", frozenset())
 
-    monkeypatch.setattr("linkmgr.qmp.qemu.probe_features", probe_features)
-    monkeypatch.setattr("linkmgr.vm._require", lambda _: None)
+    monkeypatch.setattr("linkmgr.hypervisors.qemu.process.probe_features", probe_features)
+    monkeypatch.setattr("linkmgr.inventory.machine._require", lambda _: None)
     made = FakeQemu()
     yield made
     for peer in made.peers:
@@ -170,7 +170,7 @@ async def test_many_who_list_nics_look_for_new_ones_once_in_a_while(
 async def test_a_nic_that_was_hot_plugged_is_known_when_it_is_named_or_listed(
     qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.inventory.SCAN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("linkmgr.manager.inventory.SCAN_INTERVAL_S", 0.0)
     await links.add_vm("web1", "/run/web1.qmp")
     known, asked = await links.nics(), list(qemu.links)
     assert [str(nic.ref) for nic in known] == ["web1/ua-net0"]

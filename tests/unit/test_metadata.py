@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import BadMetadata
-from linkmgr.libvirt.metadata import (
+from linkmgr.libvirt.xml.desired_cables import (
     DesiredCable,
     DesiredCables,
     InlineNetwork,

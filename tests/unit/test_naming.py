@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from linkmgr.errors import AmbiguousNic, BadName, NotFound, NotOnHub, UnknownNic, UnknownVm
-from linkmgr.manager import LinkManager
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import NicRef
 from linkmgr.naming import NicCandidate, NicName, find_nic
-from linkmgr.suggest import COMPARED_MAX
+from linkmgr.text.suggest import COMPARED_MAX
 from tests.unit.qmp_peer import nothing_left_behind
 from tests.unit.test_manager_vms import HOT, HUB, FakeQemu, links, qemu
 
@@ -125,7 +125,7 @@ async def test_every_verb_of_the_manager_takes_every_name(
 async def test_a_second_nic_makes_the_bare_vm_ambiguous_and_its_address_finds_it(
     qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.inventory.SCAN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("linkmgr.manager.inventory.SCAN_INTERVAL_S", 0.0)
     await links.add_vm("web1", "/run/web1.qmp")
     qemu.shown = HUB + HOT
     with pytest.raises(NotOnHub, match="web1/ua-hot"):
@@ -147,8 +147,8 @@ async def test_two_vms_with_one_address_are_told_apart_by_their_names(
 async def test_a_qemu_that_does_not_answer_holds_up_no_name_for_long(
     qemu: FakeQemu, links: LinkManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.inventory.SCAN_INTERVAL_S", 0.0)
-    monkeypatch.setattr("linkmgr.inventory.NAMING_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("linkmgr.manager.inventory.SCAN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("linkmgr.manager.inventory.NAMING_TIMEOUT_S", 0.1)
     await links.add_vm("web1", "/run/web1.qmp")
     qemu.peers[0].stop()
     async with asyncio.timeout(2):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from linkmgr.cli.words import OptionType, options_of
+from linkmgr.cli.params import OptionType, options_of
 from linkmgr.drivers.bridge import BridgeDriver
 from linkmgr.errors import (
     AlreadyExists,
@@ -17,8 +17,8 @@ from linkmgr.errors import (
     UnknownPort,
 )
 from linkmgr.host import Host
+from linkmgr.inventory.networks import Networks
 from linkmgr.model import Network, NicRef
-from linkmgr.networks import Networks
 
 NET0 = NicRef("web1", "net0")
 NET1 = NicRef("web1", "net1")

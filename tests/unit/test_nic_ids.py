@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import NotOnHub
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
 from linkmgr.model import NicRef
-from linkmgr.qmp.network import parse_info_network
-from linkmgr.wirings.alias import alias_of, unusable_id_error
-from linkmgr.wirings.hub_view import find_hub
+from linkmgr.wirings.hub.alias import alias_of, unusable_id_error
+from linkmgr.wirings.hub.topology import find_hub
 
 
 @given(st.text(min_size=1))

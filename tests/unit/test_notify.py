@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service import notify
-from linkmgr.service.notify import (
+from linkmgr.service.systemd import notify
+from linkmgr.service.systemd.notify import (
     SystemdNotifier,
     extend_start_loop,
     watchdog_interval,

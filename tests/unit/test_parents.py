@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from linkmgr.host.links import NetDevice
-from linkmgr.host.parents import address_refused_error, explain_macvtap_refusal
-from linkmgr.host.reader import NetlinkReader
-from linkmgr.host.trouble import KernelRefused
+from linkmgr.host.devices.macvlan_parent import address_refused_error, explain_macvtap_refusal
+from linkmgr.host.netlink.errors import KernelRefused
+from linkmgr.host.netlink.link import NetDevice
+from linkmgr.host.netlink.reader import NetlinkReader
 from linkmgr.model import DirectMode
 
 MAC = "52:54:00:00:00:01"

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 
 from linkmgr import hub_args
 from linkmgr.errors import CannotPrepare
-from linkmgr.libvirt.domain_xml import Document, Element, _Reader
-from linkmgr.libvirt.monitor_xml import (
+from linkmgr.libvirt.prepare.rewrite import prepare, refresh, undo
+from linkmgr.libvirt.prepare.virsh import validate
+from linkmgr.libvirt.xml.document import Document, Element, _Reader
+from linkmgr.libvirt.xml.interfaces import nics_of
+from linkmgr.libvirt.xml.monitor import (
     MonitorForm,
     find_leak,
     find_monitor,
     is_outdated,
     with_reconnect_ms,
 )
-from linkmgr.libvirt.nics import nics_of
-from linkmgr.libvirt.prepare import prepare, refresh, undo
-from linkmgr.libvirt.qemu_xml import arguments, override
-from linkmgr.libvirt.virsh import validate
+from linkmgr.libvirt.xml.qemu_namespace import arguments, override
 from tests.unit.cli_runner import run
 from tests.unit.prepare_lab import BY_HAND, DATA, FILES, PLAIN, QEMU, domain
 

@@ -8,9 +8,9 @@ import pytest
 
 from linkmgr import hub_args
 from linkmgr.errors import BadOption, CannotPrepare, UnknownNic
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.nics import nics_of
-from linkmgr.libvirt.prepare import prepare, undo
+from linkmgr.libvirt.prepare.rewrite import prepare, undo
+from linkmgr.libvirt.xml.document import Document
+from linkmgr.libvirt.xml.interfaces import nics_of
 from tests.unit.prepare_lab import PLAIN, QEMU, domain
 
 

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
+from linkmgr.hypervisors.qemu.process import QemuProcess
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.dialer import (
+    SocketConnector,
+    address_of,
+    socket_connector,
+    transport_of,
+)
 from linkmgr.model import MonitorTransport
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.dialer import SocketConnector, address_of, socket_connector, transport_of
-from linkmgr.qmp.qemu import QemuProcess
 from tests.unit.qmp_peer import FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
@@ -97,7 +102,7 @@ async def guest(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
     async def probed(_: Monitor) -> None:
         return None
 
-    monkeypatch.setattr("linkmgr.qmp.qemu.probe_features", probed)
+    monkeypatch.setattr("linkmgr.hypervisors.qemu.process.probe_features", probed)
     made = Guest()
     yield made
     await made.end()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from linkmgr.aio.file_threads import PER_USER_MAX, run_in_file_thread
 from linkmgr.errors import MonitorUnreachable
-from linkmgr.file_threads import PER_USER_MAX, run_in_file_thread
-from linkmgr.qmp import Monitor
-from linkmgr.qmp.connection import connect_socket
-from linkmgr.qmp.dialer import SocketConnector
-from linkmgr.qmp.qemu import QemuProcess
+from linkmgr.hypervisors.qemu.process import QemuProcess
+from linkmgr.hypervisors.qemu.qmp import Monitor
+from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.transport import connect_socket
 from tests.unit.qmp_peer import GREETING, FakeMonitor, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -7,8 +7,8 @@ import gc
 
 import pytest
 
-from linkmgr.qmp import Monitor, MonitorEvent
-from linkmgr.qmp.connection import QmpTransport
+from linkmgr.hypervisors.qemu.qmp import Monitor, MonitorEvent
+from linkmgr.hypervisors.qemu.qmp.transport import QmpTransport
 from tests.unit.qmp_peer import connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import MonitorError, MonitorGone
-from linkmgr.qmp import Monitor, features
-from linkmgr.qmp.features import Features, probe_features, read_schema
+from linkmgr.hypervisors.qemu.qmp import Monitor, features
+from linkmgr.hypervisors.qemu.qmp.features import Features, probe_features, read_schema
 from tests.unit.qmp_peer import FakeMonitor, Received, connected, nothing_left_behind
 
 __all__ = ["nothing_left_behind"]

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from linkmgr.errors import MonitorGone, MonitorUnreachable
-from linkmgr.qmp import Monitor, QmpCommand
+from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
 from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind, opened
 
 __all__ = ["nothing_left_behind"]

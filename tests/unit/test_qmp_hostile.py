@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone, MonitorUnreachable
-from linkmgr.qmp import Monitor, budget, parse_info_network
-from linkmgr.qmp.budget import EVENTS_BURST, FLOOD_TIMEOUT_S, MESSAGES_PER_SECOND
-from linkmgr.qmp.inbound import MAX_MESSAGE_BYTES
-from linkmgr.qmp.network import MAX_INFO_LINES, MAX_NICS
+from linkmgr.hypervisors.qemu.qmp import Monitor, event_budget, parse_info_network
+from linkmgr.hypervisors.qemu.qmp.event_budget import (
+    EVENTS_BURST,
+    FLOOD_TIMEOUT_S,
+    MESSAGES_PER_SECOND,
+)
+from linkmgr.hypervisors.qemu.qmp.inbound import MAX_MESSAGE_BYTES
+from linkmgr.hypervisors.qemu.qmp.info_network import MAX_INFO_LINES, MAX_NICS
 from tests.own_time import own_time
 from tests.unit.qmp_peer import GREETING, FakeMonitor, connected, nothing_left_behind
 
@@ -250,7 +254,7 @@ async def test_a_flood_costs_a_few_percent_of_a_processor(said: bytes) -> None:
 async def test_an_answer_comes_through_a_flood_that_stays_below_the_bounds() -> None:
     async with connected() as (monitor, peer):
         peer.serve()
-        for _ in range(int(MESSAGES_PER_SECOND * budget.BURST_S) - 50):
+        for _ in range(int(MESSAGES_PER_SECOND * event_budget.BURST_S) - 50):
             await write(peer.sock, b'{"event": "BLOCK_IO_ERROR", "data": {"device": "disk0"}}\r\n')
         began = own_time()
         await monitor.execute("query-status")
@@ -260,7 +264,7 @@ async def test_an_answer_comes_through_a_flood_that_stays_below_the_bounds() -> 
 async def test_of_too_many_events_it_is_told_how_many_were_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("linkmgr.qmp.budget.OVERFLOW_DELAY_S", 0.05)
+    monkeypatch.setattr("linkmgr.hypervisors.qemu.qmp.event_budget.OVERFLOW_DELAY_S", 0.05)
     async with connected() as (monitor, peer), monitor.events() as events:
         for _ in range(EVENTS_BURST + 40):
             peer.event("STOP")
@@ -278,7 +282,7 @@ async def test_of_too_many_events_it_is_told_how_many_were_left_out(
 
 async def test_a_flood_that_does_not_end_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FLOOD_TIMEOUT_S >= 5, "a storm of errors on a disk passes"
-    monkeypatch.setattr(budget, "FLOOD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(event_budget, "FLOOD_TIMEOUT_S", 0.3)
     async with flooded_with(b'{"event":"X"}\n', seconds=3) as monitor:
         async with asyncio.timeout(2):
             await monitor.wait_closed()

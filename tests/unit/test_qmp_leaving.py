@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import MonitorTimeout
-from linkmgr.qmp import Monitor, QmpCommand
+from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
 from tests.unit.qmp_peer import FakeMonitor, connected, nothing_left_behind, open_fds, opened
 
 __all__ = ["nothing_left_behind"]

@@ -10,8 +10,8 @@ from types import MappingProxyType
 import pytest
 
 from linkmgr.errors import BadRequest, CommandFailed, MonitorError, MonitorTimeout
-from linkmgr.qmp import Monitor, QmpCommand
-from linkmgr.qmp.connection import QmpTransport
+from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
+from linkmgr.hypervisors.qemu.qmp.transport import QmpTransport
 from tests.unit.qmp_peer import (
     FakeMonitor,
     Received,

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkmgr.errors import MonitorError
-from linkmgr.qmp.network import Hub, HubPort, NetClient, NetTopology, parse_info_network
+from linkmgr.hypervisors.qemu.qmp.info_network import (
+    Hub,
+    HubPort,
+    NetClient,
+    NetTopology,
+    parse_info_network,
+)
 
 DATA = Path(__file__).parent / "data" / "info_network"
 SAMPLES = sorted(path.stem for path in DATA.glob("*.txt"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linkmgr.errors import MonitorGone
-from linkmgr.qmp import Monitor, MonitorEvent, QmpCommand
+from linkmgr.hypervisors.qemu.qmp import Monitor, MonitorEvent, QmpCommand
 
 
 class Cut:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from linkmgr import reservations as module
 from linkmgr.drivers import Attachment, NetworkDriver
 from linkmgr.errors import (
     AlreadyExists,
@@ -20,12 +19,13 @@ from linkmgr.errors import (
     UnknownNetwork,
 )
 from linkmgr.host import Host
-from linkmgr.libvirt.domain_xml import Document
-from linkmgr.libvirt.migration import reserve_for_migration
-from linkmgr.libvirt.raw_ports import InlineNetworks
+from linkmgr.inventory import bindings as module
+from linkmgr.inventory.bindings import PortBindings
+from linkmgr.inventory.networks import Networks
+from linkmgr.libvirt.domains.inline_networks import InlineNetworks
+from linkmgr.libvirt.domains.migration import reserve_for_migration
+from linkmgr.libvirt.xml.document import Document
 from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
-from linkmgr.networks import Networks
-from linkmgr.reservations import PortBindings
 
 NIC, MAC = NicRef("web1", "ua-net0"), "52:54:00:00:00:01"
 

@@ -19,10 +19,10 @@ import pytest
 
 from linkmgr.errors import Forbidden
 from linkmgr.model import NicRef
-from linkmgr.service import models, wire
-from linkmgr.service.access import Access
-from linkmgr.service.config import AccessSection, Config, Permission, Rule
-from linkmgr.service.peers import Peer, peer_of
+from linkmgr.service.auth.peer import Peer, peer_of
+from linkmgr.service.auth.policy import Access
+from linkmgr.service.config.schema import AccessSection, Config, Permission, Rule
+from linkmgr.service.http import schemas, server
 from tests.unit.service_lab import Lab, running
 
 GROUP = 54321
@@ -121,7 +121,7 @@ async def test_a_user_outside_the_group_reads_everything_and_changes_nothing(lab
     assert [status for status, _ in answers] == [200] * len(READS)
     for status, body in await as_user(lab, 65534, 65534, [], CHANGES):
         assert (status, body["code"]) == (403, "forbidden"), body
-        models.ProblemForm.model_validate(body)
+        schemas.ProblemForm.model_validate(body)
     asked = (lab.api.the_nics, lab.api.the_networks, lab.api.the_ports)
     assert asked == before
     assert not lab.context.operations.all()
@@ -194,7 +194,7 @@ async def test_a_rule_for_one_network_takes_no_guest_off_another(lab: Lab) -> No
 
 
 async def test_a_reload_changes_who_may_do_what(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "peer_of", lambda sock: MEMBER)
+    monkeypatch.setattr(server, "peer_of", lambda sock: MEMBER)
     unplug = ("DELETE", "/v1/connections/web1/net0")
     assert (await lab.ask(*unplug)).status == 200
     await lab.context.use(

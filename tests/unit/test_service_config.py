@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from linkmgr.errors import BadConfig
 from linkmgr.model import Drift
-from linkmgr.service import config as config_module
-from linkmgr.service.config import (
+from linkmgr.service.config import schema as config_module
+from linkmgr.service.config.schema import (
     Config,
     Limits,
     Permission,
@@ -24,7 +24,7 @@ from linkmgr.service.config import (
     looks_cut_off,
     reload_config,
 )
-from linkmgr.service.toml_lines import key_lines
+from linkmgr.service.config.toml_lines import key_lines
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from linkmgr.documents import StateDirectory
 from linkmgr.errors import NetworkInUse, ReadOnly, StateError
 from linkmgr.model import NicRef
-from linkmgr.service.config import Config, NetworkSection
-from linkmgr.service.configured import DeclaredNetworks
+from linkmgr.service.config.declared_networks import DeclaredNetworks
+from linkmgr.service.config.schema import Config, NetworkSection
+from linkmgr.state.directory import StateDirectory
 from linkmgr.testing.process import until
 from tests.unit.service_lab import FakeApi, Lab, running
 
@@ -204,7 +204,7 @@ async def test_a_record_that_cannot_be_written_is_told_and_the_networks_are_ther
 async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkmgr.documents.SAVE_RETRY_INTERVAL_S", 0.02)
+    monkeypatch.setattr("linkmgr.state.directory.SAVE_RETRY_INTERVAL_S", 0.02)
     state = StateDirectory(tmp_path)
     declared = DeclaredNetworks(api, state)
     await declared.apply({})
@@ -224,7 +224,7 @@ async def test_a_record_that_could_not_be_written_is_told_until_it_is_by_itself(
 async def test_a_network_that_cannot_be_made_is_a_finding_and_tried_again(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("linkmgr.service.configured.RETRY_INTERVAL_S", 0.02)
+    monkeypatch.setattr("linkmgr.service.config.declared_networks.RETRY_INTERVAL_S", 0.02)
 
     async def full(*_: object, **__: object) -> bool:
         raise StateError("the disk is full")

@@ -13,7 +13,7 @@ import pytest
 from linkmgr import Client
 from linkmgr.errors import Forbidden, LibvirtRefused
 from linkmgr.model import Affects, Finding, MonitorTransport
-from linkmgr.service.config import AccessSection, Config, Rule
+from linkmgr.service.config.schema import AccessSection, Config, Rule
 from tests.unit.samples import domain
 from tests.unit.service_lab import FakeDomainController, Lab, request, running
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from linkmgr.budget import USERS_MAX
-from linkmgr.service.fair_share import (
+from linkmgr.aio.token_bucket import USERS_MAX
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.http.fair_share import (
     ALL_SHARE,
     BURST_S,
     MAX_WAITING_REQUESTS,
     USER_SHARE,
     FairShare,
 )
-from linkmgr.service.peers import Peer
 from tests.own_time import own_time
 
 ROOT = Peer(0, 0, 1, frozenset([0]))

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from hypothesis import given
 
-from linkmgr.service import wire
-from linkmgr.service.peers import Peer
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.http import server
 from tests.made_up import CHECKS, examples, operations, send
 from tests.unit.service_lab import Lab, running
 
@@ -67,7 +67,7 @@ async def test_made_up_requests_of_an_unprivileged_user_change_nothing(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(wire, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
+    monkeypatch.setattr(server, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
     document = (await lab.ask("GET", "/openapi.json")).json
     statuses = await asyncio.to_thread(try_everything, lab, document, may_change=False)
     assert statuses.keys() >= {200, 400, 403}

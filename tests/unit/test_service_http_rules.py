@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service import models
+from linkmgr.service.http import schemas
 from tests.unit.service_lab import Lab, request, running
 
 
@@ -42,7 +42,7 @@ async def test_a_browser_is_refused_with_a_hint(
     answer = await lab.ask(method, path, headers=headers)
     assert (answer.status, answer.json["code"]) == (403, "forbidden")
     assert "unix socket" in answer.json["hint"]
-    models.ProblemForm.model_validate(answer.json)
+    schemas.ProblemForm.model_validate(answer.json)
     assert not lab.context.operations.all()
 
 

@@ -13,15 +13,16 @@ from typing import cast
 
 import pytest
 
-from linkmgr.libvirt.care import DomainController
-from linkmgr.libvirt.domain_xml import MAX_BYTES
-from linkmgr.service import routes_libvirt, wire
-from linkmgr.service.config import Config, HookSection
-from linkmgr.service.peers import Peer
+from linkmgr.libvirt.domains.controller import DomainController
+from linkmgr.libvirt.xml.document import MAX_BYTES
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.config.schema import Config, HookSection
+from linkmgr.service.http import server
+from linkmgr.service.http.routes import libvirt
 from tests.hook_copy import write_hook
 from tests.unit.service_lab import Lab, request, running
 
-HOOK = routes_libvirt.HOOK_PATH
+HOOK = libvirt.HOOK_PATH
 XML = "<domain><name>web1</name></domain>"
 CALL = {"operation": "started", "sub_operation": "begin", "extra": "-", "name": "web1", "xml": XML}
 
@@ -94,7 +95,7 @@ async def test_a_hook_is_heard_and_answered(lab: Lab, care: Care) -> None:
 async def test_only_root_hands_over_what_becomes_of_a_domain(
     lab: Lab, care: Care, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
+    monkeypatch.setattr(server, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
     answer = await lab.ask("POST", HOOK, CALL)
     assert (answer.status, answer.json["code"]) == (403, "forbidden")
     large = await lab.ask("POST", HOOK, CALL | {"xml": "x" * (1 << 17)})
@@ -107,7 +108,7 @@ async def test_large_xml_of_root_is_heard_and_larger_is_refused(lab: Lab, care: 
     xml = "\x01" * MAX_BYTES  # six characters of JSON each
     assert (await lab.ask("POST", HOOK, CALL | {"xml": xml})).status == 200
     assert care.heard[0][3] == xml
-    answer = await lab.ask("POST", HOOK, raw=b"x" * (routes_libvirt.MAX_HOOK_BODY_BYTES + 1))
+    answer = await lab.ask("POST", HOOK, raw=b"x" * (libvirt.MAX_HOOK_BODY_BYTES + 1))
     assert (answer.status, answer.json["code"]) == (413, "too-large")
     assert (await lab.ask("POST", "/v1/networks", raw=b"x" * (1 << 17))).status == 413
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service import wire
-from linkmgr.service.body import MAX_BODY_BYTES
-from linkmgr.service.config import Config, Limits
-from linkmgr.service.peers import Peer
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.config.schema import Config, Limits
+from linkmgr.service.http import server
+from linkmgr.service.http.body_limit import MAX_BODY_BYTES
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Lab, read_answer, request, running
 
@@ -114,7 +114,7 @@ async def test_one_user_has_only_so_many_connections(
     somebody = Peer(4242, 4242, 1, frozenset({4242}))
     await lab.ask("GET", "/healthz")
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "peer_of", lambda sock: somebody)
+        patch.setattr(server, "peer_of", lambda sock: somebody)
         held = [await lab.connect() for _ in range(4)]
         refused = await lab.ask("GET", "/healthz")
         assert (refused.status, refused.json["code"]) == (429, "too-many")
@@ -122,7 +122,7 @@ async def test_one_user_has_only_so_many_connections(
     for _, writer in held:
         writer.close()
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "peer_of", lambda sock: somebody)
+        patch.setattr(server, "peer_of", lambda sock: somebody)
 
         async def answered() -> bool:
             return (await lab.ask("GET", "/healthz")).status == 200
@@ -136,7 +136,7 @@ async def test_whoever_cannot_be_known_is_not_answered(
     def fails(sock: object) -> Peer:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(wire, "peer_of", fails)
+    monkeypatch.setattr(server, "peer_of", fails)
     reader, _ = await lab.connect()
     async with asyncio.timeout(5):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -178,10 +178,10 @@ async def large(tmp_path: Path) -> AsyncIterator[Lab]:
 async def test_answers_that_nobody_reads_take_only_so_much_memory_of_a_user(
     large: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_UNREAD_PER_UID", 1 << 20)
+    monkeypatch.setattr(server, "MAX_UNREAD_PER_UID", 1 << 20)
     somebody = Peer(4242, 4242, 1, frozenset({4242}))
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "peer_of", lambda _: somebody)
+        patch.setattr(server, "peer_of", lambda _: somebody)
         slow = [await asks_and_does_not_read(large) for _ in range(8)]
         await asyncio.sleep(3)
     streams = large.service._server.server_state.connections

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkmgr.service.logs import log_to_stderr
+from linkmgr.service.systemd.journal_log import log_to_stderr
 
 
 @contextlib.contextmanager

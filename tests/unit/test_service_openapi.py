@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from linkmgr.jsonform import (
+from linkmgr.service.http import examples, schemas
+from linkmgr.state.codec import (
     JsonReader,
     read_domain,
     read_finding,
@@ -20,8 +21,7 @@ from linkmgr.jsonform import (
     read_vm,
     to_json,
 )
-from linkmgr.service import examples, models
-from linkmgr.swap import Step
+from linkmgr.swap.steps import Step
 from tests.unit.service_lab import Lab, running
 
 
@@ -54,7 +54,7 @@ async def test_every_example_is_of_its_form(lab: Lab) -> None:
     document: dict[str, Any] = (await lab.ask("GET", "/openapi.json")).json
     for name, schema in document["components"]["schemas"].items():
         for example in schema.get("examples", []):
-            model = getattr(models, name)
+            model = getattr(schemas, name)
             made = model.model_validate_json(json.dumps(example))
             assert made.model_fields_set == example.keys(), name
 

@@ -12,9 +12,10 @@ import pytest
 
 from linkmgr.errors import PortInUse
 from linkmgr.model import NicState
-from linkmgr.service import models, operations
-from linkmgr.service.config import Config, Limits, Permission
-from linkmgr.service.peers import Peer
+from linkmgr.service import operations
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.config.schema import Config, Limits, Permission
+from linkmgr.service.http import schemas
 from linkmgr.service.problems import ServiceProblem
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Answer, Lab, request, running
@@ -35,7 +36,7 @@ async def ended(lab: Lab, started: Answer) -> dict[str, object]:
     async with asyncio.timeout(10):
         while True:
             answer = await lab.ask("GET", started.headers["location"])
-            models.OperationForm.model_validate(answer.json)
+            schemas.OperationForm.model_validate(answer.json)
             if answer.json["state"] != "running":
                 return dict(answer.json)
             await asyncio.sleep(0.01)
@@ -49,13 +50,13 @@ async def test_a_client_that_prefers_so_is_answered_at_once(lab: Lab) -> None:
     assert started.json["state"] == "running"
     assert lab.api.the_nics[next(iter(lab.api.the_nics))].state is NicState.UNPLUGGED
     listed = (await lab.ask("GET", "/v1/operations")).json
-    models.OperationList.model_validate(listed)
+    schemas.OperationList.model_validate(listed)
     assert [each["id"] for each in listed["operations"]] == [started.json["id"]]
     lab.api.gate.set()
     operation = await ended(lab, started)
     assert operation["state"] == "done"
     assert operation["uid"] == os.getuid()
-    models.OutcomeForm.model_validate(operation["result"])
+    schemas.OutcomeForm.model_validate(operation["result"])
 
 
 async def test_an_operation_that_is_not_known_is_named_as_it_was_asked_for(lab: Lab) -> None:

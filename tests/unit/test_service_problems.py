@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import LinkmgrError, MonitorTimeout, PortInUse
-from linkmgr.service import models
+from linkmgr.service.http import schemas
 from linkmgr.service.problems import SERVICE_PROBLEMS, problem, status_of
 from tests.unit.service_lab import Lab, read_answer, request, running
 
@@ -71,7 +71,7 @@ async def test_a_verb_that_fails_answers_with_its_error(lab: Lab) -> None:
     answer = await lab.ask("PUT", "/v1/connections/web1/net0", {"target": "blue"})
     assert answer.status == 409
     assert answer.headers["content-type"] == "application/problem+json"
-    models.ProblemForm.model_validate(answer.json)
+    schemas.ProblemForm.model_validate(answer.json)
     assert (answer.json["code"], answer.json["nic"]) == ("port-in-use", "web1/net0")
     missing = await lab.ask("PUT", "/v1/connections/web2/net0", {"target": "blue"})
     assert (missing.status, missing.json["code"]) == (404, "unknown-vm")
@@ -106,7 +106,7 @@ async def test_a_fault_while_reading_is_told_the_same_way(
 async def test_a_path_that_is_not_there_is_a_problem(lab: Lab, path: str) -> None:
     answer = await lab.ask("GET", path)
     assert (answer.status, answer.json["code"]) == (404, "not-found")
-    models.ProblemForm.model_validate(answer.json)
+    schemas.ProblemForm.model_validate(answer.json)
 
 
 async def test_a_method_that_is_not_taken_says_which_are(lab: Lab) -> None:

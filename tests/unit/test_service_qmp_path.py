@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadRequest, Forbidden
-from linkmgr.service.access import Access
-from linkmgr.service.config import AccessSection, Rule
-from linkmgr.service.peers import Peer
-from linkmgr.service.qmp_path import authorize, parse_address, parse_path, resolve_trusted
+from linkmgr.service.auth.monitor_path import authorize, parse_address, parse_path, resolve_trusted
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.auth.policy import Access
+from linkmgr.service.config.schema import AccessSection, Rule
 
 GROUP = 54321
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.service import wire
-from linkmgr.service.config import AccessSection, Config, Limits, Rule
-from linkmgr.service.peers import Peer
-from linkmgr.service.quota import Quota, Rank
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.auth.quota import Quota, Rank
+from linkmgr.service.config.schema import AccessSection, Config, Limits, Rule
+from linkmgr.service.http import server
 from tests.unit.service_lab import Lab, request, running
 
 MEMBER = 4242
@@ -58,12 +58,12 @@ async def test_a_user_with_one_slow_guest_leaves_operations_to_others_and_to_roo
 ) -> None:
     lab.api.gate.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "peer_of", lambda _: peer(MEMBER))
+        patch.setattr(server, "peer_of", lambda _: peer(MEMBER))
         assert await plugs(lab, 7) == [202] * 5 + [429] * 2
-        patch.setattr(wire, "peer_of", lambda _: peer(MEMBER + 1))
+        patch.setattr(server, "peer_of", lambda _: peer(MEMBER + 1))
         assert await plugs(lab, 1) == [202]
         for number in range(2, 8):
-            patch.setattr(wire, "peer_of", lambda _, uid=MEMBER + number: peer(uid))
+            patch.setattr(server, "peer_of", lambda _, uid=MEMBER + number: peer(uid))
             await plugs(lab, 3)
         assert await plugs(lab, 1) == [429]
     assert await plugs(lab, 2) == [202, 202], "the last tenth is root's"
@@ -74,10 +74,10 @@ async def test_strangers_leave_event_streams_to_those_who_work_with_the_service(
 ) -> None:
     with monkeypatch.context() as patch:
         for number in range(4):  # each with another uid
-            patch.setattr(wire, "peer_of", lambda _, uid=9000 + number: peer(uid))
+            patch.setattr(server, "peer_of", lambda _, uid=9000 + number: peer(uid))
             said = await streams(lab, 4)
         assert said == [b"429"] * 4
-        patch.setattr(wire, "peer_of", lambda _: peer(MEMBER))
+        patch.setattr(server, "peer_of", lambda _: peer(MEMBER))
         assert await streams(lab, 5) == [b"200"] * 5
     assert await streams(lab, 2) == [b"200"] * 2
 
@@ -88,11 +88,11 @@ async def test_strangers_with_many_uids_leave_connections_to_others(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (60, 60))
     with monkeypatch.context() as patch:
         for number in range(20):
-            patch.setattr(wire, "peer_of", lambda _, uid=9000 + number: peer(uid))
+            patch.setattr(server, "peer_of", lambda _, uid=9000 + number: peer(uid))
             await lab.connect()
         await asyncio.sleep(0.1)
         assert (await lab.ask("GET", "/healthz")).status == 429
-        patch.setattr(wire, "peer_of", lambda _: peer(MEMBER))
+        patch.setattr(server, "peer_of", lambda _: peer(MEMBER))
         assert (await lab.ask("GET", "/healthz")).status == 200
     assert (await lab.ask("GET", "/healthz")).status == 200
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from linkmgr.budget import TimeBudget
-from linkmgr.service.peers import Peer
-from linkmgr.service.reading import ALL_SHARE, BURST_S, USER_SHARE, ReadMeter
+from linkmgr.aio.token_bucket import TimeBudget
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.http.reading import ALL_SHARE, BURST_S, USER_SHARE, ReadMeter
 from tests.unit.virtual_time import VirtualTime, virtual_time
 
 COST = 0.005  # CPU seconds of a read of these tests
@@ -21,10 +21,10 @@ COST = 0.005  # CPU seconds of a read of these tests
 async def clock(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[VirtualTime]:
     """Shares are of time that passes, of which a busy machine gives a test too little."""
     with virtual_time(monkeypatch) as made:
-        for module in ("linkmgr.budget", "linkmgr.service.reading"):
+        for module in ("linkmgr.aio.token_bucket", "linkmgr.service.http.reading"):
             monkeypatch.setattr(f"{module}.TimeBudget", partial(TimeBudget, clock=made.read))
         spent = SimpleNamespace(thread_time=made.read)
-        monkeypatch.setattr("linkmgr.service.reading.time", spent)
+        monkeypatch.setattr("linkmgr.service.http.reading.time", spent)
         yield made
 
 

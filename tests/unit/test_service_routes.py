@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from linkmgr.jsonform import to_json
 from linkmgr.model import Finding
-from linkmgr.service import models
+from linkmgr.service.http import schemas
+from linkmgr.state.codec import to_json
 from tests.unit.service_lab import Lab, running
 
 BLUE = {"name": "blue", "driver": "bridge", "options": {"bridge": "br0"}, "drift": "repair"}
@@ -36,10 +36,10 @@ async def test_a_vm_is_added_listed_and_removed(lab: Lab) -> None:
     added = await lab.ask("POST", "/v1/vms", {"name": "web1", "qmp": "/nowhere"})
     assert added.status == 200
     assert added.headers["content-type"] == "application/json"
-    models.NicList.model_validate(added.json)
+    schemas.NicList.model_validate(added.json)
     assert [nic["ref"] for nic in added.json["nics"]] == ["web1/net0"]
     listed = (await lab.ask("GET", "/v1/vms")).json
-    models.VmList.model_validate(listed)
+    schemas.VmList.model_validate(listed)
     assert listed == {"vms": to_json(await lab.api.vms())}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": True}
     assert (await lab.ask("DELETE", "/v1/vms/web1")).json == {"changed": False}
@@ -50,7 +50,7 @@ async def test_a_network_is_created_listed_and_deleted(lab: Lab) -> None:
     assert (made.status, made.json) == (200, BLUE | {"drift": "report"})
     listed = (await lab.ask("GET", "/v1/networks")).json
     assert listed == {"networks": [BLUE | {"drift": "report"}]}
-    models.NetworkList.model_validate(listed)
+    schemas.NetworkList.model_validate(listed)
     assert (await lab.ask("DELETE", "/v1/networks/blue")).json == {"changed": True}
     assert (await lab.ask("DELETE", "/v1/networks/blue")).json == {"changed": False}
 
@@ -59,7 +59,7 @@ async def test_a_port_is_created_listed_and_deleted(lab: Lab) -> None:
     await build(lab)
     for query in ("?network=blue", ""):
         listed = (await lab.ask("GET", f"/v1/ports{query}")).json
-        models.PortList.model_validate(listed)
+        schemas.PortList.model_validate(listed)
         (port,) = listed["ports"]
         assert (port["name"], port["options"]) == ("p7", {"isolated": True})
     assert (await lab.ask("GET", "/v1/ports?network=green")).json["code"] == "unknown-network"
@@ -72,11 +72,11 @@ async def test_a_nic_is_plugged_and_unplugged(lab: Lab) -> None:
     body = {"target": "blue:p7", "notify": "announce"}
     plugged = await lab.ask("PUT", "/v1/connections/web1/net0", body)
     assert plugged.status == 200
-    models.OutcomeForm.model_validate(plugged.json)
+    schemas.OutcomeForm.model_validate(plugged.json)
     assert plugged.json["nic"]["connection"]["port"]["name"] == "p7"
     assert plugged.json["timings"] == {"stage": 3.5, "switch": 0.5}
     listed = (await lab.ask("GET", "/v1/connections")).json
-    models.ConnectionList.model_validate(listed)
+    schemas.ConnectionList.model_validate(listed)
     assert [each["nic"] for each in listed["connections"]] == ["web1/net0"]
     unplugged = await lab.ask("DELETE", "/v1/connections/web1/net0")
     assert (unplugged.status, unplugged.json["changed"]) == (200, True)
@@ -92,22 +92,22 @@ async def test_the_verbs_are_told_whose_fds_a_caller_may_plug(lab: Lab) -> None:
 async def test_nics_are_shown_and_their_links_set(lab: Lab) -> None:
     await build(lab)
     listed = (await lab.ask("GET", "/v1/nics")).json
-    models.NicList.model_validate(listed)
+    schemas.NicList.model_validate(listed)
     (nic,) = listed["nics"]
     assert (await lab.ask("GET", "/v1/nics/web1/net0")).json == nic
-    models.NicForm.model_validate(nic)
+    schemas.NicForm.model_validate(nic)
     set_down = await lab.ask("PUT", "/v1/nics/web1/net0/link", {"state": "down"})
     assert set_down.json["nic"]["wanted_link"] == "down"
-    models.OutcomeForm.model_validate(set_down.json)
+    schemas.OutcomeForm.model_validate(set_down.json)
 
 
 async def test_checks_and_garbage_are_told(lab: Lab) -> None:
     lab.api.findings = [Finding("device-gone", "web1/net0", "its device is gone", "plug it")]
     found = (await lab.ask("GET", "/v1/check")).json
     assert found == {"findings": to_json(lab.api.findings)}
-    models.FindingList.model_validate(found)
+    schemas.FindingList.model_validate(found)
     dry = (await lab.ask("POST", "/v1/gc", {"dry_run": True, "older_than": 5})).json
-    models.OrphanList.model_validate(dry)
+    schemas.OrphanList.model_validate(dry)
     assert [(each["seen"], each["removed"]) for each in dry["orphans"]] == [(5, False)]
     wet = (await lab.ask("POST", "/v1/gc")).json
     assert [(each["seen"], each["removed"]) for each in wet["orphans"]] == [(60, True)]
@@ -116,7 +116,7 @@ async def test_checks_and_garbage_are_told(lab: Lab) -> None:
 async def test_health_is_told(lab: Lab) -> None:
     healthy = await lab.ask("GET", "/healthz")
     assert (healthy.status, healthy.json["status"]) == (200, "ok")
-    models.HealthAnswer.model_validate(healthy.json)
+    schemas.HealthAnswer.model_validate(healthy.json)
 
 
 async def test_every_example_of_a_request_is_a_good_request(lab: Lab) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from linkmgr.errors import BadRequest, Conflict, HostError
-from linkmgr.lock_file import LOCK_FILE_NAME
-from linkmgr.service.sockets import listening
+from linkmgr.service.listeners import listening
+from linkmgr.state.lock_file import LOCK_FILE_NAME
 from linkmgr.testing.process import until
 from tests.unit.service_lab import read_answer, request
 
@@ -34,7 +34,7 @@ if names:
         os.dup2(each, 3 + at)
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(spare)),
                    "LISTEN_FDNAMES": names}
-from linkmgr.service.run import serve
+from linkmgr.service.main import serve
 asyncio.run(serve(Path(path), None, Path(config) if config else None))
 unwanted = {"httpx", "rich", "libvirt", "linkmgr.client", "linkmgr.cli"} & sys.modules.keys()
 sys.exit(f"loaded: {unwanted}" if unwanted else 0)

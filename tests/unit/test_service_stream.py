@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from linkmgr.events import EventKind
-from linkmgr.service import models, stream
-from linkmgr.service.config import Config, Limits
-from linkmgr.service.peers import Peer
+from linkmgr.service import event_log
+from linkmgr.service.auth.peer import Peer
+from linkmgr.service.config.schema import Config, Limits
+from linkmgr.service.http import schemas
 from linkmgr.testing.process import until
 from tests.unit.service_lab import Lab, request, running
 
@@ -63,7 +64,7 @@ class Listener:
             block = self._read(waiting.pop(0)) if waiting else await self.block()
             if "data" in block:
                 data = json.loads(block["data"])
-                models.EventForm.model_validate(data)
+                schemas.EventForm.model_validate(data)
                 assert data["kind"] == block["event"]
                 return {**data, "id": block["id"]}
 
@@ -192,7 +193,7 @@ async def test_there_are_only_so_many_streams(lab: Lab) -> None:
 async def test_past_events_take_only_so_many_bytes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_RING_BYTES", 10_000)
+    monkeypatch.setattr(event_log, "MAX_RING_BYTES", 10_000)
     first = await (await Listener.open(lab)).block()
     for number in range(10):
         lab.api.bus.publish(EventKind.LINK, str(number), padding="x" * 3000)

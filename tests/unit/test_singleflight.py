@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from linkmgr.singleflight import REST_MAX_S, SingleFlight
+from linkmgr.aio.singleflight import REST_MAX_S, SingleFlight
 
 
 class Look:

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from linkmgr.qmp.network import parse_info_network
-from linkmgr.qmp.qemu import QemuProcess
-from linkmgr.wirings.stub import ensure_placeholders
+from linkmgr.hypervisors.qemu.process import QemuProcess
+from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
+from linkmgr.wirings.hub.placeholder import ensure_placeholders
 
 NIC = "index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01"
 HUB = f"hub 7\n \\ lm-sink\n \\ lm-hub: ua-net0: {NIC}\n"

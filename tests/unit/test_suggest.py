@@ -7,9 +7,9 @@ import time
 import pytest
 
 from linkmgr.errors import BadOption, LinkmgrError, NotFound
-from linkmgr.manager import LinkManager
+from linkmgr.manager.manager import LinkManager
 from linkmgr.model import NotifyMode, parse_choice
-from linkmgr.suggest import NAMES_SHOWN_MAX, close_matches, hint_for_unknown, join_names
+from linkmgr.text.suggest import NAMES_SHOWN_MAX, close_matches, hint_for_unknown, join_names
 
 
 def test_the_closest_names_are_meant() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from linkmgr import swap
 from linkmgr.errors import HubCrowded, MonitorTimeout, NameTaken, SwitchFailed
 from linkmgr.model import LinkState, NotifyMode
+from linkmgr.swap import steps
 from linkmgr.wirings import Cable
 from tests.unit.swap_lab import NIC, RELEASE, Bench, bench, impatient
 
@@ -166,7 +166,7 @@ class TestAName:
         bench.log.fail("release blue", MonitorTimeout("no"))
         await bench.plug("red")
         assert "name red lmtap0" not in bench.log
-        await swap.run_deferred(bench.nic)
+        await steps.run_deferred(bench.nic)
         assert bench.log[-1] == "name red lmtap0"
 
     async def test_that_is_taken_fails_no_plug_and_is_told_once(

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from linkmgr import swap
 from linkmgr.errors import (
     CommandFailed,
     HostError,
@@ -16,6 +15,7 @@ from linkmgr.errors import (
     SwitchFailed,
 )
 from linkmgr.model import NotifyMode
+from linkmgr.swap import steps
 from tests.unit.swap_lab import FREE, RELEASE, TERMINATE, Bench, bench, impatient
 
 __all__ = ["bench", "impatient"]  # fixtures
@@ -103,7 +103,7 @@ async def test_after_the_switch_there_is_no_way_back(
     assert bench.where == "red"
     assert bench.calls[-3:] == ["release blue", "terminate blue", "free blue"]
     # The guest and the network hear of it all the same, later.
-    await swap.run_deferred(bench.nic)
+    await steps.run_deferred(bench.nic)
     assert bench.calls[-1] == "announce"
     assert bench.nic.deferred == []
 
@@ -124,7 +124,7 @@ async def test_an_old_side_that_cannot_be_freed_fails_no_replug(bench: Bench, ca
     await bench.plug("red")
     assert bench.where == "red"
     assert len(bench.nic.deferred) > 0
-    await swap.run_deferred(bench.nic)
+    await steps.run_deferred(bench.nic)
     rest = ["release blue", "terminate blue", "free blue"]
     assert bench.calls[-len(rest[rest.index(call) :]) :] == rest[rest.index(call) :]
 
@@ -140,10 +140,10 @@ async def test_what_cannot_be_undone_now_is_done_later_in_the_same_order(bench: 
     assert bench.calls[-1] == "switch back to blue"
     bench.log.clear()
     with pytest.raises(MonitorTimeout):
-        await swap.run_deferred(bench.nic)
+        await steps.run_deferred(bench.nic)
     assert bench.log == ["switch back to blue"]
     bench.log.clear()
-    await swap.run_deferred(bench.nic)
+    await steps.run_deferred(bench.nic)
     assert bench.log == BACK
     assert bench.nic.deferred == []
 
@@ -160,10 +160,10 @@ async def test_a_clean_up_that_is_refused_stops_no_other_and_is_tried_again(
     with pytest.raises(MonitorTimeout):
         await bench.plug("red")
     bench.log.clear()
-    await swap.run_deferred(bench.nic)
+    await steps.run_deferred(bench.nic)
     assert bench.log == BACK
     bench.log.clear()
-    await swap.run_deferred(bench.nic)
+    await steps.run_deferred(bench.nic)
     assert bench.log == ["switch back to blue"]
     assert bench.nic.deferred == []
 
@@ -175,7 +175,7 @@ async def test_what_a_lost_nic_held_is_freed_whatever_was_left_to_do(bench: Benc
     with pytest.raises(MonitorTimeout):
         await bench.unplug()
     bench.log.clear()
-    await swap.discard_dead(bench.nic)
+    await steps.discard_dead(bench.nic)
     assert bench.log[-3:] == ["release blue", "terminate blue", "free blue"]
     assert (bench.where, bench.nic.deferred) == (None, [])
 
@@ -191,7 +191,7 @@ async def test_a_clean_up_that_is_cancelled_is_still_left_to_do(bench: Bench) ->
         done.append(True)
 
     bench.nic.deferred = [hang, next_one]
-    settling = asyncio.create_task(swap.run_deferred(bench.nic))
+    settling = asyncio.create_task(steps.run_deferred(bench.nic))
     await hangs.wait()
     assert bench.nic.deferred == [hang, next_one]  # a check tells of it meanwhile
     settling.cancel()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr import unix_sockets
-from linkmgr.unix_sockets import (
+from linkmgr.aio import unix_sockets
+from linkmgr.aio.unix_sockets import (
     CONNECTION_COST_S,
     USER_CONNECTIONS_SHARE,
     UnixSocket,

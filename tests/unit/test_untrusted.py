@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from linkmgr.untrusted import is_nested_deeper_than, printable
+from linkmgr.text.untrusted import is_nested_deeper_than, printable
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from linkmgr.cli import probes
-from linkmgr.cli.probes import Verdict
+from linkmgr import doctor
+from linkmgr.doctor import Verdict
 from linkmgr.errors import (
     CannotPrepare,
     LibvirtRefused,
@@ -18,8 +18,8 @@ from linkmgr.errors import (
     NotFound,
     Unsupported,
 )
-from linkmgr.libvirt import virsh
-from linkmgr.libvirt.virsh import Virsh
+from linkmgr.libvirt.prepare import virsh
+from linkmgr.libvirt.prepare.virsh import Virsh
 from tests.unit.cli_runner import run
 
 Says = Callable[[str], None]
@@ -185,7 +185,7 @@ async def test_doctor_names_old_domains_also_where_no_qemu_is_installed(
     refuses: Callable[[str], Path],
 ) -> None:
     refuses("version")
-    lines = await probes.prepared("test:///x")
+    lines = await doctor.prepared("test:///x")
     assert [(each.name, each.verdict) for each in lines] == [
         ("prepared domains", Verdict.MISSING), ("saved states", Verdict.MISSING)
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from linkmgr.errors import BeingRemoved, LinkmgrError, Stopping
-from linkmgr.vm_locks import VmLocks
+from linkmgr.manager.vm_locks import VmLocks
 
 
 async def begun(work: asyncio.Task[str]) -> asyncio.Task[str]:

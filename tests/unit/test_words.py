@@ -1,7 +1,7 @@
 """The glossary lists every public class, and no class that does not exist.
 
 Public is a class without a leading underscore that ``linkmgr.__all__`` names, or that a module in
-another folder of the package than its own imports.
+another room than its own imports; a room is a folder of the package, or the words beside them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GLOSSARY = Path(__file__).parents[2] / "docs/words.md"
 MODULES = {
     ".".join(("linkmgr", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
         ".__init__"
-    ): (path.parent, ast.parse(path.read_text()))
+    ): (path.relative_to(PACKAGE).parts[:-1][:1], ast.parse(path.read_text()))
     for path in PACKAGE.rglob("*.py")
 }
 CLASSES = {
@@ -47,10 +47,10 @@ def definition(module: str, name: str) -> tuple[str, str] | None:
 
 def public_classes() -> set[str]:
     found = {name for name in linkmgr.__all__ if isinstance(getattr(linkmgr, name), type)}
-    for module, (folder, _) in MODULES.items():
+    for module, (room, _) in MODULES.items():
         for origin, name in imported(module):
             home = definition(origin, name)
-            if home and not name.startswith("_") and MODULES[home[0]][0] != folder:
+            if home and not name.startswith("_") and MODULES[home[0]][0] != room:
                 found.add(name)
     return found
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from linkmgr import Client, Nic
-from linkmgr.host.links import DEVICE_GROUP
+from linkmgr.host.netlink.link import DEVICE_GROUP
+from linkmgr.hypervisors.qemu.qmp.info_network import NetTopology, parse_info_network
 from linkmgr.model import LinkState, NicState, OwnerTag
-from linkmgr.qmp.network import NetTopology, parse_info_network
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
 

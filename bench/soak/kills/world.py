@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.soak.kills.inspection import Inspection, devices
 from linkmgr import Client, hub_args
 from linkmgr.errors import LinkmgrError, ServiceGone
-from linkmgr.host.links import DEVICE_GROUP
+from linkmgr.host.netlink.link import DEVICE_GROUP
 from linkmgr.testing import Guest
 from linkmgr.testing.process import execute
 from tests.integration.nursery import Nursery

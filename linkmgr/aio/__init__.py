@@ -1,0 +1,1 @@
+"""Building blocks for asyncio: threads, sockets, broadcasts. Imports nothing of linkmgr."""

@@ -1,0 +1,1 @@
+"""File descriptors of taps and macvtaps: passed, checked, kept, and who holds them."""

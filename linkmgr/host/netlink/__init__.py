@@ -1,0 +1,1 @@
+"""Routing netlink (rtnetlink(7)): messages, changes, dumps, notifications, errors."""

@@ -1,0 +1,1 @@
+"""What runs the guests. Imports `aio` and the words."""

@@ -1,0 +1,1 @@
+"""QEMU: its process, and its monitor (`qmp`)."""

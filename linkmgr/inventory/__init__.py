@@ -1,0 +1,1 @@
+"""Machines and their NICs, networks and ports, bindings. Imports `swap` and below."""

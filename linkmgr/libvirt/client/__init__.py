@@ -1,0 +1,1 @@
+"""libvirt for asyncio: connections, calls in threads, events."""

@@ -1,0 +1,1 @@
+"""Domains and their desired cables: hooks, events, verbs, migration, link state."""

@@ -1,0 +1,1 @@
+"""A domain's XML: read, and edited in places."""

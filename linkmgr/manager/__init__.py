@@ -1,0 +1,1 @@
+"""`LinkManager`, which composes the rooms below. Imports `reconcile` and below."""

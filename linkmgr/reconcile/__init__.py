@@ -1,0 +1,1 @@
+"""Loops and looks that compare what is with what was meant. Imports `inventory` and below."""

@@ -1,0 +1,1 @@
+"""Which peer may do what: credentials, policy, monitor paths, quotas."""

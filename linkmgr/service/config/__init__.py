@@ -1,0 +1,1 @@
+"""The configuration file, and the networks that it declares."""

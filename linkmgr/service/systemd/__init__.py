@@ -1,0 +1,1 @@
+"""systemd: notification, fd store, journal."""

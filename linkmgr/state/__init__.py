@@ -1,0 +1,1 @@
+"""The state directory: documents, formats, the journal. Imports `aio` and the words."""

@@ -1,0 +1,1 @@
+"""Text for people, and text by strangers. Imports nothing of linkmgr."""
