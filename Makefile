@@ -100,7 +100,7 @@ $(BUILD)/packages/%/$(PACKAGE_BEFORE)/.complete: | %
 .PHONY: test-debs
 test-debs: $(call packages,$(SUITES)) images ## Try each package in its Debian, with its systemd and libvirt
 	@for suite in $(SUITES); do $(SUDO) scripts/host-root.sh $$suite || exit; done
-	@$(SUDO) env LINKMGR_SUITES="$(SUITES)" $(PY) -m pytest -q tests/integration/test_packages.py
+	@$(SUDO) env LINKMGR_SUITES="$(SUITES)" $(PY) -m pytest -q tests/integration/project/test_packages.py
 
 .PHONY: own-root
 own-root: $(BUILD)/packages.stamp ## Make a minimal root of this Debian for the package's tests
@@ -112,10 +112,14 @@ other-root: $(BUILD)/packages.stamp ## Make that of the other Debian whose tests
 
 # The other generations, in roots by debootstrap that are entered in namespaces. What is tried there
 # is what depends on libvirt, QEMU, Python or systemd; the rest depends on the kernel, which is this one's.
-GENERATION_TESTS := $(addprefix tests/integration/test_,$(addsuffix .py,story libvirt_walk prepare \
-	domain_cables names listener hook libvirt_passthrough lifecycle lifecycle_matrix migration swaps \
-	failures_before failures_gone failures_monitor failures_qemu failures_steps failures_switch \
-	failures_watch host_upgrade))
+of_room = $(patsubst %,tests/integration/$(1)/test_%.py,$(2))
+GENERATION_TESTS := \
+	$(call of_room,swap,story names swaps failures_before failures_gone failures_steps \
+		failures_switch failures_watch) \
+	$(call of_room,libvirt,libvirt_walk prepare domain_cables listener hook libvirt_passthrough \
+		lifecycle_matrix migration host_upgrade) \
+	$(call of_room,manager,lifecycle) \
+	$(call of_room,hypervisors/qemu,failures_monitor failures_qemu)
 
 .PHONY: bookworm
 bookworm: setup ## Make a root of Debian 12 in which the tests run

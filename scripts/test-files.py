@@ -110,7 +110,7 @@ class Job:
         """What pytest is given."""
         if self.part is None:
             return [str(self.file)]
-        return [str(file) for file in sorted(self.file.glob("test_*.py"))[self.part :: UNIT_PARTS]]
+        return [str(file) for file in sorted(self.file.rglob("test_*.py"))[self.part :: UNIT_PARTS]]
 
     def guess(self) -> float:
         """Seconds that it takes, so that the slow ones go before all that are not known."""
@@ -241,7 +241,7 @@ def main() -> int:
     options.add_argument("files", nargs="*", type=Path)
     given = options.parse_args()
     files = [file.resolve() for file in given.files]
-    files = files or sorted((ROOT / "tests" / "integration").glob("test_*.py"))
+    files = files or sorted((ROOT / "tests" / "integration").rglob("test_*.py"))
     jobs = [] if given.only_suite else [Job(file) for file in files]
     if given.next:
         jobs += [Job(file, given.next) for file in files if "next_qemu" in file.read_text()]

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.unit.hypervisors.qemu.test_qmp_features import SCHEMA, VERSION
 from tests.unit.qmp_peer import GREETING
-from tests.unit.test_qmp_features import SCHEMA, VERSION
 
 FLOODS: dict[str, bytes] = {
     "small events": b'{"event":"X"}\n' * 4000,

@@ -11,8 +11,8 @@ from linkmgr.manager.manager import LinkManager
 from linkmgr.model import NicRef
 from linkmgr.naming import NicCandidate, NicName, find_nic
 from linkmgr.text.suggest import COMPARED_MAX
+from tests.unit.manager.test_manager_vms import HOT, HUB, FakeQemu, links, qemu
 from tests.unit.qmp_peer import nothing_left_behind
-from tests.unit.test_manager_vms import HOT, HUB, FakeQemu, links, qemu
 
 __all__ = ["links", "nothing_left_behind", "qemu"]  # fixtures
 
