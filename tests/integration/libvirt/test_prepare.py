@@ -130,7 +130,7 @@ async def test_a_prepared_domain_boots_without_a_cable_dials_and_is_as_before_af
 
     async with (
         DomainGuest(libvirtd, "web1") as guest,
-        Dialled(libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock") as dialled,
+        Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled,
     ):
         await libvirtd.virsh("start", "web1")
         greeting, _, uuid, name = await dialled.ask("query-uuid", "query-name")
@@ -215,7 +215,7 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     assert await libvirtd.virsh("dumpxml", "--inactive", "web3") == plain
     assert "it was never prepared" in (await prepare(libvirtd, "web3", "--refresh")).stderr
 
-    async with Dialled(libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock") as dialled:
+    async with Dialled(libvirtd.run / "linkmgr/qmp.sock") as dialled:
         for name in ("web1", "web2"):
             await libvirtd.virsh("start", name)
             assert (await dialled.ask("query-name"))[2] == {"name": name}
@@ -355,7 +355,7 @@ async def test_of_several_overrides_of_one_property_linkmgr_believes_what_libvir
 
 async def test_the_socket_stays_roots_while_two_guests_dial_it(libvirtd: Libvirtd) -> None:
     """libvirt gives a channel's socket to the user of QEMU unless it is told not to."""
-    path = libvirtd.run / "linkmgr/hypervisors/qemu/qmp.sock"
+    path = libvirtd.run / "linkmgr/qmp.sock"
     async with Dialled(path) as dialled:
 
         async def dials(name: str) -> None:
