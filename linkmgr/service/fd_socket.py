@@ -196,7 +196,7 @@ def _name(packet: Packet) -> str:
         document = json.loads(packet.data)
         name = JsonReader(document).text("name")
     except DecodeError as error:
-        raise BadRequest(f"the packet is not of the right reader: {error}", hint=_FORM) from error
+        raise BadRequest(f"the packet is not of the right form: {error}", hint=_FORM) from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("the packet is not JSON", hint=_FORM) from error
     if unknown := sorted(set(document) - {"name"}):

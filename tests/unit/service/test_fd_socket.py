@@ -135,7 +135,7 @@ async def test_several_are_left_on_one_connection_also_after_a_mistake(
         (b"\xff\xfe", 1, "bad-request", "not JSON"),
         (b"[" * 4000, 1, "bad-request", "not JSON"),
         (b'["uplink"]', 1, "bad-request", "should be an object, not a list"),
-        (b"{}", 1, "bad-request", "name: should be a text, not missing"),
+        (b"{}", 1, "bad-request", "the right form: name: should be a text, not missing"),
         (b'{"name": 7}', 1, "bad-request", "name: should be a text"),
         (b'{"name": "a", "colour": "blue"}', 1, "bad-request", "unknown member 'colour'"),
         (b'{"name": "../x"}', 1, "bad-name", "'../x' cannot be the name"),
