@@ -43,7 +43,7 @@ class Soak:
     _cycles: Counter[str] = field(default_factory=Counter)
 
     async def round(self, cycles: int, tick: Callable[[], None], *, until: float) -> Census:
-        """Swap each NIC's cable so many times `SWAPS_PER_CYCLE`, all NICs at once, and count.
+        """Run cycles of `SWAPS_PER_CYCLE` swaps on each NIC, all NICs at once, and count.
 
         :param until: the time of the loop's clock when no cycle is begun any more.
         :raise LinkmgrError: when a swap fails.

@@ -14,7 +14,7 @@ from linkmgr.libvirt.xml.status_file import only_root_writes
 from linkmgr.text.untrusted import shell_word
 
 _AREA, _NAME = "libvirt", "guests' files"
-_MAX_RECORDS = 1000  # records that are looked at; each takes some ms
+_MAX_STATUS_FILES = 1000  # that are looked at; each takes some ms
 _MAX_SHOWN = 5  # that are told of, each on a line
 
 
@@ -26,7 +26,7 @@ async def guest_files(run_dir: Path = RUN_DIR) -> list[ProbeResult]:
 def _look(run_dir: Path) -> list[ProbeResult]:
     try:
         there, above = run_dir.stat(), run_dir.parent.stat()
-        names = sorted(each.stem for each in islice(run_dir.glob("*.xml"), _MAX_RECORDS))
+        names = sorted(each.stem for each in islice(run_dir.glob("*.xml"), _MAX_STATUS_FILES))
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -1,4 +1,4 @@
-"""BridgeFdb entries of bridges: which of them go with a NIC from one port to another.
+"""Forwarding entries of bridges: which of them go with a NIC from one port to another.
 
 An address may be used by one guest now and by another in a moment (a bond, VRRP), or be that of a
 gateway. So an entry moves only if the bridge has it behind the NIC's old port when that is left,

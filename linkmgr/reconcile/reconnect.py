@@ -226,7 +226,7 @@ class Reconnector:
     async def forget(self, name: str) -> bool:
         """Forget a VM without asking its QEMU: its NICs stay on their cables.
 
-        :return: false if it is not absent any more.
+        :return: false if it is not pending any more.
         :raise StateError: when its document is still there; it is not forgotten then.
         """
         pending = self.vms[name]

@@ -1,4 +1,4 @@
-"""What happens to VMs by themselves: QEMU stops wait_responsive, comes back, ends, loses a NIC."""
+"""What happens to VMs by themselves: QEMU stops answering, comes back, ends, loses a NIC."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def read_finding(reader: JsonReader) -> Finding:
 
 
 def read_orphan(reader: JsonReader) -> OrphanDevice:
-    """Read a `OrphanDevice`."""
+    """Read an `OrphanDevice`."""
     return OrphanDevice(
         device=reader.text("device"),
         owner=reader.text("owner"),

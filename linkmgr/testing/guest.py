@@ -52,8 +52,8 @@ class GuestError(Exception):
     """Base of what can go wrong with a guest.
 
     GuestError
-    ├── GuestGone         QEMU did not start, or has ended
-    ├── GuestTimeout      a command took too long (also a TimeoutError)
+    ├── GuestGone           QEMU did not start, or has ended
+    ├── GuestTimeout        a command took too long (also a TimeoutError)
     └── GuestMonitorError   QEMU refused a monitor command
     """
 

@@ -67,7 +67,7 @@ def pin_bridge_mac(bridge: int, name: str) -> str | None:
                 return None
             if sysfs.read(f"{of}/addr_assign_type").strip() == _SET:
                 return None
-            ports = os.listdir(f"{of}/brif")  # noqa: PTH208 - see sysfiles
+            ports = os.listdir(f"{of}/brif")  # noqa: PTH208 - see sysfs
             # Most names that we make up come last: with an uplink one look is enough.
             if not all(_is_ours(port) for port in sorted(ports, key=lambda p: p.startswith("lm"))):
                 return None

@@ -43,8 +43,8 @@ class NetDevice:
     :param spanning_tree: whether it is a bridge that has one, and so decides itself when it
         forwards.
     :param vlan_filtering: whether it is a bridge that forwards by VLAN.
-    :param port_options: the options of a bridge port that are on, of `PORT_OPTIONS`; ``None`` for a
-        device that is none, or that carries no tag of ours.
+    :param port_options: the options of a bridge port that are on, by their names in bridge(8);
+        ``None`` for a device that is none, or that carries no tag of ours.
     :param altnames: other names by which the kernel finds it.
     :param ipv6_disabled: whether it says nothing of its own with IPv6; only of those with our tag.
     """

@@ -48,7 +48,7 @@ class HookHandler:
     """Handles the calls of libvirt's hook.
 
     :param domains: those that linkmgr has to do with.
-    :param manager: knows the VMs and their reservations.
+    :param manager: knows the VMs and the port bindings.
     :param inline_networks: makes those that a cable describes.
     """
 
@@ -101,7 +101,7 @@ class HookHandler:
         return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
 
     async def _reserve(self, domain: Domain, document: Document) -> HookAnswer:
-        """Reserve a place for each cable of a guest that migrates here, or refuse it."""
+        """Bind a port for each cable of a guest that migrates here, or refuse the guest."""
         try:
             held = await reserve_for_migration(
                 self._manager.bindings, self._inline_networks, document

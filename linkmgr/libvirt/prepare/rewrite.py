@@ -119,10 +119,10 @@ def undo(xml: bytes, *, nic: str | None = None, trust_metadata: bool = False) ->
     What was changed since, other than the cable, stays: PCI addresses, the model, the boot order.
 
     :param nic: an alias or an address; ``None`` means all NICs of the domain.
-    :param trust_metadata: whether what the original in ``<metadata>`` has libvirt run or open as
-        root is written too.
-    :raise CannotPrepare: the XML cannot be read, two NICs have one alias, or a record says what
-        no NIC was, or not without `trust_metadata`.
+    :param trust_metadata: whether scripts and files that an original interface in ``<metadata>``
+        names are written too: libvirt runs and opens them as root.
+    :raise CannotPrepare: the XML cannot be read, two NICs have one alias, or an original says
+        what no NIC was, or needs `trust_metadata`.
     :raise UnknownNic: there is no such NIC.
     """
     document = Document(xml)
