@@ -178,7 +178,7 @@ class LinkSync:
         Not for two callers at once with one domain; `schedule` sees to that.
 
         :raise LinkmgrError: when something cannot be done; look again.
-        :raise BadStatus: when libvirt's file cannot be understood.
+        :raise BadDomainStatus: when libvirt's file cannot be understood.
         """
         info = next((each for each in self._manager.snapshot()[0] if each.name == vm), None)
         if info is None:
