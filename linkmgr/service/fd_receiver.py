@@ -15,7 +15,7 @@ from pathlib import Path
 from linkmgr.aio.unix_sockets import wait_readable
 from linkmgr.errors import BadFd, HostError
 from linkmgr.host import Fd
-from linkmgr.host.fds import receive as receive_fd
+from linkmgr.host.fds import receive
 from linkmgr.service.problems import ServiceProblem
 
 #: Seconds until a receiver is given up: it needs 30 ms, and one that is held by a file waits long.
@@ -111,7 +111,7 @@ class Receivers:
 
 
 def _start(connection: int, answer: int) -> int:
-    command = [sys.executable, "-I", "-S", str(Path(receive_fd.__file__))]
+    command = [sys.executable, "-I", "-S", str(Path(receive.__file__))]
     inherited = [(os.POSIX_SPAWN_DUP2, connection, 0), (os.POSIX_SPAWN_DUP2, answer, 1)]
     try:
         return os.posix_spawn(command[0], command, {}, file_actions=inherited)
@@ -120,12 +120,12 @@ def _start(connection: int, answer: int) -> int:
 
 
 def _read(ours: socket.socket) -> Packet:
-    size = receive_fd.ANSWER.size
-    answer, fds, _, _ = socket.recv_fds(ours, size + receive_fd.PACKET_MAX, 1, _CLOEXEC)
+    size = receive.ANSWER.size
+    answer, fds, _, _ = socket.recv_fds(ours, size + receive.PACKET_MAX, 1, _CLOEXEC)
     fd = Fd(fds[0]) if fds else None
     if len(answer) < size:
         raise HostError("the process that receives fds has failed", hint="see the service's log")
-    flags, count, mode, major, minor = receive_fd.ANSWER.unpack_from(answer)
+    flags, count, mode, major, minor = receive.ANSWER.unpack_from(answer)
     return Packet(
         answer[size:],
         too_long=bool(flags & socket.MSG_TRUNC),

@@ -20,7 +20,7 @@ from linkmgr.cli import main
 from linkmgr.libvirt.domains.controller import DomainController
 from linkmgr.libvirt.domains.hook_handler import HookAnswer
 from linkmgr.manager.manager import LinkManager
-from linkmgr.service import main as run
+from linkmgr.service import main as service
 from linkmgr.swap.steps import Step
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def arm(note: Path) -> None:
     async def probe(step: Step) -> None:
         await _pass(note, step.value)
 
-    run.LinkManager = partial(LinkManager, probe=probe)  # type: ignore[attr-defined,assignment]
+    service.LinkManager = partial(LinkManager, probe=probe)  # type: ignore[attr-defined,assignment]
     heard = DomainController.on_hook
 
     async def on_hook(self: DomainController, operation: str, *rest: str) -> HookAnswer:

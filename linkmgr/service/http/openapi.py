@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from linkmgr.service.http import schemas as models
+from linkmgr.service.http import schemas
 from linkmgr.service.http.examples import OPERATION_ID
 from linkmgr.service.http.schemas import EventForm, OperationForm, ProblemForm
 from linkmgr.service.problems import MEDIA_TYPE
@@ -47,16 +47,16 @@ def document(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        components = made.setdefault("components", {}).setdefault("schemas", {})
         for model in (ProblemForm, OperationForm, EventForm):
             schema = model.model_json_schema(ref_template=_REF)
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
+            components.update(schema.pop("$defs", {}))
+            components[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        for name, schema in schemas.items():
+            components.pop(unused, None)
+        for name, schema in components.items():
             if "examples" in schema:  # FastAPI leaves every null out, also where it must stand
-                schema["examples"] = getattr(models, name).model_json_schema()["examples"]
+                schema["examples"] = getattr(schemas, name).model_json_schema()["examples"]
         for name, path in made["paths"].items():
             for method, operation in path.items():
                 _complete(method, operation, change=method != "get" and name not in _NO_CHANGE)

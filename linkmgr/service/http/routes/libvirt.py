@@ -12,8 +12,8 @@ from starlette.types import Scope
 from linkmgr.errors import Forbidden
 from linkmgr.libvirt.xml.document import MAX_BYTES
 from linkmgr.service.context import ServiceContext
-from linkmgr.service.http import body_limit as bodies
 from linkmgr.service.http import schemas
+from linkmgr.service.http.body_limit import MAX_BODY_BYTES
 from linkmgr.service.http.request_context import RequestContextDep
 from linkmgr.service.problems import JsonResponse, ServiceProblem
 from linkmgr.state.codec import to_json
@@ -71,4 +71,4 @@ def most_bytes(context: ServiceContext, scope: Scope) -> int:
     """How large a request's body may be: XML is large, and root's."""
     if scope["path"] == HOOK_PATH and context.is_privileged(scope["state"]["peer"]):
         return MAX_HOOK_BODY_BYTES
-    return bodies.MAX_BODY_BYTES
+    return MAX_BODY_BYTES
