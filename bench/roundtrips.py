@@ -19,9 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 REQUEST = b'{"execute": "query-status"}\n'
-ROUND_TRIP_INTERVAL_S = (
-    0.0003  # seconds: without one it would take a CPU for itself, and QEMU's other half too
-)
+# Without one it would take a CPU for itself, and QEMU's other half too.
+ROUND_TRIP_INTERVAL_S = 0.0003
 stopped = False
 
 

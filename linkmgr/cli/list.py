@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from linkmgr.errors import LibvirtError
     from linkmgr.model import DomainInfo, DomainNicInfo, Nic, VmInfo
 
-OPTIONAL_COLUMNS = (
-    "WIRING",
-    "MTU",
-    "MODEL",
-    "BY",
-    "DEVICE",
-)  #: columns that a narrow terminal can do without
+#: Columns that a narrow terminal can do without.
+OPTIONAL_COLUMNS = ("WIRING", "MTU", "MODEL", "BY", "DEVICE")
 UNCUT_COLUMNS = ("MAC", "TO DO")  #: columns to be copied from
 
 

@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 STDOUT = "-"
-READER_TIMEOUT_S = (
-    10.0  #: for which a named pipe may have no reader; a timer must not wait for ever
-)
+#: Seconds for which a named pipe may have no reader; a timer must not wait for ever.
+READER_TIMEOUT_S = 10.0
 _READER_INTERVAL_S = 0.05
 _MAX_SYMLINKS = 40  # symbolic links in a row, as many as Linux follows
 _OPEN_FLAGS = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

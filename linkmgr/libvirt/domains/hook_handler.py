@@ -142,9 +142,8 @@ class HookHandler:
         while process and domain.applied_state and domain.applied_state.process == process:
             if process.lives():
                 return  # it has not ended after all
-            await asyncio.sleep(
-                POLL_INTERVAL_S / 5
-            )  # `DomainController` does it as soon as it sees the end
+            # `DomainController` does it as soon as it sees the end.
+            await asyncio.sleep(POLL_INTERVAL_S / 5)
         if domain.applied_state is None:
             await self._domains.process_ended(domain)
 

@@ -54,9 +54,8 @@ CONNECTIONS_PER_SECOND, CONNECTIONS_BURST = 100.0, 400.0
 #: The same of one process, which need not dial more often than once a second.
 PROCESS_CONNECTIONS_PER_SECOND, PROCESS_CONNECTIONS_BURST = 1.0, 20.0
 MAX_IDENTIFYING = 16  #: processes that are looked at at once; the others wait in the kernel
-MAX_LOGGED_REFUSALS = (
-    5  #: different refusals of one process that are told of: it says what they say
-)
+#: Different refusals of one process that are told of: it says what they say.
+MAX_LOGGED_REFUSALS = 5
 #: Seconds for which a refused connection that has said nothing is kept: a QEMU that starts greets
 #: within them. At most so many are kept, one of each process: a stranger may be silent for ever.
 REFUSED_GRACE_S, MAX_REFUSED = 5.0, 64

@@ -23,9 +23,8 @@ from linkmgr.errors import CannotPrepare
 from linkmgr.libvirt.xml.document import MAX_BYTES, Document
 from linkmgr.model import LinkState
 
-_HEAD_BYTES = (
-    4096  # bytes, in which <domstatus pid=...> begins: only a comment of libvirt's is before it
-)
+# In which <domstatus pid=...> begins: only a comment of libvirt's is before it.
+_HEAD_BYTES = 4096
 _PID = re.compile(rb"<domstatus\b[^>]*\bpid=[\"'](\d{1,10})[\"']")
 
 

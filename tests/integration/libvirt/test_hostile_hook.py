@@ -25,9 +25,8 @@ from tests.unit.prepare_lab import PLAIN
 AT_ONCE = 4  #: hooks, as of guests that start together
 HOOK_S = 2.0  #: the hook's own deadline where no configuration says another
 SLACK = 3.0  #: seconds that a process may take besides, on a busy machine
-ANSWER_TIMEOUT_S = (
-    1.0  #: seconds in which others are answered, without those in which no processor was free
-)
+#: Seconds in which others are answered, without those in which no processor was free.
+ANSWER_TIMEOUT_S = 1.0
 MEMORY = 96 << 20  #: bytes that the service may take for so many requests of a mebibyte
 PATIENT = "[hook]\nseconds = 20\n"  #: a refusal is not to be a deadline
 CLOSED = PATIENT + "fail_closed = true\n"

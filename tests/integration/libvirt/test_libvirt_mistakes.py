@@ -51,9 +51,8 @@ async def test_of_two_nics_with_one_address_one_is_plugged_and_the_other_when_th
             assert not await guest.carrier(f"eth{other[-1]}")
             await lab.linkmgr("unplug", f"web1/{on[0]}")
             await lab.agrees("web1", {other: "green"})
-            await lab.linkmgr(
-                "plug", f"web1/{other}", "blue"
-            )  # a bridge; and what a person is told
+            # A bridge; and what a person is told.
+            await lab.linkmgr("plug", f"web1/{other}", "blue")
             refused = await lab.linkmgr("plug", f"web1/{on[0]}", "blue", check=False)
             assert refused.status == Exit.CONFLICT
             assert f"web1/{other}" in refused.output

@@ -108,9 +108,8 @@ async def test_what_the_hook_brings_while_the_cables_go_in_undoes_nothing_afterw
         lab.manager.gate.set()
         assert (await waiting).ok
         await lab.settle()
-        await controller.verbs.plug(
-            NET0, "red"
-        )  # libvirt tells of the live metadata that it changes
+        # libvirt tells of the live metadata that it changes.
+        await controller.verbs.plug(NET0, "red")
         await lab.settle()
         plugs = [call for call in lab.manager.calls if call.startswith(f"plug {NET0}")]
         assert plugs == [f"plug {NET0} blue", f"plug {NET0} red"]
