@@ -43,8 +43,10 @@ def _look(run_dir: Path) -> list[ProbeResult]:
     if not all(os.access(each, os.R_OK) for each in (run_dir, *run_dir.glob("*.xml"))):
         what = f"{run_dir}: root's files, which {_user(os.geteuid())} may not read"
         return [ProbeResult(_AREA, _NAME, Verdict.UNKNOWN, what, "look as root")]
-    files = PeerIdentifier(run_dir)
-    doubts = [(name, why) for name in names if (why := files.untrusted_reason(name)) is not None]
+    identifier = PeerIdentifier(run_dir)
+    doubts = [
+        (name, why) for name in names if (why := identifier.untrusted_reason(name)) is not None
+    ]
     results = [_doubtful(run_dir, name, why) for name, why in doubts[:_MAX_SHOWN]]
     if len(doubts) > _MAX_SHOWN:
         what = f"{len(doubts) - _MAX_SHOWN} more are of no use either"

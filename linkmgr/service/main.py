@@ -301,7 +301,7 @@ async def _monitors(
     libvirt: Libvirt | None,
     on_unclaimed: OnUnclaimed,
 ) -> AsyncIterator[ConnectorFactory]:
-    """The ways to reach a monitor; takes the calls of QEMUs, if the configuration says so."""
+    """The ways to reach a monitor; accepts QEMUs' connections, if the configuration says so."""
     async with contextlib.AsyncExitStack() as stack:
         listener = None
         if settings.libvirt.run_dir:
@@ -327,7 +327,7 @@ async def _monitors(
 
 
 async def _discovered(ready: Awaitable[DomainController], qemu: ConnectedQemu) -> None:
-    """Add a guest that has dialled and that nobody waits for.
+    """Add a guest whose QEMU has connected and that nobody waits for.
 
     :param ready: who looks after it, once what was known before is recovered.
     """

@@ -171,7 +171,7 @@ class DomainController:
         ]
 
     async def check(self) -> list[Finding]:
-        """`findings`, and the guests that should have dialled and have not; one look for all."""
+        """`findings`, and the guests whose QEMU has not connected in time; one look for all."""
         return list(await self._checking.get())
 
     async def _check(self) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Guests that run and were prepared, and whose QEMU has not dialled: they cannot be plugged."""
+"""Running, prepared guests whose QEMU has not connected: they cannot be plugged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from linkmgr.text.untrusted import shell_command
 
 log = logging.getLogger(__name__)
 
-#: After its start, and that of the service, in which a QEMU has dialled: it tries each second.
+#: After its start, and that of the service, in which a QEMU has connected: it tries each second.
 CONNECT_GRACE_S = 5.0
 CHECK_TIMEOUT_S = 2.0  #: seconds for which libvirt is asked; who checks does not wait for it
 

@@ -96,7 +96,7 @@ class _GuestConnections:
 
 
 class MonitorListener:
-    """Takes the calls of QEMUs. ``async with`` owns the socket and all that nobody has taken.
+    """Accepts the connections of QEMUs. ``async with`` owns the socket and all that nobody takes.
 
     A connection goes to the task that waits for its uuid (of a `QemuProcess` that connects again,
     or of a recovery). Else `on_unclaimed` is called, and again each second for as long as nobody
@@ -186,15 +186,15 @@ class MonitorListener:
     # ------------------------------------------------------------------ one connection
 
     async def _accept(self) -> None:
-        calls = TokenBucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST)
+        bucket = TokenBucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST)
         async for sock in accept_connections(self._sock, burst=LOOP_BURST_S):
             try:
-                await asyncio.sleep(calls.take(1))
+                await asyncio.sleep(bucket.take(1))
                 await self._identifying.acquire()
             except BaseException:
                 sock.close()
                 raise
-            self._start(self._serve(sock), "monitor listener call")
+            self._start(self._serve(sock), "monitor listener connection")
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
@@ -231,7 +231,7 @@ class MonitorListener:
         except UntrustedPeer as error:
             self._refuse(process, f"uid {peer_uid(sock)}", str(error))
             return None
-        except Exception as error:  # noqa: BLE001 - whatever it is, only this call is concerned
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this peer only
             about = "monitor listener: pid %d cannot be looked at"
             self._limit.log(logging.ERROR, "monitor listener", about, pid, error=error)
             return None

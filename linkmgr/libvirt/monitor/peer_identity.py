@@ -2,7 +2,7 @@
 
 All guests share one uid and what a command line says can be forged, so a QEMU is not believed. Its
 pid is the kernel's word (SO_PEERCRED, unix(7)). libvirt writes that pid, with the domain's name and
-uuid, into its status file of the running domain, which is root's that no guest can write
+uuid, into its status file of the running domain, a file of root's that no guest can write
 (`linkmgr.libvirt.xml.status_file`); it is there before QEMU is executed. Measured with libvirt 9.0,
 11.3 and 12.8.
 

@@ -25,7 +25,7 @@ USER_SHARE = 0.05  #: of the loop's time for reading one user's requests: two hu
 ALL_SHARE = 0.15  #: of the loop's time for reading those of all such users
 #: Seconds of it that each read takes around the parsing: sending byte by byte causes many.
 READ_OVERHEAD_S = 0.00005
-#: Seconds that a rest has at least: each is a timer, and a system call for each connection.
+#: Seconds that a pause has at least: each is a timer, and a system call for each connection.
 MIN_PAUSE_S = 0.05
 
 
@@ -40,7 +40,7 @@ class PausableConnection(Protocol):
 
 
 class ReadMeter:
-    """Meters the time that reading takes by user, and has connections rest.
+    """Meters the time that reading takes by user, and pauses connections.
 
     :param free: says who is not metered.
     """
@@ -50,7 +50,7 @@ class ReadMeter:
         self._all = TimeBudget(BURST_S, ALL_SHARE)
         self._users = UserBudgets(BURST_S, USER_SHARE)
         self._connections: dict[int, set[PausableConnection]] = {}  # by uid
-        self._resting: set[int] = set()  # uids
+        self._paused: set[int] = set()  # uids
 
     def add(self, peer: Peer, connection: PausableConnection) -> None:
         """Take in a new connection."""
@@ -59,7 +59,7 @@ class ReadMeter:
         self._connections.setdefault(peer.uid, set()).add(connection)
         if self._wait(peer.uid):
             connection.pause_reading()
-            self._rest(peer.uid)
+            self._pause(peer.uid)
 
     def remove(self, peer: Peer, connection: PausableConnection) -> None:
         """Forget a connection."""
@@ -79,17 +79,17 @@ class ReadMeter:
                 seconds = READ_OVERHEAD_S + time.thread_time() - began
                 self._users.of(peer.uid).spend(seconds)
                 self._all.spend(seconds)
-                if peer.uid in self._resting:
+                if peer.uid in self._paused:
                     connection.pause_reading()  # it was told to read on when an answer was complete
                 for uid in self._connections if self._all.wait else (peer.uid,):
                     if self._wait(uid):
-                        self._rest(uid)
+                        self._pause(uid)
 
-    def _rest(self, uid: int) -> None:
-        """Have all connections of a user rest, those too that the loop would read from next."""
-        if uid in self._resting:
+    def _pause(self, uid: int) -> None:
+        """Pause all connections of a user, those too that the loop would read from next."""
+        if uid in self._paused:
             return
-        self._resting.add(uid)
+        self._paused.add(uid)
         for each in self._connections.get(uid, ()):
             each.pause_reading()
         self._look_again(uid)
@@ -102,7 +102,7 @@ class ReadMeter:
         if self._wait(uid):
             self._look_again(uid)
             return
-        self._resting.discard(uid)
+        self._paused.discard(uid)
         for each in self._connections.get(uid, ()):
             each.resume_reading()
 
