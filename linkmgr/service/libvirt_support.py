@@ -1,4 +1,4 @@
-"""libvirt's guests in the service: the connection, who looks after them, and links that agree."""
+"""libvirt's guests in the service: the connection, the controller, and links that agree."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ async def connection(settings: LibvirtSection) -> AsyncIterator[Libvirt | None]:
 
 
 @asynccontextmanager
-async def care(
+async def domain_controller(
     manager: LinkManager, libvirt: Libvirt | None, settings: LibvirtSection
 ) -> AsyncIterator[DomainController]:
-    """Look after libvirt's domains."""
+    """The controller of libvirt's domains, and the synchronization of their links."""
     async with contextlib.AsyncExitStack() as stack:
-        made = await stack.enter_async_context(DomainController(manager, libvirt))
+        controller = await stack.enter_async_context(DomainController(manager, libvirt))
         if settings.run_dir:
             sync = LinkSync(
                 Path(settings.run_dir),
                 manager,
                 set_link=libvirt.set_link if libvirt else None,
                 # Its live metadata says so too, or it would end with a managedsave.
-                apply_link=made.verbs.set_link,
+                apply_link=controller.verbs.set_link,
             )
             await stack.enter_async_context(_running(sync.run(), "link sync"))
-        yield made
+        yield controller
 
 
 @asynccontextmanager

@@ -124,11 +124,11 @@ async def serve(socket: Path, state: Path | None, config: Path | None) -> None:
         )
         context = ServiceContext(manager, settings, manager.documents)
         await context.declared.apply(settings.networks)
-        care = await stack.enter_async_context(
-            libvirt_support.care(manager, libvirt, settings.libvirt)
+        controller = await stack.enter_async_context(
+            libvirt_support.domain_controller(manager, libvirt, settings.libvirt)
         )
-        context.domain_controller = care
-        ready.set_result(care)
+        context.domain_controller = controller
+        ready.set_result(controller)
         fd_path = socket.with_name(FD_SOCKET)
         await stack.enter_async_context(_fd_socket(passed, manager, context, fd_path))
         starting.cancel()
@@ -329,13 +329,13 @@ async def _monitors(
 async def _discovered(ready: Awaitable[DomainController], qemu: ConnectedQemu) -> None:
     """Add a guest whose QEMU has connected and that nobody waits for.
 
-    :param ready: who looks after it, once what was known before is recovered.
+    :param ready: the controller, once what was known before is recovered.
     """
-    care, address = await asyncio.shield(ready), inbound_address(qemu.uuid)
-    for vm in care.manager.snapshot()[0]:
+    controller, address = await asyncio.shield(ready), inbound_address(qemu.uuid)
+    for vm in controller.manager.snapshot()[0]:
         if (vm.name, vm.qmp) == (qemu.name, address) and vm.state is not VmState.GONE:
             return  # it takes the connection itself, in a moment
-    await care.on_unclaimed(qemu)
+    await controller.on_unclaimed(qemu)
     log.info("VM %s dialled (uuid %s, pid %d) and was added", *astuple(qemu))
 
 

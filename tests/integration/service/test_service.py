@@ -55,11 +55,11 @@ async def serving(lab: Lab, config: Config | None = None) -> AsyncIterator[Api]:
     """Run the service over the lab's verbs."""
     async with (
         listening(lab.workdir / "api.sock") as sock,
-        DomainController(lab.links, None) as care,
+        DomainController(lab.links, None) as controller,
     ):
         context = ServiceContext(lab.links, config or Config(), StateDirectory(lab.workdir))
         await context.declared.apply(context.config.networks)
-        context.domain_controller = care
+        context.domain_controller = controller
         service = Service(context, SystemdNotifier(None))
         task = asyncio.create_task(service.run(sock))
         try:

@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass
-class Care:
+class Controller:
     """Remembers what it was told, and agrees unless the XML says no."""
 
     heard: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -49,14 +49,14 @@ class Care:
 
 
 @pytest.fixture
-def care() -> Care:
-    return Care()
+def controller() -> Controller:
+    return Controller()
 
 
 @pytest.fixture
-async def lab(tmp_path: Path, care: Care) -> AsyncIterator[Lab]:
+async def lab(tmp_path: Path, controller: Controller) -> AsyncIterator[Lab]:
     async with running(tmp_path) as made:
-        made.context.domain_controller = cast("DomainController", care)
+        made.context.domain_controller = cast("DomainController", controller)
         yield made
 
 
@@ -77,37 +77,39 @@ async def run(lab: Lab, *words: str, xml: str = XML, config: str = "") -> tuple[
     return process.returncode, err.decode()
 
 
-async def heard(care: Care, count: int) -> None:
+async def heard(controller: Controller, count: int) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(10):
-            while len(care.heard) < count:  # noqa: ASYNC110 - the care knows no test
+            while len(controller.heard) < count:  # noqa: ASYNC110 - the controller knows no test
                 await asyncio.sleep(0.01)
-    assert len(care.heard) == count
+    assert len(controller.heard) == count
 
 
-async def test_a_hook_is_heard_and_answered(lab: Lab, care: Care) -> None:
+async def test_a_hook_is_heard_and_answered(lab: Lab, controller: Controller) -> None:
     answer = await lab.ask("POST", HOOK, CALL)
     assert (answer.status, answer.json) == (200, {"ok": True, "said": "heard started"})
     assert answer.raw.startswith(b'{"ok":true')  # what the hook looks at first
-    assert care.heard == [("started", "begin", "-", XML)]
+    assert controller.heard == [("started", "begin", "-", XML)]
 
 
 async def test_only_root_hands_over_what_becomes_of_a_domain(
-    lab: Lab, care: Care, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "peer_of", lambda sock: Peer(65534, 65534, 1, frozenset({65534})))
     answer = await lab.ask("POST", HOOK, CALL)
     assert (answer.status, answer.json["code"]) == (403, "forbidden")
     large = await lab.ask("POST", HOOK, CALL | {"xml": "x" * (1 << 17)})
     assert (large.status, large.json["code"]) == (413, "too-large")
-    assert care.heard == []
+    assert controller.heard == []
     assert (await run(lab, "web1", "started", "begin", "-")) == (0, "")
 
 
-async def test_large_xml_of_root_is_heard_and_larger_is_refused(lab: Lab, care: Care) -> None:
+async def test_large_xml_of_root_is_heard_and_larger_is_refused(
+    lab: Lab, controller: Controller
+) -> None:
     xml = "\x01" * MAX_BYTES  # six characters of JSON each
     assert (await lab.ask("POST", HOOK, CALL | {"xml": xml})).status == 200
-    assert care.heard[0][3] == xml
+    assert controller.heard[0][3] == xml
     answer = await lab.ask("POST", HOOK, raw=b"x" * (libvirt.MAX_HOOK_BODY_BYTES + 1))
     assert (answer.status, answer.json["code"]) == (413, "too-large")
     assert (await lab.ask("POST", "/v1/networks", raw=b"x" * (1 << 17))).status == 413
@@ -117,17 +119,17 @@ async def test_large_xml_of_root_is_heard_and_larger_is_refused(lab: Lab, care: 
     "body",
     [{}, {"operation": 1}, CALL | {"xml": None}, CALL | {"more": ""}, CALL | {"name": "\ud800"}],
 )
-async def test_what_is_no_hook_is_refused(lab: Lab, care: Care, body: object) -> None:
+async def test_what_is_no_hook_is_refused(lab: Lab, controller: Controller, body: object) -> None:
     assert (await lab.ask("POST", HOOK, body)).status == 400
-    assert care.heard == []
+    assert controller.heard == []
 
 
 async def test_the_script_reaches_the_service_and_waits_until_the_cables_are_in(
-    lab: Lab, care: Care
+    lab: Lab, controller: Controller
 ) -> None:
-    care.seconds = 0.3
+    controller.seconds = 0.3
     assert await run(lab, "web1", "started", "begin", "-") == (0, "")
-    assert care.heard == [("started", "begin", "-", XML)]
+    assert controller.heard == [("started", "begin", "-", XML)]
     closed = "[hook]\nfail_closed = true\n"
     assert await run(lab, "web1", "prepare", "begin", "-", config=closed) == (0, "")
     status, said = await run(
@@ -136,11 +138,11 @@ async def test_the_script_reaches_the_service_and_waits_until_the_cables_are_in(
     assert status == 1
     assert "domain web1 is not started: heard prepare" in said
     assert (await run(lab, "web1", "prepare", "begin", "-", xml="<domain>no</domain>"))[0] == 0
-    await heard(care, 4)
+    await heard(controller, 4)
 
 
 async def test_nothing_that_is_handed_over_is_lost_though_nobody_waits_for_the_answer(
-    lab: Lab, care: Care
+    lab: Lab, controller: Controller
 ) -> None:
     large = "<a b='c'>\n</a>" * 60_000
     words = [("release", "end"), ("start", "begin"), ("stopped", "end"), ("reconnect", "begin")]
@@ -150,26 +152,28 @@ async def test_nothing_that_is_handed_over_is_lost_though_nobody_waits_for_the_a
             *(run(lab, "web1", *words[n % 4], "-", xml=xml, config=config) for n in range(20))
         )
         assert done == [(0, "")] * 20
-    await heard(care, 40)
-    assert sum(xml == large for *_, xml in care.heard) == 20
+    await heard(controller, 40)
+    assert sum(xml == large for *_, xml in controller.heard) == 20
 
 
-async def test_a_hook_that_has_ended_before_it_is_accepted_is_heard(lab: Lab, care: Care) -> None:
-    care.seconds = 0.05
+async def test_a_hook_that_has_ended_before_it_is_accepted_is_heard(
+    lab: Lab, controller: Controller
+) -> None:
+    controller.seconds = 0.05
     for _ in range(100):  # the service gets no turn meanwhile
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(lab.socket))
             sock.sendall(request("POST", HOOK, CALL | {"xml": "x" * 100_000}))
-    await heard(care, 100)
+    await heard(controller, 100)
 
 
-async def test_nothing_waits_for_a_hook_that_has_ended(lab: Lab, care: Care) -> None:
+async def test_nothing_waits_for_a_hook_that_has_ended(lab: Lab, controller: Controller) -> None:
     await lab.context.use(Config(hook=HookSection(seconds=0.1)))
-    care.seconds = 60
+    controller.seconds = 60
     assert (await run(lab, "web1", "started", "begin", "-", config="[hook]\nseconds=0.1"))[0] == 0
     answer = await lab.ask("POST", HOOK, CALL)
     assert (answer.status, answer.json["code"]) == (408, "too-slow")
-    assert care.heard == []
+    assert controller.heard == []
 
 
 async def test_the_hook_is_described_as_what_it_is(lab: Lab) -> None:

@@ -41,11 +41,13 @@ async def hook(request: RequestContextDep, body: schemas.HookCall) -> Response:
             f"uid {request.peer.uid} may not say what becomes of a domain",
             hint="only root's libvirt has hooks that the service listens to",
         )
-    care = request.context.domain_controller
+    controller = request.context.domain_controller
     seconds = request.context.config.hook.seconds + _HOOK_GRACE_S
     try:
         async with asyncio.timeout(seconds):
-            answer = await care.on_hook(body.operation, body.sub_operation, body.extra, body.xml)
+            answer = await controller.on_hook(
+                body.operation, body.sub_operation, body.extra, body.xml
+            )
     except TimeoutError:
         # The hook has ended: what waits for its sake would wait for ever, and hold up a stop.
         what = f"the domain was not ready within {seconds:g} s"
