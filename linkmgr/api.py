@@ -29,7 +29,7 @@ ORPHAN_MIN_AGE_S = 60.0  #: how long `LinkApi.gc` leaves an orphan alone
 
 
 class EventStream(Protocol):
-    """Events from the moment of the call of `events`; iterate over it, then close it."""
+    """The events from the call of `LinkApi.events` on; iterate over it, then close it."""
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
 

@@ -23,7 +23,7 @@ class SingleFlight(Generic[T]):
     it begins: a change that the caller has just made shows in it. A run without callers is
     cancelled.
 
-    :param look: what is run; it may be cancelled at any await.
+    :param call: what is run; it may be cancelled at any await.
     :param name: of its task.
     """
 

@@ -64,7 +64,8 @@ class NetlinkRequest:
 def new_link(name: str, kind: str, data: Attrs | None = None, **attrs: object) -> NetlinkRequest:
     """Create a device, down, in our group. `attrs` are `ifinfmsg`'s without ``IFLA_``, `data` with.
 
-    The kernel takes no alias here (rtnl_newlink in net/core/rtnetlink.c): see `host.unmarked`.
+    The kernel takes no alias here (rtnl_newlink in net/core/rtnetlink.c): see
+    `linkmgr.host.untagged`.
     """
     message = _link(0, {"ifname": name, "group": DEVICE_GROUP, **attrs})
     message["attrs"].append(_info(kind, "IFLA_INFO_DATA", data))
