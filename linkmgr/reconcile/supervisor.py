@@ -217,7 +217,7 @@ class VmSupervisor:
             await asyncio.sleep(REFUSED_RETRY_INTERVAL_S)
 
     async def _on_nic_removed(self, vm: Vm, nic: ManagedNic) -> None:
-        """Somebody hot-unplugged the NIC: its cable is orphaned. Its lock is held."""
+        """Free the cable of a NIC that was hot-unplugged. The NIC's lock is held."""
         if nic.removed:  # both the event and a look have found it, or QEMU has ended
             return
         try:

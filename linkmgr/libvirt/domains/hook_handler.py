@@ -14,7 +14,7 @@ from linkmgr.errors import BadMetadata, CannotPrepare, LinkmgrError
 from linkmgr.libvirt.domains.applier import in_a_line, summary
 from linkmgr.libvirt.domains.domains import Domain, KnownDomains
 from linkmgr.libvirt.domains.inline_networks import InlineNetworks
-from linkmgr.libvirt.domains.migration import reserve_for_migration
+from linkmgr.libvirt.domains.migration import bind_for_migration
 from linkmgr.libvirt.xml import monitor
 from linkmgr.libvirt.xml.desired_cables import DesiredCables, desired_cables_of, read_document
 from linkmgr.libvirt.xml.document import Document
@@ -88,7 +88,7 @@ class HookHandler:
             domain.apply_finished.clear()
             domain.set_hook_xml(xml)
             if operation == "migrate":
-                return await self._reserve(domain, document)
+                return await self._bind(domain, document)
             desired_cables_of(document)
             return HookAnswer(True, "its cables are plugged when it runs")
         if operation == "started":
@@ -100,12 +100,10 @@ class HookHandler:
             return HookAnswer(True, "nothing of it is left")
         return HookAnswer(True, f"nothing to be done at {operation} {sub_operation}")
 
-    async def _reserve(self, domain: Domain, document: Document) -> HookAnswer:
+    async def _bind(self, domain: Domain, document: Document) -> HookAnswer:
         """Bind a port for each cable of a guest that migrates here, or refuse the guest."""
         try:
-            held = await reserve_for_migration(
-                self._manager.bindings, self._inline_networks, document
-            )
+            held = await bind_for_migration(self._manager.bindings, self._inline_networks, document)
         except LinkmgrError:
             domain.set_hook_xml(None)
             raise

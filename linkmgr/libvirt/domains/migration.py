@@ -16,7 +16,7 @@ from linkmgr.libvirt.xml.prepared_element import prepared_nics_of
 from linkmgr.model import DEFAULT_MTU
 
 
-async def reserve_for_migration(
+async def bind_for_migration(
     bindings: PortBindings, inline_networks: InlineNetworks, document: Document
 ) -> list[str]:
     """Bind a port for each cable of a domain that is about to be migrated to this host.

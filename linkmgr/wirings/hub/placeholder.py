@@ -1,12 +1,12 @@
 """Placeholders: hub ports in the place of the backends that libvirt made for NICs on hubs.
 
 libvirt makes a tap for each NIC and gives it to QEMU as the backend ``hostALIAS``. The NIC of a
-prepared domain is wired to its hub instead, so that this backend is orphaned: nothing goes through
-it, but its tap has the name in ``<target dev=>``, by which libvirt looks for the NIC on the host.
-A hub port under the same id, on a hub of its own, takes its place. The tap goes with the backend,
-its name is free for the cable's device, and when libvirt removes the NIC (``virsh detach-device``)
-it finds the backend that it asks QEMU to remove. QEMU starts with libvirt's backend each time, so
-this is done again after each start, restore and revert.
+prepared domain is wired to its hub instead, so nothing goes through this backend; but its tap has
+the name in ``<target dev=>``, by which libvirt looks for the NIC on the host. A hub port under the
+same id, on a hub of its own, takes its place. The tap goes with the backend, its name is free for
+the cable's device, and when libvirt removes the NIC (``virsh detach-device``) it finds the backend
+that it asks QEMU to remove. QEMU starts with libvirt's backend each time, so this is done again
+after each start, restore and revert.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def free_hub_number(info: NetTopology) -> int:
     return number
 
 
-def orphaned_backend(info: NetTopology, alias: str) -> NetClient | None:
-    """The backend that libvirt made for a NIC if it is orphaned and no placeholder; else ``None``.
+def unused_backend(info: NetTopology, alias: str) -> NetClient | None:
+    """The backend that libvirt made for a NIC if it is unused and no placeholder; else ``None``.
 
-    A NIC's own backend is never taken away: it would be orphaned for good.
+    A backend that the NIC itself is on is never taken away: the NIC would have none for good.
     """
     backend = info.netdevs.get(libvirt_netdev_id(alias))
     if backend is None or backend.type == "hubport" or backend.peer is not None:
@@ -63,7 +63,7 @@ async def ensure_placeholders(qemu: QemuProcess, aliases: Iterable[str]) -> list
         info = await qemu.query_network()
         ident = libvirt_netdev_id(alias)
         missing = ident not in info.netdevs and info.hub_of(alias) is not None
-        if (backend := orphaned_backend(info, alias)) is not None:
+        if (backend := unused_backend(info, alias)) is not None:
             await _remove(qemu, backend)
         elif not missing:
             continue

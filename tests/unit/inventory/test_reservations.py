@@ -1,4 +1,4 @@
-"""Places on networks for guests that are on their way here."""
+"""Port bindings of guests that are on their way here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from linkmgr.inventory import bindings as module
 from linkmgr.inventory.bindings import PortBindings
 from linkmgr.inventory.networks import Networks
 from linkmgr.libvirt.domains.inline_networks import InlineNetworks
-from linkmgr.libvirt.domains.migration import reserve_for_migration
+from linkmgr.libvirt.domains.migration import bind_for_migration
 from linkmgr.libvirt.xml.document import Document
 from linkmgr.model import BridgeEndpoint, Endpoint, EndpointKind, NicRef, Offer, Port
 
@@ -304,7 +304,7 @@ class NoInlineNetworks(InlineNetworks):
 
 
 async def test_a_domain_gets_a_binding_for_each_cable_of_a_prepared_nic(bench: Bench) -> None:
-    held = await reserve_for_migration(
+    held = await bind_for_migration(
         bench.bindings,
         NoInlineNetworks(),
         domain(
@@ -326,7 +326,7 @@ async def test_a_domain_of_which_one_cable_cannot_be_had_gets_no_binding_at_all(
     bench: Bench,
 ) -> None:
     with pytest.raises(UnknownNetwork) as raised:
-        await reserve_for_migration(
+        await bind_for_migration(
             bench.bindings,
             NoInlineNetworks(),
             domain("nic='ua-net0' network='blue'", "nic='ua-net1' network='red'"),

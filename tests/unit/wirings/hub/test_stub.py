@@ -40,7 +40,7 @@ ADD = {"type": "hubport", "id": "hostua-net0", "hubid": 1001}
 @pytest.mark.parametrize(
     ("shown", "asked"),
     [
-        # libvirt's tap is orphaned.
+        # Nothing goes through libvirt's tap.
         (HUB + TAP, [("netdev_del", {"id": "hostua-net0"}), ("netdev_add", ADD)]),
         # It was cut off in the middle.
         (HUB, [("netdev_add", ADD)]),
@@ -48,7 +48,7 @@ ADD = {"type": "hubport", "id": "hostua-net0", "hubid": 1001}
         (HUB + "hub 1001\n \\ x\nhub 1002\n \\ y\n", [("netdev_add", ADD | {"hubid": 1003})]),
         # The placeholder is there.
         (HUB + "hub 1001\n \\ hostua-net0\n", []),
-        # The override was not in force: the NIC is on libvirt's backend, and would be orphaned.
+        # The override was not in force: the NIC is on libvirt's backend, and would lose it.
         (f"ua-net0: {NIC}\n \\ {TAP}", []),
         # Somebody has put it on a hub, or under another NIC.
         (HUB + f"hub 8\n \\ p: {TAP}\n", []),
