@@ -62,7 +62,7 @@ class ServiceContext:
     """The verbs, the configuration in force, and what watches over them. Made in the event loop.
 
     :param api: the verbs.
-    :param documents: of the state directory; by default nothing is kept.
+    :param documents: the state directory; by default nothing is kept.
     """
 
     def __init__(

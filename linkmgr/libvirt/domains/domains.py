@@ -24,7 +24,7 @@ from linkmgr.state.journal import started_at
 
 log = logging.getLogger(__name__)
 
-DOCUMENT = "domains"
+DOCUMENT_NAME = "domains"
 
 #: Changes what a domain asks for.
 CablesEdit = Callable[[DesiredCables], DesiredCables]
@@ -170,14 +170,14 @@ class Domain:
 class KnownDomains:
     """The domains that linkmgr has to do with.
 
-    :param documents: of the state directory, in one of which it is kept what was done.
+    :param documents: the state directory, in a document of which is kept what was done.
     """
 
     def __init__(self, documents: StateDirectory) -> None:
         self._documents = documents
         self._by_uuid: dict[str, Domain] = {}
         self._saved = SavedDocument(
-            documents, DOCUMENT, "what is done of the domains' cables", self._content
+            documents, DOCUMENT_NAME, "what is done of the domains' cables", self._content
         )
         self._lost_at: int | None = None
 
@@ -201,8 +201,8 @@ class KnownDomains:
 
     async def load(self) -> None:
         """Read what an earlier run knew; leave out what has ended since."""
-        found = await self._documents.read(DOCUMENT, _read)
-        if found is None and self._documents.damage(DOCUMENT):
+        found = await self._documents.read(DOCUMENT_NAME, _read)
+        if found is None and self._documents.damage(DOCUMENT_NAME):
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self._lost_at = int(now * os.sysconf("SC_CLK_TCK"))
         for uuid, (name, state) in (found or {}).items():

@@ -36,7 +36,7 @@ from linkmgr.state.journal import started_at
 
 log = logging.getLogger(__name__)
 
-DOCUMENT = "links"
+DOCUMENT_NAME = "links"
 RETRY_INTERVAL_S = 5.0  #: seconds until what failed, or was not there, is tried again
 
 #: Sets a link in libvirt: uuid of the domain, MAC of the NIC, whether it is up.
@@ -142,7 +142,7 @@ class LinkSync:
         #: By name: what may be spent on a domain's status file, which has its author's words in it.
         self._budgets: dict[str, TimeBudget] = {}
         self._saved = SavedDocument(
-            manager.documents, DOCUMENT, "what libvirt said of links", self._content
+            manager.documents, DOCUMENT_NAME, "what libvirt said of links", self._content
         )
 
     async def run(self) -> None:
@@ -302,7 +302,7 @@ class LinkSync:
     # --- what is kept over a restart ----------------------------------------------------------
     async def load(self) -> None:
         """Read what an earlier run kept; `run` does it."""
-        found = await self._manager.documents.read(DOCUMENT, _read)
+        found = await self._manager.documents.read(DOCUMENT_NAME, _read)
         if found is not None:
             self._domains = found
 

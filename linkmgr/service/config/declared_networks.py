@@ -39,7 +39,7 @@ _HINT = "change it in the configuration file, and reload the service"
 class DeclaredNetworks:
     """Reconciles networks and ports with what the configuration declares.
 
-    :param documents: one of which has the names of those that are ours.
+    :param documents: the state directory, in a document of which are the names of ours.
     """
 
     def __init__(self, api: LinkApi, documents: StateDirectory) -> None:
