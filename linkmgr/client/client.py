@@ -48,7 +48,7 @@ from linkmgr.state.codec import (
     read_vm,
 )
 
-SUBSCRIBE_TIMEOUT_S = 5.0  #: for which a change waits until those who listen are connected
+SUBSCRIBE_TIMEOUT_S = 5.0  #: for which a change waits until the subscriptions are connected
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Client:
         self.socket = socket_path(socket)
         self._heartbeat = heartbeat
         self._transport = HttpTransport(self.socket, patience)
-        self._listening: set[RemoteEvents] = set()
+        self._subscriptions: set[RemoteEvents] = set()
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -94,10 +94,10 @@ class Client:
 
     async def close(self) -> None:
         """End all streams of events and let go of the service. Repeats freely."""
-        listening = list(self._listening)
-        for events in listening:
+        subscriptions = list(self._subscriptions)
+        for events in subscriptions:
             events.close()
-        await asyncio.gather(*(events.task for events in listening), return_exceptions=True)
+        await asyncio.gather(*(events.task for events in subscriptions), return_exceptions=True)
         await self._transport.__aexit__(None, None, None)
 
     # ------------------------------------------------------------------ VMs
@@ -235,7 +235,7 @@ class Client:
         return await self._transport.text("/metrics")
 
     def events(self) -> RemoteEvents:
-        """Listen from now on: an asynchronous iterator of events, on a connection of its own.
+        """Subscribe from now on: an asynchronous iterator of events, on a connection of its own.
 
         The connection is made anew when it breaks or when three heartbeats are missing, and goes
         on where it was. When that is not possible, because the service has started anew, an event
@@ -245,9 +245,9 @@ class Client:
         :raise ServiceUnreachable: by the iterator, when nobody listened from the beginning.
         """
         events = RemoteEvents(
-            self._transport, heartbeat=self._heartbeat, ended=self._listening.discard
+            self._transport, heartbeat=self._heartbeat, ended=self._subscriptions.discard
         )
-        self._listening.add(events)
+        self._subscriptions.add(events)
         return events
 
     # ------------------------------------------------------------------ how a verb is asked for
@@ -271,7 +271,7 @@ class Client:
     ) -> T:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
-                for events in list(self._listening):
+                for events in list(self._subscriptions):
                     await events.settled.wait()
         return await self._transport.change(method, path, body, read)
 

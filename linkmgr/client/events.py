@@ -22,7 +22,7 @@ _NO_DEADLINE = float("inf")
 
 
 class RemoteEvents:
-    """What happens in the service, from the moment it was asked for; see `Client.events`.
+    """A subscription to the events of the service, from now on; see `Client.events`.
 
     Read on by a task of its own. When nobody iterates it stops reading after some events, and the
     service drops the oldest and tells how many.
@@ -58,7 +58,7 @@ class RemoteEvents:
         return self._waiting.popleft()
 
     def close(self) -> None:
-        """Stop listening. What waits can still be read."""
+        """Unsubscribe. What waits can still be read."""
         self.task.cancel()
 
     def _over(self) -> None:

@@ -1,6 +1,6 @@
 """The event stream: server-sent events (WHATWG HTML, section 9.2) that a client can resume.
 
-One task listens to the verbs and keeps the last events, ready to be sent, in a ring. A stream is
+One task subscribes to the verbs and keeps the last events, ready to be sent, in a ring. A stream is
 only a place in that ring, so a slow client costs nothing but what its socket holds; one that falls
 behind the ring is told so with a ``reset``, as is one that comes back with an id that is not known.
 """
@@ -64,7 +64,7 @@ class EventLog:
         self._last = 0
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def listen(self, events: EventStream) -> None:
+    async def follow(self, events: EventStream) -> None:
         """Take in events until they end."""
         try:
             async for event in events:

@@ -158,7 +158,7 @@ class Service:
     async def run(self, *socks: UnixSocket) -> None:
         """Answer on listening sockets until `stop` or a signal, and finish what is under way."""
         context = self.context
-        listeners = [context.api.events(), context.api.events()]
+        subscriptions = [context.api.events(), context.api.events()]
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(self._reloads()),
@@ -167,8 +167,8 @@ class Service:
             ]
             if (seconds := watchdog_interval()) is not None:
                 helpers.append(group.create_task(watchdog_loop(self._notifier, seconds)))
-            group.create_task(context.event_log.listen(listeners[0]))
-            group.create_task(context.declared.follow(listeners[1]))
+            group.create_task(context.event_log.follow(subscriptions[0]))
+            group.create_task(context.declared.follow(subscriptions[1]))
             try:
                 with self._signals():
                     await self._server.run_on(socks)
@@ -177,8 +177,8 @@ class Service:
             finally:
                 for helper in helpers:
                     helper.cancel()
-                for listener in listeners:
-                    listener.close()
+                for each in subscriptions:
+                    each.close()
 
     async def listens(self) -> None:
         """Wait until whoever connects is answered."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL_S = 0.2
 #: Seconds after which a connection is stable. The next one is made at once when a stable one is
 #: lost, and after one that was not; more of these in a row double the interval, up to the longest,
-#: for every listener is told of each.
+#: for every subscriber gets each.
 STABLE_CONNECTION_S = 2.0
 MAX_RECONNECT_INTERVAL_S = 5.0
 _PIDFD_GETFD = 438  # the same number on all architectures

@@ -26,7 +26,7 @@ FLOOD_PAUSE_S = 0.1
 #: Seconds for which it may go on saying too much before it is disconnected. What it has not got rid
 #: of until then grows in its own memory.
 FLOOD_TIMEOUT_S = 10.0
-#: Events a second that are told on, for each is told to every listener; then they are left out.
+#: Events a second that are handed on, for each goes to every subscriber; the others are counted.
 EVENTS_PER_SECOND = 10
 #: Events that may come at once: each NIC of a large guest has its receive filter set at the boot.
 EVENTS_BURST = 100
