@@ -7,7 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-TASKS = ["Add a driver", "Add an endpoint kind", "Add a wiring", "Add a route"]
+TASKS = [
+    "Change a swap",
+    "Mend a restart's recovery",
+    "Add a driver",
+    "Add an endpoint kind",
+    "Add a wiring",
+    "Add a route",
+]
 
 
 def named(text: str) -> set[str]:
