@@ -1,4 +1,8 @@
-"""linkmgr plugs, unplugs and exchanges the network cable of a running QEMU guest."""
+"""linkmgr plugs, unplugs and exchanges the network cable of a running QEMU guest.
+
+The words, which every folder but `aio` and `text` may import, are the modules beside the folders:
+`model`, `errors`, `events`, `naming`, `api`, `paths`. docs/design.md says where to begin reading.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Building blocks for asyncio: threads, sockets, broadcasts. Imports nothing of linkmgr."""
+"""Building blocks for asyncio: threads, sockets, broadcasts, rates. Imports nothing of linkmgr."""

@@ -1,6 +1,8 @@
 """The command line; ``linkmgr --help`` lists the commands, docs/cli.md explains them.
 
-Each command loads what it needs when it runs, so that help and completion come at once.
+`app` names the file of each; `framework`, `params`, `runner` and `output` are what they share. May
+import everything but `testing`. A command loads what it needs when it runs, so that help and
+completion come at once.
 """
 
 from __future__ import annotations

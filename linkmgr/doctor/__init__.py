@@ -1,6 +1,6 @@
 """What `linkmgr doctor` looks at: a coroutine for each area, which returns its results.
 
-None changes the host. Nothing here is loaded by any other command.
+None changes the host. Nothing here is loaded by any other command. Imports `service` and below.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The network side. It makes endpoints ready and knows no hypervisor.
 
-A driver is found by its name in the entry point group ``linkmgr.drivers``.
+`base` is what a driver implements, `bridge` the one to begin reading with. A driver is found by its
+name in the entry point group ``linkmgr.drivers``. Imports `host`, `text` and the words.
 """
 
 from linkmgr.drivers.base import Attachment, NetworkDriver

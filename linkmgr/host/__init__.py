@@ -2,7 +2,8 @@
 
 Read in this order: `host` (what drivers and wirings call), `devices` (how a tap, macvtap or bridge
 comes to be), `bridge_ports` (how a device gets onto a network), `netlink` (how the kernel is asked,
-and what a refusal means). Nothing here knows QEMU or a network driver.
+and what a refusal means), `fds` (descriptors that are passed and kept). Nothing here knows QEMU or
+a network driver. Imports `aio`, `text` and the words.
 """
 
 from __future__ import annotations

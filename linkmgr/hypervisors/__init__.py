@@ -1,1 +1,1 @@
-"""What runs the guests. Imports `aio` and the words."""
+"""What runs the guests: QEMU. Imports `aio`, `text` and the words."""

@@ -1,1 +1,1 @@
-"""One NIC from cable to cable, step by step; the carrier. Imports drivers and wirings."""
+"""One NIC from cable to cable (`steps`); its carrier. Imports `drivers`, `wirings` and below."""

@@ -1,1 +1,1 @@
-"""Text for people, and text by strangers. Imports nothing of linkmgr."""
+"""Text for people (`suggest`), and by strangers (`untrusted`). Imports nothing of linkmgr."""

@@ -1,4 +1,8 @@
-"""The NIC side: how a guest's NIC is held so that its cable can change. Knows no network driver."""
+"""The NIC side: how a guest's NIC is held so that its cable can change. Knows no network driver.
+
+`base` is what a wiring implements, `hub` the one that there is, `endpoints` the host's devices of
+its cables. Imports `host`, `hypervisors`, `text` and the words.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""QEMU: its process, and its monitor (`qmp`)."""
+"""QEMU: its process, with a monitor that reconnects (`process`), and that monitor (`qmp`)."""

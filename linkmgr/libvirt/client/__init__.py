@@ -1,1 +1,1 @@
-"""libvirt for asyncio: connections, calls in threads, events."""
+"""libvirt for asyncio: connections, calls in threads, events. Read `connection` first."""

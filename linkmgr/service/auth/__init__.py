@@ -1,1 +1,1 @@
-"""Which peer may do what: credentials, policy, monitor paths, quotas."""
+"""Which peer may do what: credentials (`peer`), rules (`policy`), monitor paths, quotas."""

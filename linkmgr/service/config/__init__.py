@@ -1,1 +1,1 @@
-"""The configuration file, and the networks that it declares."""
+"""The configuration file (`schema`), and the networks that it declares."""
