@@ -151,18 +151,18 @@ class DriftWatch:
         before = [(nic, nic.connection, _device(nic)) for nic in self._nics()]
         for ref in self.repairs.keys() - {str(nic.ref) for nic, _, _ in before}:
             del self.repairs[ref]
-        cables = [plugged.cable for _, plugged, _ in before if plugged]
+        cables = [connection.cable for _, connection, _ in before if connection]
         devices = await read_devices(self._host, cables)
         await self._keep_addresses(nic for nic, _, _ in before)
         later: list[float] = []
         broken: list[ManagedNic] = []
-        for nic, plugged, device in before:
+        for nic, connection, device in before:
             ref = str(nic.ref)
             if nic.connection is None:
                 self._told.pop(ref, None)
                 self.repairs.pop(ref, None)
                 continue
-            if nic.lock.locked() or nic.connection is not plugged or _device(nic) != device:
+            if nic.lock.locked() or nic.connection is not connection or _device(nic) != device:
                 later.append(BUSY_NIC_INTERVAL_S)
                 continue
             faults = device_faults(nic, devices)

@@ -228,15 +228,15 @@ class _Nic:
     async def _put_back(self, old: CableRecord) -> None:
         """The NIC is on nothing: give it the cable that it had, if that still exists."""
         nic = self._nic
-        plugged = await self._adopted(old)
-        if not plugged.cable.netdev_added:
+        connection = await self._adopted(old)
+        if not connection.cable.netdev_added:
             log.warning("%s: QEMU has lost its cable to %s", nic.ref, old.port)
-            await plugged.driver.terminate_attachment(plugged.attachment)
+            await connection.driver.terminate_attachment(connection.attachment)
             return
-        await nic.wiring.switch_back(nic.ref, None, plugged.cable)
-        nic.connection, nic.foreign = plugged, False
+        await nic.wiring.switch_back(nic.ref, None, connection.cable)
+        nic.connection, nic.foreign = connection, False
         await nic.apply_link(hold_down=False)
-        nic.filter_refusals = await nic.wiring.follow_rx_filter(plugged.cable)
+        nic.filter_refusals = await nic.wiring.follow_rx_filter(connection.cable)
         log.info("%s: back on its cable to %s", nic.ref, old.port)
 
     async def _put_back_foreign(self, hubport_id: str, netdev_id: str) -> None:

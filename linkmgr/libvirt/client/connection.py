@@ -43,9 +43,8 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 10.0
 #: Seconds between two attempts to connect: at first, and at most.
 RECONNECT_INTERVAL_S, MAX_RECONNECT_INTERVAL_S = 0.5, 5.0
-#: Where the daemons of ``qemu:///system`` listen.
-CONFIG_DIR = Path("/etc/libvirt/qemu")
-SOCKET_DIR = Path("/run/libvirt")
+CONFIG_DIR = Path("/etc/libvirt/qemu")  #: which only a host with libvirt has
+SOCKET_DIR = Path("/run/libvirt")  #: where the daemons of ``qemu:///system`` listen
 
 
 class Libvirt:

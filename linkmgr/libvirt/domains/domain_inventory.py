@@ -21,13 +21,12 @@ from linkmgr.manager.manager import LinkManager
 from linkmgr.model import DomainInfo, DomainNicInfo, LinkState, Nic, VmInfo
 from linkmgr.text.untrusted import shell_command
 
-_SOURCES = ("bridge", "network", "dev", "path")  #: of ``<source>``, where libvirt's NIC leads
-
+log = logging.getLogger(__name__)
 
 #: NICs of a domain that are listed, and characters of each text of one: its author may have written
 #: thousands, and aliases and options of any length.
 MAX_NICS, MAX_TEXT = 512, 300
-log = logging.getLogger(__name__)
+_SOURCES = ("bridge", "network", "dev", "path")  # of ``<source>``, where libvirt's NIC leads
 
 
 class DomainInventory:
