@@ -20,8 +20,8 @@ from tests.integration.forks import Forks
 from tests.integration.lab import Lab, make_lab
 
 NAME = "lmtap0"  #: of the NIC's tap, whatever bridge it is on
-#: Seconds that a flap of this process may take: nothing but two answers of QEMU, as `bed` sets HOLD
-#: to 0, on a machine that is busy. One of another process takes HOLD besides.
+#: Seconds that a flap of this process may take: nothing but two answers of QEMU, as `bed` sets
+#: `MIN_DOWN_S` to 0, on a machine that is busy. One of another process takes `MIN_DOWN_S` besides.
 FLAP = 0.05
 
 

@@ -92,7 +92,7 @@ def read_status(path: str | Path) -> DomainStatus | None:
 
     Blocks for some ms.
 
-    :raise BadStatus: when it cannot be believed or understood.
+    :raise BadDomainStatus: when it cannot be believed or understood.
     """
     found = _read(path, MAX_BYTES + 1)
     return None if found is None else parse_status(*found)
@@ -101,7 +101,7 @@ def read_status(path: str | Path) -> DomainStatus | None:
 def parse_status(xml: bytes, written: int = 0) -> DomainStatus:
     """Understand a status file.
 
-    :raise BadStatus: when it is none.
+    :raise BadDomainStatus: when it is none.
     """
     try:
         document = Document(xml)
@@ -169,7 +169,7 @@ def _runs_as(pid: int, uid: int) -> bool:
 def _read(path: str | Path, most: int) -> tuple[bytes, int] | None:
     """What a file begins with, and when it was written.
 
-    :raise BadStatus: when it cannot be believed.
+    :raise BadDomainStatus: when it cannot be believed.
     """
     try:
         fd = open_root_file(path)

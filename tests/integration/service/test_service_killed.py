@@ -187,8 +187,8 @@ async def test_a_guest_that_is_told_of_its_new_network_by_the_next_service_misse
 ) -> None:
     await place.bring("blue:one")
     await place.dies_at(Step.NOTIFY, "red", notify="auto")
-    # The carrier is down for HOLD; Linux sends again at once when it is back. The rest is for a
-    # machine that is busy, and still much less than one look of Linux at its carriers.
+    # The carrier is down for MIN_DOWN_S; Linux sends again at once when it is back. The rest is for
+    # a machine that is busy, and still much less than one look of Linux at its carriers.
     await place.revive("red", but=int(RATE * (MIN_DOWN_S + 0.2)))
     await place.agrees("red")
 

@@ -1,8 +1,9 @@
-"""What docstrings and documents name is there: modules, files, parameters."""
+"""What docstrings and documents name is there: modules, files, parameters, errors."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,12 @@ def missing_parameters(tree: ast.Module) -> Iterator[str]:
         yield from (f"{node.name}: {each}" for each in described if each not in known)
 
 
+def missing_errors(text: str, known: set[str]) -> Iterator[str]:
+    """Yield the errors that a text says are raised, and that no class is called."""
+    for names in re.findall(r":raise ((?:\w+, )*\w+):", text):
+        yield from (name for name in names.split(", ") if name not in known)
+
+
 def test_each_module_and_file_that_is_named_exists() -> None:
     texts = {path: path.read_text() for path in [*SOURCES, *DOCUMENTS]}
     missing = {
@@ -59,6 +66,19 @@ def test_each_module_and_file_that_is_named_exists() -> None:
         if (found := [*missing_names(text), *missing_files(text)])
     }
     assert missing == {}
+
+
+def test_each_error_that_is_described_exists() -> None:
+    texts = {path: path.read_text() for path in SOURCES}
+    classes = re.findall(r"^ *class (\w+)", "\n".join(texts.values()), re.MULTILINE)
+    known = {*classes, *dir(builtins)}
+    missing = {
+        str(path.relative_to(ROOT)): found
+        for path, text in texts.items()
+        if (found := [*missing_errors(text, known)])
+    }
+    assert missing == {}
+    assert [*missing_errors(":raise KeyError, Gone: never.", known)] == ["Gone"]
 
 
 def test_each_parameter_that_is_described_exists() -> None:
