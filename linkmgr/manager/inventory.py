@@ -205,8 +205,8 @@ class Inventory(ABC):
     async def _tidy(self) -> None:
         """Free what no cable needs any more, now that more is known of what there is."""
         await self._networks.tidy()
-        here, absent = self._cables()
-        self._host.fd_store.prune(here, absent)
+        claimed, pending = self._cables()
+        self._host.fd_store.prune(claimed, pending)
 
     def _is_back(self, vm: Vm | None) -> None:
         """A VM that an earlier run knew answers, or has ended."""
@@ -374,9 +374,9 @@ class Inventory(ABC):
     async def connections(self) -> list[Connection]:
         """All NICs that are plugged, with what they are plugged into."""
         nics = [managed for vm in self._vms.values() for managed in vm.nics.values()]
-        absent = [nic for each in self._pending.vms.values() for nic in each.nics()]
+        pending = [nic for each in self._pending.vms.values() for nic in each.nics()]
         return [managed.connection.as_connection() for managed in nics if managed.connection] + [
-            nic.connection for nic in absent if nic.connection
+            nic.connection for nic in pending if nic.connection
         ]
 
     async def check(self) -> list[Finding]:
@@ -463,11 +463,11 @@ class Inventory(ABC):
     def _cables(self) -> tuple[set[str], set[str]]:
         """Ids of the cables that we have, and of those of VMs that have not answered yet."""
         nics = [nic for each in self._pending.vms.values() for nic in each.record.nics.values()]
-        absent = {nic.cable.id for nic in nics if nic.cable}
-        absent |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
+        pending = {nic.cable.id for nic in nics if nic.cable}
+        pending |= {nic.intent.attachment for nic in nics if nic.intent and nic.intent.attachment}
         return {
             managed.connection.cable.id for managed in self._all_nics() if managed.connection
-        }, absent
+        }, pending
 
     def events(self) -> EventSubscription:
         """Listen from now on: an asynchronous iterator of events."""

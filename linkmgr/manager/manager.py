@@ -147,8 +147,8 @@ class LinkManager(LibvirtCompat):
         The paths of others are not looked at: their file systems may never answer.
         """
         file = await socket_file(address, self.timeout, uid)
-        absent = {each.record.vm: each.record.qmp for each in self._pending.vms.values()}
-        sharing = [vm for vm, known in absent.items() if known == address]
+        pending = {each.record.vm: each.record.qmp for each in self._pending.vms.values()}
+        sharing = [vm for vm, known in pending.items() if known == address]
         sharing += [
             vm.name
             for vm in self._vms.values()

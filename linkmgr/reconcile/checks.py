@@ -30,14 +30,14 @@ async def check_nic(
     except (MonitorError, CannotAttach) as error:
         return [Finding(error.code, subject, error.what, error.hint or again)]
     expected = [managed.connection.cable.hubport_id] if managed.connection else []
-    strangers = [port for port in in_qemu if port not in expected]
+    unexpected = [port for port in in_qemu if port not in expected]
     if in_qemu != expected and not managed.foreign:
         found.append(
             (
                 "wrong-cable",
                 f"QEMU has {', '.join(in_qemu) or 'nothing'} plugged into it, "
                 f"not {', '.join(expected) or 'nothing'}",
-                f"take these out with netdev_del: {', '.join(strangers)}" if strangers else again,
+                f"take these out with netdev_del: {', '.join(unexpected)}" if unexpected else again,
             )
         )
     if managed.connection:

@@ -376,16 +376,16 @@ async def _current_cable(nic: ManagedNic) -> Cable | None:
     """
     found = await nic.wiring.inspect(nic.ref)
     if nic.connection:
-        strangers = [
+        unexpected = [
             cable.hubport_id
             for cable in found
             if cable.hubport_id != nic.connection.cable.hubport_id
         ]
     else:
-        strangers = [cable.hubport_id for cable in found[1:]]
-    if strangers:
+        unexpected = [cable.hubport_id for cable in found[1:]]
+    if unexpected:
         raise HubCrowded(
-            f"cables are plugged into it that do not belong there: {', '.join(strangers)}",
+            f"cables are plugged into it that do not belong there: {', '.join(unexpected)}",
             hint="take these out with netdev_del",
         )
     if nic.connection or not found:
