@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.host import Host
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp import MonitorEvent
-from linkmgr.hypervisors.qemu.qmp.dialer import Connector
+from linkmgr.hypervisors.qemu.qmp.connector import Connector
 from linkmgr.hypervisors.qemu.qmp.info_network import MAX_NICS
 from linkmgr.model import DEFAULT_MTU, LinkState, Nic, NicRef, NicState, VmInfo, VmState
 from linkmgr.state.journal import NicFacts, NicRecord, VmJournal

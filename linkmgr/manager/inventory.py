@@ -32,7 +32,11 @@ from linkmgr.host.fds.registry import FdRegistry
 from linkmgr.host.fds.store import FdStore
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp.admission import Admission, MayUse, PeerCredentials
-from linkmgr.hypervisors.qemu.qmp.dialer import ConnectorFactory, SocketConnector, socket_connector
+from linkmgr.hypervisors.qemu.qmp.connector import (
+    ConnectorFactory,
+    SocketConnector,
+    socket_connector,
+)
 from linkmgr.inventory.bindings import PortBindings
 from linkmgr.inventory.machine import Vm
 from linkmgr.inventory.networks import Networks

@@ -24,7 +24,7 @@ from linkmgr.errors import (
 from linkmgr.events import EventKind
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp.admission import MayUse
-from linkmgr.hypervisors.qemu.qmp.dialer import address_of, socket_file, transport_of
+from linkmgr.hypervisors.qemu.qmp.connector import address_of, socket_file, transport_of
 from linkmgr.inventory.machine import Vm
 from linkmgr.manager.libvirt_compat import LibvirtCompat
 from linkmgr.model import (

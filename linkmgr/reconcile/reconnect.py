@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from linkmgr.errors import LinkmgrError, MonitorUnreachable
 from linkmgr.events import EventBus, EventKind
 from linkmgr.host import Host
-from linkmgr.hypervisors.qemu.qmp.dialer import ConnectorFactory, transport_of
+from linkmgr.hypervisors.qemu.qmp.connector import ConnectorFactory, transport_of
 from linkmgr.inventory.machine import Vm
 from linkmgr.inventory.networks import Networks
 from linkmgr.model import Connection, MonitorTransport, Nic, NicRef, NicState, VmInfo, VmState

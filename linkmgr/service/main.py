@@ -20,7 +20,7 @@ from pathlib import Path
 from linkmgr.aio.unix_sockets import UnixSocket
 from linkmgr.drivers.fd import FD_NETWORK
 from linkmgr.errors import BadConfig
-from linkmgr.hypervisors.qemu.qmp.dialer import (
+from linkmgr.hypervisors.qemu.qmp.connector import (
     Connector,
     ConnectorFactory,
     inbound_address,

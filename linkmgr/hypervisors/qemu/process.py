@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from linkmgr.errors import CommandFailed, MonitorError, MonitorGone
-from linkmgr.hypervisors.qemu.qmp.dialer import Connector, SocketConnector
+from linkmgr.hypervisors.qemu.qmp.connector import Connector, SocketConnector
 from linkmgr.hypervisors.qemu.qmp.features import Features, probe_features
 from linkmgr.hypervisors.qemu.qmp.info_network import NetTopology, parse_info_network
 from linkmgr.hypervisors.qemu.qmp.monitor import Monitor, MonitorEvent, QmpCommand
@@ -83,7 +83,7 @@ class QemuProcess:
 
     @property
     def address(self) -> str:
-        """Of the monitor; see `linkmgr.hypervisors.qemu.qmp.dialer`."""
+        """Of the monitor; see `linkmgr.hypervisors.qemu.qmp.connector`."""
         return self._connector.address
 
     @property

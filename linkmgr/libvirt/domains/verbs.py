@@ -24,7 +24,7 @@ from linkmgr.errors import (
     UnknownNic,
     UnknownVm,
 )
-from linkmgr.hypervisors.qemu.qmp.dialer import inbound_address
+from linkmgr.hypervisors.qemu.qmp.connector import inbound_address
 from linkmgr.libvirt.domains.diagnose import explain_unknown_network, explain_unknown_vm
 from linkmgr.libvirt.domains.domains import CablesEdit, DesiredState, Domain, KnownDomains, Process
 from linkmgr.libvirt.domains.gateway import HookSafeLibvirt

@@ -33,7 +33,7 @@ from linkmgr.aio.token_bucket import TokenBucket
 from linkmgr.aio.unix_sockets import UnixSocket, accept_connections
 from linkmgr.errors import LinkmgrError, MonitorError, MonitorUnreachable
 from linkmgr.hypervisors.qemu.qmp import Monitor
-from linkmgr.hypervisors.qemu.qmp.dialer import inbound_address
+from linkmgr.hypervisors.qemu.qmp.connector import inbound_address
 from linkmgr.libvirt.monitor.peer_identity import ConnectedQemu, UntrustedPeer, peer_pid, peer_uid
 from linkmgr.model import MonitorTransport
 from linkmgr.state.journal import started_at

@@ -70,7 +70,7 @@ class LibvirtConnector:
         self._which = which
 
     async def connect(self, name: str, timeout: float) -> Monitor:
-        """See `linkmgr.hypervisors.qemu.qmp.dialer.Connector.connect`.
+        """See `linkmgr.hypervisors.qemu.qmp.connector.Connector.connect`.
 
         :raise MonitorUnreachable: libvirt is not there, does not answer, or has no such domain
             that runs.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from linkmgr.aio.file_threads import run_in_file_thread
 from linkmgr.errors import BadRequest, Forbidden
-from linkmgr.hypervisors.qemu.qmp.dialer import transport_of
+from linkmgr.hypervisors.qemu.qmp.connector import transport_of
 from linkmgr.hypervisors.qemu.qmp.transport import file_timeout_error
 from linkmgr.model import MonitorTransport
 

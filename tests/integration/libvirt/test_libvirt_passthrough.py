@@ -14,7 +14,7 @@ import pytest
 from linkmgr import LinkManager, LinkState, NicState
 from linkmgr.errors import CommandFailed, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.hypervisors.qemu.qmp import Monitor, QmpCommand
-from linkmgr.hypervisors.qemu.qmp.dialer import Connector
+from linkmgr.hypervisors.qemu.qmp.connector import Connector
 from linkmgr.hypervisors.qemu.qmp.info_network import parse_info_network
 from linkmgr.libvirt.client.connection import Libvirt
 from linkmgr.libvirt.monitor.passthrough import LibvirtConnector

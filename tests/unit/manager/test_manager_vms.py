@@ -12,7 +12,7 @@ import pytest
 from linkmgr.errors import Conflict, NotOnHub, Stopping, UnknownNic
 from linkmgr.events import EventKind
 from linkmgr.hypervisors.qemu.qmp import Monitor
-from linkmgr.hypervisors.qemu.qmp.dialer import transport_of
+from linkmgr.hypervisors.qemu.qmp.connector import transport_of
 from linkmgr.hypervisors.qemu.qmp.event_budget import EVENTS_BURST
 from linkmgr.hypervisors.qemu.qmp.features import Features
 from linkmgr.inventory.machine import Vm

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from linkmgr.hypervisors.qemu.qmp.dialer import address_of
+from linkmgr.hypervisors.qemu.qmp.connector import address_of
 from linkmgr.libvirt.domains.domains import KnownDomains
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, LinkState, Network
 from linkmgr.state.codec import JsonReader

@@ -1,8 +1,8 @@
 """A QEMU monitor: commands with file descriptors, events, features.
 
 Read `monitor` first; `transport` is where ``qemu.qmp`` ends, `info_network` and `features` turn
-two of QEMU's answers into data. `dialer` connects, and `admission` says whether the peer may be the
-VM's QEMU; `inbound` and `event_budget` bound what QEMU sends.
+two of QEMU's answers into data. `connector` connects, and `admission` says whether the peer may be
+the VM's QEMU; `inbound` and `event_budget` bound what QEMU sends.
 """
 
 from linkmgr.hypervisors.qemu.qmp.events import MonitorEvent, MonitorEvents

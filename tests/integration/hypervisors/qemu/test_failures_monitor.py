@@ -17,7 +17,7 @@ from linkmgr import LinkState, NicState
 from linkmgr.errors import MonitorError, MonitorGone, MonitorTimeout, MonitorUnreachable
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp import Monitor
-from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.connector import SocketConnector
 from linkmgr.testing.process import until
 from tests.integration.failures_lab import (
     NIC,

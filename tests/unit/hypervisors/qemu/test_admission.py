@@ -13,7 +13,7 @@ import pytest
 from linkmgr.errors import Forbidden, MonitorReplaced, MonitorUnreachable
 from linkmgr.hypervisors.qemu.qmp import Monitor
 from linkmgr.hypervisors.qemu.qmp.admission import Admission, PeerCredentials, peer_credentials
-from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.connector import SocketConnector
 from linkmgr.hypervisors.qemu.qmp.transport import connect_socket
 
 ME = PeerCredentials(os.getpid(), os.geteuid())

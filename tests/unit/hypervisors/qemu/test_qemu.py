@@ -14,7 +14,7 @@ import pytest
 from linkmgr.errors import BadOption, BadRequest, MonitorUnreachable
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp import Monitor
-from linkmgr.hypervisors.qemu.qmp.dialer import (
+from linkmgr.hypervisors.qemu.qmp.connector import (
     SocketConnector,
     address_of,
     socket_connector,

@@ -15,7 +15,7 @@ from linkmgr.aio.file_threads import PER_USER_MAX, run_in_file_thread
 from linkmgr.errors import MonitorUnreachable
 from linkmgr.hypervisors.qemu.process import QemuProcess
 from linkmgr.hypervisors.qemu.qmp import Monitor
-from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.connector import SocketConnector
 from linkmgr.hypervisors.qemu.qmp.transport import connect_socket
 from tests.unit.qmp_peer import GREETING, FakeMonitor, nothing_left_behind
 

@@ -23,7 +23,7 @@ from linkmgr.errors import (
 from linkmgr.host import Fd, FdbEntry, Host
 from linkmgr.host.netlink.link import DEVICE_GROUP
 from linkmgr.hypervisors.qemu.process import QemuProcess
-from linkmgr.hypervisors.qemu.qmp.dialer import SocketConnector
+from linkmgr.hypervisors.qemu.qmp.connector import SocketConnector
 from linkmgr.hypervisors.qemu.qmp.info_network import NetClient, NetTopology, parse_info_network
 from linkmgr.model import BridgeEndpoint, DirectEndpoint, Endpoint, NicRef, OwnerTag
 from linkmgr.wirings import Cable, HubWiring
