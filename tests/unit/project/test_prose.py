@@ -52,6 +52,14 @@ def missing_parameters(tree: ast.Module) -> Iterator[str]:
         yield from (f"{node.name}: {each}" for each in described if each not in known)
 
 
+def missing_modules(folder: Path, text: str) -> Iterator[str]:
+    """Yield what a folder's docstring names, in lower case, and that is no module of linkmgr."""
+    for name in re.findall(r"(?<!`)`([a-z_.]+)`(?!`)", text):
+        places = [base / name.replace(".", "/") for base in (folder, ROOT / "linkmgr", ROOT)]
+        if not any(each.is_dir() or each.with_suffix(".py").is_file() for each in places):
+            yield name
+
+
 def missing_errors(text: str, known: set[str]) -> Iterator[str]:
     """Yield the errors that a text says are raised, and that no class is called."""
     for names in re.findall(r":raise ((?:\w+, )*\w+):", text):
@@ -66,6 +74,17 @@ def test_each_module_and_file_that_is_named_exists() -> None:
         if (found := [*missing_names(text), *missing_files(text)])
     }
     assert missing == {}
+
+
+def test_each_module_that_a_folder_describes_exists() -> None:
+    folders = {path.parent: path.read_text() for path in SOURCES if path.name == "__init__.py"}
+    missing = {
+        str(folder.relative_to(ROOT)): found
+        for folder, text in folders.items()
+        if (found := [*missing_modules(folder, ast.get_docstring(ast.parse(text)) or "")])
+    }
+    assert missing == {}
+    assert [*missing_modules(ROOT / "linkmgr/host", "`host`, `netlink.gone`")] == ["netlink.gone"]
 
 
 def test_each_error_that_is_described_exists() -> None:
