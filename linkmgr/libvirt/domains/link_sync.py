@@ -183,13 +183,12 @@ class LinkSync:
         info = next((each for each in self._manager.snapshot()[0] if each.name == vm), None)
         if info is None:
             self._budgets.pop(vm, None)
-            if self._domains.pop(vm, None) is not None:  # it has ended: nothing of it is kept
-                await self._saved.save()
+            await self._forget(vm)
             return
         # A string, because this comes with every change: see `linkmgr.host.sysfs`.
         status = await asyncio.to_thread(self._read, vm)
         if status is None or status.name != vm or not self._is_domain(info, status):
-            self._domains.pop(vm, None)
+            await self._forget(vm)
             return
         domain = self._domain(status)
         try:
@@ -203,6 +202,11 @@ class LinkSync:
                 domain.links[nic.ref.alias] = about.link
                 await self._carry_out(domain, status, nic, decide(before, about.link, nic))
         finally:
+            await self._saved.save()
+
+    async def _forget(self, vm: str) -> None:
+        """Drop what libvirt said of a domain that has ended, on disk too: nothing else would."""
+        if self._domains.pop(vm, None) is not None:
             await self._saved.save()
 
     def _is_domain(self, vm: VmInfo, status: DomainStatus) -> bool:

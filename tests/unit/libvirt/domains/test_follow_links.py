@@ -456,3 +456,17 @@ async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> No
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_status_file_that_goes_before_the_end_is_heard_of_leaves_nothing_behind(
+    bench: Bench,
+) -> None:
+    bench.virsh(DOWN)
+    await bench.look()
+    assert bench.kept.exists()
+    (bench.run_dir / "web1.xml").unlink()
+    await bench.look()
+    assert not bench.kept.exists()
+    bench.manager.ended = True
+    await bench.look()
+    assert not bench.kept.exists()
