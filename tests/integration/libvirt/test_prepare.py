@@ -208,7 +208,7 @@ async def test_what_an_older_linkmgr_prepared_is_prepared_anew_for_all_domains(
     said = json.loads((await prepare(libvirtd, "--refresh", "--all", "--json")).stdout)
     assert [each["domain"] for each in said["domains"] if each["changed"]] == ["web2"]
     again = await prepare(libvirtd, "--refresh", "--all")
-    assert (again.returncode, again.stdout) == (0, "")
+    assert (again.returncode, again.stdout) == (0, ""), again.stderr
     assert "no domain has to be prepared anew" in again.stderr
     (fine,) = await doctor.prepared(libvirtd.uri)
     assert fine.verdict is Verdict.WORKS
