@@ -208,7 +208,8 @@ class CommandGroup(click.Group):
         word, root = args[0], ctx.find_root()
         if word not in self.commands and word in OTHER_WORDS and not ctx.resilient_parsing:
             known = [each for each in OTHER_WORDS[word] if each in self.commands]
-            if not known and word in root.command.commands:  # type: ignore[attr-defined]
+            assert isinstance(root.command, click.Group)  # it has led to this one
+            if not known and word in root.command.commands:
                 known = [f"{root.command_path} {word} {ctx.info_name}"]
             if known:
                 ctx.fail(f"No such command {word!r}. Did you mean '{known[0]}'?")

@@ -141,7 +141,7 @@ class JsonReader:
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """A member that is an object."""
-        return dict(self._typed(key, Mapping))  # type: ignore[type-abstract]
+        return dict(self._typed(key, Mapping))  # type: ignore[type-abstract]  # for isinstance
 
     def time(self, key: str) -> datetime:
         """A member that is a time with its zone."""

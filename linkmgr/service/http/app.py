@@ -38,7 +38,7 @@ def make_app(context: ServiceContext) -> FastAPI:
     app.state.context = context
     for module in (vms, networks, nics, libvirt, service):
         app.include_router(module.router)
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.openapi = partial(document, app)  # type: ignore[method-assign]  # FastAPI's own way
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     for kind in (LinkmgrError, ServiceProblem, Exception):

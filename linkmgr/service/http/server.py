@@ -98,6 +98,7 @@ class PeerAwareH11(H11Protocol):
         self._peer: Peer | None = None
         self._too_slow: asyncio.TimerHandle | None = None
 
+    # As in uvicorn's class, which narrows what asyncio declares.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Ask the kernel who it is."""
         super().connection_made(transport)
@@ -295,12 +296,14 @@ class Server(uvicorn.Server):
         """Begin to answer."""
         await self.lifespan.startup()
         self.servers = [
+            # uvicorn wants asyncio's own servers, and uses what an _Acceptor has of them.
             _Acceptor(sock, self._protocol)  # type: ignore[misc]
             for sock in self._socks
         ]
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
+        # PeerAwareH11, which the configuration was given; uvicorn declares any asyncio.Protocol.
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
