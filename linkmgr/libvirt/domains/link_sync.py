@@ -165,7 +165,13 @@ class LinkSync:
         if vm not in self._workers:
             task = asyncio.create_task(self._work(vm, request), name=f"sync links of {vm}")
             self._workers[vm] = task
-            task.add_done_callback(lambda _: self._workers.pop(vm, None))
+            task.add_done_callback(lambda task: self._worker_ended(vm, task))
+
+    def _worker_ended(self, vm: str, task: asyncio.Task[None]) -> None:
+        """Drop a worker, and start another if a request came after its last look."""
+        del self._workers[vm]
+        if self._requests.pop(vm).is_set() and not task.cancelled():
+            self.schedule(vm)
 
     def schedule_all(self) -> None:
         """Sync all domains: something may have been missed."""

@@ -445,6 +445,23 @@ async def test_what_fails_is_tried_again_and_told_once(
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_change_that_comes_as_a_look_ends_is_looked_at_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    async def look(vm: str) -> None:
+        looks.append(vm)
+        if len(looks) == 1:  # runs when this look's task has ended, before anybody is told of that
+            asyncio.get_running_loop().call_soon(bench.sync.schedule, vm)
+
+    monkeypatch.setattr(bench.sync, "sync", look)
+    bench.sync.schedule("web1")
+    await happens(lambda: len(looks) == 2)
+    await happens(lambda: not bench.sync._workers)
+    assert not bench.sync._requests, "a name that no VM has any more would stay for good"
+
+
 async def test_a_domain_that_has_ended_leaves_nothing_behind(bench: Bench) -> None:
     bench.virsh(DOWN)
     task = asyncio.create_task(bench.sync.run())
