@@ -74,9 +74,9 @@ class UnixSocket(socket.socket):
         made = type(self)(self.family, self.type, self.proto, fileno=fd)
         made.setblocking(False)
         made._may_hold_fds = made._takes_descriptors()  # noqa: SLF001 - our own
-        if made._may_hold_fds:  # noqa: SLF001
+        if made._may_hold_fds:  # noqa: SLF001 - our own
             # From now on; what came before the connection was accepted may lie in it.
-            made._refuse_descriptors()  # noqa: SLF001
+            made._refuse_descriptors()  # noqa: SLF001 - our own
         return made, address
 
     def recv(self, size: int, flags: int = 0) -> bytes:

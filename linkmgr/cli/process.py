@@ -52,7 +52,8 @@ def _open_streams() -> None:
             if null != fd:
                 os.dup2(null, fd)
                 os.close(null)
-            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+            stream = open(fd, "r" if fd == 0 else "w", closefd=False)  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
 
 
 def _write_any_text() -> None:

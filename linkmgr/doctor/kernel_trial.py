@@ -188,9 +188,9 @@ def main() -> None:
         found = [asdict(each) for each in try_features()]
     except (OSError, KernelRefused) as error:
         code = error.errno if isinstance(error, OSError) else error.code
-        print(json.dumps({"error": str(error), "denied": code == errno.EPERM}))  # noqa: T201
+        print(json.dumps({"error": str(error), "denied": code == errno.EPERM}))  # noqa: T201 - for doctor
     else:
-        print(json.dumps({"tried": found}))  # noqa: T201
+        print(json.dumps({"tried": found}))  # noqa: T201 - for doctor
 
 
 if __name__ == "__main__":

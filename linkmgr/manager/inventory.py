@@ -169,7 +169,7 @@ class Inventory(ABC):
             try:
                 self._networks.restore(network)
             except LinkmgrError as error:  # its driver is not installed any more, say
-                log.error("network %s cannot be had again: %s", network, error)  # noqa: TRY400
+                log.error("network %s cannot be had again: %s", network, error)
         for port in ports:
             self._networks.restore_port(port)
         intents = [nic.intent for vm in vms for nic in vm.nics.values()]

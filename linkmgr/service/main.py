@@ -220,7 +220,7 @@ class Service:
                 await self.context.use(config)
                 log.info("the configuration %s is in force", self._path)
             except BadConfig as error:
-                log.error("the configuration in force stays: %s", error)  # noqa: TRY400
+                log.error("the configuration in force stays: %s", error)
             except Exception:
                 log.exception("a fault while reading the configuration again")
             finally:

@@ -130,7 +130,7 @@ class SavedDocument:
                     await self._documents.remove(self.name)
             except LinkmgrError as error:
                 if str(error) != str(self.failure):
-                    log.error("%s: %s", self.what, error)  # noqa: TRY400
+                    log.error("%s: %s", self.what, error)
                 self.failure = error
                 self._documents.save_later(self)
             else:

@@ -336,7 +336,7 @@ async def run_deferred(nic: ManagedNic) -> None:
             # It says what to do; a traceback would bury that. Of the same it is enough once.
             if str(error) != nic.logged_failure:
                 nic.logged_failure = str(error)
-                log.error("%s: a clean-up stays to be done: %s", nic.ref, error)  # noqa: TRY400
+                log.error("%s: a clean-up stays to be done: %s", nic.ref, error)
         else:
             nic.deferred.remove(step)
 

@@ -147,7 +147,7 @@ class DeclaredNetworks:
             except LinkmgrError as error:
                 self._failures[name] = error
                 if str(error) != str(before.get(name)):
-                    log.error("network %s of the configuration: %s", name, error)  # noqa: TRY400
+                    log.error("network %s of the configuration: %s", name, error)
         await self._saved.save()
 
     async def _create(self, name: str, section: NetworkSection) -> None:
@@ -201,7 +201,7 @@ class DeclaredNetworks:
             self._wait(f"network {name}", error.what)
         except LinkmgrError as error:
             self._pending = True
-            log.error("network %s cannot be deleted: %s", name, error)  # noqa: TRY400
+            log.error("network %s cannot be deleted: %s", name, error)
         else:
             log.info("network %s, which the configuration no longer has, is deleted", name)
             ours = self._ours.pop(name)
@@ -214,7 +214,7 @@ class DeclaredNetworks:
             try:
                 await self._api.create_port(network, port.name, **port.options)
             except LinkmgrError as error:
-                log.error("port %s:%s is lost: %s", network, port.name, error)  # noqa: TRY400
+                log.error("port %s:%s is lost: %s", network, port.name, error)
 
     async def _remove_port(self, network: str, port: str) -> bool:
         try:
@@ -224,7 +224,7 @@ class DeclaredNetworks:
             return False
         except LinkmgrError as error:
             self._pending = True
-            log.error("port %s:%s cannot be deleted: %s", network, port, error)  # noqa: TRY400
+            log.error("port %s:%s cannot be deleted: %s", network, port, error)
             return False
         self._ours[network].discard(port)
         return True

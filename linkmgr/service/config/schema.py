@@ -298,8 +298,8 @@ def _known_keys(where: tuple[str | int, ...]) -> list[str]:
 
 def _bad_networks(config: Config) -> Iterator[_Mistake]:
     from linkmgr.drivers.fd import refuse_reserved  # noqa: PLC0415 - with netlink: only now
-    from linkmgr.drivers.options import check_options  # noqa: PLC0415
-    from linkmgr.drivers.registry import find_driver  # noqa: PLC0415
+    from linkmgr.drivers.options import check_options  # noqa: PLC0415 - as above
+    from linkmgr.drivers.registry import find_driver  # noqa: PLC0415 - as above
 
     for name, network in config.networks.items():
         where = ("networks", name)

@@ -292,6 +292,7 @@ class Server(uvicorn.Server):
         self._socks = socks
         await self.serve()
 
+    # With uvicorn's parameter, which is for its own sockets.
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to answer."""
         await self.lifespan.startup()
