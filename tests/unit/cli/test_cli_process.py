@@ -118,7 +118,7 @@ def test_help_comes_at_once() -> None:
 
 
 async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: FakeService) -> None:
-    service.script = stream(message(1), message(2, "unplugged"), message(3, "reset"))  # type: ignore[assignment]
+    service.script = stream(message(1), message(2, "unplugged"), message(3, "reset"))
     process = await start(service, "watch", env={"TZ": "UTC"})
     assert process.stdout
     assert process.stderr
@@ -136,7 +136,7 @@ async def test_watch_prints_events_as_lines_until_it_is_interrupted(service: Fak
 
 
 async def test_watch_with_json_prints_one_object_per_line(service: FakeService) -> None:
-    service.script = stream(message(1), message(2))  # type: ignore[assignment]
+    service.script = stream(message(1), message(2))
     process = await start(service, "watch", "--json")
     assert process.stdout
     async with asyncio.timeout(20):

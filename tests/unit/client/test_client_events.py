@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from linkmgr.client.sse import MAX_MESSAGE, Message, Parser, SseError
 from linkmgr.errors import LinkmgrError, ServiceUnreachable
 from linkmgr.events import SUBSCRIPTION_LIMIT
 from tests.unit import samples
-from tests.unit.http_peer import Exchange, FakeService, serving
+from tests.unit.http_peer import Exchange, FakeService, Script, serving
 
 BEAT = 0.1  # seconds between two heartbeats in these tests
 
@@ -46,7 +46,7 @@ def message(number: int, kind: str = "plugged", epoch: str = "e1") -> str:
     return f"id: {epoch}-{number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def stream(*texts: str, hold: bool = True) -> Callable[[Exchange], object]:
+def stream(*texts: str, hold: bool = True) -> Script:
     """A script that sends texts and then keeps the connection alive, or ends it."""
 
     async def script(exchange: Exchange) -> None:
@@ -68,7 +68,7 @@ async def take(events: AsyncIterator[object], count: int) -> list[tuple[str, str
 
 
 async def test_events_are_read_as_they_happen(service: FakeService) -> None:
-    service.script = stream(message(1), message(2, "unplugged"))  # type: ignore[assignment]
+    service.script = stream(message(1), message(2, "unplugged"))
     async with Client(service.path, heartbeat=BEAT) as client:
         events = client.events()
         async with asyncio.timeout(5):
@@ -132,13 +132,13 @@ async def test_the_service_says_how_often_its_heart_beats(
 async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
     service: FakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service.script = stream(message(7))  # type: ignore[assignment]
+    service.script = stream(message(7))
     async with Client(service.path, patience=0, heartbeat=BEAT) as client:
         events = client.events()
         await take(events, 1)
         await service.stop()
         await asyncio.sleep(0.3)  # longer than the patience for a verb
-        service.script = stream(message(1, "reset", "e2"), message(2, epoch="e2"))  # type: ignore[assignment]
+        service.script = stream(message(1, "reset", "e2"), message(2, epoch="e2"))
         await service.start()
         assert await take(events, 2) == [("reset", "web1/net0"), ("plugged", "web2/net0")]
     assert service.seen[-1].headers["last-event-id"] == "e1-7"
@@ -148,13 +148,13 @@ async def test_a_restart_of_the_service_is_survived_and_its_reset_is_told(
 async def test_with_nothing_to_resume_from_a_reset_is_told_all_the_same(
     service: FakeService,
 ) -> None:
-    service.script = stream()  # type: ignore[assignment]
+    service.script = stream()
     async with Client(service.path, heartbeat=BEAT) as client:
         events = client.events()
         async with asyncio.timeout(5):
             await events.settled.wait()
         await service.stop()
-        service.script = stream(message(1))  # type: ignore[assignment]
+        service.script = stream(message(1))
         await service.start()
         assert await take(events, 2) == [("reset", ""), ("plugged", "web1/net0")]
 
@@ -232,7 +232,7 @@ async def test_closing_ends_the_iteration_after_what_was_read(service: FakeServi
 
 
 async def test_closing_the_client_wakes_who_waits_for_an_event(service: FakeService) -> None:
-    service.script = stream()  # type: ignore[assignment]
+    service.script = stream()
     async with asyncio.TaskGroup() as group:
         client = Client(service.path, heartbeat=BEAT)
         waiting = group.create_task(_all(client))
@@ -273,7 +273,7 @@ async def test_events_that_nobody_takes_are_left_to_the_service(service: FakeSer
 
 
 async def test_a_client_can_close_while_nobody_takes_its_events(service: FakeService) -> None:
-    service.script = stream(*(message(number) for number in range(SUBSCRIPTION_LIMIT * 2)))  # type: ignore[assignment]
+    service.script = stream(*(message(number) for number in range(SUBSCRIPTION_LIMIT * 2)))
     async with Client(service.path) as client:
         events = client.events()
         async with asyncio.timeout(10):
@@ -282,7 +282,7 @@ async def test_a_client_can_close_while_nobody_takes_its_events(service: FakeSer
 
 
 async def test_a_kind_that_only_a_newer_service_knows_is_left_out(service: FakeService) -> None:
-    service.script = stream(message(1, "teleported"), message(2))  # type: ignore[assignment]
+    service.script = stream(message(1, "teleported"), message(2))
     async with Client(service.path) as client:
         assert await take(client.events(), 1) == [("plugged", "web2/net0")]
 
@@ -290,7 +290,7 @@ async def test_a_kind_that_only_a_newer_service_knows_is_left_out(service: FakeS
 async def test_an_event_of_the_wrong_form_ends_the_stream_with_a_reason(
     service: FakeService,
 ) -> None:
-    service.script = stream('event: plugged\ndata: {"subject": 7}\n\n')  # type: ignore[assignment]
+    service.script = stream('event: plugged\ndata: {"subject": 7}\n\n')
     async with Client(service.path) as client:
         with pytest.raises(LinkmgrError, match="subject: should be a text"):
             await anext(client.events())
