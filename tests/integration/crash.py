@@ -60,8 +60,8 @@ def kill_after(answers: int, note: Path) -> None:
                 answers.append(error)
         return answers
 
-    QmpTransport.execute = counted  # type: ignore[method-assign]
-    Monitor.batch = one_by_one  # type: ignore[method-assign]
+    QmpTransport.execute = counted  # type: ignore[method-assign]  # replaced on purpose
+    Monitor.batch = one_by_one  # type: ignore[method-assign]  # replaced on purpose
 
 
 def kill_after_the_crossing(note: Path) -> None:
@@ -88,7 +88,7 @@ def kill_after_a_send(number: int, note: Path) -> None:
             die(note, f"{NETLINK}{number} {requests[0].action}")
         return results
 
-    Rtnl._send_batch = counted  # type: ignore[method-assign]
+    Rtnl._send_batch = counted  # type: ignore[method-assign]  # replaced on purpose
 
 
 def kill_at_the_node(note: Path) -> None:

@@ -64,7 +64,7 @@ def arm(note: Path) -> None:
         await _pass(note, f"hook {operation}")
         return await heard(self, operation, *rest)
 
-    DomainController.on_hook = on_hook  # type: ignore[assignment]
+    DomainController.on_hook = on_hook  # type: ignore[assignment]  # replaced on purpose
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ if __name__ == "__main__":
         case "no-lock":
             LinkManager._locked = _unlocked  # type: ignore[method-assign, assignment]
         case "no-access":
-            Access.check = _allow  # type: ignore[method-assign]
+            Access.check = _allow  # type: ignore[method-assign]  # replaced on purpose
         case fault:
             sys.exit(f"there is no fault {fault}")
     main()

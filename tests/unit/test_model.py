@@ -44,7 +44,7 @@ def test_options_of_a_network_cannot_be_changed_behind_its_back() -> None:
     options["bridge"] = "br1"
     assert network.options["bridge"] == "br0"
     with pytest.raises(TypeError):
-        network.options["bridge"] = "br2"  # type: ignore[index]
+        network.options["bridge"] = "br2"  # type: ignore[index]  # wrong on purpose
 
 
 def test_an_implied_port_is_shown_as_its_network() -> None:

@@ -33,7 +33,7 @@ def virtual_time(patch: pytest.MonkeyPatch) -> Iterator[VirtualTime]:
     made = VirtualTime()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, asyncio.SelectorEventLoop)
-    select = loop._selector.select  # type: ignore[attr-defined]
+    select = loop._selector.select  # type: ignore[attr-defined]  # asyncio's own
 
     def at_once(timeout: float | None = None) -> object:
         made.pass_by(timeout or 0.0)

@@ -55,7 +55,7 @@ def test_a_long_prefix_is_refused_not_cut() -> None:
 )  # fmt: skip
 def test_what_cannot_be_a_device_is_refused_with_a_short_printable_error(name: object) -> None:
     with pytest.raises(BadName) as caught:
-        check_ifname(name)  # type: ignore[arg-type]
+        check_ifname(name)  # type: ignore[arg-type]  # wrong on purpose
     assert len(str(caught.value)) < 200
     assert str(caught.value).isprintable()
 

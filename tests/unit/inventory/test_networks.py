@@ -109,7 +109,7 @@ def test_a_target_is_a_network_or_one_of_its_ports(networks: Networks) -> None:
         networks.port("red", NET0)
     for bad in ("blue:", "blue:a/b", ":p1", "", 7):
         with pytest.raises(BadName):
-            networks.port(bad, NET0)  # type: ignore[arg-type]
+            networks.port(bad, NET0)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_port_belongs_to_one_nic_at_a_time(networks: Networks) -> None:

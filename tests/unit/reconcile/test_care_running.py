@@ -145,8 +145,8 @@ async def test_who_asks_for_the_end_twice_waits_until_all_is_free(guest: Guest) 
     async def drop() -> None:
         freed.append("document")
 
-    guest.cleanup_task = None  # type: ignore[attr-defined]
-    guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]
+    guest.cleanup_task = None  # type: ignore[attr-defined]  # a fake
+    guest.journal = SimpleNamespace(drop=drop)  # type: ignore[attr-defined]  # a fake
     bus = EventBus()
     supervisor = VmSupervisor(bus, asyncio.create_task, cast("PortBindings", Held()))
     both = [asyncio.create_task(supervisor.clean_up(cast("Vm", guest))) for _ in range(2)]

@@ -137,7 +137,7 @@ async def test_an_idle_stream_gives_a_sign_of_life(lab: Lab) -> None:
 
 async def test_a_client_that_does_not_read_costs_no_more_than_its_socket(lab: Lab) -> None:
     slow = await Listener.open(lab)
-    slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket of asyncio
     quick = await Listener.open(lab)
     heard = 0
     for number in range(400):
@@ -151,7 +151,7 @@ async def test_a_client_that_does_not_read_costs_no_more_than_its_socket(lab: La
         for connection in lab.service._server.server_state.connections
     )
     assert held < 150_000, "of 1.6 MB that it was to get"
-    slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    slow.writer.transport.resume_reading()  # type: ignore[attr-defined]  # a socket of asyncio
     kinds: list[str] = []
     while not kinds or kinds[-1] != "reset":
         kinds.append((await slow.event())["kind"])
@@ -209,7 +209,7 @@ async def test_streams_end_when_the_service_stops_and_nobody_waits_for_a_slow_on
     async with running(tmp_path) as lab:
         listener = await Listener.open(lab)
         slow = await Listener.open(lab)
-        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket of asyncio
         reading = asyncio.create_task(listener.reader.read())
         for number in range(200):
             lab.api.bus.publish(EventKind.LINK, str(number), padding="x" * 8000)

@@ -30,7 +30,7 @@ def link() -> Link:
 
 @pytest.fixture
 def carrier(link: Link) -> Carrier:
-    return Carrier(link, NicRef("web1", "net0"), CarrierClock())  # type: ignore[arg-type]
+    return Carrier(link, NicRef("web1", "net0"), CarrierClock())  # type: ignore[arg-type]  # a fake
 
 
 async def test_setting_what_is_set_does_nothing(link: Link, carrier: Carrier) -> None:
@@ -88,8 +88,8 @@ async def test_a_carrier_that_qemu_did_not_confirm_is_unknown_and_set_again(
 
 async def test_the_carrier_of_a_second_nic_waits_for_the_guests_next_look(link: Link) -> None:
     watch = CarrierClock()
-    one = Carrier(link, NicRef("web1", "net0"), watch)  # type: ignore[arg-type]
-    two = Carrier(link, NicRef("web1", "net1"), watch)  # type: ignore[arg-type]
+    one = Carrier(link, NicRef("web1", "net0"), watch)  # type: ignore[arg-type]  # a fake
+    two = Carrier(link, NicRef("web1", "net1"), watch)  # type: ignore[arg-type]  # a fake
     await one.flap()
     await two.flap()
     (_, _), (_, _), (_, down), (_, up) = link.set
